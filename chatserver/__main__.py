@@ -1,0 +1,5 @@
+"""``python -m chatserver`` is the command ``chatserver``."""
+
+from chatserver.cli import main
+
+main()

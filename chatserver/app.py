@@ -1,0 +1,96 @@
+"""The application, put together."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import anyio
+from litestar import Litestar, Router
+from litestar.config.cors import CORSConfig
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+
+from chatserver import __version__
+from chatserver.agent import Agent
+from chatserver.auth import Gate
+from chatserver.log.memory import MemoryLogs
+from chatserver.providers.openai import OpenAIProvider
+from chatserver.runs import Runs
+from chatserver.sessions import open_sessions
+from chatserver.settings import Settings
+from chatserver.tools import load_tools
+from chatserver.tools.execution import ToolThreads
+from chatserver.transports import demo, documents, http
+from chatserver.transports.connections import Connections
+from chatserver.transports.parts import Parts
+from chatserver.transports.websocket import websocket
+
+
+def create_app(settings: Settings) -> Litestar:
+    """The server as an ASGI application; it starts and ends everything it needs in its lifespan.
+
+    Raises:
+        SettingsError: a setting cannot be obeyed.
+    """
+    tools = load_tools(settings.tools)
+
+    @asynccontextmanager
+    async def lifespan(app: Litestar) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            sessions = await stack.enter_async_context(open_sessions(settings.database_url))
+            await sessions.interrupt_unfinished()
+            provider = await stack.enter_async_context(
+                OpenAIProvider(
+                    api_key=settings.openai_api_key,
+                    base_url=f"{settings.own_url}{demo.PATH}" if settings.is_demo else settings.openai_base_url,
+                    idle_seconds=settings.upstream_idle_seconds,
+                )
+            )
+            threads = ToolThreads(settings.tool_timeout_seconds, settings.max_tool_result_bytes)
+            agent = Agent(provider, tools, threads, settings.max_turns)
+            logs = MemoryLogs(settings.max_log_bytes)
+            connections = await stack.enter_async_context(
+                Connections(
+                    heartbeat_seconds=settings.heartbeat_seconds,
+                    send_timeout_seconds=settings.send_timeout_seconds,
+                    user_limit=settings.max_connections_per_user,
+                )
+            )
+            runs = await stack.enter_async_context(Runs(settings, sessions, logs, agent))
+            app.state.parts = Parts(settings, runs, sessions, connections, Gate(settings))
+            warming = await stack.enter_async_context(anyio.create_task_group())
+            warming.start_soon(provider.warm_up)
+            yield
+            warming.cancel_scope.cancel()
+
+    demo_routes = [demo.chat_completions] if settings.is_demo else []
+    return Litestar(
+        route_handlers=[
+            Router("/", guards=[http.admit], route_handlers=[*http.ROUTES, *documents.ROUTES, *demo_routes]),
+            websocket,
+        ],
+        exception_handlers={Exception: http.problem},
+        lifespan=[lifespan],
+        cors_config=_cors(settings) if settings.allowed_origins else None,
+        openapi_config=OpenAPIConfig(
+            title="chatserver", version=__version__, path="/schema", render_plugins=[JsonRenderPlugin(path="/")]
+        ),
+        request_max_body_size=None,
+        logging_config=None,
+        debug=False,
+    )
+
+
+def _cors(settings: Settings) -> CORSConfig:
+    return CORSConfig(
+        allow_origins=list(settings.allowed_origins), allow_credentials=True, expose_headers=["Location", "Retry-After"]
+    )
+
+
+async def drain(app: Litestar) -> None:
+    """What a server does before it stops: no new runs, running ones to their end, every reader told."""
+    parts: Parts = app.state.parts
+    parts.runs.is_draining = True
+    for connection in parts.connections:
+        connection.drain()
+    await parts.runs.drain()
+    await parts.connections.end_all()

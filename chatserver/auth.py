@@ -1,0 +1,62 @@
+"""Who is talking, and from where. In `none` mode everybody is one local user; a foreign web page still is nobody."""
+
+from collections.abc import Iterable, Mapping
+from ipaddress import ip_address
+from typing import Any
+from urllib.parse import urlsplit
+
+from chatserver.errors import Forbidden
+from chatserver.settings import LOOPBACK_HOSTS, WILDCARD_HOSTS, Settings
+
+LOCAL_USER = "local"
+
+
+class Gate:
+    """Lets a connection in by its `Host` and `Origin`: neither DNS rebinding nor a foreign page gets through."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._hosts = {host.lower() for host in (*LOOPBACK_HOSTS, settings.host, *settings.allowed_hosts)}
+        self._is_everywhere = settings.host in WILDCARD_HOSTS
+        self._origins = {origin.lower().rstrip("/") for origin in settings.allowed_origins}
+
+    def user(self, scope: Mapping[str, Any]) -> str:
+        """The user behind a connection.
+
+        Raises:
+            Forbidden: it comes from a foreign origin, or asks for a host that is not ours.
+        """
+        headers = scope["headers"]
+        host = _header(headers, b"host").lower()
+        # DNS rebinding needs a name: who serves all addresses of a machine is asked by any of them.
+        by_address = self._is_everywhere and _is_address(_name(host))
+        if host not in self._hosts and _name(host) not in self._hosts and not by_address:
+            raise Forbidden("this server does not answer for that host")
+        origin = _header(headers, b"origin").lower()
+        if origin and origin not in self._origins and not _is_own(origin, host, scope["scheme"]):
+            raise Forbidden("this origin is not allowed")
+        return LOCAL_USER
+
+
+def _header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> str:
+    return b", ".join(value for key, value in headers if key == name).decode("latin-1").strip()
+
+
+def _name(host: str) -> str:
+    """The host without its port and brackets."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_own(origin: str, host: str, scheme: str) -> bool:
+    secure = scheme in ("https", "wss")
+    return origin == f"{'https' if secure else 'http'}://{host}"

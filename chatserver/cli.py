@@ -1,0 +1,103 @@
+"""The command line."""
+
+import gc
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import msgspec
+from dotenv import dotenv_values
+
+from chatserver import __version__, schema
+from chatserver.errors import SettingsError
+from chatserver.settings import Settings, load
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+GC_THRESHOLDS = (100_000, 50, 1000)
+"""With thousands of streams open, a full collection at Python's default pace stops them all for 0.2 s."""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
+@click.version_option(__version__)
+@click.pass_context
+def main(context: click.Context) -> None:
+    """The server between an AI agent and its users: one event log, over SSE and over WebSocket."""
+    if context.invoked_subcommand is None:
+        context.invoke(serve)
+
+
+def _flags(command: F) -> F:
+    for option in (
+        click.option("--insecure", is_flag=True, default=None, help="Serve beyond loopback without authentication."),
+        click.option("--root-path", help="Path under which a reverse proxy shows the server."),
+        click.option("--workers", type=int, help="Processes; more than 1 needs a shared event log.  [default: 1]"),
+        click.option("--port", type=int, help="0 takes a free one.  [default: 8000]"),
+        click.option("--host", help="[default: 127.0.0.1]"),
+    ):
+        command = option(command)
+    return command
+
+
+@main.command()
+@_flags
+def serve(**flags: Any) -> None:
+    """Run the server."""
+    settings = _settings(flags)
+    from chatserver.server import Server, bind  # The other commands need not wait for a web server.
+
+    try:
+        sock = bind(settings)
+    except OSError as error:
+        raise click.ClickException(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from None
+    settings = msgspec.structs.replace(settings, port=sock.getsockname()[1])
+    try:
+        server = Server(settings, on_ready=lambda: click.echo(_banner(settings)))
+    except SettingsError as error:
+        raise click.ClickException(str(error)) from None
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    server.run(sockets=[sock])
+    if not server.started:
+        sys.exit(3)
+
+
+@main.command()
+@_flags
+def config(**flags: Any) -> None:
+    """Print the settings in force, secrets masked."""
+    for name, value in _settings(flags).shown().items():
+        click.echo(f"{name} = {msgspec.json.encode(value).decode()}")
+
+
+@main.command("schema")
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path), default=Path())
+def write_schema(folder: Path) -> None:
+    """Write events.json and asyncapi.json, the contract for programs, into a folder."""
+    for name, document in {"events.json": schema.events(), "asyncapi.json": schema.asyncapi()}.items():
+        (folder / name).write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
+
+
+def _settings(flags: dict[str, Any]) -> Settings:
+    try:
+        return load(dotenv_values(".env"), os.environ, flags=flags)
+    except SettingsError as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _banner(settings: Settings) -> str:
+    url = settings.own_url
+    upstream = "the built-in demo model (set OPENAI_API_KEY or OPENAI_BASE_URL for a real one)"
+    if not settings.is_demo:
+        upstream = f"{settings.model} at {settings.shown()['openai_base_url'] or 'OpenAI'}"
+    return (
+        f"chatserver {__version__} on {url}, answering with {upstream}\n"
+        f"  curl -N {url}/chat/stream -H 'Content-Type: application/json' "
+        """-d '{"message": "What time is it in Tokyo, and what is 17 * 23?"}'"""
+    )

@@ -1,0 +1,239 @@
+"""Commands: what a client asks for, the same Structs for HTTP bodies and WebSocket frames, and how bytes become one."""
+
+import json
+import re
+import secrets
+from typing import Any, Literal, TypeAlias, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from chatserver.errors import BadCursor, BadJson, BadRequest, NotFound, TooLarge
+
+NESTING_LIMIT = 32
+SYSTEM_BYTES_LIMIT = 32 * 1024
+NAME_CHARS_LIMIT = 256
+"""Models, titles, references and idempotency keys: text that people or programs make up, never long."""
+OUTPUT_TOKENS_LIMIT = 1_000_000
+CURSOR_DIGITS_LIMIT = 18
+
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_CURSOR = re.compile(rf"[0-9]{{1,{CURSOR_DIGITS_LIMIT}}}")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_PATH = re.compile(r" - at `\$(.*)`$")
+_FIELD = re.compile(r"field `(.*?)`")
+
+
+class ChatRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Start a run: answer ``message`` in a session, or answer an older message again (``regenerate``)."""
+
+    message: str | None = None
+    session_id: str | None = None
+    idempotency_key: str | None = None
+    model: str | None = None
+    system: str | None = None
+    temperature: float | None = None
+    max_output_tokens: int | None = None
+    regenerate: str | None = None
+    on_disconnect: Literal["cancel", "continue"] = "cancel"
+
+
+class Rename(Struct, frozen=True, forbid_unknown_fields=True):
+    """Give a session another title."""
+
+    title: str
+
+
+class Send(ChatRequest, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="send"):
+    """Start a run and attach to it."""
+
+    ref: str | None = None
+
+    def request(self) -> ChatRequest:
+        return ChatRequest(**{name: getattr(self, name) for name in ChatRequest.__struct_fields__})
+
+
+class Attach(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="attach"):
+    """Read a run from a cursor; again: move the cursor."""
+
+    run_id: str
+    after: Any = 0
+    ref: str | None = None
+
+
+class Detach(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="detach"):
+    """Stop reading a run; the same as a disconnect for that run."""
+
+    run_id: str
+    ref: str | None = None
+
+
+class Cancel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="cancel"):
+    """End a run."""
+
+    run_id: str
+    ref: str | None = None
+
+
+class Ping(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="ping"):
+    """Ask whether somebody is there; answered by `pong`."""
+
+
+Command: TypeAlias = Send | Attach | Detach | Cancel | Ping
+COMMAND_TYPES: tuple[type[Command], ...] = (Send, Attach, Detach, Cancel, Ping)
+COMMAND_TAGS = frozenset(str(each.__struct_config__.tag) for each in COMMAND_TYPES)
+
+T = TypeVar("T")
+
+
+def new_id() -> str:
+    """An id of 128 random bits in 22 characters that URLs and file names can hold."""
+    return secrets.token_urlsafe(16)
+
+
+def parse_json(body: bytes | str) -> Any:
+    """Strict JSON: one document, UTF-8, finite numbers, no lone surrogates, at most 32 levels deep.
+
+    Also turns CR LF and CR into LF, since lines of text have one ending here.
+
+    Raises:
+        BadJson: it is not that.
+        BadRequest: a key comes twice in an object, or a text holds control characters.
+    """
+    try:
+        text = body.decode() if isinstance(body, bytes) else body
+        tree = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
+    except RecursionError:
+        raise BadJson("nested too deeply") from None
+    except ValueError:
+        raise BadJson("the body is not valid JSON in UTF-8") from None
+    return _clean(tree, "", NESTING_LIMIT)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise BadRequest("a field comes twice")
+    return result
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(name)
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError(digits)
+    return number
+
+
+def _clean(tree: Any, pointer: str, depth: int) -> Any:
+    if isinstance(tree, str):
+        if _SURROGATE.search(tree):
+            raise BadJson("a lone surrogate is no text")
+        if _CONTROL.search(tree):
+            raise BadRequest("control characters are not allowed", pointer)
+        return tree.replace("\r\n", "\n").replace("\r", "\n")
+    if not isinstance(tree, dict | list):
+        return tree
+    if depth == 0:
+        raise BadJson("nested too deeply")
+    if isinstance(tree, dict):
+        for key in tree:
+            _clean(key, pointer, depth)
+        return {key: _clean(value, f"{pointer}/{_escape(key)}", depth - 1) for key, value in tree.items()}
+    return [_clean(value, f"{pointer}/{index}", depth - 1) for index, value in enumerate(tree)]
+
+
+def _escape(key: str) -> str:
+    return key.replace("~", "~0").replace("/", "~1")
+
+
+def convert(tree: Any, kind: type[T]) -> T:
+    """A parsed JSON tree as a command.
+
+    Raises:
+        BadRequest: a field is missing, unknown or of the wrong type; its pointer says which.
+    """
+    try:
+        return msgspec.convert(tree, kind)
+    except msgspec.ValidationError as error:
+        sentence = str(error)
+        path = match[1] if (match := _PATH.search(sentence)) else ""
+        parts = re.findall(r"\.([^.\[]+)|\[(\d+)\]", path)
+        if field := _FIELD.search(sentence):
+            parts.append((field[1], ""))
+        pointer = "".join(f"/{_escape(name or index)}" for name, index in parts)
+        raise BadRequest(_PATH.sub("", sentence), pointer) from None
+
+
+def checked(request: ChatRequest, message_bytes_limit: int) -> ChatRequest:
+    """The request, with every rule of its fields held.
+
+    Raises:
+        BadRequest, TooLarge, NotFound: a rule is broken; a malformed id is an id that nobody has.
+    """
+    if request.message is None and request.regenerate is None:
+        raise BadRequest("`message` is required unless `regenerate` names one", "/message")
+    if request.message is not None:
+        if not request.message.strip():
+            raise BadRequest("`message` is blank", "/message")
+        if len(request.message.encode()) > message_bytes_limit:
+            raise TooLarge(f"`message` is over {message_bytes_limit} bytes")
+    if request.system is not None and len(request.system.encode()) > SYSTEM_BYTES_LIMIT:
+        raise TooLarge(f"`system` is over {SYSTEM_BYTES_LIMIT} bytes")
+    for name in ("model", "idempotency_key"):
+        value = getattr(request, name)
+        if value is not None and not (value.strip() and len(value) <= NAME_CHARS_LIMIT and value.isprintable()):
+            raise BadRequest(f"`{name}` is 1 to {NAME_CHARS_LIMIT} printable characters", f"/{name}")
+    if request.temperature is not None and not 0 <= request.temperature <= 2:
+        raise BadRequest("`temperature` is from 0 to 2", "/temperature")
+    if request.max_output_tokens is not None and not 1 <= request.max_output_tokens <= OUTPUT_TOKENS_LIMIT:
+        raise BadRequest(f"`max_output_tokens` is from 1 to {OUTPUT_TOKENS_LIMIT}", "/max_output_tokens")
+    for id in (request.session_id, request.regenerate):
+        if id is not None:
+            known_form(id)
+    return request
+
+
+def checked_title(rename: Rename) -> str:
+    """The new title, trimmed.
+
+    Raises:
+        BadRequest: it is blank or too long.
+    """
+    title = " ".join(rename.title.split())
+    if not title or len(title) > NAME_CHARS_LIMIT:
+        raise BadRequest(f"`title` is 1 to {NAME_CHARS_LIMIT} characters", "/title")
+    return title
+
+
+def known_form(id: str) -> str:
+    """The id, if it has the form of one.
+
+    Raises:
+        NotFound: it has not, so nothing has this id.
+    """
+    if not is_id(id):
+        raise NotFound("there is nothing with this id")
+    return id
+
+
+def is_id(text: str) -> bool:
+    """1 to 64 of letters, digits, `_` and `-`."""
+    return _ID.fullmatch(text) is not None
+
+
+def cursor(after: object) -> int:
+    """A cursor from a header, a query or a frame.
+
+    Raises:
+        BadCursor: it is no number from 0.
+    """
+    if isinstance(after, int) and not isinstance(after, bool) and after >= 0:
+        return after
+    if isinstance(after, str) and _CURSOR.fullmatch(after):
+        return int(after)
+    raise BadCursor("`after` is the seq of the last event handled, or 0")

@@ -1,0 +1,62 @@
+"""What goes upstream of a session: its messages as Chat Completions has them, within a token budget."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from chatserver.events import ToolCallState
+from chatserver.records import MessageRecord
+
+BYTES_PER_TOKEN = 4
+"""A rule of thumb for English and code; used for budgets, and for usage that an upstream does not tell."""
+
+
+def estimated_tokens(value: object) -> int:
+    """About how many tokens a text, or anything that becomes JSON, takes."""
+    size = len(value.encode()) if isinstance(value, str) else len(msgspec.json.encode(value))
+    return -(-size // BYTES_PER_TOKEN)
+
+
+def dialogue(messages: Sequence[MessageRecord], system: str | None, tokens_limit: int) -> list[dict[str, Any]]:
+    """The newest messages that fit, oldest first, behind the system message; the last one is always there.
+
+    A dialogue that had to be cut begins with a message of the user, since models expect one there.
+    """
+    kept: list[list[dict[str, Any]]] = []
+    left = tokens_limit - (estimated_tokens(system) if system else 0)
+    for message in reversed(messages):
+        upstream = _upstream(message)
+        left -= estimated_tokens(upstream)
+        if kept and left < 0:
+            break
+        kept.append(upstream)
+    kept.reverse()
+    if len(kept) < len(messages):
+        first = next(index for index, each in enumerate(kept) if each and each[0]["role"] == "user")
+        kept = kept[first:]
+    return [{"role": "system", "content": system}] * bool(system) + [each for group in kept for each in group]
+
+
+def _upstream(message: MessageRecord) -> list[dict[str, Any]]:
+    """One message of ours as the one or more that the API has for it; calls without a result are left out."""
+    if message.role == "user":
+        return [{"role": "user", "content": message.content}]
+    calls = [call for call in message.tool_calls if call.is_error is not None]
+    result: list[dict[str, Any]] = []
+    if calls:
+        result.append({"role": "assistant", "content": None, "tool_calls": [_call(call) for call in calls]})
+        result += [{"role": "tool", "tool_call_id": call.call_id, "content": as_text(call.result)} for call in calls]
+    if message.content:
+        result.append({"role": "assistant", "content": message.content})
+    return result
+
+
+def _call(call: ToolCallState) -> dict[str, Any]:
+    arguments = msgspec.json.encode(call.args).decode()
+    return {"id": call.call_id, "type": "function", "function": {"name": call.tool, "arguments": arguments}}
+
+
+def as_text(result: Any) -> str:
+    """A tool's result as the text that a model reads."""
+    return result if isinstance(result, str) else msgspec.json.encode(result).decode()

@@ -1,0 +1,139 @@
+"""What can go wrong, by whose fault.
+
+ChatError                 an answer to a client: an HTTP problem document, or a `rejected` frame
+├── BadJson           400 not JSON at all
+├── BadRequest        400 JSON, but not what was asked for
+├── BadCursor         400 `after` names no place in the log
+├── Forbidden         403 a foreign origin or host
+├── NotFound          404 unknown, malformed, expired or somebody else's
+├── NotAcceptable     406 no format of a stream meets `Accept`
+├── RunActive         409 the session is busy with another run
+├── TooLarge          413 message or body over its limit
+├── UnsupportedMedia  415 a body that is not `application/json`
+├── KeyReused         422 an idempotency key with another body
+├── UpgradeRequired   426 plain HTTP where a WebSocket lives
+├── TooMany           429 over a limit of the user or the server
+└── Draining          503 going down
+UpstreamError             the model's fault: becomes the run's `error` event, never an HTTP status
+SettingsError             the operator's fault: ends the program with one line
+"""
+
+from http import HTTPStatus
+from typing import Any
+
+from chatserver.events import ErrorCode
+
+
+class ChatError(Exception):
+    """A refusal that a client can read: ``status`` (HTTP), ``code`` (stable word), ``detail`` (a sentence)."""
+
+    status: int = 500
+    code: str = "internal"
+    retry_after: int | None = None
+    """Seconds after which trying again makes sense; None: never."""
+
+    def __init__(self, detail: str | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail or HTTPStatus(self.status).description
+
+    def facts(self) -> dict[str, Any]:
+        """What this kind of refusal tells beside its code."""
+        return {} if self.retry_after is None else {"retry_after": self.retry_after}
+
+    def problem(self) -> dict[str, Any]:
+        """The refusal as an RFC 9457 problem document."""
+        title = HTTPStatus(self.status).phrase
+        about = {"type": "about:blank", "title": title, "status": self.status, "detail": self.detail}
+        return about | {"code": self.code} | self.facts()
+
+
+class BadJson(ChatError):
+    status, code = 400, "bad_json"
+
+
+class BadRequest(ChatError):
+    """Valid JSON with a wrong field; ``pointer`` (RFC 6901) says which."""
+
+    status, code = 400, "bad_request"
+
+    def __init__(self, detail: str, pointer: str = "") -> None:
+        super().__init__(detail)
+        self.pointer = pointer
+
+    def facts(self) -> dict[str, Any]:
+        return {"errors": [{"pointer": self.pointer, "detail": self.detail}]}
+
+
+class BadCursor(ChatError):
+    status, code = 400, "bad_cursor"
+
+
+class Forbidden(ChatError):
+    status, code = 403, "forbidden"
+
+
+class NotFound(ChatError):
+    """One answer for unknown, malformed, expired and foreign, so that none can be told from another."""
+
+    status, code = 404, "not_found"
+
+
+class NotAcceptable(ChatError):
+    status, code = 406, "not_acceptable"
+
+
+class RunActive(ChatError):
+    """The session answers another message; ``run_id`` is that run."""
+
+    status, code = 409, "run_active"
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__("the session has an active run")
+        self.run_id = run_id
+
+    def facts(self) -> dict[str, Any]:
+        return {"run_id": self.run_id}
+
+
+class TooLarge(ChatError):
+    status, code = 413, "too_large"
+
+
+class UnsupportedMedia(ChatError):
+    status, code = 415, "unsupported_media_type"
+
+
+class KeyReused(ChatError):
+    status, code = 422, "idempotency_key_reused"
+
+
+class UpgradeRequired(ChatError):
+    status, code = 426, "upgrade_required"
+
+
+class TooMany(ChatError):
+    status, code, retry_after = 429, "too_many", 1
+
+
+class Draining(ChatError):
+    status, code, retry_after = 503, "draining", 1
+
+
+class UpstreamError(Exception):
+    """The upstream failed the run.
+
+    Holds what the `error` event says, and nothing that the upstream said: its texts may quote keys and prompts.
+    """
+
+    def __init__(
+        self, code: ErrorCode, message: str, *, retryable: bool = False, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.code: ErrorCode = code
+        self.message = message
+        self.retryable = retryable
+        self.retry_after = retry_after
+
+
+class SettingsError(Exception):
+    """A setting that cannot be obeyed; the message names it."""

@@ -1,0 +1,261 @@
+"""Events: what the server says about a run, in the order it happened.
+
+An event is made as a draft (``Token(content="Hi")``) by whoever knows the fact, and is given its ``run_id`` and
+``seq`` by the log that appends it. ``fold`` is the only place that accumulates an answer.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+PROTOCOL_VERSION = 1
+
+EVENT_BYTES_LIMIT = 64 * 1024
+"""One event's document. The smallest default of the clients in use is a 64 KiB WebSocket message."""
+
+TEXT_CHARS_PER_EVENT = 10_000
+"""Longer text becomes several events. JSON writes a character in 6 bytes at most, so 10,000 always fit."""
+
+ENVELOPE_BYTES = 40
+"""What the JSON of any event takes at least beside its `run_id` and its text."""
+
+FinishReason: TypeAlias = Literal["stop", "length", "content_filter", "cancelled", "turn_limit"]
+ErrorCode: TypeAlias = Literal[
+    "rate_limited",
+    "llm_error",
+    "upstream_unavailable",
+    "upstream_timeout",
+    "upstream_truncated",
+    "context_length",
+    "auth_failed",
+    "interrupted",
+    "internal",
+]
+
+
+class Usage(Struct, frozen=True, gc=False):
+    """Model tokens that a run took; ``estimated`` when the upstream did not say."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    estimated: bool = False
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.estimated or other.estimated,
+        )
+
+
+class ToolCallState(Struct, frozen=True):
+    """A tool call with its result, as `snapshot` events and stored messages hold it; no result yet: ``None``."""
+
+    call_id: str
+    tool: str
+    args: dict[str, Any]
+    needs_approval: bool = False
+    result: Any = None
+    is_error: bool | None = None
+    truncated: bool | None = None
+    duration_ms: int | None = None
+
+
+class BaseEvent(Struct, frozen=True, tag_field="type"):
+    """What every event has: the run and its place there (1, 2, 3 …; 0 in a draft)."""
+
+    run_id: str = ""
+    seq: int = 0
+
+
+class Start(BaseEvent, frozen=True, kw_only=True, tag="start"):
+    """The run has begun; the first event, sent before the upstream answers."""
+
+    session_id: str
+    message_id: str
+    user_message_id: str
+    model: str
+    protocol: int
+    heartbeat_ms: int
+
+
+class Token(BaseEvent, frozen=True, kw_only=True, tag="token", gc=False):
+    """Text to append to the answer."""
+
+    content: str
+
+
+class Reasoning(BaseEvent, frozen=True, kw_only=True, tag="reasoning", gc=False):
+    """Reasoning text to append, where the model gives any."""
+
+    content: str
+
+
+class ToolCall(BaseEvent, frozen=True, kw_only=True, tag="tool_call"):
+    """The agent calls a tool; the arguments are complete."""
+
+    call_id: str
+    tool: str
+    args: dict[str, Any]
+    needs_approval: bool = False
+
+
+class ToolResult(BaseEvent, frozen=True, kw_only=True, tag="tool_result"):
+    """What a tool call gave back, or what went wrong."""
+
+    call_id: str
+    tool: str
+    result: Any
+    is_error: bool
+    truncated: bool
+    duration_ms: int
+
+
+class Snapshot(BaseEvent, frozen=True, kw_only=True, tag="snapshot"):
+    """All state up to and including this ``seq``; sent instead of older events that were compacted away."""
+
+    content: str
+    reasoning: str
+    tool_calls: tuple[ToolCallState, ...]
+
+
+class Done(BaseEvent, frozen=True, kw_only=True, tag="done"):
+    """Terminal: the run has ended and the answer is stored."""
+
+    session_id: str
+    message_id: str
+    finish_reason: FinishReason
+    total_tokens: int
+    usage: Usage
+    duration_ms: int
+
+
+class Error(BaseEvent, frozen=True, kw_only=True, tag="error"):
+    """Terminal: the run has failed; what it produced until then is stored and marked."""
+
+    code: ErrorCode
+    message: str
+    retryable: bool
+    retry_after: float | None = None
+
+
+Event: TypeAlias = Start | Token | Reasoning | ToolCall | ToolResult | Snapshot | Done | Error
+Terminal: TypeAlias = Done | Error
+EVENT_TYPES: tuple[type[Event], ...] = (Start, Token, Reasoning, ToolCall, ToolResult, Snapshot, Done, Error)
+TERMINAL_TYPES = frozenset({"done", "error"})
+
+_encoder = msgspec.json.Encoder()
+_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
+
+
+class Record(Struct, frozen=True, gc=False):
+    """An appended event: its place, its type and its one encoded JSON document."""
+
+    seq: int
+    type: str
+    data: bytes
+
+    @property
+    def is_terminal(self) -> bool:
+        return self.type in TERMINAL_TYPES
+
+
+def record(event: Event) -> Record:
+    """Encode an event that has its ``seq``; the only place where an event becomes bytes."""
+    return Record(event.seq, event.__struct_config__.tag, _encoder.encode(event))  # type: ignore[arg-type]
+
+
+def decode(document: bytes) -> Event:
+    """The event in a document that ``record`` made.
+
+    Raises:
+        msgspec.ValidationError: it is no event.
+    """
+    return _decoder.decode(document)
+
+
+def pieces(draft: Event) -> Iterator[Event]:
+    """A draft as the events it takes: one, or several when its text is longer than one event may be."""
+    match draft:
+        case Token() | Reasoning() if len(draft.content) > TEXT_CHARS_PER_EVENT:
+            for start in range(0, len(draft.content), TEXT_CHARS_PER_EVENT):
+                yield type(draft)(content=draft.content[start : start + TEXT_CHARS_PER_EVENT])
+        case _:
+            yield draft
+
+
+class Answer(Struct, frozen=True):
+    """What a run has said up to some event."""
+
+    content: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallState, ...] = ()
+
+    def snapshot(self, run_id: str, seq: int) -> Snapshot:
+        return Snapshot(
+            run_id=run_id, seq=seq, content=self.content, reasoning=self.reasoning, tool_calls=self.tool_calls
+        )
+
+
+def fold(events: Iterable[Event], answer: Answer | None = None) -> Answer:
+    """The answer after these events, beginning at ``answer`` (default: at nothing)."""
+    before = answer or Answer()
+    content, reasoning = [before.content], [before.reasoning]
+    calls = {call.call_id: call for call in before.tool_calls}
+    for event in events:
+        match event:
+            case Token():
+                content.append(event.content)
+            case Reasoning():
+                reasoning.append(event.content)
+            case ToolCall():
+                calls[event.call_id] = ToolCallState(event.call_id, event.tool, event.args, event.needs_approval)
+            case ToolResult():
+                calls[event.call_id] = msgspec.structs.replace(
+                    calls[event.call_id],
+                    result=event.result,
+                    is_error=event.is_error,
+                    truncated=event.truncated,
+                    duration_ms=event.duration_ms,
+                )
+            case Snapshot():
+                content, reasoning = [event.content], [event.reasoning]
+                calls = {call.call_id: call for call in event.tool_calls}
+            case Start() | Done() | Error():
+                pass
+    return Answer("".join(content), "".join(reasoning), tuple(calls.values()))
+
+
+def compact(records: list[Record], run_id: str, keep: int = 0) -> list[Record]:
+    """The records with their oldest ones replaced by one snapshot, which takes the ``seq`` of the last it replaces.
+
+    The newest ``keep`` records and a terminal one stay as they are, and so does all that would make the snapshot
+    larger than one event may be: a cursor behind the snapshot's ``seq`` still finds every event that follows it.
+    """
+    end = len(records) - keep
+    if end > 0 and records[end - 1].is_terminal:
+        end -= 1
+    room = EVENT_BYTES_LIMIT - 4096
+    for index, each in enumerate(records[:end]):
+        text_only = each.type in ("token", "reasoning")
+        room -= len(each.data) - (ENVELOPE_BYTES + len(run_id) if text_only else 0)
+        if room < 0:
+            end = index
+            break
+    if end < 2:
+        return records
+    answer = fold(decode(each.data) for each in records[:end])
+    return [record(answer.snapshot(run_id, records[end - 1].seq)), *records[end:]]
+
+
+def schema(reference: str = "#/$defs/{name}") -> dict[str, Any]:
+    """JSON Schema (2020-12) of the events. Every field is always on the wire, so all are required."""
+    (union,), definitions = msgspec.json.schema_components([Event], ref_template=reference)
+    for definition in definitions.values():
+        for field in definition.get("properties", {}).values():
+            field.pop("default", None)
+        definition["required"] = list(definition["properties"])
+    header = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Event"}
+    return header | union | {"$defs": definitions}

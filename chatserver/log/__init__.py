@@ -1,0 +1,75 @@
+"""The event log: what a run has said, append-only, read by cursors.
+
+An append is confirmed before any reader sees it. A reader is a cursor and nothing else: first attach, late join,
+reconnect and a switch of transport are all ``read(after)``. A woken reader always reads the log again, so no wake-up
+can be lost in a way that matters.
+"""
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Protocol
+
+from chatserver.events import Answer, Event, Record
+
+READ_RECORDS_LIMIT = 256
+"""Records in one batch at most, so that one replay neither fills a socket's memory nor holds the loop."""
+
+SEQ_LIMIT = 1_000_000
+"""Events of one run at most. What a crash leaves is numbered above it: no write per token says how far it came."""
+
+
+class Fenced(Exception):
+    """Another owner has taken the log over; this one must stop."""
+
+
+class EventLog(Protocol):
+    """One run's log. One owner appends, anybody on any node reads."""
+
+    run_id: str
+
+    async def append(self, draft: Event) -> int:
+        """Give the draft its ``run_id`` and ``seq`` and keep it; readers see it when this returns its ``seq``.
+
+        Raises:
+            Fenced: this is not the owner any more.
+        """
+        ...
+
+    def read(self, after: int) -> AsyncGenerator[Sequence[Record], None]:
+        """All records with a ``seq`` over ``after``, in batches of what is ready, until the terminal one.
+
+        Where ``after`` is older than what is kept, a snapshot comes first. Cancelling or closing the iterator is
+        all that leaving takes.
+        """
+        ...
+
+    async def last_seq(self) -> int:
+        """The ``seq`` of the newest record."""
+        ...
+
+    async def answer(self) -> Answer:
+        """The fold of all that was appended."""
+        ...
+
+    async def records(self) -> list[Record]:
+        """All that is kept, the oldest first."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of what this node holds for the log; readers still waiting are ended."""
+        ...
+
+
+class EventLogs(Protocol):
+    """Where logs live: in this process, or in a store that all nodes share."""
+
+    async def create(self, run_id: str) -> EventLog:
+        """A new log, owned by the caller."""
+        ...
+
+    async def open(self, run_id: str) -> EventLog | None:
+        """The log of a run, wherever it is owned; None: nobody keeps it (any more)."""
+        ...
+
+    def forget(self, run_id: str) -> None:
+        """Let go of a log that is over; a shared store drops it after its retention."""
+        ...

@@ -1,0 +1,104 @@
+"""The event log in this process's memory."""
+
+from collections.abc import AsyncGenerator, Sequence
+
+from anyio import Event as Signal
+from anyio.lowlevel import checkpoint
+from msgspec.structs import replace
+
+from chatserver.events import Answer, Event, Record, compact, decode, fold, pieces, record
+from chatserver.log import READ_RECORDS_LIMIT
+
+
+class MemoryLog:
+    """An ``EventLog`` that is a list.
+
+    When the documents pass ``budget_bytes``, the older half becomes a snapshot, as far as one event can hold it.
+    """
+
+    def __init__(self, run_id: str, budget_bytes: int, records: Sequence[Record] = ()) -> None:
+        self.run_id = run_id
+        self._records = list(records)
+        self._budget_bytes = budget_bytes
+        self._bytes = sum(len(each.data) for each in self._records)
+        self._compact_at_bytes = budget_bytes
+        self._last_seq = self._records[-1].seq if self._records else 0
+        self._arrival: Signal | None = None
+        self._closed = bool(self._records) and self._records[-1].is_terminal
+
+    async def append(self, draft: Event) -> int:
+        if self._closed:
+            raise RuntimeError("a terminal event is the last one")
+        for piece in pieces(draft):
+            new = record(replace(piece, run_id=self.run_id, seq=self._last_seq + 1))
+            self._last_seq = new.seq
+            self._records.append(new)
+            self._bytes += len(new.data)
+            self._closed = new.is_terminal
+        if self._bytes > self._compact_at_bytes:
+            self._compact()
+        self._wake()
+        return self._last_seq
+
+    async def read(self, after: int) -> AsyncGenerator[Sequence[Record], None]:
+        cursor = after
+        while True:
+            if batch := self._following(cursor):
+                yield batch
+                cursor = batch[-1].seq
+                if cursor < self._last_seq:
+                    await checkpoint()  # A peer that takes everything at once must not keep the loop for itself.
+            elif self._closed:
+                return
+            else:
+                self._arrival = self._arrival or Signal()
+                await self._arrival.wait()
+
+    async def last_seq(self) -> int:
+        return self._last_seq
+
+    async def answer(self) -> Answer:
+        return fold(decode(each.data) for each in self._records)
+
+    async def records(self) -> list[Record]:
+        return list(self._records)
+
+    async def close(self) -> None:
+        self._closed = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._arrival is not None:
+            self._arrival.set()
+            self._arrival = None
+
+    def _following(self, cursor: int) -> Sequence[Record]:
+        if cursor >= self._last_seq:
+            return ()
+        # Only the first record can be a snapshot, and from there on no seq is missing.
+        start = max(0, cursor - self._records[0].seq + 1)
+        return self._records[start : start + READ_RECORDS_LIMIT]
+
+    def _compact(self) -> None:
+        self._records = compact(self._records, self.run_id, keep=len(self._records) // 2)
+        self._bytes = sum(len(each.data) for each in self._records)
+        # Never sooner than after as much again, or a log that cannot shrink would be folded at each append.
+        self._compact_at_bytes = max(self._budget_bytes, self._bytes + self._budget_bytes // 2)
+
+
+class MemoryLogs:
+    """The ``EventLogs`` of one process."""
+
+    def __init__(self, budget_bytes: int) -> None:
+        self._budget_bytes = budget_bytes
+        self._logs: dict[str, MemoryLog] = {}
+
+    async def create(self, run_id: str) -> MemoryLog:
+        log = self._logs[run_id] = MemoryLog(run_id, self._budget_bytes)
+        return log
+
+    async def open(self, run_id: str) -> MemoryLog | None:
+        return self._logs.get(run_id)
+
+    def forget(self, run_id: str) -> None:
+        self._logs.pop(run_id, None)

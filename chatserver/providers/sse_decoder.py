@@ -1,0 +1,71 @@
+"""Server-Sent Events from bytes, without I/O, as WHATWG defines them for `data` and `event`."""
+
+from collections.abc import Iterator
+
+EVENT_BYTES_LIMIT = 1024 * 1024
+"""A longer line or event is no model's chunk; the largest seen in use are tool arguments of some 100 KB."""
+
+
+class EventTooLong(ValueError):
+    """The upstream sends something without end."""
+
+
+class SSEDecoder:
+    """Feed it bytes as they come; it returns the events that are complete, as (type, data)."""
+
+    def __init__(self) -> None:
+        self._rest: list[bytes] = []
+        self._rest_bytes = 0
+        self._type = b""
+        self._data: list[bytes] = []
+        self._data_bytes = 0
+        self._at_start = True
+
+    def feed(self, chunk: bytes) -> list[tuple[bytes, bytes]]:
+        """The events that ``chunk`` completes; type b"" is the default, `message`.
+
+        Raises:
+            EventTooLong: a line or an event is over ``EVENT_BYTES_LIMIT``.
+        """
+        self._rest.append(chunk)
+        self._rest_bytes += len(chunk)
+        if b"\n" not in chunk and b"\r" not in chunk and self._rest_bytes < EVENT_BYTES_LIMIT:
+            return []  # Joined only once a line ends: many small pieces must not cost their square.
+        return [event for line in self._lines(b"".join(self._rest)) for event in self._read(line)]
+
+    def flush(self) -> list[tuple[bytes, bytes]]:
+        """At the end of the body: an event whose blank line never came, since some servers forget it."""
+        return self.feed(b"\n\n") if self._rest or self._data else []
+
+    def _lines(self, text: bytes) -> list[bytes]:
+        """The whole lines in ``text``; what follows them is kept."""
+        if self._at_start:
+            text = text.removeprefix(b"\xef\xbb\xbf")
+            self._at_start = False
+        held = b""
+        if b"\r" in text:
+            # A CR at the very end may be half of a CR LF: it waits for the next byte.
+            held = b"\r" if text.endswith(b"\r") else b""
+            text = text[: len(text) - len(held)].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        *lines, rest = text.split(b"\n")
+        rest += held
+        self._rest, self._rest_bytes = [rest] if rest else [], len(rest)
+        if self._rest_bytes + self._data_bytes >= EVENT_BYTES_LIMIT:
+            raise EventTooLong
+        return lines
+
+    def _read(self, line: bytes) -> Iterator[tuple[bytes, bytes]]:
+        if not line:
+            if self._data:
+                yield self._type, b"\n".join(self._data)
+            self._type, self._data, self._data_bytes = b"", [], 0
+        elif line.startswith(b"data:"):
+            self._data.append(line[6:] if line.startswith(b"data: ") else line[5:])
+            self._data_bytes += len(line)
+        elif line.startswith(b"event:"):
+            self._type = line[6:].strip()
+        elif line == b"data":
+            self._data.append(b"")
+        elif line.startswith((b"{", b"error:")):
+            # No field of the standard, but how servers say that they failed where a stream was asked for.
+            yield b"error", line

@@ -1,0 +1,76 @@
+"""Records: what is kept of sessions, messages and runs, as clients read it and as the store keeps it."""
+
+from datetime import UTC, datetime
+from typing import Literal, TypeAlias
+
+from msgspec import Struct
+
+from chatserver.events import ErrorCode, ToolCallState, Usage
+
+RunStatus: TypeAlias = Literal["running", "waiting", "completed", "cancelled", "failed"]
+MessageStatus: TypeAlias = Literal["complete", "partial", "streaming"]
+Role: TypeAlias = Literal["user", "assistant"]
+
+
+class RunFailure(Struct, frozen=True):
+    """Why a run failed, as in its `error` event."""
+
+    code: ErrorCode
+    message: str
+
+
+class RunRecord(Struct, frozen=True, kw_only=True):
+    """A run, as `GET /chat/runs/{run_id}` shows it. Times are RFC 3339 in UTC."""
+
+    run_id: str
+    session_id: str
+    message_id: str
+    status: RunStatus
+    last_seq: int
+    usage: Usage | None
+    created_at: str
+    finished_at: str | None = None
+    error: RunFailure | None = None
+
+
+class MessageRecord(Struct, frozen=True, kw_only=True):
+    """One message of a session; ``parent_id`` is the message it follows, so that branches form a tree."""
+
+    message_id: str
+    parent_id: str | None
+    role: Role
+    content: str
+    reasoning: str
+    tool_calls: tuple[ToolCallState, ...]
+    status: MessageStatus
+    run_id: str | None
+    usage: Usage | None
+    created_at: str
+
+
+class SessionRecord(Struct, frozen=True, kw_only=True):
+    """A session in a list."""
+
+    session_id: str
+    title: str
+    created_at: str
+    updated_at: str
+    active_run_id: str | None
+
+
+class SessionPage(Struct, frozen=True):
+    """Sessions, newest first; ``cursor`` asks for the next page, None: there is none."""
+
+    sessions: list[SessionRecord]
+    cursor: str | None
+
+
+class SessionDetail(SessionRecord, frozen=True, kw_only=True):
+    """A session with the messages of its newest branch, or of all."""
+
+    messages: list[MessageRecord]
+
+
+def timestamp(moment: datetime | None = None) -> str:
+    """RFC 3339 in UTC with milliseconds; sorts as text."""
+    return (moment or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,189 @@
+"""One run: from its start to its one terminal event, whoever comes and goes; and one reader of it.
+
+    running ──▶ waiting ──▶ running ──▶ completed | cancelled | failed
+
+Subscribers are counted over all transports; when the last one has left, a run is cancelled after the grace period,
+unless it was told to continue.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable, Sequence
+from time import monotonic
+from typing import Self
+
+import anyio
+from anyio.abc import TaskGroup
+
+from chatserver.agent import Agent, Finished, Meter
+from chatserver.errors import UpstreamError
+from chatserver.events import Done, Error, FinishReason, Record, Terminal, ToolResult
+from chatserver.log import SEQ_LIMIT, EventLog
+from chatserver.providers import ModelRequest
+from chatserver.records import RunRecord, RunStatus
+from chatserver.sessions import Sessions
+
+logger = logging.getLogger(__name__)
+
+TRANSITIONS: dict[RunStatus, frozenset[RunStatus]] = {
+    "running": frozenset({"waiting", "completed", "cancelled", "failed"}),
+    "waiting": frozenset({"running", "cancelled", "failed"}),
+    "completed": frozenset(),
+    "cancelled": frozenset(),
+    "failed": frozenset(),
+}
+
+INTERRUPTED = Error(
+    code="interrupted", message="the server stopped before the answer was complete", retryable=True, retry_after=None
+)
+INTERNAL = Error(code="internal", message="the server failed; its log says why", retryable=False)
+
+
+class Run:
+    """One run of this process, from its start until its log is forgotten."""
+
+    def __init__(self, user: str, record: RunRecord, log: EventLog, grace_seconds: float | None) -> None:
+        self.user = user
+        self.record = record
+        self.log = log
+        self.status: RunStatus = "running"
+        self.meter = Meter()
+        self.began = monotonic()
+        self.subscribers = 0
+        self._grace_seconds = grace_seconds
+        self._timer: asyncio.TimerHandle | None = None
+        self._scope = anyio.CancelScope()
+        self._ending: Terminal | None = None
+        self.over = anyio.Event()
+        self._wait_for_reader()
+
+    @property
+    def run_id(self) -> str:
+        return self.record.run_id
+
+    @property
+    def is_over(self) -> bool:
+        return not TRANSITIONS[self.status]
+
+    def become(self, status: RunStatus) -> None:
+        if status not in TRANSITIONS[self.status]:
+            raise RuntimeError(f"a run that is {self.status} cannot become {status}")
+        self.status = status
+
+    def join(self) -> None:
+        """A subscriber has come."""
+        self.subscribers += 1
+        if not self.is_over:
+            self.release()
+
+    def leave(self) -> None:
+        """A subscriber has gone, for whatever reason."""
+        self.subscribers -= 1
+        if self.subscribers == 0:
+            self._wait_for_reader()
+
+    def _wait_for_reader(self) -> None:
+        """Nobody reads: the grace period begins."""
+        if self._grace_seconds is not None and not self.is_over:
+            self._timer = asyncio.get_running_loop().call_later(self._grace_seconds, self.cancel)
+
+    def retain(self, seconds: float, forget: Callable[[], None]) -> None:
+        """The run is over: ``forget`` it when its log has been kept long enough."""
+        self.release()
+        self._timer = asyncio.get_running_loop().call_later(seconds, forget)
+
+    def release(self) -> None:
+        """Stop the timer that is going, of the grace period or the retention."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def cancel(self) -> None:
+        """End the run as cancelled, if it is not ending already."""
+        self._end(self.done("cancelled"))
+
+    def interrupt(self) -> None:
+        """End the run because the server goes down."""
+        self._end(INTERRUPTED)
+
+    def _end(self, ending: Terminal) -> None:
+        if self._ending is None and not self.is_over:
+            self._ending = ending
+            self._scope.cancel()
+
+    def done(self, reason: FinishReason) -> Done:
+        usage, run = self.meter.usage(), self.record
+        return Done(
+            session_id=run.session_id,
+            message_id=run.message_id,
+            finish_reason=reason,
+            total_tokens=usage.input_tokens + usage.output_tokens,
+            usage=usage,
+            duration_ms=round((monotonic() - self.began) * 1000),
+        )
+
+    async def answer(self, agent: Agent, request: ModelRequest, sessions: Sessions) -> Terminal:
+        """Append the agent's steps to the log; the terminal event that they, a failure or a cancel call for."""
+        ending: Terminal = INTERNAL
+        try:
+            with self._scope:
+                async with anyio.create_task_group() as tasks:
+                    ending = await self._follow(agent, request, sessions, tasks)
+        except Exception:
+            logger.exception("run %s failed", self.run_id)
+        return self._ending or ending
+
+    async def _follow(self, agent: Agent, request: ModelRequest, sessions: Sessions, tasks: TaskGroup) -> Terminal:
+        steps = agent.answer(request, self.meter, tasks)
+        try:
+            async for step in steps:
+                if isinstance(step, Finished):
+                    return self.done(step.reason)
+                if await self.log.append(step) >= SEQ_LIMIT:
+                    return self.done("length")
+                if isinstance(step, ToolResult):
+                    # A tool may have changed the world: that it was called must survive a crash.
+                    await sessions.checkpoint({self.run_id: await self.log.answer()})
+        except UpstreamError as error:
+            return Error(
+                code=error.code, message=error.message, retryable=error.retryable, retry_after=error.retry_after
+            )
+        finally:
+            with anyio.CancelScope(shield=True):
+                await steps.aclose()
+        raise AssertionError("an agent's last step is Finished")
+
+
+class Subscription:
+    """One reader of one run. Made, it counts; leaving it is a disconnect, never a cancel."""
+
+    def __init__(self, log: EventLog, after: int, run: Run | None, is_at_end: bool) -> None:
+        self.run_id = log.run_id
+        self.is_at_end = is_at_end
+        self._log = log
+        self._after = after
+        self._run = run
+        self._has_left = False
+        if run is not None:
+            run.join()
+
+    @property
+    def is_over(self) -> bool:
+        """The run has ended; what is still unread is all there will be."""
+        return self._run is None or self._run.is_over
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave; once is enough."""
+        if self._run is not None and not self._has_left:
+            self._has_left = True
+            self._run.leave()
+
+    def read(self) -> AsyncGenerator[Sequence[Record], None]:
+        """The one generator that every transport sends from."""
+        return self._log.read(self._after)

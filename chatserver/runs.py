@@ -1,0 +1,247 @@
+"""All runs: which ones there are, who may start one, and what becomes of them when the server goes down.
+
+A run belongs to the server, not to a request.
+"""
+
+import logging
+from collections import Counter
+from types import TracebackType
+from typing import Self
+
+import anyio
+from msgspec.structs import replace
+
+from chatserver.agent import Agent
+from chatserver.commands import ChatRequest, checked, known_form, new_id
+from chatserver.context import dialogue
+from chatserver.errors import BadCursor, Draining, TooMany
+from chatserver.events import PROTOCOL_VERSION, Error, Start, Terminal, compact, record
+from chatserver.log import EventLog, EventLogs
+from chatserver.log.memory import MemoryLog
+from chatserver.providers import ModelRequest
+from chatserver.records import MessageRecord, RunFailure, RunRecord, RunStatus, SessionDetail
+from chatserver.run import INTERNAL, Run, Subscription
+from chatserver.sessions import Begun, Sessions
+from chatserver.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+SHUTDOWN_SECONDS = 2.0
+"""How long a server that is going down anyway waits for the last answers to be stored."""
+
+
+class Runs:
+    """All runs of this process. Enter it: its task group is where runs live."""
+
+    def __init__(self, settings: Settings, sessions: Sessions, logs: EventLogs, agent: Agent) -> None:
+        self._settings = settings
+        self._sessions = sessions
+        self._logs = logs
+        self._agent = agent
+        self._runs: dict[str, Run] = {}
+        self._active: Counter[str] = Counter()
+        self._tasks = anyio.create_task_group()
+        self.is_draining = False
+
+    async def __aenter__(self) -> Self:
+        await self._tasks.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        with anyio.move_on_after(SHUTDOWN_SECONDS, shield=True):
+            await self._interrupt()
+        for run in self._runs.values():
+            run.release()
+        self._tasks.cancel_scope.cancel()
+        return await self._tasks.__aexit__(kind, error, trace)
+
+    async def start(self, user: str, request: ChatRequest) -> Subscription:
+        """Begin a run, or find the one that the request's idempotency key names; subscribed from its start.
+
+        The user's message is on disk when this returns.
+
+        Raises:
+            BadRequest, TooLarge, NotFound, RunActive, KeyReused, TooMany, Draining: nothing was started.
+        """
+        request = checked(request, self._settings.max_message_bytes)
+        if self.is_draining:
+            raise Draining
+        self._admit(user)
+        try:
+            begun = await self._sessions.begin(user, request, new_id())
+            run = await self._begin(user, begun, request) if begun.is_new else None
+        except BaseException:
+            self._active[user] -= 1
+            raise
+        if run is None:
+            self._active[user] -= 1
+            return await self.subscribe(user, begun.run.run_id, 0)
+        self._tasks.start_soon(self._live, run, self._asked(begun, request))
+        return Subscription(run.log, 0, run, is_at_end=False)
+
+    async def subscribe(self, user: str, run_id: str, after: int) -> Subscription:
+        """A reader of a run, from a cursor.
+
+        Raises:
+            NotFound: this user has no such run.
+            BadCursor: ``after`` is past the end of its log.
+        """
+        run = self._runs.get(known_form(run_id))
+        if run is not None and run.user == user:
+            log: EventLog = run.log
+        else:
+            await self._sessions.run(user, run_id)
+            run, log = None, MemoryLog(run_id, self._settings.max_log_bytes, await self._sessions.records(run_id))
+        last_seq = await log.last_seq()
+        if after > last_seq:
+            raise BadCursor(f"`after` is past the end of the log, {last_seq}")
+        return Subscription(log, after, run, is_at_end=after == last_seq and (run is None or run.is_over))
+
+    async def record(self, user: str, run_id: str) -> RunRecord:
+        """The run as it is now.
+
+        Raises:
+            NotFound: this user has no such run.
+        """
+        found = await self._sessions.run(user, known_form(run_id))
+        run = self._runs.get(run_id)
+        return found if run is None else replace(found, last_seq=await run.log.last_seq())
+
+    async def cancel(self, user: str, run_id: str) -> RunRecord:
+        """End a run; one that has ended stays as it ended.
+
+        Raises:
+            NotFound: this user has no such run.
+        """
+        found = await self.record(user, run_id)
+        if run := self._runs.get(run_id):
+            run.cancel()
+        return found
+
+    async def session(self, user: str, session_id: str, all_branches: bool) -> SessionDetail:
+        """A session with its messages, the one that is being written as far as it has come.
+
+        Raises:
+            NotFound: this user has no such session.
+        """
+        detail = await self._sessions.session(user, known_form(session_id), all_branches)
+        return replace(detail, messages=[await self._as_it_is(message) for message in detail.messages])
+
+    async def _as_it_is(self, message: MessageRecord) -> MessageRecord:
+        run = self._runs.get(message.run_id or "")
+        if message.status != "streaming" or run is None:
+            return message
+        answer = await run.log.answer()
+        return replace(message, content=answer.content, reasoning=answer.reasoning, tool_calls=answer.tool_calls)
+
+    async def delete_session(self, user: str, session_id: str) -> None:
+        """Delete a session with all it holds; its active run is cancelled first.
+
+        Raises:
+            NotFound: this user has no such session.
+        """
+        runs = [
+            run for run in self._runs.values() if run.user == user and run.record.session_id == known_form(session_id)
+        ]
+        for run in runs:
+            run.cancel()
+            await run.over.wait()
+        await self._sessions.delete(user, known_form(session_id))
+        for run in runs:
+            self._forget(run)
+
+    async def drain(self) -> None:
+        """No new runs; those that go on may end by themselves for ``drain_seconds``, then they are interrupted."""
+        self.is_draining = True
+        with anyio.move_on_after(self._settings.drain_seconds):
+            for run in self._unfinished():
+                await run.over.wait()
+        await self._interrupt()
+
+    async def _interrupt(self) -> None:
+        for run in self._unfinished():
+            run.interrupt()
+        for run in self._unfinished():
+            await run.over.wait()
+
+    def _unfinished(self) -> list[Run]:
+        return [run for run in self._runs.values() if not run.over.is_set()]
+
+    def _admit(self, user: str) -> None:
+        if self._active[user] >= self._settings.max_runs_per_user:
+            raise TooMany(f"at most {self._settings.max_runs_per_user} runs at a time")
+        if self._active.total() >= self._settings.max_runs:
+            raise TooMany("the server runs all that it can")
+        self._active[user] += 1
+
+    async def _begin(self, user: str, begun: Begun, request: ChatRequest) -> Run:
+        settings = self._settings
+        grace_seconds = settings.grace_seconds if request.on_disconnect == "cancel" else None
+        log = await self._logs.create(begun.run.run_id)
+        await log.append(
+            Start(
+                session_id=begun.run.session_id,
+                message_id=begun.run.message_id,
+                user_message_id=begun.user_message_id,
+                model=request.model or settings.model,
+                protocol=PROTOCOL_VERSION,
+                heartbeat_ms=round(settings.heartbeat_seconds * 1000),
+            )
+        )
+        run = self._runs[log.run_id] = Run(user, begun.run, log, grace_seconds)
+        return run
+
+    def _asked(self, begun: Begun, request: ChatRequest) -> ModelRequest:
+        return ModelRequest(
+            model=request.model or self._settings.model,
+            messages=dialogue(begun.context, request.system, self._settings.max_context_tokens),
+            temperature=request.temperature,
+            max_output_tokens=request.max_output_tokens,
+        )
+
+    async def _live(self, run: Run, request: ModelRequest) -> None:
+        ending = await run.answer(self._agent, request, self._sessions)
+        run.meter.told(None)
+        with anyio.CancelScope(shield=True):
+            try:
+                await self._finish(run, ending)
+            except Exception:
+                # Every other run lives in the same task group: one that cannot be ended must not end them.
+                logger.exception("run %s could not be ended", run.run_id)
+            finally:
+                run.over.set()
+                self._active[run.user] -= 1
+                run.retain(self._settings.retention_seconds, lambda: self._forget(run))
+
+    async def _finish(self, run: Run, ending: Terminal) -> None:
+        """Store the answer, then say that it is over: who has seen the terminal event finds the answer stored."""
+        status = _status(ending)
+        try:
+            last = record(replace(ending, run_id=run.run_id, seq=await run.log.last_seq() + 1))
+            await self._sessions.finish(
+                run.run_id,
+                status=status,
+                answer=await run.log.answer(),
+                records=compact([*await run.log.records(), last], run.run_id),
+                usage=run.meter.usage(),
+                error=RunFailure(ending.code, ending.message) if isinstance(ending, Error) else None,
+            )
+        except Exception:
+            logger.exception("the answer of run %s could not be stored", run.run_id)
+            status, ending = "failed", INTERNAL
+        run.become(status)
+        await run.log.append(ending)
+
+    def _forget(self, run: Run) -> None:
+        """From now on the run is read from where it is stored."""
+        run.release()
+        if self._runs.pop(run.run_id, None):
+            self._logs.forget(run.run_id)
+
+
+def _status(ending: Terminal) -> RunStatus:
+    if isinstance(ending, Error):
+        return "failed"
+    return "cancelled" if ending.finish_reason == "cancelled" else "completed"

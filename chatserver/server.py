@@ -1,0 +1,145 @@
+"""The uvicorn process: what ASGI has no words for. Signals that drain, connections that can be cut, joined frames."""
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, cast
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.utils import ClientDisconnected
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from chatserver.app import create_app, drain
+from chatserver.errors import SettingsError
+from chatserver.settings import Settings
+from chatserver.transports.connections import TRANSPORT, Message, Receive, Scope, Send
+from chatserver.transports.websocket import BATCH
+
+BACKLOG = 2048
+WS_PING_SECONDS = 20.0
+LAST_TASKS_SECONDS = 2
+"""After the drain nothing of ours is left; what still hangs is cancelled."""
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP, with the transport in reach of the application."""
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        cast(dict[str, Any], self.scope)["extensions"] = {TRANSPORT: self.transport}
+
+
+class WebSocketProtocol(WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket, with the transport in reach and many frames in one write."""
+
+    def handle_connect(self, event: Any) -> None:
+        super().handle_connect(event)
+        if not self.close_sent:
+            cast(dict[str, Any], self.scope)["extensions"] |= {TRANSPORT: self.transport, BATCH: {}}
+
+    async def send(self, message: Any) -> None:
+        batch: list[bytes] | None = message.get(BATCH)
+        if batch is None:
+            await super().send(message)
+            if message["type"] == "websocket.http.response.body":
+                self.handshake_complete = True  # Refused is complete too; uvicorn would log it as a fault of the app.
+            return
+        await self.writable.wait()
+        if self.disconnected or self.close_sent:
+            raise ClientDisconnected
+        for document in batch:
+            self.conn.send_text(document)
+        self.transport.write(b"".join(self.conn.data_to_send()))
+
+
+class Server(uvicorn.Server):
+    """A server of one process. The first SIGTERM or SIGINT drains it, a second one ends it at once."""
+
+    def __init__(self, settings: Settings, on_ready: Callable[[], None] | None = None) -> None:
+        self.app = create_app(settings)
+        super().__init__(config(settings, _in_one_line(self.app)))
+        self._on_ready = on_ready
+        self._draining: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        if self.started and self._on_ready is not None:
+            self._on_ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # Never recorded as captured: uvicorn would raise the signal again at the end, and die of it.
+        if self._draining is not None or self._loop is None:
+            os._exit(128 + sig)
+        self._loop.call_soon_threadsafe(self.begin_drain)
+
+    def begin_drain(self) -> None:
+        """Stop taking runs, let those that go on end, then stop."""
+        if self._draining is None:
+            self._draining = asyncio.get_running_loop().create_task(self._drain())
+
+    async def _drain(self) -> None:
+        try:
+            await drain(self.app)
+        finally:
+            self.should_exit = True
+
+
+def _in_one_line(app: Any) -> Any:
+    """The app, except that a setting which turns out wrong at start is told without a traceback."""
+
+    async def asgi(scope: Scope, receive: Receive, send: Send) -> None:
+        async def tell(message: Message) -> None:
+            lines = message.get("message", "").rstrip().splitlines()
+            if wrong := [line.partition(_WRONG)[2] for line in lines if _WRONG in line]:
+                message = message | {"message": wrong[-1]}
+            await send(message)
+
+        await app(scope, receive, tell if scope["type"] == "lifespan" else send)
+
+    return asgi
+
+
+_WRONG = f"{SettingsError.__module__}.{SettingsError.__qualname__}: "
+
+
+def config(settings: Settings, app: object) -> uvicorn.Config:
+    """uvicorn as it is set up here; every difference from its defaults has a reason in the research."""
+    return uvicorn.Config(
+        cast(Any, app),
+        host=settings.host,
+        port=settings.port,
+        root_path=settings.root_path,
+        http=HttpProtocol,
+        ws=WebSocketProtocol,
+        ws_max_size=settings.max_frame_bytes,
+        ws_per_message_deflate=False,
+        ws_ping_interval=WS_PING_SECONDS,
+        ws_ping_timeout=WS_PING_SECONDS,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=LAST_TASKS_SECONDS,
+        lifespan="on",
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+    )
+
+
+def bind(settings: Settings) -> socket.socket:
+    """A listening socket; port 0 takes a free one."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    # Named as TCP, or asyncio would not switch Nagle's algorithm off: 40 ms for the second frame of an answer.
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((settings.host, settings.port))
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    sock.setblocking(False)
+    return sock

@@ -1,0 +1,193 @@
+"""How a run begins: all its rows in one transaction, or none."""
+
+from functools import partial
+from hashlib import sha256
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import asdict
+from sqlalchemy import Connection, bindparam, insert, select, update
+
+from chatserver.commands import ChatRequest, new_id
+from chatserver.errors import KeyReused, NotFound, RunActive
+from chatserver.records import MessageRecord, MessageStatus, Role, RunRecord, timestamp
+from chatserver.sessions.read import RUN_COLUMNS, branch
+from chatserver.sessions.schema import messages, runs, sessions
+
+TITLE_CHARS_LIMIT = 80
+
+
+class Begun(Struct, frozen=True, kw_only=True):
+    """A run that has been started, or the earlier one that an idempotency key names (``is_new`` false).
+
+    ``context`` is what goes upstream, oldest first: the branch that ends with the user's message to answer. Of an
+    earlier run, where nothing goes upstream, it is empty.
+    """
+
+    run: RunRecord
+    user_message_id: str
+    context: list[MessageRecord]
+    is_new: bool
+
+
+class _Place(Struct, frozen=True):
+    """Where new messages go: they follow ``branch`` in the tree and ``position`` in the session."""
+
+    session_id: str
+    position: int
+    branch: list[MessageRecord]
+
+
+def begin(connection: Connection, user: str, request: ChatRequest, run_id: str) -> Begun:
+    """Insert what the request starts: the user's message unless it is there, an empty answer, a running run.
+
+    Raises:
+        KeyReused, RunActive, NotFound: it cannot be started.
+    """
+    digest = _digest(request)
+    find_earlier = partial(_earlier, connection, user, request.idempotency_key, digest)
+    try:
+        return find_earlier() or _begin(connection, user, request, digest, run_id)
+    except RunActive:
+        # PostgreSQL: it may be the run of this very request, begun elsewhere while this call waited for the session.
+        if earlier := find_earlier():
+            return earlier
+        raise
+
+
+def _begin(connection: Connection, user: str, request: ChatRequest, digest: bytes, run_id: str) -> Begun:
+    now = timestamp()
+    place = _again(connection, user, request, now) if request.regenerate else _next(connection, user, request, now)
+    *context, answer = _insert_messages(connection, user, place, request.message, run_id, now)
+    run = RunRecord(
+        run_id=run_id,
+        session_id=place.session_id,
+        message_id=answer.message_id,
+        status="running",
+        last_seq=0,
+        usage=None,
+        created_at=now,
+    )
+    origin = {"user_id": user, "user_message_id": context[-1].message_id}
+    identity = {"idempotency_key": request.idempotency_key, "request_digest": digest}
+    connection.execute(insert(runs), asdict(run) | origin | identity)
+    return Begun(run=run, user_message_id=context[-1].message_id, context=context, is_new=True)
+
+
+def _digest(request: ChatRequest) -> bytes:
+    # Without what is absent, so that a field that ChatRequest gets later changes no digest of today's requests.
+    fields = {name: getattr(request, name) for name in ChatRequest.__struct_fields__ if name != "idempotency_key"}
+    present = {name: value for name, value in fields.items() if value is not None}
+    return sha256(msgspec.json.encode(present, order="sorted")).digest()
+
+
+def _earlier(connection: Connection, user: str, key: str | None, digest: bytes) -> Begun | None:
+    if key is None:
+        return None
+    query = select(*RUN_COLUMNS, runs.c.user_message_id, runs.c.request_digest)
+    row = connection.execute(query.where(runs.c.user_id == user, runs.c.idempotency_key == key)).one_or_none()
+    if row is None:
+        return None
+    *fields, user_message_id, first_digest = row
+    if first_digest != digest:
+        raise KeyReused("the idempotency key was used with another request")
+    run = RunRecord(**dict(zip(RunRecord.__struct_fields__, fields, strict=True)))
+    return Begun(run=run, user_message_id=user_message_id, context=[], is_new=False)
+
+
+def _next(connection: Connection, user: str, request: ChatRequest, now: str) -> _Place:
+    """After the newest message of the session, or the beginning of a new one."""
+    if request.session_id is not None and _touch(connection, user, request.session_id, now):
+        newest = _newest(connection, user, request.session_id)
+        return _Place(request.session_id, newest.position, branch(connection, newest.message_id))
+    session_id = request.session_id or new_id()
+    title = _title(request.message or "")
+    times = {"created_at": now, "updated_at": now}
+    connection.execute(insert(sessions), {"user_id": user, "session_id": session_id, "title": title} | times)
+    return _Place(session_id, 0, [])
+
+
+def _again(connection: Connection, user: str, request: ChatRequest, now: str) -> _Place:
+    """After the user's message to answer again; where another text takes its place, after what precedes it."""
+    query = select(messages.c.session_id, messages.c.parent_id).where(
+        messages.c.message_id == request.regenerate, messages.c.user_id == user, messages.c.role == "user"
+    )
+    old = connection.execute(query).one_or_none()
+    if old is None or request.session_id not in (None, old.session_id):
+        raise NotFound("there is nothing with this id")
+    if not _touch(connection, user, old.session_id, now):
+        raise NotFound("there is nothing with this id")
+    newest = _newest(connection, user, old.session_id)
+    end = request.regenerate if request.message is None else old.parent_id
+    return _Place(old.session_id, newest.position, branch(connection, end) if end else [])
+
+
+def _touch(connection: Connection, user: str, session_id: str, now: str) -> bool:
+    """Mark the session as used now, if it is there; on PostgreSQL this is also the lock that others wait at."""
+    mine = (sessions.c.user_id == user, sessions.c.session_id == session_id)
+    return connection.execute(update(sessions).where(*mine).values(updated_at=now)).rowcount == 1
+
+
+class _Newest(Struct, frozen=True):
+    message_id: str
+    position: int
+
+
+_NEWEST = (
+    select(messages.c.message_id, messages.c.position, runs.c.run_id)
+    .outerjoin_from(
+        messages,
+        runs,
+        (runs.c.user_id == messages.c.user_id)
+        & (runs.c.session_id == messages.c.session_id)
+        & runs.c.finished_at.is_(None),
+    )
+    .where(messages.c.user_id == bindparam("user"), messages.c.session_id == bindparam("session"))
+    .order_by(messages.c.position.desc())
+    .limit(1)
+)
+
+
+def _newest(connection: Connection, user: str, session_id: str) -> _Newest:
+    message_id, position, active_run_id = connection.execute(_NEWEST, {"user": user, "session": session_id}).one()
+    if active_run_id is not None:
+        raise RunActive(active_run_id)
+    return _Newest(message_id, position)
+
+
+def _title(message: str) -> str:
+    """The first line, its spaces collapsed, cut with an ellipsis."""
+    line = " ".join(message.strip().splitlines()[0].split())
+    return line if len(line) <= TITLE_CHARS_LIMIT else line[: TITLE_CHARS_LIMIT - 1].rstrip() + "…"
+
+
+def _insert_messages(
+    connection: Connection, user: str, place: _Place, text: str | None, run_id: str, now: str
+) -> list[MessageRecord]:
+    """The branch with what follows it now: the user's message, if the request brings one, and an empty answer."""
+    line = list(place.branch)
+    if text is not None:
+        line.append(_message(line, now, "user", "complete", content=text))
+    line.append(_message(line, now, "assistant", "streaming", run_id=run_id))
+    new = line[len(place.branch) :]
+    home = {"user_id": user, "session_id": place.session_id}
+    rows = [home | asdict(each) | {"position": position} for position, each in enumerate(new, place.position + 1)]
+    connection.execute(insert(messages), rows)
+    return line
+
+
+def _message(
+    line: list[MessageRecord], now: str, role: Role, status: MessageStatus, content: str = "", run_id: str | None = None
+) -> MessageRecord:
+    return MessageRecord(
+        message_id=new_id(),
+        parent_id=line[-1].message_id if line else None,
+        role=role,
+        content=content,
+        reasoning="",
+        tool_calls=(),
+        status=status,
+        run_id=run_id,
+        usage=None,
+        created_at=now,
+    )

@@ -1,0 +1,180 @@
+"""Connections: one writer and a few readers on SQLite, a pool on PostgreSQL, migrations before either.
+
+What is asked of a database is a plain function over a ``Connection``, a whole transaction. It runs at one go in a
+worker thread (SQLite: one hop a transaction, where an async driver takes several a statement) or in a greenlet
+(PostgreSQL). Once it has begun, anyio's cancellation waits until it has ended.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+from anyio import CancelScope, CapacityLimiter, to_thread
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from chatserver.errors import SettingsError
+from chatserver.settings import variable
+
+SQLITE_READERS = 4
+"""Threads and connections that read at once. They never wait for the writer (WAL), only for a processor."""
+
+SQLITE_BUSY_SECONDS = 10.0
+"""How long a writer waits for one of another process. Within the process they queue up and never meet."""
+
+POSTGRES_CONNECTIONS = 10
+POSTGRES_CONNECT_SECONDS = 10.0
+POSTGRES_COMMAND_SECONDS = 30.0
+"""A transaction here takes milliseconds; a connection that is silent for so long is dead."""
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+MIGRATION_LOCK = 7_264_187_309
+"""The PostgreSQL advisory lock that lets one process migrate while others wait; any number of our own."""
+
+T = TypeVar("T")
+
+
+class Database(Protocol):
+    """Runs transactions. ``work`` may run again if the caller catches what it raised."""
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        """Run ``work`` on one consistent state of the database."""
+        ...
+
+    async def write(self, work: Callable[[Connection], T]) -> T:
+        """Run ``work`` and commit: durable when this returns, undone when it raises."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of all connections."""
+        ...
+
+
+@asynccontextmanager
+async def open_database(database_url: str) -> AsyncIterator[Database]:
+    """The database of a URL, at the newest schema.
+
+    Raises:
+        SettingsError: the URL is wrong, or nothing usable is there.
+    """
+    database = _database(database_url)
+    try:
+        try:
+            await database.write(migrate)
+        except (DBAPIError, CommandError, OSError) as error:
+            reason = error.orig if isinstance(error, DBAPIError) else error
+            raise SettingsError(f"{variable('database_url')}: cannot be opened: {reason}") from None
+        yield database
+    finally:
+        with CancelScope(shield=True):
+            await database.close()
+
+
+def _database(database_url: str) -> Database:
+    try:
+        url = make_url(database_url)
+    except ArgumentError:
+        raise SettingsError(f"{variable('database_url')}: is no URL of a database") from None
+    match url.drivername:
+        case "sqlite" if url.database and ":memory:" not in url.database:
+            return _Sqlite(url)
+        case "postgresql" | "postgres":
+            return _Postgres(url)
+    raise SettingsError(f"{variable('database_url')}: is neither sqlite:///FILE nor postgresql://…")
+
+
+def migrate(connection: Connection) -> None:
+    """Bring the schema to the newest version, in the caller's transaction."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+class _Sqlite:
+    """One writer, so that none polls for SQLite's lock, and readers beside it, each in a thread for a transaction."""
+
+    def __init__(self, url: URL) -> None:
+        file = Path(str(url.database)).absolute()  # Connections are made at any time, wherever the process is then.
+        self._engine = create_engine(
+            url.set(database=str(file)),
+            hide_parameters=True,  # An error's text would quote messages into the server's log.
+            pool_size=1 + SQLITE_READERS,
+            max_overflow=0,
+            connect_args={"timeout": SQLITE_BUSY_SECONDS},
+        )
+        event.listen(self._engine, "connect", _prepare)
+        event.listen(self._engine, "begin", _begin)
+        self._immediate = self._engine.execution_options(begin="IMMEDIATE")
+        self._readers = CapacityLimiter(SQLITE_READERS)
+        self._writer = CapacityLimiter(1)
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        return await to_thread.run_sync(_transact, self._engine, work, limiter=self._readers)
+
+    async def write(self, work: Callable[[Connection], T]) -> T:
+        return await to_thread.run_sync(_transact, self._immediate, work, limiter=self._writer)
+
+    async def close(self) -> None:
+        await to_thread.run_sync(self._engine.dispose)
+
+
+def _transact(engine: Engine, work: Callable[[Connection], T]) -> T:
+    with engine.begin() as connection:
+        return work(connection)
+
+
+def _prepare(connection: Any, _: object) -> None:
+    connection.isolation_level = None  # The driver begins no transactions of its own: `_begin` does.
+    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _begin(connection: Connection) -> None:
+    # A writer takes the lock first: a transaction that turns from reading to writing can only fail when it is late.
+    connection.exec_driver_sql(f"BEGIN {connection.get_execution_options().get('begin', 'DEFERRED')}")
+
+
+class _Postgres:
+    """A pool of asyncpg connections."""
+
+    def __init__(self, url: URL) -> None:
+        ssl = {"ssl": url.query["sslmode"]} if "sslmode" in url.query else {}  # libpq's name for it, not asyncpg's
+        try:
+            self._engine: AsyncEngine = create_async_engine(
+                url.set(drivername="postgresql+asyncpg").difference_update_query(["sslmode"]),
+                hide_parameters=True,
+                pool_size=POSTGRES_CONNECTIONS,
+                max_overflow=0,
+                pool_pre_ping=True,  # A restarted PostgreSQL costs a round trip here, not a failed answer.
+                connect_args={
+                    "timeout": POSTGRES_CONNECT_SECONDS,
+                    "command_timeout": POSTGRES_COMMAND_SECONDS,
+                    **ssl,
+                },
+            )
+        except ModuleNotFoundError as error:
+            raise SettingsError(f"{variable('database_url')}: PostgreSQL needs the package {error.name}") from None
+        self._snapshot = self._engine.execution_options(isolation_level="REPEATABLE READ")
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        return await self._transact(self._snapshot, work)
+
+    async def write(self, work: Callable[[Connection], T]) -> T:
+        return await self._transact(self._engine, work)
+
+    async def _transact(self, engine: AsyncEngine, work: Callable[[Connection], T]) -> T:
+        with CancelScope(shield=True):
+            async with engine.begin() as connection:
+                return await connection.run_sync(work)
+        raise AssertionError("a scope that nobody cancels swallows nothing")
+
+    async def close(self) -> None:
+        await self._engine.dispose()

@@ -1,0 +1,31 @@
+"""What a user changes on a session as a whole."""
+
+from sqlalchemy import Connection, delete, update
+
+from chatserver.commands import known_form
+from chatserver.errors import NotFound
+from chatserver.records import SessionRecord
+from chatserver.sessions.read import session_record
+from chatserver.sessions.schema import sessions
+
+
+def rename(connection: Connection, user: str, session_id: str, title: str) -> SessionRecord:
+    """Give a session another title; it does not count as used by that.
+
+    Raises:
+        NotFound: the user has no such session.
+    """
+    mine = (sessions.c.user_id == user, sessions.c.session_id == known_form(session_id))
+    connection.execute(update(sessions).where(*mine).values(title=title))
+    return session_record(connection, user, session_id)
+
+
+def remove(connection: Connection, user: str, session_id: str) -> None:
+    """Delete a session with its messages and runs.
+
+    Raises:
+        NotFound: the user has no such session.
+    """
+    mine = (sessions.c.user_id == user, sessions.c.session_id == known_form(session_id))
+    if connection.execute(delete(sessions).where(*mine)).rowcount == 0:
+        raise NotFound("there is nothing with this id")

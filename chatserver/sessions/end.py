@@ -1,0 +1,113 @@
+"""How a run ends, in front of its readers or by a crash, and what is kept of one that goes on."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from msgspec.structs import replace
+from sqlalchemy import Connection, bindparam, select, update
+
+from chatserver.events import (
+    EVENT_BYTES_LIMIT,
+    Answer,
+    Error,
+    Event,
+    Reasoning,
+    Record,
+    Token,
+    ToolCall,
+    ToolResult,
+    Usage,
+    pieces,
+    record,
+)
+from chatserver.log import SEQ_LIMIT
+from chatserver.records import RunFailure, RunStatus, timestamp
+from chatserver.sessions.schema import messages, runs, sessions
+
+INTERRUPTED = RunFailure("interrupted", "the server stopped before the answer was complete")
+
+
+def finish(
+    connection: Connection,
+    run_id: str,
+    status: RunStatus,
+    answer: Answer,
+    records: Sequence[Record],
+    usage: Usage | None,
+    error: RunFailure | None,
+) -> None:
+    """Keep what a run has come to. Of a run that is over or gone: nothing."""
+    query = select(runs.c.user_id, runs.c.session_id, runs.c.message_id)
+    found = connection.execute(query.where(runs.c.run_id == run_id, runs.c.finished_at.is_(None))).one_or_none()
+    if found is None:
+        return
+    now = timestamp()
+    # The session first: everybody locks in this order, so that PostgreSQL meets no deadlock with a deletion.
+    mine = (sessions.c.user_id == found.user_id, sessions.c.session_id == found.session_id)
+    connection.execute(update(sessions).where(*mine).values(updated_at=now))
+    ended = update(runs).where(runs.c.run_id == run_id, runs.c.finished_at.is_(None))
+    ended = ended.values(status=status, last_seq=records[-1].seq, usage=usage, finished_at=now, error=error)
+    if connection.execute(ended.values(events=b"\n".join(each.data for each in records))).rowcount == 0:
+        return
+    said = _said(answer) | {"usage": usage, "status": "complete" if status == "completed" else "partial"}
+    connection.execute(update(messages).where(messages.c.message_id == found.message_id).values(said))
+
+
+def _said(answer: Answer) -> dict[str, Any]:
+    # PostgreSQL holds no NUL in a text, and a model may say one.
+    content, reasoning = (text.replace("\0", "\ufffd") for text in (answer.content, answer.reasoning))
+    return {"content": content, "reasoning": reasoning, "tool_calls": answer.tool_calls}
+
+
+def checkpoint(connection: Connection, answers: Mapping[str, Answer]) -> None:
+    """Keep what these runs, by id, have said so far. Of those that are over or gone: nothing."""
+    message_id = select(runs.c.message_id).where(runs.c.run_id == bindparam("run")).scalar_subquery()
+    query = update(messages).where(messages.c.message_id == message_id, messages.c.status == "streaming")
+    # In one order always, again for the sake of PostgreSQL's locks.
+    rows = [{"run": run_id, **_said(answer)} for run_id, answer in sorted(answers.items())]
+    if rows:
+        connection.execute(query, rows)
+
+
+def interrupt_unfinished(connection: Connection) -> list[str]:
+    """End every run that is not over as failed, with what its message holds as its log; the ids of those runs."""
+    answer = (messages.c.content, messages.c.reasoning, messages.c.tool_calls)
+    query = (
+        select(runs.c.run_id, *answer)
+        .join_from(runs, messages, messages.c.message_id == runs.c.message_id)
+        .where(runs.c.finished_at.is_(None))
+        .order_by(runs.c.user_id, runs.c.session_id)
+    )
+    rows = connection.execute(query).all()
+    for run_id, *said in rows:
+        left = Answer(*said)
+        log = [record(each) for each in _remains(run_id, left)]
+        finish(connection, run_id, "failed", left, log, None, INTERRUPTED)
+    return [row.run_id for row in rows]
+
+
+def _remains(run_id: str, left: Answer) -> Iterator[Event]:
+    """The log of a run that died: what it had said and the error, numbered above all that can have been sent."""
+    whole = left.snapshot(run_id, SEQ_LIMIT)
+    fits = len(record(whole).data) <= EVENT_BYTES_LIMIT
+    said = [whole] if fits else [Answer().snapshot(run_id, SEQ_LIMIT), *_said_again(left)]
+    error = Error(code=INTERRUPTED.code, message=INTERRUPTED.message, retryable=True)
+    for seq, draft in enumerate([*said, error], SEQ_LIMIT + 1):
+        yield replace(draft, run_id=run_id, seq=seq)
+
+
+def _said_again(left: Answer) -> Iterator[Event]:
+    """An answer that is too large for one event, in as many as it takes."""
+    yield from pieces(Reasoning(content=left.reasoning))
+    yield from pieces(Token(content=left.content))
+    for call in left.tool_calls:
+        yield ToolCall(call_id=call.call_id, tool=call.tool, args=call.args, needs_approval=call.needs_approval)
+        if call.is_error is not None:
+            yield ToolResult(
+                call_id=call.call_id,
+                tool=call.tool,
+                result=call.result,
+                is_error=call.is_error,
+                truncated=bool(call.truncated),
+                duration_ms=call.duration_ms or 0,
+            )

@@ -1,0 +1,140 @@
+"""What is read back: runs and their logs, sessions, pages of sessions, branches of messages."""
+
+from base64 import b64decode, urlsafe_b64encode
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+from sqlalchemy import Connection, bindparam, select, tuple_
+
+from chatserver.commands import known_form
+from chatserver.errors import BadCursor, NotFound
+from chatserver.events import Record
+from chatserver.records import MessageRecord, RunRecord, SessionDetail, SessionPage, SessionRecord
+from chatserver.sessions.schema import messages, runs, sessions
+
+RUN_COLUMNS = [runs.c[name] for name in RunRecord.__struct_fields__]
+MESSAGE_COLUMNS = [messages.c[name] for name in MessageRecord.__struct_fields__]
+
+_SESSIONS = select(
+    sessions.c.session_id,
+    sessions.c.title,
+    sessions.c.created_at,
+    sessions.c.updated_at,
+    runs.c.run_id.label("active_run_id"),
+).outerjoin_from(
+    sessions,
+    runs,
+    (runs.c.user_id == sessions.c.user_id)
+    & (runs.c.session_id == sessions.c.session_id)
+    & runs.c.finished_at.is_(None),
+)
+
+# The way to the root is found by ids alone; texts are fetched once, for what lies on it.
+_ids = select(messages.c.message_id, messages.c.parent_id)
+_end = _ids.where(messages.c.message_id == bindparam("end")).cte("way", recursive=True)
+_way = _end.union_all(_ids.join(_end, messages.c.message_id == _end.c.parent_id))
+_BRANCH = (
+    select(*MESSAGE_COLUMNS)
+    .join_from(_way, messages, messages.c.message_id == _way.c.message_id)
+    .order_by(messages.c.position)
+)
+
+
+def branch(connection: Connection, end: str) -> list[MessageRecord]:
+    """The messages from the root to this one, oldest first."""
+    return [MessageRecord(**row._mapping) for row in connection.execute(_BRANCH, {"end": end})]
+
+
+def run(connection: Connection, user: str, run_id: str) -> RunRecord:
+    """A run of the user.
+
+    Raises:
+        NotFound: there is none.
+    """
+    query = select(*RUN_COLUMNS).where(runs.c.run_id == known_form(run_id), runs.c.user_id == user)
+    row = connection.execute(query).one_or_none()
+    if row is None:
+        raise NotFound("there is nothing with this id")
+    return RunRecord(**row._mapping)
+
+
+class _Head(Struct):
+    seq: int
+    type: str
+
+
+_head = msgspec.json.Decoder(_Head)
+
+
+def records(connection: Connection, run_id: str) -> list[Record]:
+    """The log of a finished run, as it was given to ``finish``; empty where there is none."""
+    events = connection.execute(select(runs.c.events).where(runs.c.run_id == run_id)).scalar()
+    documents = events.split(b"\n") if events else []  # JSON has no line end of its own.
+    heads = [_head.decode(document) for document in documents]
+    return [Record(head.seq, head.type, document) for head, document in zip(heads, documents, strict=True)]
+
+
+def session_record(connection: Connection, user: str, session_id: str) -> SessionRecord:
+    """A session of the user.
+
+    Raises:
+        NotFound: there is none.
+    """
+    query = _SESSIONS.where(sessions.c.user_id == user, sessions.c.session_id == known_form(session_id))
+    row = connection.execute(query).one_or_none()
+    if row is None:
+        raise NotFound("there is nothing with this id")
+    return SessionRecord(**row._mapping)
+
+
+def session(connection: Connection, user: str, session_id: str, all_branches: bool) -> SessionDetail:
+    """A session with its newest branch, oldest message first, or with all messages in order of creation.
+
+    Raises:
+        NotFound: there is none.
+    """
+    record = session_record(connection, user, session_id)
+    theirs = (messages.c.user_id == user, messages.c.session_id == session_id)
+    if all_branches:
+        rows = connection.execute(select(*MESSAGE_COLUMNS).where(*theirs).order_by(messages.c.position))
+        found = [MessageRecord(**row._mapping) for row in rows]
+    else:
+        newest = select(messages.c.message_id).where(*theirs).order_by(messages.c.position.desc()).limit(1)
+        found = branch(connection, connection.execute(newest).scalar_one())
+    return SessionDetail(**msgspec.structs.asdict(record), messages=found)
+
+
+class _Place(Struct, array_like=True, forbid_unknown_fields=True):
+    """The last session of a page; no database ever sees a text from outside that is not of this form."""
+
+    updated_at: Annotated[str, Meta(pattern=r"\A[0-9TZ:.-]{1,40}\Z")]
+    session_id: Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]{1,64}\Z")]
+
+
+def page(connection: Connection, user: str, limit: int, cursor: str | None) -> SessionPage:
+    """``limit`` (1 or more) sessions, the last used one first, from where the page that gave ``cursor`` ended.
+
+    Raises:
+        BadCursor: no page gave it.
+    """
+    key = tuple_(sessions.c.updated_at, sessions.c.session_id)
+    query = _SESSIONS.where(sessions.c.user_id == user)
+    if cursor is not None:
+        place = _place(cursor)
+        query = query.where(key < tuple_(place.updated_at, place.session_id))
+    query = query.order_by(sessions.c.updated_at.desc(), sessions.c.session_id.desc()).limit(limit + 1)
+    found = [SessionRecord(**row._mapping) for row in connection.execute(query)]
+    shown = found[:limit]
+    return SessionPage(shown, _cursor(shown[-1]) if len(found) > limit else None)
+
+
+def _cursor(last: SessionRecord) -> str:
+    return urlsafe_b64encode(msgspec.json.encode(_Place(last.updated_at, last.session_id))).decode()
+
+
+def _place(cursor: str) -> _Place:
+    try:
+        return msgspec.json.decode(b64decode(cursor, altchars=b"-_", validate=True), type=_Place)
+    except ValueError:  # of base64, of UTF-8, of JSON (msgspec's errors are ValueErrors) or of the form
+        raise BadCursor("`cursor` is what the last page gave, or absent") from None

@@ -1,0 +1,123 @@
+"""The tables of sessions, messages and runs: one schema for SQLite and PostgreSQL. `migrations/` makes them."""
+
+from typing import Any
+
+import msgspec
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    TypeDecorator,
+    text,
+)
+from sqlalchemy.engine import Dialect
+
+from chatserver.events import ToolCallState, Usage
+from chatserver.records import RunFailure
+
+
+class Document(TypeDecorator[Any]):
+    """A Struct, or a container of them, kept as its JSON text."""
+
+    impl = Text
+    cache_ok = True
+
+    def __init__(self, kind: Any) -> None:
+        super().__init__()
+        self.kind = kind
+        self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(kind)
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+        return None if value is None else msgspec.json.encode(value).decode()
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+        return None if value is None else self._decoder.decode(value)
+
+
+metadata = MetaData()
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("user_id", Text, nullable=False),
+    Column("session_id", Text, nullable=False),
+    Column("title", Text, nullable=False),
+    Column("created_at", Text, nullable=False),
+    Column("updated_at", Text, nullable=False),
+    PrimaryKeyConstraint("user_id", "session_id", name="pk_sessions"),
+    Index("sessions_by_age", "user_id", "updated_at", "session_id"),
+)
+
+# `parent_id` and `run_id` are no foreign keys: a message comes and goes with its session and never alone, so the
+# checks would only make every insert dearer.
+messages = Table(
+    "messages",
+    metadata,
+    Column("message_id", Text, nullable=False),
+    Column("user_id", Text, nullable=False),
+    Column("session_id", Text, nullable=False),
+    Column("position", Integer, nullable=False),  # 1, 2, 3 … in order of creation, since times can be equal
+    Column("parent_id", Text),
+    Column("role", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("run_id", Text),  # the run that says this answer
+    Column("usage", Document(Usage)),
+    Column("created_at", Text, nullable=False),
+    Column("content", Text, nullable=False),
+    Column("reasoning", Text, nullable=False),
+    Column("tool_calls", Document(tuple[ToolCallState, ...]), nullable=False),
+    PrimaryKeyConstraint("message_id", name="pk_messages"),
+    ForeignKeyConstraint(
+        ["user_id", "session_id"],
+        ["sessions.user_id", "sessions.session_id"],
+        name="fk_messages_sessions",
+        ondelete="CASCADE",
+    ),
+    Index("messages_in_order", "user_id", "session_id", "position", unique=True),
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("run_id", Text, nullable=False),
+    Column("user_id", Text, nullable=False),
+    Column("session_id", Text, nullable=False),
+    Column("message_id", Text, nullable=False),  # the answer
+    Column("user_message_id", Text, nullable=False),  # what it answers
+    Column("idempotency_key", Text),
+    Column("request_digest", LargeBinary, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("last_seq", Integer, nullable=False),
+    Column("usage", Document(Usage)),
+    Column("created_at", Text, nullable=False),
+    Column("finished_at", Text),
+    Column("error", Document(RunFailure)),
+    # The last column, so that SQLite reads past it only where it is asked for.
+    Column("events", LargeBinary),  # the documents of a finished run, one a line
+    PrimaryKeyConstraint("run_id", name="pk_runs"),
+    ForeignKeyConstraint(
+        ["user_id", "session_id"],
+        ["sessions.user_id", "sessions.session_id"],
+        name="fk_runs_sessions",
+        ondelete="CASCADE",
+    ),
+    # What makes `finished_at IS NULL` mean "active" everywhere, also in the index below.
+    CheckConstraint("(finished_at IS NULL) = (status IN ('running', 'waiting'))", name="ck_runs_finished"),
+    Index("runs_of_session", "user_id", "session_id"),
+    Index("runs_by_key", "user_id", "idempotency_key", unique=True),
+    Index(
+        "one_active_run",
+        "user_id",
+        "session_id",
+        unique=True,
+        sqlite_where=text("finished_at IS NULL"),
+        postgresql_where=text("finished_at IS NULL"),
+    ),
+)

@@ -1,0 +1,133 @@
+"""Settings: one frozen Struct, read once. The only module that knows the names of environment variables."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+from urllib.parse import urlsplit, urlunsplit
+
+import msgspec
+from msgspec import Meta, Struct
+
+from chatserver.errors import SettingsError
+
+Positive = Annotated[float, Meta(gt=0)]
+NotNegative = Annotated[float, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=1)]
+
+PREFIX = "CHATSERVER_"
+SDK_VARIABLES = {"openai_api_key": "OPENAI_API_KEY", "openai_base_url": "OPENAI_BASE_URL"}
+SECRETS = frozenset({"openai_api_key"})
+DEMO_MODEL = "demo"
+WILDCARD_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
+"""Every address of the machine, each with the one that reaches it from the machine itself."""
+LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an operator can choose; seconds may be fractions."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8000
+    workers: Count = 1
+    root_path: str = ""
+    insecure: bool = False
+
+    openai_api_key: str | None = None
+    openai_base_url: str | None = None
+    model: str = "gpt-4o-mini"
+    tools: str | None = None
+
+    database_url: str = "sqlite:///chatserver.db"
+    redis_url: str | None = None
+
+    grace_seconds: NotNegative = 10.0
+    heartbeat_seconds: Positive = 15.0
+    send_timeout_seconds: Positive = 30.0
+    retention_seconds: NotNegative = 300.0
+    upstream_idle_seconds: Positive = 60.0
+    drain_seconds: NotNegative = 10.0
+    tool_timeout_seconds: Positive = 30.0
+
+    max_message_bytes: Count = 32768
+    max_body_bytes: Count = 1048576
+    max_frame_bytes: Count = 262144
+    max_tool_result_bytes: Annotated[int, Meta(ge=64, le=49152)] = 32768
+    max_log_bytes: Count = 1048576
+    max_connections_per_user: Count = 10_000
+    max_runs: Count = 1000
+    max_runs_per_user: Count = 4
+    max_turns: Count = 10
+    max_context_tokens: Count = 100_000
+
+    auth: str = "none"
+    allowed_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+
+    @property
+    def is_demo(self) -> bool:
+        """Nobody named an upstream, so the built-in demo model answers."""
+        return not (self.openai_api_key or self.openai_base_url)
+
+    @property
+    def own_url(self) -> str:
+        """Where this very server is reached from its own machine."""
+        host = WILDCARD_HOSTS.get(self.host, self.host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}{self.root_path}"
+
+    def shown(self) -> dict[str, Any]:
+        """All settings in force, secrets masked, also inside URLs."""
+        values = msgspec.to_builtins(self)
+        return {name: _masked(name, value) for name, value in values.items()}
+
+
+def variable(name: str) -> str:
+    """The environment variable of a setting."""
+    return SDK_VARIABLES.get(name, PREFIX + name.upper())
+
+
+def load(*sources: Mapping[str, str | None], flags: Mapping[str, Any] | None = None) -> Settings:
+    """Settings from environments (a later one wins) and, above all, from command-line flags.
+
+    Raises:
+        SettingsError: a value is wrong, or asks for what this server cannot do.
+    """
+    environment = {key: value for source in sources for key, value in source.items() if value}
+    values: dict[str, Any] = {}
+    for each in msgspec.structs.fields(Settings):
+        text = environment.get(variable(each.name))
+        if text is not None:
+            is_list = isinstance(each.default, tuple)
+            values[each.name] = [part.strip() for part in text.split(",") if part.strip()] if is_list else text
+    values |= {name: value for name, value in (flags or {}).items() if value is not None}
+    try:
+        settings = msgspec.convert(values, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        sentence, _, path = str(error).partition(" - at `$.")
+        raise SettingsError(f"{variable(path.split('[')[0].rstrip('`'))}: {sentence}") from None
+    if settings.is_demo and "model" not in values:
+        settings = msgspec.structs.replace(settings, model=DEMO_MODEL)
+    return _possible(settings)
+
+
+def _possible(settings: Settings) -> Settings:
+    if settings.auth != "none":
+        raise SettingsError(f"{variable('auth')}: only `none` is available in this version")
+    if settings.redis_url:
+        raise SettingsError(f"{variable('redis_url')}: a shared event log is not available in this version")
+    if settings.workers > 1:
+        raise SettingsError(f"{variable('workers')}: more than one worker needs {variable('redis_url')}")
+    if settings.host not in LOOPBACK_HOSTS and not settings.insecure:
+        raise SettingsError(
+            f"{variable('host')}: without authentication only loopback is served; --insecure serves {settings.host}"
+        )
+    return settings
+
+
+def _masked(name: str, value: Any) -> Any:
+    if name in SECRETS and value:
+        return "***"
+    if name.endswith("_url") and value:
+        parts = urlsplit(value)
+        if parts.password:
+            host = parts.netloc.rpartition("@")[2]
+            return urlunsplit(parts._replace(netloc=f"{parts.username}:***@{host}"))
+    return value

@@ -1,0 +1,87 @@
+"""Tools: plain typed functions that the model may call. Name, description and schema come from the function itself."""
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, get_type_hints
+
+import msgspec
+from msgspec import Struct
+
+from chatserver.errors import SettingsError
+
+
+class BadArguments(ValueError):
+    """The model's arguments do not fit; the message tells the model why."""
+
+
+class Tool(Struct, frozen=True):
+    """A function with the schema of its arguments; ``is_async`` tells where it may run."""
+
+    name: str
+    description: str
+    function: Callable[..., Any]
+    arguments: type[Struct]
+    is_async: bool
+
+    def specification(self) -> dict[str, Any]:
+        """The tool as Chat Completions describes it."""
+        schema = msgspec.json.schema(self.arguments)
+        definitions = schema.pop("$defs", {})
+        parameters = definitions.pop(schema.pop("$ref").rpartition("/")[2])
+        parameters.pop("title", None)
+        if definitions:
+            parameters["$defs"] = definitions
+        function = {"name": self.name, "description": self.description, "parameters": parameters}
+        return {"type": "function", "function": function}
+
+    def bind(self, args: dict[str, Any]) -> dict[str, Any]:
+        """The arguments, converted to what the function's annotations ask for.
+
+        Raises:
+            BadArguments: they do not fit.
+        """
+        try:
+            bound = msgspec.convert(args, self.arguments, strict=False)
+        except msgspec.ValidationError as error:
+            raise BadArguments(str(error)) from None
+        return {name: getattr(bound, name) for name in self.arguments.__struct_fields__}
+
+
+def tool(function: Callable[..., Any]) -> Tool:
+    """Make a tool of an async or plain function whose parameters are all annotated.
+
+    Raises:
+        SettingsError: a parameter has no type, or is not one that JSON can name.
+    """
+    name = function.__name__
+    hints = get_type_hints(function, include_extras=True)
+    fields: list[Any] = []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or parameter.name not in hints:
+            raise SettingsError(f"tool `{name}`: parameter `{parameter.name}` needs a name and a type")
+        field = (parameter.name, hints[parameter.name])
+        fields.append(field if parameter.default is parameter.empty else (*field, parameter.default))
+    try:
+        arguments = msgspec.defstruct(name, fields, kw_only=True, forbid_unknown_fields=True)
+        made = Tool(name, inspect.getdoc(function) or "", function, arguments, inspect.iscoroutinefunction(function))
+        made.specification()
+    except TypeError as error:
+        raise SettingsError(f"tool `{name}`: {error}") from None
+    return made
+
+
+def load_tools(reference: str | None) -> dict[str, Tool]:
+    """The tools by name: the built-in ones, or those of ``module:attribute`` (an iterable of functions or Tools).
+
+    Raises:
+        SettingsError: there is no such attribute, or it holds no tools.
+    """
+    reference = reference or "chatserver.tools.builtin:TOOLS"
+    module, _, attribute = reference.partition(":")
+    try:
+        found: Iterable[Any] = getattr(importlib.import_module(module), attribute or "TOOLS")
+        tools = [each if isinstance(each, Tool) else tool(each) for each in found]
+    except (ImportError, AttributeError, TypeError) as error:
+        raise SettingsError(f"CHATSERVER_TOOLS: {reference}: {error}") from None
+    return {each.name: each for each in tools}

@@ -1,0 +1,69 @@
+"""The built-in tools: enough to see a tool call, safe enough to be always on."""
+
+import ast
+import operator
+from collections.abc import Callable
+from datetime import datetime
+from typing import Annotated
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from msgspec import Meta
+
+EXPRESSION_CHARS_LIMIT = 200
+NUMBER_LIMIT = 10**100
+
+_OPERATORS: dict[type[ast.AST], Callable[..., float]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+    ast.UAdd: operator.pos,
+    ast.USub: operator.neg,
+}
+
+
+async def clock(timezone: Annotated[str, Meta(description="an IANA name such as Europe/Berlin")] = "UTC") -> str:
+    """The current date and time in a time zone."""
+    try:
+        return datetime.now(ZoneInfo(timezone)).isoformat(timespec="seconds")
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError(f"there is no time zone {timezone!r}") from None
+
+
+async def calculator(
+    expression: Annotated[str, Meta(description="numbers with + - * / // % ** and parentheses")],
+) -> float | int:
+    """The value of an arithmetic expression."""
+    if len(expression) > EXPRESSION_CHARS_LIMIT:
+        raise ValueError(f"an expression has at most {EXPRESSION_CHARS_LIMIT} characters")
+    try:
+        return _value(ast.parse(expression.strip(), mode="eval").body)
+    except (SyntaxError, RecursionError, MemoryError):
+        raise ValueError(f"{expression!r} is no arithmetic expression") from None
+
+
+def _value(node: ast.AST) -> float:
+    match node:
+        case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
+            return _bounded(number)
+        case ast.UnaryOp(op=op, operand=operand) if type(op) in _OPERATORS:
+            return _OPERATORS[type(op)](_value(operand))
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+            a, b = _value(left), _value(right)
+            if isinstance(op, ast.Pow) and (abs(b) > 1000 or (abs(a) > 1 and abs(b) * len(str(int(abs(a)))) > 100)):
+                raise ValueError("the result is too large")
+            return _bounded(_OPERATORS[type(op)](a, b))
+        case _:
+            raise ValueError("only numbers, + - * / // % ** and parentheses are understood")
+
+
+def _bounded(number: float) -> float:
+    if isinstance(number, complex) or not -NUMBER_LIMIT < number < NUMBER_LIMIT:
+        raise ValueError("the result is too large or no real number")
+    return number
+
+
+TOOLS = [clock, calculator]

@@ -1,0 +1,155 @@
+"""Calling a tool so that nothing it does can hurt a run: it may raise, hang, block, or answer 100 MB.
+
+Every tool runs in a thread that is not the server's: async ones share one event loop there, plain ones get a daemon
+thread each. So a tool that blocks its loop blocks only tools, and one that never ends is left behind, neither awaited
+nor joined at exit. A loop that is stuck when a call times out is replaced.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from time import monotonic
+from typing import Any
+
+import anyio
+import msgspec
+from msgspec import Struct
+
+from chatserver.tools import Tool
+
+ABANDONED_LIMIT = 64
+"""Plain calls that never came back; with so many threads lost, no further one is begun."""
+STUCK_SECONDS = 1.0
+
+
+class ToolFailed(Exception):
+    """The call gave no result; the message is for the model and the user."""
+
+
+class Outcome(Struct, frozen=True):
+    """What a call gave: JSON-ready, at most the cap in size."""
+
+    result: Any
+    is_error: bool
+    truncated: bool
+    duration_ms: int
+
+
+class ToolThreads:
+    """Where tools run. Make one per server; nothing needs closing, since its threads are daemons."""
+
+    def __init__(self, timeout_seconds: float, result_bytes_limit: int) -> None:
+        self._timeout_seconds = timeout_seconds
+        self._result_bytes_limit = result_bytes_limit
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._plain_calls = 0
+
+    async def call(self, tool: Tool, args: dict[str, Any]) -> Outcome:
+        """Call a tool; whatever happens is an ``Outcome``, except that cancelling cancels."""
+        began = monotonic()
+        try:
+            bound = tool.bind(args)
+            result, truncated = await self._result(tool, bound)
+            is_error = False
+        except TimeoutError:
+            result, truncated, is_error = f"no answer within {self._timeout_seconds:g} seconds", False, True
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001 - a tool is foreign code: SystemExit too is only its failure
+            result, truncated = cap(str(error) or type(error).__name__, self._result_bytes_limit)
+            is_error = True
+        return Outcome(result, is_error, truncated, round((monotonic() - began) * 1000))
+
+    async def _result(self, tool: Tool, bound: dict[str, Any]) -> tuple[Any, bool]:
+        limit = self._result_bytes_limit
+        if tool.is_async:
+            self._loop = self._loop or _start_loop()
+
+            async def run() -> tuple[Any, bool]:
+                return cap(await tool.function(**bound), limit)
+
+            future = asyncio.run_coroutine_threadsafe(run(), self._loop)
+        else:
+            if self._plain_calls >= ABANDONED_LIMIT:
+                raise ToolFailed("too many tool calls have not come back")
+            future = _in_thread(lambda: cap(tool.function(**bound), limit), self._count)
+        try:
+            with anyio.fail_after(self._timeout_seconds):
+                return await asyncio.wrap_future(future)
+        except TimeoutError:
+            if tool.is_async and self._loop is not None and await _is_stuck(self._loop):
+                self._loop = None
+            raise
+
+    def _count(self, change: int) -> None:
+        self._plain_calls += change
+
+
+def cap(result: Any, bytes_limit: int) -> tuple[Any, bool]:
+    """A result as JSON can hold it, and whether it had to be cut to ``bytes_limit`` bytes of JSON.
+
+    Raises:
+        TypeError: JSON has no form for it.
+    """
+    if isinstance(result, bytes | bytearray | memoryview):
+        result = bytes(result[: bytes_limit + 1]).decode(errors="replace")
+    if isinstance(result, str):
+        # Cut first: encoding 100 MB would hold every thread up.
+        cut = result[: bytes_limit + 1].encode(errors="replace").decode()
+        encoded = msgspec.json.encode(cut)
+        if len(encoded) <= bytes_limit:
+            return cut, False
+        return _prefix(cut, bytes_limit), True
+    encoded = msgspec.json.encode(result)
+    if len(encoded) > bytes_limit:
+        return _prefix(encoded[:bytes_limit].decode(errors="replace"), bytes_limit), True
+    return msgspec.json.decode(encoded), False
+
+
+def _prefix(text: str, bytes_limit: int) -> str:
+    """The longest prefix, to within an eighth, whose JSON fits."""
+    while len(msgspec.json.encode(text)) > bytes_limit:
+        text = text[: len(text) * 7 // 8]
+    return text
+
+
+def _start_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="chatserver-tools", daemon=True).start()
+    return loop
+
+
+async def _is_stuck(loop: asyncio.AbstractEventLoop) -> bool:
+    echo: Future[None] = Future()
+    loop.call_soon_threadsafe(echo.set_result, None)
+    with anyio.move_on_after(STUCK_SECONDS):
+        await asyncio.wrap_future(echo)
+        return False
+    return True
+
+
+def _in_thread(call: Callable[[], Any], count: Callable[[int], None]) -> Future[Any]:
+    loop, future = asyncio.get_running_loop(), Future[Any]()
+
+    def run() -> None:
+        try:
+            result, failure = call(), None
+        except BaseException as error:  # noqa: BLE001 - as above
+            result, failure = None, error
+        try:
+            loop.call_soon_threadsafe(settle, result, failure)
+        except RuntimeError:
+            return  # The server has gone; nobody waits any more.
+
+    def settle(result: Any, failure: BaseException | None) -> None:
+        count(-1)
+        if not future.cancelled():
+            if failure is None:
+                future.set_result(result)
+            else:
+                future.set_exception(failure)
+
+    count(1)
+    threading.Thread(target=run, name="chatserver-tool", daemon=True).start()
+    return future

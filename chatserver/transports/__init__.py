@@ -1,0 +1,1 @@
+"""Transports: how events leave. They translate and frame, and decide nothing."""

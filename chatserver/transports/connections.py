@@ -1,0 +1,144 @@
+"""Open connections, whatever their transport: one way out each, and one clock that keeps them alive for all."""
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from time import monotonic
+from typing import Any, Self, TypeAlias
+
+import anyio
+
+from chatserver.errors import TooMany
+
+Message: TypeAlias = dict[str, Any]
+Scope: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+"""ASGI as its specification has it: with room for extensions."""
+
+TRANSPORT = "chatserver.transport"
+"""ASGI extension of our server: the asyncio transport, since ASGI has no way to cut a connection off."""
+
+CHECKS_PER_INTERVAL = 4
+"""How often a connection is looked at in one heartbeat: a ping comes between 3/4 and a whole one."""
+
+SLOTS_LIMIT = 64
+SHORTEST_TICK_SECONDS = 0.02
+"""The connections are spread over slots, looked at one slot a tick, so that thousands of pings never come at once."""
+
+FLUSH_SECONDS = 1.0
+"""How long a connection that is ended may take for its last words."""
+
+
+class Connection:
+    """One peer's way out: messages in order, never two at a time, watched by the clock.
+
+    ``drop`` is called when the peer has taken nothing for too long, ``drain`` when the server begins to go down.
+    """
+
+    def __init__(self, send: Send, ping: Message | None, drop: Callable[[], None], drain: Callable[[], None]) -> None:
+        self.drop = drop
+        self.drain = drain
+        self.is_open = True
+        self.wrote_at = monotonic()
+        self.writing_since: float | None = None
+        self._send = send
+        self._ping = ping
+        self._lock = anyio.Lock(fast_acquire=True)
+
+    async def write(self, message: Message) -> None:
+        """Send one message after those before it; waits while the peer takes nothing."""
+        async with self._lock:
+            self.wrote_at = self.writing_since = monotonic()
+            try:
+                await self._send(message)
+            finally:
+                self.writing_since = None
+
+    async def ping(self) -> None:
+        """Show the peer, and every proxy between, that the connection lives; not while other bytes show it."""
+        if self._ping is not None and self.is_open and self.writing_since is None:
+            await self.write(self._ping)
+
+
+class Connections:
+    """All open connections of the server. Enter it to start its clock."""
+
+    def __init__(self, *, heartbeat_seconds: float, send_timeout_seconds: float, user_limit: int) -> None:
+        interval = min(heartbeat_seconds, send_timeout_seconds) / CHECKS_PER_INTERVAL
+        count = max(1, min(SLOTS_LIMIT, int(interval / SHORTEST_TICK_SECONDS)))
+        self._tick_seconds = interval / count
+        self._slots: list[set[Connection]] = [set() for _ in range(count)]
+        self._idle_seconds = heartbeat_seconds - interval
+        self._send_timeout_seconds = send_timeout_seconds
+        self._user_limit = user_limit
+        self._users: Counter[str] = Counter()
+        self._next_slot = 0
+        self._one_less = anyio.Event()
+        self._tasks = anyio.create_task_group()
+
+    async def __aenter__(self) -> Self:
+        await self._tasks.__aenter__()
+        self._tasks.start_soon(self._beat)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._tasks.cancel_scope.cancel()
+        await self._tasks.__aexit__(None, None, None)
+
+    def __len__(self) -> int:
+        return sum(len(slot) for slot in self._slots)
+
+    def __iter__(self) -> Iterator[Connection]:
+        return (connection for slot in list(self._slots) for connection in list(slot))
+
+    def admit(self, user: str) -> None:
+        """Let a further connection of a user in.
+
+        Raises:
+            TooMany: this user has as many as one may have.
+        """
+        if self._users[user] >= self._user_limit:
+            raise TooMany(f"at most {self._user_limit} connections")
+
+    @contextmanager
+    def watched(self, connection: Connection, user: str) -> Iterator[None]:
+        """Count a connection, keep it alive, and drop it when it is stuck, while it lasts."""
+        self._next_slot = (self._next_slot + 1) % len(self._slots)
+        slot = self._slots[self._next_slot]
+        slot.add(connection)
+        self._users[user] += 1
+        try:
+            yield
+        finally:
+            connection.is_open = False
+            slot.discard(connection)
+            self._users[user] -= 1
+            self._one_less.set()
+
+    async def end_all(self) -> None:
+        """The server goes down and all runs have ended: let every reader take what is left, then drop it."""
+        with anyio.move_on_after(FLUSH_SECONDS):
+            while len(self):
+                self._one_less = anyio.Event()
+                await self._one_less.wait()
+        for connection in self:
+            connection.drop()
+
+    async def _beat(self) -> None:
+        while True:
+            for slot in self._slots:
+                await anyio.sleep(self._tick_seconds)
+                now = monotonic()
+                for connection in list(slot):
+                    if connection.writing_since is None:
+                        if now - connection.wrote_at >= self._idle_seconds:
+                            self._tasks.start_soon(self._ping, connection)
+                    elif now - connection.writing_since >= self._send_timeout_seconds:
+                        connection.drop()
+
+    async def _ping(self, connection: Connection) -> None:
+        try:
+            await connection.ping()
+        except (OSError, RuntimeError):
+            connection.drop()  # It has gone or is closing; its own task may not have noticed yet.

@@ -1,0 +1,228 @@
+"""The HTTP routes: requests to calls of `runs` and `sessions`, and their answers to JSON."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Annotated, Any, TypeVar, cast
+
+import msgspec
+from litestar import HttpMethod, Request, Response, delete, get, patch, post
+from litestar.connection import ASGIConnection
+from litestar.datastructures import State
+from litestar.exceptions import HTTPException
+from litestar.handlers import BaseRouteHandler
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody
+from litestar.params import FromPath, Parameter
+
+from chatserver.commands import ChatRequest, Rename, checked_title, convert, known_form, parse_json
+from chatserver.commands import cursor as parse_cursor
+from chatserver.errors import BadRequest, ChatError, Draining, TooLarge, UnsupportedMedia
+from chatserver.events import Event
+from chatserver.records import RunRecord, SessionDetail, SessionPage, SessionRecord
+from chatserver.transports.parts import parts_of
+from chatserver.transports.sse import chosen
+from chatserver.transports.stream import RunStream
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+OPEN_WHILE_DRAINING = "open_while_draining"
+PAGE_LIMIT = 100
+PAGE_DEFAULT = 20
+
+
+def admit(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """Guard of every route: who is it, and are we still open?
+
+    Raises:
+        Forbidden: a foreign origin or host.
+        Draining: going down, and this route is not one that helps running answers to end.
+    """
+    parts = parts_of(connection)
+    connection.scope["user"] = parts.gate.user(connection.scope)
+    if parts.runs.is_draining and not handler.opt.get(OPEN_WHILE_DRAINING):
+        raise Draining
+
+
+def body_of(kind: type[msgspec.Struct]) -> type[Operation]:
+    """Document a body that the handler reads by itself, strictly: Litestar would coerce "1" to 1."""
+    _, definitions = msgspec.json.schema_components([kind])
+
+    @dataclass
+    class WithBody(Operation):
+        def __post_init__(self) -> None:
+            content = OpenAPIMediaType(schema=definitions[kind.__name__])
+            self.request_body = RequestBody(content={"application/json": content}, required=True)
+
+    return WithBody
+
+
+STREAM = {
+    200: ResponseSpec(
+        cast(Any, Event), generate_examples=False, media_type="text/event-stream", description="the run's events"
+    ),
+}
+STREAM_OR_END = STREAM | {204: ResponseSpec(None, description="the run is over and `after` is its end")}
+
+
+@post("/chat/stream", status_code=200, responses=STREAM, operation_class=body_of(ChatRequest))
+async def start_stream(request: Request[str, Any, State]) -> RunStream:
+    """Start a run and stream its events."""
+    form = chosen(request.headers.get("accept"))
+    parts = parts_of(request)
+    parts.connections.admit(request.user)
+    subscription = await parts.runs.start(request.user, await _read(request, ChatRequest))
+    return RunStream(subscription, form, parts.connections, request.user)
+
+
+@post("/chat/runs", status_code=202, operation_class=body_of(ChatRequest))
+async def start_run(request: Request[str, Any, State]) -> Response[RunRecord]:
+    """Start a run without reading it; its grace period begins at once."""
+    runs = parts_of(request).runs
+    with await runs.start(request.user, await _read(request, ChatRequest)) as subscription:
+        run = await runs.record(request.user, subscription.run_id)
+    location = f"{request.scope.get('root_path', '')}/chat/runs/{run.run_id}"
+    return Response(run, status_code=202, headers={"Location": location})
+
+
+@get("/chat/runs/{run_id:str}")
+async def read_run(request: Request[str, Any, State], run_id: FromPath[str]) -> RunRecord:
+    """A run as it is now."""
+    return await parts_of(request).runs.record(request.user, run_id)
+
+
+@get("/chat/runs/{run_id:str}/events", responses=STREAM_OR_END)
+async def read_events(
+    request: Request[str, Any, State],
+    run_id: FromPath[str],
+    after: Annotated[str | None, Parameter(description="the last `seq` handled; `Last-Event-ID` wins over it")] = None,
+) -> RunStream:
+    """A run's events from a cursor."""
+    form = chosen(request.headers.get("accept"))
+    parts = parts_of(request)
+    parts.connections.admit(request.user)
+    given = request.headers.get("last-event-id", after)
+    subscription = await parts.runs.subscribe(request.user, run_id, 0 if given is None else parse_cursor(given))
+    return RunStream(subscription, form, parts.connections, request.user)
+
+
+@post("/chat/runs/{run_id:str}/cancel", status_code=202, opt={OPEN_WHILE_DRAINING: True})
+async def cancel_run(request: Request[str, Any, State], run_id: FromPath[str]) -> RunRecord:
+    """End a run; it ends with `done`, finish_reason `cancelled`."""
+    return await parts_of(request).runs.cancel(request.user, run_id)
+
+
+@get("/chat/sessions")
+async def list_sessions(
+    request: Request[str, Any, State],
+    limit: Annotated[str | None, Parameter(description=f"1 to {PAGE_LIMIT}, default {PAGE_DEFAULT}")] = None,
+    cursor: Annotated[str | None, Parameter(description="where the last page ended")] = None,
+) -> SessionPage:
+    """The user's sessions, newest first."""
+    if limit is not None and not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= PAGE_LIMIT):
+        raise BadRequest(f"`limit` is from 1 to {PAGE_LIMIT}", "/limit")
+    return await parts_of(request).sessions.page(request.user, int(limit or PAGE_DEFAULT), cursor)
+
+
+@get("/chat/sessions/{session_id:str}")
+async def read_session(
+    request: Request[str, Any, State],
+    session_id: FromPath[str],
+    branches: Annotated[str | None, Parameter(description="`all`: every branch, not just the newest")] = None,
+) -> SessionDetail:
+    """A session with its messages."""
+    if branches not in (None, "all"):
+        raise BadRequest("`branches` is `all` or absent", "/branches")
+    return await parts_of(request).runs.session(request.user, session_id, branches == "all")
+
+
+@patch("/chat/sessions/{session_id:str}", operation_class=body_of(Rename))
+async def rename_session(request: Request[str, Any, State], session_id: FromPath[str]) -> SessionRecord:
+    """Give a session another title."""
+    title = checked_title(await _read(request, Rename))
+    return await parts_of(request).sessions.rename(request.user, known_form(session_id), title)
+
+
+@delete("/chat/sessions/{session_id:str}")
+async def delete_session(request: Request[str, Any, State], session_id: FromPath[str]) -> None:
+    """Delete a session with all it holds; an active run is cancelled first."""
+    await parts_of(request).runs.delete_session(request.user, session_id)
+
+
+@get("/livez", opt={OPEN_WHILE_DRAINING: True})
+async def livez() -> dict[str, str]:
+    """The process answers."""
+    return {"status": "ok"}
+
+
+@get("/readyz")
+async def readyz() -> dict[str, str]:
+    """New runs are welcome; 503 while draining."""
+    return {"status": "ok"}
+
+
+async def _read(request: Request[str, Any, State], kind: type[T]) -> T:
+    """The body as a Struct.
+
+    Raises:
+        UnsupportedMedia, TooLarge, BadJson, BadRequest: it is not one.
+    """
+    media_type, _, parameters = request.headers.get("content-type", "").partition(";")
+    charset = parameters.lower().replace(" ", "").replace('"', "")
+    if media_type.strip().lower() != "application/json" or charset not in ("", "charset=utf-8"):
+        raise UnsupportedMedia("the body must be application/json in UTF-8")
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise UnsupportedMedia("the body must not be compressed")
+    limit = parts_of(request).settings.max_body_bytes
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise TooLarge(f"the body is over {limit} bytes")
+    return convert(parse_json(bytes(body)), kind)
+
+
+def problem(request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:
+    """Any failure as an RFC 9457 document; one that was not foreseen says nothing of itself."""
+    if isinstance(error, HTTPException):
+        refusal = ChatError(error.detail if error.status_code < 500 else None)
+        refusal.status = error.status_code
+        refusal.code = HTTPStatus(error.status_code).name.lower()
+    elif isinstance(error, ChatError):
+        refusal = error
+    else:
+        logger.error("a request failed", exc_info=error)
+        refusal = ChatError("the server failed; its log says why")
+    headers = {} if refusal.retry_after is None else {"Retry-After": str(refusal.retry_after)}
+    if refusal.status == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(_methods(request))
+    return Response(
+        refusal.problem(), status_code=refusal.status, media_type="application/problem+json", headers=headers
+    )
+
+
+def _methods(request: Request[Any, Any, Any]) -> Iterator[str]:
+    """The methods that the requested path answers to."""
+    for method in HttpMethod:
+        with suppress(HTTPException):
+            request.app.asgi_router.handle_routing(path=request.scope["path"], method=method.value)
+            yield method.value
+
+
+ROUTES = [
+    start_stream,
+    start_run,
+    read_run,
+    read_events,
+    cancel_run,
+    list_sessions,
+    read_session,
+    rename_session,
+    delete_session,
+    livez,
+    readyz,
+]

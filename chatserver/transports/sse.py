@@ -1,0 +1,118 @@
+"""How a run's records are written over plain HTTP: as SSE, NDJSON or text. Bytes only; the stream itself is in http."""
+
+import random
+from collections.abc import Sequence
+from typing import Protocol
+
+from chatserver.errors import NotAcceptable
+from chatserver.events import Record, Snapshot, Token, decode
+
+RETRY_MS = 1000
+"""What a browser's EventSource waits before it comes back."""
+
+
+class Format(Protocol):
+    """One way to write records as the body of a response."""
+
+    media_type: str
+    ping: bytes
+
+    def opening(self) -> bytes:
+        """The first bytes, sent before anything is known."""
+        ...
+
+    def frame(self, records: Sequence[Record]) -> bytes:
+        """The records as the bytes of one write."""
+        ...
+
+    def farewell(self) -> bytes:
+        """The last bytes when the server goes down."""
+        ...
+
+
+class EventStream:
+    """`text/event-stream`, LF only: some clients split on nothing else."""
+
+    media_type = "text/event-stream"
+    ping = b": ping\n\n"
+
+    def opening(self) -> bytes:
+        return b"retry: %d\n\n" % RETRY_MS
+
+    def frame(self, records: Sequence[Record]) -> bytes:
+        return b"".join(
+            [b"id: %d\nevent: %b\ndata: %b\n\n" % (each.seq, each.type.encode(), each.data) for each in records]
+        )
+
+    def farewell(self) -> bytes:
+        # Spread out, or every reader would come back in the same moment.
+        return b"retry: %d\n\n" % random.randint(RETRY_MS // 2, RETRY_MS * 2)  # noqa: S311
+
+
+class JsonLines:
+    """`application/x-ndjson`: one document a line; the ping is the one that WebSocket clients know."""
+
+    media_type = "application/x-ndjson"
+    ping = b'{"type":"ping"}\n'
+
+    def opening(self) -> bytes:
+        return b""
+
+    def frame(self, records: Sequence[Record]) -> bytes:
+        return b"".join([each.data + b"\n" for each in records])
+
+    def farewell(self) -> bytes:
+        return b""
+
+
+class PlainText:
+    """`text/plain`: the tokens' text alone."""
+
+    media_type = "text/plain"
+    ping = b""
+
+    def opening(self) -> bytes:
+        return b""
+
+    def frame(self, records: Sequence[Record]) -> bytes:
+        events = (decode(each.data) for each in records if each.type in ("token", "snapshot"))
+        return "".join(event.content for event in events if isinstance(event, Token | Snapshot)).encode()
+
+    def farewell(self) -> bytes:
+        return b""
+
+
+FORMATS: tuple[Format, ...] = (EventStream(), JsonLines(), PlainText())
+
+
+def chosen(accept: str | None) -> Format:
+    """The format that an `Accept` header prefers; the first one where it does not care.
+
+    Raises:
+        NotAcceptable: it takes none of them.
+    """
+    if not (accept or "").strip():
+        return FORMATS[0]
+    ranges = [_range(part) for part in (accept or "").split(",") if part.strip()]
+    wishes = [(_quality(each.media_type, ranges), -index, each) for index, each in enumerate(FORMATS)]
+    quality, _, best = max(wishes, key=lambda wish: wish[:2])
+    if quality <= 0:
+        raise NotAcceptable(f"one of {', '.join(each.media_type for each in FORMATS)}")
+    return best
+
+
+def _range(part: str) -> tuple[str, float]:
+    media_type, *parameters = (piece.strip().lower() for piece in part.split(";"))
+    quality = next((piece[2:] for piece in parameters if piece.startswith("q=")), "1")
+    try:
+        return media_type, min(1.0, max(0.0, float(quality)))
+    except ValueError:
+        return media_type, 0.0
+
+
+def _quality(media_type: str, ranges: list[tuple[str, float]]) -> float:
+    """The quality that the most specific matching range gives."""
+    for form in (media_type, f"{media_type.partition('/')[0]}/*", "*/*"):
+        if matching := [quality for name, quality in ranges if name == form]:
+            return max(matching)
+    return 0.0

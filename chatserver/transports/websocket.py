@@ -1,0 +1,250 @@
+"""A WebSocket that carries any number of runs: one reader that always drains, one way out, a pump for each run."""
+
+from collections.abc import Sequence
+from contextlib import aclosing, suppress
+from typing import Any
+
+import anyio
+import msgspec
+from anyio.abc import TaskGroup
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+from litestar import asgi
+
+from chatserver.commands import COMMAND_TAGS, Attach, Cancel, Command, Detach, Ping, convert, cursor, parse_json
+from chatserver.commands import Send as SendCommand
+from chatserver.errors import BadJson, ChatError, Draining, TooMany, UpgradeRequired
+from chatserver.events import Record
+from chatserver.run import Subscription
+from chatserver.runs import Runs
+from chatserver.transports.connections import TRANSPORT, Connection, Connections, Receive, Scope, Send
+from chatserver.transports.parts import Parts
+
+SUBPROTOCOL = "chatserver.v1"
+BATCH = "chatserver.batch"
+"""ASGI extension of our server: many text frames, given as bytes, in one write."""
+
+INBOX_BYTES_LIMIT = 1024 * 1024
+"""Commands that may wait while one is obeyed; a client that asks much faster than it is answered is no client."""
+
+FRAME_OVERHEAD_BYTES = 100
+"""What a waiting frame takes beside its text."""
+
+NO_COMMANDS_LIMIT = 10
+"""Frames in a row that are no commands at all, after which the peer is taken for something else."""
+
+PING = {"type": "websocket.send", "text": '{"type":"ping"}'}
+
+
+class Closing(Exception):
+    """The connection is to be closed with this code."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
+STUCK = Closing(1006, "the peer takes nothing")
+"""No close frame could reach this peer: its connection is reset."""
+
+
+class _Pump:
+    """One attached run: its subscription is read in a task of its own."""
+
+    def __init__(self, subscription: Subscription) -> None:
+        self.subscription = subscription
+        self.scope = anyio.CancelScope()
+        self.stopped = anyio.Event()
+
+
+class Dialogue:
+    """What goes on over one WebSocket."""
+
+    def __init__(self, user: str, runs: Runs, connections: Connections, scope: Scope, send: Send) -> None:
+        self._user = user
+        self._runs = runs
+        self._connections = connections
+        self._send = send
+        self._sends_batches = BATCH in scope.get("extensions", {})
+        self._pumps: dict[str, _Pump] = {}
+        self._no_commands = 0
+        self._waiting_bytes = 0
+        self._closing: Closing | None = None
+        self._is_draining = False
+        self._tasks: TaskGroup
+        self._connection: Connection
+
+    async def run(self, receive: Receive) -> Closing | None:
+        """Obey the peer until it leaves (None) or is to be closed."""
+        async with anyio.create_task_group() as self._tasks:
+            self._connection = Connection(self._send, PING, drop=lambda: self._close(STUCK), drain=self._drain)
+            with self._connections.watched(self._connection, self._user):
+                inbox, commands = anyio.create_memory_object_stream[str](INBOX_BYTES_LIMIT)
+                self._tasks.start_soon(self._obey_all, commands)
+                with inbox:
+                    await self._listen(receive, inbox)
+        for pump in self._pumps.values():
+            pump.subscription.close()  # One whose task was cancelled before its first step has not left yet.
+        return self._closing
+
+    def _close(self, closing: Closing | None) -> None:
+        self._closing = self._closing or closing
+        self._tasks.cancel_scope.cancel()
+
+    def _drain(self) -> None:
+        self._is_draining = True
+        self._close_if_drained()
+
+    def _close_if_drained(self) -> None:
+        if self._is_draining and all(pump.subscription.is_over for pump in self._pumps.values()):
+            self._close(Closing(1012, "going down"))
+
+    async def _listen(self, receive: Receive, inbox: MemoryObjectSendStream[str]) -> None:
+        """Take every frame as it comes: an unread one would keep the pongs behind it from being seen."""
+        while True:
+            message = await receive()
+            if message["type"] == "websocket.disconnect":
+                return self._close(None)
+            if message["type"] != "websocket.receive":
+                continue
+            text = message.get("text")
+            if text is None:
+                return self._close(Closing(1003, "text frames only"))
+            self._waiting_bytes += len(text) + FRAME_OVERHEAD_BYTES
+            if self._waiting_bytes > INBOX_BYTES_LIMIT:
+                return self._close(Closing(4429, "more commands than can be answered"))
+            inbox.send_nowait(text)
+
+    async def _obey_all(self, commands: MemoryObjectReceiveStream[str]) -> None:
+        with commands:
+            async for text in commands:
+                self._waiting_bytes -= len(text) + FRAME_OVERHEAD_BYTES
+                try:
+                    await self._obey_text(text)
+                except Closing as closing:
+                    return self._close(closing)
+
+    async def _obey_text(self, text: str) -> None:
+        """Obey one frame, or say why not."""
+        about: dict[str, Any] = {}
+        try:
+            tree = parse_json(text)
+            if not isinstance(tree, dict) or str(tree.get("type")) not in COMMAND_TAGS:
+                raise BadJson(f"a command is an object whose `type` is one of {', '.join(sorted(COMMAND_TAGS))}")
+            about = {name: tree[name] for name in ("ref", "run_id") if isinstance(tree.get(name), str)}
+            self._no_commands = 0
+            await self._obey(convert(tree, Command), about)  # type: ignore[arg-type]  # a union is a type to msgspec
+        except ChatError as error:
+            self._no_commands += isinstance(error, BadJson)
+            refusal = {"status": error.status, "code": error.code, "message": error.detail} | error.facts()
+            await self._say({"type": "rejected"} | about | refusal)
+            if self._no_commands >= NO_COMMANDS_LIMIT:
+                raise Closing(4400, "these are no commands") from None
+            if isinstance(error, Draining):
+                raise Closing(1012, "going down") from None
+
+    async def _obey(self, command: Command, about: dict[str, Any]) -> None:
+        match command:
+            case SendCommand():
+                await self._attach(await self._runs.start(self._user, command.request()), about)
+            case Attach():
+                after = cursor(command.after)
+                await self._attach(await self._runs.subscribe(self._user, command.run_id, after), about)
+            case Detach():
+                await self._runs.record(self._user, command.run_id)
+                await self._detach(command.run_id)
+                await self._say({"type": "accepted"} | about)
+            case Cancel():
+                await self._runs.cancel(self._user, command.run_id)
+                await self._say({"type": "accepted"} | about)
+            case Ping():
+                await self._say({"type": "pong"})
+
+    async def _attach(self, subscription: Subscription, about: dict[str, Any]) -> None:
+        """Say so, then let a pump send what follows the cursor."""
+        run_id = subscription.run_id
+        try:
+            await self._detach(run_id)
+            ended = {"ended": True} if subscription.is_at_end else {}
+            await self._say({"type": "accepted"} | about | {"run_id": run_id} | ended)
+        except BaseException:
+            subscription.close()
+            raise
+        if subscription.is_at_end:
+            return subscription.close()
+        self._pumps[run_id] = pump = _Pump(subscription)
+        self._tasks.start_soon(self._pump, pump)
+
+    async def _detach(self, run_id: str) -> None:
+        if pump := self._pumps.pop(run_id, None):
+            pump.scope.cancel()
+            await pump.stopped.wait()
+
+    async def _pump(self, pump: _Pump) -> None:
+        try:
+            with pump.scope, pump.subscription:
+                async with aclosing(pump.subscription.read()) as batches:
+                    async for batch in batches:
+                        await self._forward(batch)
+        except OSError:
+            return self._close(None)
+        finally:
+            pump.stopped.set()
+            if self._pumps.get(pump.subscription.run_id) is pump:
+                del self._pumps[pump.subscription.run_id]
+        self._close_if_drained()
+
+    async def _forward(self, batch: Sequence[Record]) -> None:
+        """Each record as a text frame; the whole batch in one write where the server can do that."""
+        if self._sends_batches:
+            return await self._connection.write({"type": "websocket.send", BATCH: [each.data for each in batch]})
+        for each in batch:
+            await self._connection.write({"type": "websocket.send", "text": each.data.decode()})
+
+    async def _say(self, message: dict[str, Any]) -> None:
+        await self._connection.write({"type": "websocket.send", "text": msgspec.json.encode(message).decode()})
+
+
+@asgi("/chat/ws", copy_scope=False)
+async def websocket(scope: Scope, receive: Receive, send: Send) -> None:
+    """The WebSocket endpoint: let the peer in or refuse the handshake, hold the dialogue, say goodbye."""
+    if scope["type"] != "websocket":
+        return await _refuse(scope, send, UpgradeRequired("this is a WebSocket"))
+    parts: Parts = scope["litestar_app"].state.parts
+    try:
+        user = parts.gate.user(scope)
+        if parts.runs.is_draining:
+            raise Draining
+    except ChatError as error:
+        return await _refuse(scope, send, error)
+    await receive()
+    offered = SUBPROTOCOL in scope["subprotocols"]
+    await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL if offered else None, "headers": []})
+    try:
+        parts.connections.admit(user)
+        closing = await Dialogue(user, parts.runs, parts.connections, scope, send).run(receive)
+    except TooMany as error:
+        closing = Closing(4429, error.detail)
+    except OSError:
+        return  # The peer went away in mid send.
+    if closing is STUCK:
+        if transport := scope.get("extensions", {}).get(TRANSPORT):
+            transport.abort()
+    elif closing is not None:
+        await _goodbye(send, closing)
+
+
+async def _goodbye(send: Send, closing: Closing) -> None:
+    with anyio.move_on_after(1), suppress(OSError):
+        await send({"type": "websocket.close", "code": closing.code, "reason": closing.reason})
+
+
+async def _refuse(scope: Scope, send: Send, error: ChatError) -> None:
+    """Answer the handshake, or a plain request, with a problem document."""
+    body = msgspec.json.encode(error.problem())
+    headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
+    if error.retry_after is not None:
+        headers.append((b"retry-after", str(error.retry_after).encode()))
+    prefix = "websocket.http" if scope["type"] == "websocket" else "http"
+    await send({"type": f"{prefix}.response.start", "status": error.status, "headers": headers})
+    await send({"type": f"{prefix}.response.body", "body": body, "more_body": False})

@@ -1,0 +1,83 @@
+# What can be done here: `.venv/bin/just` lists it. README has the two commands that work before .venv exists; where
+# just itself is installed, every recipe below does too. Tools come from .venv, nothing has to be activated.
+
+set positional-arguments
+
+export PATH := justfile_directory() / ".venv/bin:" + env("PATH")
+
+# Debian packages that tests use beyond Python's. Without them those tests are skipped, but never in CI.
+debian_packages := "postgresql"
+
+lock_command := "uv pip compile --quiet --system-certs --universal --python-version 3.11 --generate-hashes --no-emit-index-url --group build --custom-compile-command 'just lock'"
+
+# list the recipes
+_default:
+    @just --list --unsorted
+
+# start the server; options as in `chatserver serve --help`
+serve *options: _package
+    chatserver serve "$@"
+
+# install what the tests need, then run them; arguments go to pytest: `just test tests/test_events.py -k fold`
+test *arguments: _package _services
+    pytest -n auto --dist loadgroup "$@"
+
+# the promises of PROTOCOL.md at full length, one after the other: minutes, not seconds
+proofs *arguments: _package _services
+    CHATSERVER_PROOFS=full pytest -m proof --timeout 1800 "$@"
+
+# rules of style and likely bugs
+lint: _package
+    ruff check .
+    ruff format --check .
+
+# strict types, of the package and of its tests
+types: _package
+    mypy
+
+# rewrite the code in the one format, and mend what can be mended safely
+format: _package
+    ruff check --fix-only .
+    ruff format .
+
+# all that CI holds, the quick ones first
+check: lint types test
+
+# write the checked-in JSON Schema anew from the events and commands
+schema: _package
+    chatserver schema
+
+# resolve the locks anew after a change of pyproject.toml; `just lock --upgrade` takes the newest of everything
+lock *options: _package
+    {{lock_command}} "$@" --output-file requirements.lock pyproject.toml
+    {{lock_command}} "$@" --all-extras --group dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
+
+# .venv with all locked packages and the project itself, editable; nothing to do while neither has changed
+_package:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    stamp=.venv/complete
+    if [[ $stamp -nt requirements-dev.lock && $stamp -nt pyproject.toml ]]; then exit; fi
+    [[ -x .venv/bin/pip ]] || python3 -m venv .venv
+    pip install --quiet --requirement requirements-dev.lock
+    pip install --quiet --no-deps --no-build-isolation --editable .
+    touch "$stamp"
+
+# the Debian packages, where this user may install them; otherwise a word about what will be skipped
+_services:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    installed() { dpkg-query --show --showformat '${db:Status-Status}' "$1" 2>/dev/null | grep -qx installed; }
+    missing=()
+    for package in {{debian_packages}}; do
+        installed "$package" || missing+=("$package")
+    done
+    if [[ ${#missing[@]} -eq 0 ]]; then exit; fi
+    as_root=(env DEBIAN_FRONTEND=noninteractive)
+    if [[ $(id -u) -ne 0 ]]; then as_root=(sudo --non-interactive "${as_root[@]}"); fi
+    install() { "${as_root[@]}" apt-get update -qq && "${as_root[@]}" apt-get install -qq --no-install-recommends "$@" >/dev/null; }
+    if command -v apt-get >/dev/null && "${as_root[@]}" true 2>/dev/null; then
+        echo "installing Debian packages for the tests: ${missing[*]}"
+        if install "${missing[@]}"; then exit; fi
+    fi
+    echo "not installed, and not installable by this user on this machine: ${missing[*]}; tests that need them are skipped"

@@ -1,0 +1,253 @@
+"""Real servers for tests: one inside the test's loop, one in a process of its own. Both on port 0, both real sockets.
+
+async with FakeUpstream() as upstream, live_server(upstream.url) as server:
+    response = await request(server, "GET", "/livez")
+"""
+
+import asyncio
+import os
+import re
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import anyio
+import msgspec
+from litestar import Litestar
+
+from chatserver.server import Server, bind
+from chatserver.settings import Settings, variable
+
+CANARY = "sk-test-canary"
+"""The upstream key of every test: it must never be seen in an answer or a log."""
+
+START_SECONDS = 30.0
+STOP_SECONDS = 10.0
+ROOT = Path(__file__).parent.parent
+_ADDRESS = re.compile(r"http://(\[[0-9a-f:]+\]|[0-9A-Za-z.-]+):(\d+)")
+
+
+def settings_for(upstream_url: str | None, directory: Path, **settings: Any) -> Settings:
+    """Settings of a test server; ``settings`` win."""
+    defaults: dict[str, Any] = {
+        "host": "127.0.0.1",
+        "port": 0,
+        "openai_api_key": CANARY if upstream_url else None,
+        "openai_base_url": upstream_url,
+        "database_url": f"sqlite:///{directory}/chat.db",
+        "heartbeat_seconds": 15.0,
+        "grace_seconds": 10.0,
+        "max_runs_per_user": 1000,
+    }
+    return Settings(**(defaults | settings))
+
+
+@dataclass
+class LiveServer:
+    """A server that runs in this very loop."""
+
+    server: Server
+    settings: Settings
+
+    @property
+    def host(self) -> str:
+        return self.settings.host
+
+    @property
+    def port(self) -> int:
+        return self.settings.port
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+    @property
+    def app(self) -> Litestar:
+        return self.server.app
+
+    @property
+    def runs(self) -> Any:
+        """The ``Runs`` of the application."""
+        return self.app.state.parts.runs
+
+    @property
+    def connections(self) -> int:
+        """Open connections, as the server counts them."""
+        return len(self.server.server_state.connections)
+
+    def begin_drain(self) -> None:
+        """What the first SIGTERM does."""
+        self.server.begin_drain()
+
+
+@asynccontextmanager
+async def live_server(
+    upstream_url: str | None, *, directory: Path | None = None, **settings: Any
+) -> AsyncIterator[LiveServer]:
+    """A server until the end of the block; with a ``directory``, on the database there (for a second life)."""
+    with tempfile.TemporaryDirectory(prefix="chatserver-") as temporary:
+        chosen = settings_for(upstream_url, directory or Path(temporary), **settings)
+        sock = bind(chosen)
+        chosen = msgspec.structs.replace(chosen, port=sock.getsockname()[1])
+        server = Server(chosen)
+        serving = asyncio.get_running_loop().create_task(server.serve(sockets=[sock]), name="live server")
+        try:
+            await _started(server, serving)
+            yield LiveServer(server, chosen)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await _stopped(server, serving)
+                sock.close()
+
+
+async def _started(server: Server, serving: "asyncio.Task[None]") -> None:
+    with anyio.fail_after(START_SECONDS):
+        while not server.started:
+            if serving.done():
+                await serving
+                raise RuntimeError("the server ended before it had started")
+            await anyio.sleep(0.001)
+
+
+async def _stopped(server: Server, serving: "asyncio.Task[None]") -> None:
+    """Stop hard; a server that does not is a failed test."""
+    server.should_exit = True
+    done, _ = await asyncio.wait([serving], timeout=STOP_SECONDS)
+    if not done:
+        server.force_exit = True
+        serving.cancel()
+        await asyncio.wait([serving], timeout=STOP_SECONDS)
+        raise TimeoutError(f"the server did not stop within {STOP_SECONDS} s")
+    serving.result()
+
+
+class ServerProcess:
+    """A server in a process of its own, on a database that outlives it.
+
+    ``async with ServerProcess(upstream.url, tmp_path, drain_seconds=2) as server:`` starts it; after ``kill`` or
+    ``terminate`` and ``await server.wait()``, ``await server.start()`` gives it another life on another port.
+    """
+
+    def __init__(
+        self,
+        upstream_url: str | None,
+        directory: Path,
+        *arguments: str,
+        environment: dict[str, str] | None = None,
+        **settings: Any,
+    ) -> None:
+        self.settings = settings_for(upstream_url, directory, **settings)
+        self.directory = directory
+        self.arguments = arguments
+        self.host = self.settings.host
+        self.port = 0
+        self.stdout: list[str] = []
+        """All lines so far, of all lives."""
+        self.stderr: list[str] = []
+        self._environment = environment or {}
+        self._process: asyncio.subprocess.Process | None = None
+        self._readers: list[asyncio.Task[None]] = []
+        self._spoke = asyncio.Event()
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        return self._running.pid
+
+    @property
+    def output(self) -> str:
+        """Everything it said, for messages and for secrets that must not be there."""
+        return "\n".join([*self.stdout, *self.stderr])
+
+    @property
+    def _running(self) -> asyncio.subprocess.Process:
+        assert self._process is not None, "the server was not started"
+        return self._process
+
+    async def start(self) -> Self:
+        """Start it, for the first time or again, and wait until it says where it listens."""
+        begin = len(self.stdout)
+        self._process = process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "chatserver", "serve", "--host", self.host, "--port", str(self.settings.port), *self.arguments),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=16 * 1024 * 1024,
+            cwd=self.directory,
+            env=self._env(),
+        )
+        assert process.stdout is not None
+        assert process.stderr is not None
+        self._readers = [
+            asyncio.create_task(self._collect(process.stdout, self.stdout)),
+            asyncio.create_task(self._collect(process.stderr, self.stderr)),
+        ]
+        try:
+            with anyio.fail_after(START_SECONDS):
+                while not (found := next(filter(None, map(_ADDRESS.search, self.stdout[begin:])), None)):
+                    if process.returncode is not None:
+                        raise RuntimeError(f"the server ended with {process.returncode}:\n{self.output}")
+                    await self._spoke.wait()
+        except TimeoutError:
+            raise TimeoutError(f"the server said no address within {START_SECONDS} s:\n{self.output}") from None
+        self.port = int(found[2])
+        return self
+
+    def _env(self) -> dict[str, str]:
+        foreign = ("CHATSERVER_", "OPENAI_")
+        env = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+        env |= {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        defaults = Settings()
+        for name in Settings.__struct_fields__:
+            value = getattr(self.settings, name)
+            if value != getattr(defaults, name) and name not in ("host", "port"):
+                env[variable(name)] = ",".join(value) if isinstance(value, tuple) else str(value)
+        return env | self._environment
+
+    async def _collect(self, stream: asyncio.StreamReader, lines: list[str]) -> None:
+        while line := await stream.readline():
+            lines.append(line.decode(errors="replace").rstrip("\n"))
+            self._said()
+        await self._running.wait()
+        self._said()
+
+    def _said(self) -> None:
+        self._spoke.set()
+        self._spoke = asyncio.Event()
+
+    def terminate(self) -> None:
+        self._running.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL: nothing of it goes on."""
+        self._running.kill()
+
+    async def wait(self) -> int:
+        """Wait until it has ended and all it said is collected; its exit status."""
+        status = await self._running.wait()
+        await asyncio.gather(*self._readers)
+        return status
+
+    async def __aenter__(self) -> Self:
+        try:
+            return await self.start()
+        except BaseException:
+            await self.__aexit__()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._process is None:
+            return
+        with anyio.CancelScope(shield=True):
+            if self._process.returncode is None:
+                self._process.kill()
+            await self.wait()

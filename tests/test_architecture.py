@@ -1,0 +1,175 @@
+"""The package keeps the order that its design draws: rooms in one line, libraries at home, files that can be read."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "chatserver"
+
+ROOMS = (
+    "events",
+    "errors",
+    "commands",
+    "records",
+    "settings",
+    "log",
+    "providers",
+    "tools",
+    "context",
+    "agent",
+    "sessions",
+    "run",
+    "runs",
+    "schema",
+    "auth",
+    "transports",
+    "app",
+    "server",
+    "cli",
+    "__main__",
+)
+"""A room may import those before it. What is imported under ``TYPE_CHECKING`` or within a function counts too."""
+
+EVERYWHERE = frozenset({"anyio", "msgspec"})
+
+HOMES = {
+    "aiosqlite": ("sessions/",),
+    "alembic": ("sessions/",),
+    "asyncpg": ("sessions/",),
+    "click": ("cli.py",),
+    "dotenv": ("cli.py",),
+    "httpx2": ("providers/openai.py",),
+    "litestar": ("transports/", "auth.py", "app.py"),
+    "openai": ("providers/openai.py",),
+    "sqlalchemy": ("sessions/",),
+    "uvicorn": ("server.py", "cli.py"),
+    "uvloop": ("server.py",),
+}
+"""Where a library may be imported: nowhere else does the program know that it exists."""
+
+NAMES_THAT_SAY_NOTHING = frozenset({"util", "helper", "common", "base", "manager", "service", "handler"})
+
+LINES_LIMIT = 300
+
+
+def complaints(package: Path) -> list[str]:
+    """Whatever in the package breaks a rule, each with the place and the rule."""
+    found = [
+        f"{path.relative_to(package).as_posix()}{complaint}"
+        for path in sorted(package.rglob("*.py"))
+        for complaint in (*_about_file(path, package), *_about_imports(path, package))
+    ]
+    return list(dict.fromkeys(found))  # one line that imports three names breaks a rule once
+
+
+def _about_file(path: Path, package: Path) -> Iterator[str]:
+    for part in path.relative_to(package).with_suffix("").parts:
+        if part.strip("_").removesuffix("s") in NAMES_THAT_SAY_NOTHING:
+            yield f": `{part}` says nothing about what is inside"
+    lines = len(path.read_text().splitlines())
+    if lines > LINES_LIMIT:
+        yield f": {lines} lines, over {LINES_LIMIT}"
+
+
+def _about_imports(path: Path, package: Path) -> Iterator[str]:
+    place = path.relative_to(package)
+    room = place.with_suffix("").parts[0]
+    if room != "__init__" and room not in ROOMS:
+        yield f": `{room}` has no place in ROOMS"
+        return
+    for line, module in _imported(ast.parse(path.read_text())):
+        top, _, inner = module.partition(".")
+        if top == package.name:
+            complaint = _about_room(room, inner.partition(".")[0])
+        elif top in sys.stdlib_module_names or top in EVERYWHERE:
+            complaint = None
+        else:
+            complaint = _about_library(place.as_posix(), top)
+        if complaint:
+            yield f":{line}: {complaint}"
+
+
+def _imported(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Every module that the code names; of ``from x import y`` both x and x.y, since y may be a module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, name.name) for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            yield from ((node.lineno, f"{module}.{name.name}") for name in node.names)
+
+
+def _about_room(room: str, other: str) -> str | None:
+    if other not in ROOMS:
+        return None  # a name of the package itself, such as `__version__`
+    if room == "__init__":
+        return f"the package itself imports `{other}`"
+    if ROOMS.index(other) > ROOMS.index(room):
+        return f"`{room}` imports `{other}`, which comes after it"
+    return None
+
+
+def _about_library(place: str, library: str) -> str | None:
+    if not library:
+        return "a relative import"
+    if library not in HOMES:
+        return f"`{library}` has no place in HOMES"
+    if not place.startswith(HOMES[library]):
+        return f"`{library}` is imported outside {', '.join(HOMES[library])}"
+    return None
+
+
+def test_the_package_keeps_its_rules() -> None:
+    assert complaints(PACKAGE) == []
+
+
+def test_every_room_and_home_exists() -> None:
+    """A rule about a file that was renamed away would hold for ever."""
+    rooms = [room for room in ROOMS if not (PACKAGE / room).is_dir() and not (PACKAGE / f"{room}.py").is_file()]
+    homes = [home for places in HOMES.values() for home in places if not (PACKAGE / home).exists()]
+    assert (rooms, homes) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "complaint"),
+    [
+        ("events.py", "import chatserver.app", "events.py:1: `events` imports `app`, which comes after it"),
+        ("log/memory.py", "\nfrom chatserver import app", "log/memory.py:2: `log` imports `app`, which comes after it"),
+        ("agent.py", "def f():\n    import chatserver.cli", "agent.py:2: `agent` imports `cli`, which comes after it"),
+        ("__init__.py", "from chatserver.app import start, end", "__init__.py:1: the package itself imports `app`"),
+        ("runs.py", "from .agent import answer", "runs.py:1: a relative import"),
+        ("agent.py", "from openai import OpenAI, Omit", "agent.py:1: `openai` is imported outside providers/openai.py"),
+        ("providers/demo.py", "import httpx2", "providers/demo.py:1: `httpx2` is imported outside providers/openai.py"),
+        ("runs.py", "from sqlalchemy.ext import asyncio", "runs.py:1: `sqlalchemy` is imported outside sessions/"),
+        ("app.py", "import uvicorn.config", "app.py:1: `uvicorn` is imported outside server.py, cli.py"),
+        ("app.py", "import requests", "app.py:1: `requests` has no place in HOMES"),
+        ("attic.py", "", "attic.py: `attic` has no place in ROOMS"),
+        ("log/_helpers.py", "", "log/_helpers.py: `_helpers` says nothing about what is inside"),
+        ("agent.py", "x = 1\n" * 301, "agent.py: 301 lines, over 300"),
+    ],
+)
+def test_a_broken_rule_is_told(tmp_path: Path, file: str, source: str, complaint: str) -> None:
+    path = tmp_path / "chatserver" / file
+    path.parent.mkdir(parents=True)
+    path.write_text(source)
+    assert complaints(tmp_path / "chatserver") == [complaint]
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("__init__.py", '__version__ = "1"'),
+        ("app.py", "import json, anyio, litestar\nfrom chatserver import __version__\nfrom chatserver.runs import Run"),
+        ("log/redis.py", "from chatserver.log import EventLog\nfrom chatserver.events import Event"),
+        ("providers/openai.py", "def f():\n    import openai"),
+        ("agent.py", "x = 1\n" * 300),
+    ],
+)
+def test_a_kept_rule_is_not(tmp_path: Path, file: str, source: str) -> None:
+    path = tmp_path / "chatserver" / file
+    path.parent.mkdir(parents=True)
+    path.write_text(source)
+    assert complaints(tmp_path / "chatserver") == []

@@ -1,0 +1,362 @@
+"""What a client may ask for: strict JSON, exact fields, and a refusal that says where."""
+
+import json
+import re
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from chatserver.commands import (
+    COMMAND_TYPES,
+    NAME_CHARS_LIMIT,
+    NESTING_LIMIT,
+    OUTPUT_TOKENS_LIMIT,
+    SYSTEM_BYTES_LIMIT,
+    Attach,
+    Cancel,
+    ChatRequest,
+    Command,
+    Detach,
+    Ping,
+    Rename,
+    Send,
+    checked,
+    checked_title,
+    convert,
+    cursor,
+    known_form,
+    new_id,
+    parse_json,
+)
+from chatserver.errors import BadCursor, BadJson, BadRequest, ChatError, NotFound, TooLarge
+
+LIMIT = 32 * 1024
+
+# ---- JSON -----------------------------------------------------------------------------------------------------------
+
+
+def nested(depth: int) -> bytes:
+    return b"[" * depth + b"]" * depth
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b" ",
+        b"{",
+        b'{"message": "H',
+        b'{"message": "Hi"} x',
+        b"{}{}",
+        b"{'message': 'Hi'}",
+        b'{"a": 1,}',
+        b"Hi",
+        b"NaN",
+        b'{"temperature": NaN}',
+        b"[Infinity]",
+        b"[-Infinity]",
+        b"1e999",
+        b"[-1e999]",
+        b"1" * 5000,
+        b'"\xff"',
+        b'"\xed\xa0\x80"',
+        b'"\\ud83e"',
+        b'["\\udd9c\\ud83e"]',
+        b'{"\\ud83e": 1}',
+        b'"\x00"',
+        b'"\n"',
+        b"\x00",
+        b"\xef\xbb\xbf{}",
+        '{"message": "Hi"}'.encode("utf-16"),
+        nested(NESTING_LIMIT + 1),
+        b'{"a":' * (NESTING_LIMIT + 1) + b"1" + b"}" * (NESTING_LIMIT + 1),
+        nested(100_000),
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+    ],
+    ids=lambda body: str(body[:20]),
+)
+def test_what_is_not_json_is_refused(body: bytes) -> None:
+    with pytest.raises(BadJson):
+        parse_json(body)
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        (rb'{"message": "a\u0000b"}', "/message"),
+        (rb'{"a": [1, {"b/~": "\u001f"}]}', "/a/1/b~1~0"),
+        (rb'"\u000b"', ""),
+        (rb'{"\u0008": 1}', ""),
+        (rb'{"message": "a", "message": "a"}', ""),
+        (rb'{"a": {"b": 1, "b": 2}}', ""),
+        (rb'{"a": 1, "\u0061": 1}', ""),
+    ],
+)
+def test_control_characters_and_doubled_fields_are_no_request(body: bytes, pointer: str) -> None:
+    with pytest.raises(BadRequest) as refusal:
+        parse_json(body)
+    assert refusal.value.pointer == pointer
+
+
+@pytest.mark.parametrize(
+    ("body", "tree"),
+    [
+        (b' {"message":\t"Hi"}\r\n', {"message": "Hi"}),
+        (rb'"a\r\nb\rc\nd\te"', "a\nb\nc\nd\te"),
+        (rb'"\ud83e\udd9c \u2028"', "🦜 \u2028"),
+        ('{"é": "🦜"}'.encode(), {"é": "🦜"}),
+        (
+            b"[1, -2.5e3, true, false, null, 12345678901234567890]",
+            [1, -2500.0, True, False, None, 12345678901234567890],
+        ),
+        ('"\x7f\x85"'.encode(), "\x7f\x85"),
+    ],
+)
+def test_json_is_read_and_its_lines_end_in_one_way(body: bytes, tree: Any) -> None:
+    assert parse_json(body) == parse_json(body.decode()) == tree
+
+
+def test_nesting_at_its_limit_is_read() -> None:
+    assert json.dumps(parse_json(nested(NESTING_LIMIT))).encode() == nested(NESTING_LIMIT)
+
+
+texts = st.text(st.characters(codec="utf-8", exclude_characters=[chr(n) for n in range(32) if n not in (9, 10)]))
+trees = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**20), 10**20)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | texts,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(trees, st.booleans())
+def test_any_clean_tree_comes_back_as_it_was(tree: Any, is_ascii: bool) -> None:
+    assert parse_json(json.dumps(tree, ensure_ascii=is_ascii)) == tree
+
+
+@given(st.binary() | st.text().map(lambda text: json.dumps({"message": text}).encode()))
+@example(b'{"message": "\xff"}')
+def test_any_bytes_are_json_or_refused(body: bytes) -> None:
+    with suppress(BadJson, BadRequest):
+        json.dumps(parse_json(body), allow_nan=False).encode()
+
+
+# ---- fields ---------------------------------------------------------------------------------------------------------
+
+FULL: dict[str, Any] = {
+    "message": "Hi",
+    "session_id": "s",
+    "idempotency_key": "k",
+    "model": "m",
+    "system": "Be kind.",
+    "temperature": 0.5,
+    "max_output_tokens": 5,
+    "regenerate": "m1",
+    "on_disconnect": "continue",
+}
+
+
+def test_a_request_has_just_these_fields() -> None:
+    assert convert(FULL, ChatRequest) == ChatRequest(**FULL)
+    assert list(FULL) == list(ChatRequest.__struct_fields__)
+    assert convert({"message": "Hi"}, ChatRequest) == ChatRequest(message="Hi", on_disconnect="cancel")
+    assert convert({"type": "send", "ref": "1"} | FULL, Command) == Send(ref="1", **FULL)  # type: ignore[arg-type]
+    assert Send(ref="1", **FULL).request() == ChatRequest(**FULL)
+
+
+@pytest.mark.parametrize(
+    ("fields", "pointer"),
+    [
+        ({"message": 5}, "/message"),
+        ({"message": ["Hi"]}, "/message"),
+        ({"session_id": 7}, "/session_id"),
+        ({"idempotency_key": {}}, "/idempotency_key"),
+        ({"model": 1.5}, "/model"),
+        ({"system": True}, "/system"),
+        ({"temperature": "0.5"}, "/temperature"),
+        ({"temperature": True}, "/temperature"),
+        ({"max_output_tokens": "5"}, "/max_output_tokens"),
+        ({"max_output_tokens": 1.5}, "/max_output_tokens"),
+        ({"max_output_tokens": False}, "/max_output_tokens"),
+        ({"regenerate": 1}, "/regenerate"),
+        ({"on_disconnect": "stay"}, "/on_disconnect"),
+        ({"on_disconnect": None}, "/on_disconnect"),
+        ({"messages": "Hi"}, "/messages"),
+        ({"a/b~c": 1}, "/a~1b~0c"),
+        ({"ref": "1"}, "/ref"),
+        ({"type": "send"}, "/type"),
+    ],
+)
+def test_a_wrong_or_unknown_field_is_named(fields: dict[str, Any], pointer: str) -> None:
+    with pytest.raises(BadRequest) as refusal:
+        convert({"message": "Hi"} | fields, ChatRequest)
+    assert refusal.value.facts()["errors"] == [{"pointer": pointer, "detail": refusal.value.detail}]
+    assert "$" not in refusal.value.detail
+
+
+@given(texts.filter(lambda name: name not in FULL))
+@example("a`b")
+@example("a - at `$.message`")
+@example("`")
+def test_an_unknown_field_is_named_whatever_its_name(name: str) -> None:
+    with pytest.raises(BadRequest) as refusal:
+        convert({"message": "Hi", name: 1}, ChatRequest)
+    assert refusal.value.pointer == "/" + name.replace("~", "~0").replace("/", "~1")
+
+
+@pytest.mark.parametrize("tree", [None, 1, "Hi", [], [{"message": "Hi"}], True])
+def test_a_request_is_an_object(tree: Any) -> None:
+    with pytest.raises(BadRequest) as refusal:
+        convert(tree, ChatRequest)
+    assert refusal.value.pointer == ""
+
+
+@pytest.mark.parametrize(
+    ("frame", "command"),
+    [
+        ({"type": "attach", "run_id": "r"}, Attach(run_id="r", after=0)),
+        ({"type": "attach", "run_id": "r", "after": 7, "ref": "x"}, Attach(run_id="r", after=7, ref="x")),
+        ({"type": "detach", "run_id": "r"}, Detach(run_id="r")),
+        ({"type": "cancel", "run_id": "r", "ref": "x"}, Cancel(run_id="r", ref="x")),
+        ({"type": "ping"}, Ping()),
+    ],
+)
+def test_a_frame_is_a_command(frame: dict[str, Any], command: Command) -> None:
+    assert convert(frame, Command) == command  # type: ignore[arg-type]  # a union is a type to msgspec
+
+
+@pytest.mark.parametrize(
+    ("frame", "pointer"),
+    [
+        ({"type": "attach"}, "/run_id"),
+        ({"type": "detach", "run_id": 1}, "/run_id"),
+        ({"type": "cancel", "run_id": "r", "after": 1}, "/after"),
+        ({"type": "ping", "ref": 1}, "/ref"),
+        ({"type": "send", "message": 1}, "/message"),
+    ],
+)
+def test_a_wrong_field_of_a_frame_is_named(frame: dict[str, Any], pointer: str) -> None:
+    with pytest.raises(BadRequest) as refusal:
+        convert(frame, Command)  # type: ignore[arg-type]  # a union is a type to msgspec
+    assert refusal.value.pointer == pointer
+
+
+def test_commands_of_the_contract_that_this_version_has() -> None:
+    tags = [each.__struct_config__.tag for each in COMMAND_TYPES]
+    assert tags == ["send", "attach", "detach", "cancel", "ping"]
+
+
+# ---- rules ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"message": "x"},
+        {"message": "x" * LIMIT},
+        {"message": "é" * (LIMIT // 2)},
+        {"message": " \n x"},
+        {"regenerate": "m1"},
+        {"message": "Hi", "regenerate": "m1"},
+        {"message": "Hi", "session_id": "A-Z_09" + "z" * 58},
+        {"message": "Hi", "temperature": 0},
+        {"message": "Hi", "temperature": 2},
+        {"message": "Hi", "max_output_tokens": 1},
+        {"message": "Hi", "max_output_tokens": OUTPUT_TOKENS_LIMIT},
+        {"message": "Hi", "system": "x" * SYSTEM_BYTES_LIMIT},
+        {"message": "Hi", "system": ""},
+        {"message": "Hi", "model": "m" * NAME_CHARS_LIMIT, "idempotency_key": "k" * NAME_CHARS_LIMIT},
+        FULL,
+    ],
+    ids=lambda fields: "-".join(f"{name}={str(value)[:8]}" for name, value in fields.items())[:60],
+)
+def test_a_request_within_the_rules_stays_as_it_is(fields: dict[str, Any]) -> None:
+    request = convert(fields, ChatRequest)
+    assert checked(request, LIMIT) is request
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "pointer"),
+    [
+        ({}, BadRequest, "/message"),
+        ({"message": None}, BadRequest, "/message"),
+        ({"message": ""}, BadRequest, "/message"),
+        ({"message": " \t\n\u00a0\u2003"}, BadRequest, "/message"),
+        ({"message": "", "regenerate": "m1"}, BadRequest, "/message"),
+        ({"message": "x" * (LIMIT + 1)}, TooLarge, None),
+        ({"message": "é" * (LIMIT // 2) + "x"}, TooLarge, None),
+        ({"system": "x" * (SYSTEM_BYTES_LIMIT + 1)}, TooLarge, None),
+        ({"session_id": ""}, NotFound, None),
+        ({"session_id": "a" * 65}, NotFound, None),
+        ({"session_id": "../etc"}, NotFound, None),
+        ({"session_id": "é"}, NotFound, None),
+        ({"session_id": "a\n"}, NotFound, None),
+        ({"regenerate": "a b"}, NotFound, None),
+        ({"model": ""}, BadRequest, "/model"),
+        ({"model": "m" * (NAME_CHARS_LIMIT + 1)}, BadRequest, "/model"),
+        ({"model": "a\nb"}, BadRequest, "/model"),
+        ({"idempotency_key": " "}, BadRequest, "/idempotency_key"),
+        ({"temperature": -0.1}, BadRequest, "/temperature"),
+        ({"temperature": 2.1}, BadRequest, "/temperature"),
+        ({"max_output_tokens": 0}, BadRequest, "/max_output_tokens"),
+        ({"max_output_tokens": OUTPUT_TOKENS_LIMIT + 1}, BadRequest, "/max_output_tokens"),
+    ],
+)
+def test_a_broken_rule_is_told(fields: dict[str, Any], error: type[ChatError], pointer: str | None) -> None:
+    given = fields if {"message", "regenerate"} & set(fields) or not fields else {"message": "Hi"} | fields
+    with pytest.raises(error) as refusal:
+        checked(ChatRequest(**given), LIMIT)
+    assert pointer is None or refusal.value.facts()["errors"][0]["pointer"] == pointer
+
+
+@pytest.mark.parametrize(("given", "title"), [("Rivers", "Rivers"), ("  a \n\t b ", "a b"), ("x" * 256, "x" * 256)])
+def test_a_title_is_one_trimmed_line(given: str, title: str) -> None:
+    assert checked_title(Rename(given)) == title
+
+
+@pytest.mark.parametrize("given", ["", " \n", "x" * (NAME_CHARS_LIMIT + 1)])
+def test_a_title_says_something_and_is_not_long(given: str) -> None:
+    with pytest.raises(BadRequest) as refusal:
+        checked_title(Rename(given))
+    assert refusal.value.pointer == "/title"
+
+
+def test_ids_are_random_and_of_the_form_that_is_known() -> None:
+    ids = {new_id() for _ in range(1000)}
+    assert len(ids) == 1000
+    for id in ids:
+        assert re.fullmatch(r"[A-Za-z0-9_-]{22,64}", id), "6 bits a character: 22 of them hold 122 random bits"
+        assert known_form(id) == id
+
+
+@pytest.mark.parametrize("id", ["a", "-", "_", "A" * 64, "0"])
+def test_a_well_formed_id_is_known(id: str) -> None:
+    assert known_form(id) == id
+
+
+@pytest.mark.parametrize("id", ["", "a" * 65, "a b", "a/b", "é", "a\n", "\n", "a\0", "１", "a.b"])
+def test_a_malformed_id_is_one_that_nobody_has(id: str) -> None:
+    with pytest.raises(NotFound):
+        known_form(id)
+
+
+@pytest.mark.parametrize(
+    ("after", "seq"), [(0, 0), (7, 7), ("0", 0), ("7", 7), ("007", 7), (10**17, 10**17), ("9" * 18, 10**18 - 1)]
+)
+def test_a_cursor_is_a_number_from_0(after: object, seq: int) -> None:
+    assert cursor(after) == seq
+
+
+@pytest.mark.parametrize(
+    "after", [-1, "-1", "", " 1", "1 ", "+1", "1.0", 1.0, "1e3", "0x1", "１", "²", True, None, [1], "x", "9" * 5000]
+)
+def test_what_is_no_cursor_is_refused(after: object) -> None:
+    with pytest.raises(BadCursor):
+        cursor(after)

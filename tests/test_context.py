@@ -1,0 +1,139 @@
+"""What goes upstream of a session: as much of its newest part as fits, in a form that models accept."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chatserver.context import BYTES_PER_TOKEN, as_text, dialogue, estimated_tokens
+from chatserver.events import ToolCallState
+from chatserver.records import MessageRecord, Role
+
+ENDLESS = 10**9
+
+
+def message(role: Role, content: str, *calls: ToolCallState, reasoning: str = "") -> MessageRecord:
+    return MessageRecord(
+        message_id="m",
+        parent_id=None,
+        role=role,
+        content=content,
+        reasoning=reasoning,
+        tool_calls=calls,
+        status="complete",
+        run_id=None,
+        usage=None,
+        created_at="2026-01-01T00:00:00.000Z",
+    )
+
+
+def called(call_id: str, result: Any, args: dict[str, Any] | None = None) -> ToolCallState:
+    return ToolCallState(call_id, "clock", args or {}, result=result, is_error=False, truncated=False, duration_ms=1)
+
+
+PENDING = ToolCallState("pending", "clock", {})
+
+
+@pytest.mark.parametrize(
+    ("value", "tokens"),
+    [("", 0), ("a", 1), ("abcd", 1), ("abcde", 2), ("🦜", 1), ("é" * 4, 2), ([], 1), ({"a": "b"}, 3)],
+)
+def test_tokens_are_estimated_by_bytes_rounded_up(value: object, tokens: int) -> None:
+    assert estimated_tokens(value) == tokens
+
+
+@pytest.mark.parametrize(
+    ("result", "text"),
+    [("as it is", "as it is"), (None, "null"), ({"a": [1.5, "é"]}, '{"a":[1.5,"é"]}'), (True, "true")],
+)
+def test_a_result_becomes_text(result: Any, text: str) -> None:
+    assert as_text(result) == text
+
+
+USER = {"role": "user", "content": "Hi"}
+
+
+@pytest.mark.parametrize(
+    ("messages", "upstream"),
+    [
+        ([message("user", "Hi")], [USER]),
+        (
+            [message("user", "Hi"), message("assistant", "Hello", reasoning="never told"), message("user", "Hi")],
+            [USER, {"role": "assistant", "content": "Hello"}, USER],
+        ),
+        (
+            [
+                message("user", "Hi"),
+                message("assistant", "Noon", called("a", "12", {"timezone": "UTC"}), PENDING, called("b", {"h": 12})),
+                message("user", "Hi"),
+            ],
+            [
+                USER,
+                {
+                    "role": "assistant",
+                    "content": None,
+                    "tool_calls": [
+                        {
+                            "id": "a",
+                            "type": "function",
+                            "function": {"name": "clock", "arguments": '{"timezone":"UTC"}'},
+                        },
+                        {"id": "b", "type": "function", "function": {"name": "clock", "arguments": "{}"}},
+                    ],
+                },
+                {"role": "tool", "tool_call_id": "a", "content": "12"},
+                {"role": "tool", "tool_call_id": "b", "content": '{"h":12}'},
+                {"role": "assistant", "content": "Noon"},
+                USER,
+            ],
+        ),
+        ([message("user", "Hi"), message("assistant", "", PENDING), message("user", "Hi")], [USER, USER]),
+    ],
+    ids=["one", "dialogue", "tools", "failed"],
+)
+def test_messages_as_the_api_has_them(messages: list[MessageRecord], upstream: list[dict[str, Any]]) -> None:
+    assert dialogue(messages, None, ENDLESS) == upstream
+    system = {"role": "system", "content": "Be kind."}
+    assert dialogue(messages, "Be kind.", ENDLESS) == [system, *upstream]
+
+
+turns = st.lists(
+    st.tuples(
+        st.text(max_size=200),
+        st.text(max_size=200),
+        st.lists(st.integers(0, 300).map(lambda size: called("c", "r" * size)) | st.just(PENDING), max_size=3),
+    ),
+    max_size=12,
+)
+
+
+@given(turns, st.text(max_size=100), st.none() | st.text(max_size=100), st.integers(0, 1500))
+def test_what_fits_is_the_newest_part_and_begins_with_the_user(
+    history: list[tuple[str, str, list[ToolCallState]]], question: str, system: str | None, tokens_limit: int
+) -> None:
+    messages = [
+        each for asked, said, calls in history for each in (message("user", asked), message("assistant", said, *calls))
+    ]
+    messages.append(message("user", question))
+    whole = dialogue(messages, None, ENDLESS)
+    told = dialogue(messages, system, tokens_limit)
+    if system:
+        assert told.pop(0) == {"role": "system", "content": system}
+    assert told == whole[len(whole) - len(told) :]
+    assert told[0]["role"] == "user"
+    assert told[-1] == {"role": "user", "content": question}
+    if len(told) > 1:
+        size = len(msgspec.json.encode(told)) + len((system or "").encode())
+        assert size <= tokens_limit * BYTES_PER_TOKEN
+    for place, each in enumerate(told):
+        if each["role"] == "tool":
+            assert told[place - 1]["role"] == "tool" or "tool_calls" in told[place - 1]
+
+
+def test_as_much_as_fits_is_told() -> None:
+    messages = [message("user", f"{number:04}") for number in range(1000)]
+    per_message = estimated_tokens([{"role": "user", "content": "0000"}])
+    assert len(dialogue(messages, None, 10 * per_message)) == 10
+    assert len(dialogue(messages, None, 10 * per_message - 1)) == 9

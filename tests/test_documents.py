@@ -1,0 +1,406 @@
+"""README and PROTOCOL say what the program does: each word of the wire, each setting, each limit, in its place.
+
+A claim is what must stand in one line of one section. Each is also tested on a document from which it was removed.
+"""
+
+import ast
+import importlib
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import msgspec
+import pytest
+from litestar.routes import HTTPRoute
+from msgspec.structs import fields
+
+from chatserver.app import create_app
+from chatserver.commands import COMMAND_TAGS, COMMAND_TYPES, ChatRequest, Command, checked, convert
+from chatserver.errors import ChatError
+from chatserver.events import EVENT_TYPES, BaseEvent, ErrorCode, FinishReason, ToolCallState, Usage, decode
+from chatserver.providers.demo import FAULTS
+from chatserver.records import (
+    MessageRecord,
+    MessageStatus,
+    RunRecord,
+    RunStatus,
+    SessionDetail,
+    SessionPage,
+    SessionRecord,
+)
+from chatserver.schema import CLOSE_CODES
+from chatserver.settings import Settings, variable
+from chatserver.tools import load_tools
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "chatserver"
+PROTOCOL = (ROOT / "PROTOCOL.md").read_text()
+README = (ROOT / "README.md").read_text()
+
+
+class Claim(NamedTuple):
+    """These words stand together in a line of this section; no words: there is such a section."""
+
+    section: str
+    words: tuple[str, ...] = ()
+
+
+def sections(document: str) -> dict[str, list[str]]:
+    """The lines under each heading, up to the next one of any depth. What is fenced holds no headings."""
+    found: dict[str, list[str]] = {"": []}
+    here, is_code = "", False
+    for line in document.splitlines():
+        is_code ^= line.startswith("```")
+        if line.startswith("#") and not is_code:
+            here = line.lstrip("#").strip().replace("`", "")
+            assert here not in found, f"two sections have the heading {here}"
+            found[here] = []
+        else:
+            found[here].append(line)
+    return found
+
+
+def fenced(document: str, language: str) -> list[str]:
+    """The blocks of code in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", document, re.DOTALL | re.MULTILINE)
+
+
+def lacking(document: str, claims: list[Claim]) -> list[Claim]:
+    """The claims that do not hold."""
+    said = sections(document)
+    return [claim for claim in claims if claim.section not in said or not _holds(said[claim.section], claim)]
+
+
+def _holds(lines: list[str], claim: Claim) -> bool:
+    return not claim.words or any(all(word in line for word in claim.words) for line in lines)
+
+
+def without(document: str, claim: Claim) -> str:
+    """The document with all that holds up a claim removed."""
+    kept, here, is_code = [], "", False
+    for line in document.splitlines():
+        is_code ^= line.startswith("```")
+        if line.startswith("#") and not is_code:
+            here = line.lstrip("#").strip().replace("`", "")
+            holds = not claim.words and here == claim.section
+        else:
+            holds = bool(claim.words) and here == claim.section and all(word in line for word in claim.words)
+        if not holds:
+            kept.append(line)
+    return "\n".join(kept)
+
+
+def tag(kind: type[msgspec.Struct]) -> str:
+    return str(kind.__struct_config__.tag)
+
+
+def names(kind: type[msgspec.Struct], section: str) -> list[Claim]:
+    """Every field is named."""
+    return [Claim(section, (f"`{name}`",)) for name in kind.__struct_fields__]
+
+
+def rows(section: str, *values: Any) -> list[Claim]:
+    """Every value begins a row of a table."""
+    return [Claim(section, (f"| `{value}` |",)) for value in values]
+
+
+def of_events() -> list[Claim]:
+    claims = [Claim("Events", ("`type`",)), *names(BaseEvent, "Events")]
+    for kind in EVENT_TYPES:
+        own = [name for name in kind.__struct_fields__ if name not in BaseEvent.__struct_fields__]
+        claims += [Claim(tag(kind)), *rows(tag(kind), *own)]
+    claims += [*names(Usage, "done"), *names(ToolCallState, "snapshot"), *rows("done", *get_args(FinishReason))]
+    return claims + rows("Run error codes", *get_args(ErrorCode))
+
+
+def of_commands() -> list[Claim]:
+    claims = rows("Starting a run", *ChatRequest.__struct_fields__)
+    for kind in COMMAND_TYPES:
+        claims += [Claim(tag(kind)), *names(kind, tag(kind))]
+    return claims + [Claim(answer) for answer in ANSWERS]
+
+
+def of_refusals() -> list[Claim]:
+    claims = [Claim("Refusals", (f"| `{kind.code}` | {kind.status} |",)) for kind in refusals()]
+    return claims + [Claim("Close codes", (f"| {code} |",)) for code in CLOSE_CODES]
+
+
+def refusals(kind: type[ChatError] = ChatError) -> list[type[ChatError]]:
+    """Every kind of refusal."""
+    return [kind, *(below for each in kind.__subclasses__() for below in refusals(each))]
+
+
+def of_routes() -> list[Claim]:
+    claims = [Claim("WebSocket", ("`GET /chat/ws`",))]
+    for route in create_app(Settings()).routes:
+        path = re.sub(r":\w+}", "}", route.path)
+        if isinstance(route, HTTPRoute) and not path.startswith(("/schema", "/demo")):
+            claims += [Claim("HTTP routes", (f"| `{method} {path}` |",)) for method in route.methods - {"OPTIONS"}]
+    records = [*names(RunRecord, "Run"), *names(SessionDetail, "Session"), *names(MessageRecord, "Session")]
+    statuses = [("Run", each) for each in get_args(RunStatus)] + [("Session", each) for each in get_args(MessageStatus)]
+    return claims + records + [Claim(section, (f"`{status}`",)) for section, status in statuses]
+
+
+def of_settings() -> list[Claim]:
+    return [Claim("Settings", (f"| `{variable(each.name)}` | {_shown(each.default)} |",)) for each in fields(Settings)]
+
+
+def _shown(default: object) -> str:
+    if default in (None, "", ()):
+        return "–"
+    if isinstance(default, bool):
+        return str(default).lower()
+    return f"{default:.15g}" if isinstance(default, float) else str(default)
+
+
+INSIDE = {
+    "providers/demo.py": "what the demo model does is no contract",
+    "sessions/read.py": "the routes ask for less",
+    "tools/builtin.py": "a tool says in its result what it refuses",
+    "transports/connections.py": "only spreads the clock's work",
+}
+"""Where a limit is that no client can meet."""
+
+
+def of_limits() -> list[Claim]:
+    claims = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if path.relative_to(PACKAGE).as_posix() in INSIDE:
+            continue
+        for name, value in _limits(ast.parse(path.read_text())):
+            claims.append(Claim("Limits", (f"| `{name}` |", f"| {value:,.15g}")))
+    return claims
+
+
+def _limits(tree: ast.Module) -> Iterator[tuple[str, float]]:
+    for node in tree.body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value) if name.endswith("_LIMIT"):
+                yield name, eval(compile(ast.Expression(value), name, "eval"))
+
+
+def of_layout() -> list[Claim]:
+    modules = [path.name for path in PACKAGE.glob("*.py") if path.name != "__init__.py"]
+    rooms = [f"{path.parent.name}/" for path in PACKAGE.glob("*/__init__.py")]
+    return [Claim("Layout", (f"`{name}`",)) for name in sorted(modules + rooms)]
+
+
+ANSWERS: Mapping[str, frozenset[str]] = {
+    "accepted": frozenset({"run_id", "ref", "ended"}),
+    "rejected": frozenset({"ref", "run_id", "status", "code", "message", "errors", "retry_after"}),
+    "ping": frozenset(),
+    "pong": frozenset(),
+}
+"""What the server says over WebSocket beside events, and the fields that may be in it."""
+
+IN_PROTOCOL = [
+    *of_events(),
+    *of_commands(),
+    *of_refusals(),
+    *of_routes(),
+    *of_settings(),
+    *of_limits(),
+    *[Claim("Limits", (f"`{variable(each.name)}`",)) for each in fields(Settings) if each.name.startswith("max_")],
+]
+IN_README = [*of_settings(), *of_layout(), *[Claim("The demo model", (f"| Fail with {each} |",)) for each in FAULTS]]
+
+
+@pytest.mark.parametrize(("document", "claims"), [(PROTOCOL, IN_PROTOCOL), (README, IN_README)], ids=["wire", "use"])
+def test_the_document_says_all_of_it(document: str, claims: list[Claim]) -> None:
+    assert lacking(document, claims) == []
+
+
+@pytest.mark.parametrize(("document", "claims"), [(PROTOCOL, IN_PROTOCOL), (README, IN_README)], ids=["wire", "use"])
+def test_whatever_is_removed_is_missed(document: str, claims: list[Claim]) -> None:
+    unmissed = [claim for claim in claims if not lacking(without(document, claim), [claim])]
+    assert unmissed == []
+
+
+def test_nothing_was_left_to_claim_by_mistake() -> None:
+    """A list that became empty would hold for ever."""
+    parts = (of_events, of_commands, of_refusals, of_routes, of_settings, of_limits, of_layout)
+    assert [part.__name__ for part in parts if len(part()) < 10] == []
+
+
+def test_the_layout_names_nothing_that_is_not_there() -> None:
+    section = "\n".join(sections(README)["Layout"])
+    named = re.findall(r"(?<![\w/])(?:\w+/)*\w+(?:\.py\b|/)", section.replace("chatserver/", ""))
+    assert len(named) > 20
+    assert [name for name in named if not (PACKAGE / name).exists()] == []
+
+
+def examples(document: str) -> Iterator[dict[str, Any]]:
+    """Every whole JSON object: in a block of its own, in a line of a session, in the body of a curl command.
+
+    What an ellipsis shortens is not whole.
+    """
+    for block in fenced(document, "json"):
+        yield json.loads(block)
+    for block in [*fenced(document, "console"), *fenced(document, "text")]:
+        for line in block.splitlines():
+            found = re.search(r"^(?:data: |[<>] )?(\{.*})(?:\\n)?$|-d '(\{.*})'$", line)
+            if found and "…" not in line:
+                yield json.loads(found[1] or found[2])
+
+
+def fault(document: dict[str, Any]) -> str | None:
+    """What is wrong with an example; None: the program could have sent it, or would take it."""
+    match document.get("type"):
+        case "about:blank":
+            return _fault_of_problem(document)
+        case str(kind) if kind in {tag(each) for each in EVENT_TYPES}:
+            try:
+                event = decode(json.dumps(document).encode())
+            except msgspec.ValidationError as error:
+                return str(error)
+            return None if _on_wire(event) == document else f"a `{kind}` has other fields"
+        case str(kind) if kind in COMMAND_TAGS:
+            return _refusal(document, Command)
+        case str(kind) if kind in ANSWERS:
+            return None if document.keys() <= ANSWERS[kind] | {"type"} else f"an `{kind}` has other fields"
+        case None:
+            kinds = (RunRecord, SessionDetail, SessionRecord, SessionPage)
+            is_record = any(_is_whole(document, kind) for kind in kinds)
+            return None if is_record else _refusal(document, ChatRequest)
+        case kind:
+            return f"nothing is of type {kind}"
+
+
+def _fault_of_problem(document: dict[str, Any]) -> str | None:
+    statuses = {kind.code: kind.status for kind in refusals()}
+    if statuses.get(document.get("code", "")) != document.get("status"):
+        return "no such code, or with another status"
+    needed = {"type", "title", "status", "detail", "code"}
+    fits = needed <= document.keys() <= needed | {"errors", "run_id", "retry_after"}
+    return None if fits else "a problem has other fields"
+
+
+def _refusal(document: dict[str, Any], kind: Any) -> str | None:
+    try:
+        asked = convert(document, kind)
+        if isinstance(asked, ChatRequest):
+            checked(asked, Settings().max_message_bytes)
+    except ChatError as error:
+        return error.detail
+    return None
+
+
+def _on_wire(value: msgspec.Struct) -> dict[str, Any]:
+    return msgspec.json.decode(msgspec.json.encode(value), type=dict[str, Any])
+
+
+def _is_whole(document: dict[str, Any], kind: type[msgspec.Struct]) -> bool:
+    try:
+        return _on_wire(msgspec.convert(document, kind)) == document
+    except msgspec.ValidationError:
+        return False
+
+
+@pytest.mark.parametrize("document", [PROTOCOL, README], ids=["wire", "use"])
+def test_every_example_is_of_this_program(document: str) -> None:
+    assert [(fault(example), example) for example in examples(document) if fault(example)] == []
+
+
+def test_every_type_has_an_example() -> None:
+    shown = {example.get("type") for block in fenced(PROTOCOL, "json") for example in [json.loads(block)]}
+    types = {tag(kind) for kind in (*EVENT_TYPES, *COMMAND_TYPES)} | ANSWERS.keys()
+    assert types - shown == set()
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        '```json\n{"type": "token", "run_id": "a", "seq": 1}\n```',
+        '```json\n{"type": "token", "run_id": "a", "seq": 1, "content": "a", "index": 0}\n```',
+        '```json\n{"type": "chunk", "content": "a"}\n```',
+        '```json\n{"type": "attach", "after": 1}\n```',
+        '```json\n{"type": "accepted", "run": "a"}\n```',
+        '```json\n{"session_id": "a", "title": "a"}\n```',
+        '```json\n{"type": "about:blank", "title": "a", "status": 400, "detail": "a", "code": "too_large"}\n```',
+        '```console\n< {"type":"done","run_id":"a","seq":1}\n```',
+        '```console\n> {"type":"cancel"}\n```',
+        '```text\ndata: {"type":"token"}\n```',
+        """```console\n$ curl -N http://127.0.0.1/chat/stream -d '{"messages": []}'\n```""",
+        """```console\n$ curl -N http://127.0.0.1/chat/stream -d '{"message": " "}'\n```""",
+    ],
+)
+def test_a_wrong_example_is_found(example: str) -> None:
+    assert [fault(each) for each in examples(f"{PROTOCOL}\n{example}\n") if fault(each)] != []
+
+
+def commands_of(script: str) -> set[str]:
+    """The lines of a script that install and test. `just check` is the linters and then what `just test` is."""
+    return {
+        line.removesuffix("check") + "test" if line.endswith("just check") else line for line in script.splitlines()
+    }
+
+
+def test_ci_calls_the_test_command_of_readme() -> None:
+    assert re.search(r"^check:.*\btest$", (ROOT / "justfile").read_text(), re.MULTILINE)
+    (command,) = [block.strip() for block in fenced(README, "sh") if block.endswith("just test\n")]
+    script = (ROOT / ".ci" / "run").read_text()
+    assert command in commands_of(script)
+    assert command not in commands_of(script.replace("requirements-dev.lock", "requirements.lock"))
+
+
+async def test_the_tools_of_readme_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (source,) = fenced(README, "python")
+    reference = re.search(r"CHATSERVER_TOOLS=((\w+):\w+)", README)
+    assert reference and f"`{reference[2]}.py`" in README
+    (tmp_path / f"{reference[2]}.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        tools = load_tools(reference[1])
+    finally:
+        sys.modules.pop(reference[2], None)
+        importlib.invalidate_caches()
+    assert tools.keys() == {"dice", "calculator", "clock"}
+    dice = tools["dice"]
+    thrown = await dice.function(**dice.bind({"count": 3}))
+    assert len(thrown) == 3 and set(thrown) <= set(range(1, 7))
+
+
+OF_A_WORKPLACE = re.compile(
+    r"(?<![\w.])/(?:work|tmp|root|home|opt|Users)/|\bissue \d|pypi|pythonhosted|npmjs|index-url", re.IGNORECASE
+)
+"""Folders of somebody's machine, numbers of a tracker, names of registries: nothing a reader could use."""
+
+
+def test_documents_are_of_no_workplace() -> None:
+    documents = sorted(ROOT.glob("*.md"))
+    assert {"README.md", "PROTOCOL.md", "CHANGELOG.md"} <= {path.name for path in documents}
+    assert [(path.name, OF_A_WORKPLACE.findall(path.read_text())) for path in documents] == [
+        (path.name, []) for path in documents
+    ]
+
+
+@pytest.mark.parametrize("text", ["cd /home/ann/chat", "see issue 12", "https://pypi.org/simple", "(/tmp/x)"])
+def test_what_is_of_a_workplace_is_found(text: str) -> None:
+    assert OF_A_WORKPLACE.search(text)
+
+
+def broken_links(document: str, documents: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Links, as (file, heading), to what is not there; without a file: to the document itself."""
+    found = []
+    for file, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", document):
+        text = documents.get(file) if file else document
+        if text is None or (anchor and anchor not in _anchors(text)):
+            found.append((file, anchor))
+    return found
+
+
+def _anchors(document: str) -> set[str]:
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in sections(document)}
+
+
+def test_every_link_leads_somewhere() -> None:
+    documents = {path.name: path.read_text() for path in ROOT.glob("*.md")}
+    assert {name: broken_links(text, documents) for name, text in documents.items()} == {name: [] for name in documents}
+    assert broken_links("[a](#b) [c](README.md#d) [e](F.md) [g](README.md)", documents) == [
+        ("", "b"),
+        ("README.md", "d"),
+        ("F.md", ""),
+    ]

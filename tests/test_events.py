@@ -1,0 +1,351 @@
+"""Events: one document for each, one fold for all; compacting a log changes how it is told and not what it says."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import jsonschema
+import msgspec
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from chatserver.commands import new_id
+from chatserver.events import (
+    EVENT_BYTES_LIMIT,
+    EVENT_TYPES,
+    TERMINAL_TYPES,
+    Answer,
+    Done,
+    Error,
+    Event,
+    Reasoning,
+    Record,
+    Snapshot,
+    Start,
+    Token,
+    ToolCall,
+    ToolCallState,
+    ToolResult,
+    Usage,
+    compact,
+    decode,
+    fold,
+    pieces,
+    record,
+    schema,
+)
+
+RUN_ID = new_id()
+
+# ---- logs, as runs write them ---------------------------------------------------------------------------------------
+
+characters = st.characters(codec="utf-8") | st.sampled_from('\0\n\r\t\x1f\x7f"\\/\u2028\u2029\ufeff🦜é')
+texts = st.text(characters, max_size=40)
+big_texts = st.builds(lambda piece, times: piece * times, texts.filter(bool), st.integers(1, 3000)).map(
+    lambda t: t[:30_000]
+)
+names = st.text(st.characters(codec="ascii", categories=("L", "N")), min_size=1, max_size=20)
+numbers = st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
+json_values = st.recursive(
+    st.none() | st.booleans() | numbers | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=6,
+)
+args = st.dictionaries(texts, json_values, max_size=3)
+big_results = json_values | st.integers(0, 30_000).map("r".__mul__)
+small = st.integers(0, 10**6)
+usages = st.builds(Usage, small, small, st.booleans())
+
+starts = st.builds(
+    Start, session_id=names, message_id=names, user_message_id=names, model=texts, protocol=small, heartbeat_ms=small
+)
+tokens = st.builds(Token, content=texts | big_texts)
+reasonings = st.builds(Reasoning, content=texts | big_texts)
+calls = st.builds(ToolCall, call_id=names, tool=texts, args=args, needs_approval=st.booleans())
+results = st.builds(
+    ToolResult,
+    call_id=names,
+    tool=texts,
+    result=big_results,
+    is_error=st.booleans(),
+    truncated=st.booleans(),
+    duration_ms=small,
+)
+states = st.builds(
+    ToolCallState,
+    call_id=names,
+    tool=texts,
+    args=args,
+    needs_approval=st.booleans(),
+    result=json_values,
+    is_error=st.none() | st.booleans(),
+    truncated=st.none() | st.booleans(),
+    duration_ms=st.none() | small,
+)
+snapshots = st.builds(Snapshot, content=texts, reasoning=texts, tool_calls=st.lists(states, max_size=3).map(tuple))
+dones = st.builds(
+    Done,
+    session_id=names,
+    message_id=names,
+    finish_reason=st.sampled_from(["stop", "length", "content_filter", "cancelled", "turn_limit"]),
+    total_tokens=small,
+    usage=usages,
+    duration_ms=small,
+)
+errors = st.builds(
+    Error,
+    code=st.sampled_from(["rate_limited", "llm_error", "interrupted"]),
+    message=texts,
+    retryable=st.booleans(),
+    retry_after=st.none() | st.floats(0, 1e6),
+)
+terminals = dones | errors
+drafts = starts | tokens | reasonings | calls | results | snapshots | terminals
+
+
+@st.composite
+def logs(draw: st.DrawFn) -> list[Event]:
+    """A log as a run appends it: a start, text and tool calls with their results, perhaps a terminal event."""
+    log: list[Event] = [draw(starts)]
+    waiting: list[str] = []
+    for number, draft in enumerate(draw(st.lists(tokens | reasonings | calls | results, max_size=25))):
+        match draft:
+            case ToolCall():
+                waiting.append(f"call_{number}")
+                log.append(replace(draft, call_id=waiting[-1]))
+            case ToolResult() if waiting:
+                log.append(replace(draft, call_id=waiting.pop(0)))
+            case Token() | Reasoning():
+                log += pieces(draft)
+    log += draw(st.lists(terminals, max_size=1))
+    return [replace(event, run_id=RUN_ID, seq=seq) for seq, event in enumerate(log, 1)]
+
+
+def many_calls(count: int) -> list[Event]:
+    """Calls that have no result yet take more room in a snapshot than most events."""
+    return [
+        ToolCall(run_id=RUN_ID, seq=seq, call_id=f"call_{seq}", tool="clock", args={}) for seq in range(1, count + 1)
+    ]
+
+
+def escaped(count: int) -> list[Event]:
+    """Text that JSON writes in six bytes a character."""
+    return [Token(run_id=RUN_ID, seq=seq, content="\x01" * 500) for seq in range(1, count + 1)]
+
+
+of_logs = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], deadline=None)
+
+# ---- one event ------------------------------------------------------------------------------------------------------
+
+IDS: dict[str, Any] = {"run_id": "r1", "seq": 7}
+DOCUMENTS: list[tuple[Event, str]] = [
+    (
+        Start(**IDS, session_id="s", message_id="m", user_message_id="u", model="x", protocol=1, heartbeat_ms=15000),
+        '{"type":"start","run_id":"r1","seq":7,"session_id":"s","message_id":"m","user_message_id":"u","model":"x",'
+        '"protocol":1,"heartbeat_ms":15000}',
+    ),
+    (Token(**IDS, content='Hé\n"🦜"'), '{"type":"token","run_id":"r1","seq":7,"content":"Hé\\n\\"🦜\\""}'),
+    (Reasoning(**IDS, content=""), '{"type":"reasoning","run_id":"r1","seq":7,"content":""}'),
+    (
+        ToolCall(**IDS, call_id="c", tool="t", args={"a": [1, None]}),
+        '{"type":"tool_call","run_id":"r1","seq":7,"call_id":"c","tool":"t","args":{"a":[1,null]},'
+        '"needs_approval":false}',
+    ),
+    (
+        ToolResult(**IDS, call_id="c", tool="t", result=None, is_error=False, truncated=False, duration_ms=3),
+        '{"type":"tool_result","run_id":"r1","seq":7,"call_id":"c","tool":"t","result":null,"is_error":false,'
+        '"truncated":false,"duration_ms":3}',
+    ),
+    (
+        Snapshot(**IDS, content="C", reasoning="R", tool_calls=(ToolCallState("c", "t", {}),)),
+        '{"type":"snapshot","run_id":"r1","seq":7,"content":"C","reasoning":"R","tool_calls":[{"call_id":"c",'
+        '"tool":"t","args":{},"needs_approval":false,"result":null,"is_error":null,"truncated":null,'
+        '"duration_ms":null}]}',
+    ),
+    (
+        Done(
+            **IDS,
+            session_id="s",
+            message_id="m",
+            finish_reason="stop",
+            total_tokens=3,
+            usage=Usage(1, 2),
+            duration_ms=4,
+        ),
+        '{"type":"done","run_id":"r1","seq":7,"session_id":"s","message_id":"m","finish_reason":"stop",'
+        '"total_tokens":3,"usage":{"input_tokens":1,"output_tokens":2,"estimated":false},"duration_ms":4}',
+    ),
+    (
+        Error(**IDS, code="rate_limited", message="busy", retryable=True),
+        '{"type":"error","run_id":"r1","seq":7,"code":"rate_limited","message":"busy","retryable":true,'
+        '"retry_after":null}',
+    ),
+]
+
+
+@pytest.mark.parametrize(("event", "document"), DOCUMENTS, ids=[type(event).__name__ for event, _ in DOCUMENTS])
+def test_a_document_is_these_bytes(event: Event, document: str) -> None:
+    made = record(event)
+    assert (made.seq, made.data) == (7, document.encode())
+    assert made.type == msgspec.json.decode(document)["type"]
+    assert made.is_terminal == (made.type in TERMINAL_TYPES)
+
+
+def test_every_type_of_event_has_its_layout_here() -> None:
+    assert [type(event) for event, _ in DOCUMENTS] == list(EVENT_TYPES)
+
+
+@given(drafts)
+@of_logs
+def test_a_recorded_event_comes_back_as_it_was_and_its_document_is_one_line(draft: Event) -> None:
+    event = replace(draft, run_id=RUN_ID, seq=1)
+    data = record(event).data
+    assert decode(data) == event
+    assert not {b"\n", b"\r"} & {data[at : at + 1] for at in range(len(data))}
+
+
+@given(drafts)
+@of_logs
+def test_every_event_fits_its_schema(draft: Event) -> None:
+    document = msgspec.json.decode(record(replace(draft, run_id=RUN_ID, seq=1)).data)
+    VALIDATOR.validate(document)
+    for name in document:
+        assert not VALIDATOR.is_valid({key: value for key, value in document.items() if key != name})
+
+
+VALIDATOR: Any = jsonschema.Draft202012Validator(schema())
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        "",
+        "null",
+        "{}",
+        '{"type":"token","run_id":"r","seq":1}',
+        '{"type":"told","run_id":"r","seq":1,"content":""}',
+        '{"type":"token","run_id":"r","seq":"1","content":""}',
+        '{"type":"token","run_id":"r","seq":1,"content":null}',
+        '{"type":"error","run_id":"r","seq":1,"code":"oops","message":"","retryable":true,"retry_after":null}',
+    ],
+)
+def test_what_is_no_event_is_refused(document: str) -> None:
+    with pytest.raises(msgspec.DecodeError):
+        decode(document.encode())
+
+
+# ---- long text ------------------------------------------------------------------------------------------------------
+
+
+@given(st.sampled_from([Token, Reasoning]), big_texts | texts)
+@example(Token, "\x01" * 200_000)
+@example(Reasoning, "🦜" * 100_000)
+@example(Token, '"' * 64 * 1024)
+@of_logs
+def test_text_of_any_length_becomes_events_that_fit_and_add_up(kind: type[Token] | type[Reasoning], text: str) -> None:
+    made = list(pieces(kind(content=text)))
+    assert {type(piece) for piece in made} == {kind}
+    assert "".join(piece.content for piece in made if isinstance(piece, Token | Reasoning)) == text
+    for piece in made:
+        assert len(record(replace(piece, run_id="r" * 64, seq=10**6)).data) <= EVENT_BYTES_LIMIT
+
+
+@given(starts | calls | results | snapshots | terminals)
+@of_logs
+def test_an_event_without_long_text_stays_one(draft: Event) -> None:
+    assert list(pieces(draft)) == [draft]
+
+
+# ---- fold and compact -----------------------------------------------------------------------------------------------
+
+
+@given(logs())
+@of_logs
+def test_a_fold_is_what_a_client_puts_together(log: list[Event]) -> None:
+    answer = fold(log)
+    assert answer.content == "".join(event.content for event in log if isinstance(event, Token))
+    assert answer.reasoning == "".join(event.content for event in log if isinstance(event, Reasoning))
+    told = {event.call_id: event for event in log if isinstance(event, ToolResult)}
+    asked = [event for event in log if isinstance(event, ToolCall)]
+    assert [call.call_id for call in answer.tool_calls] == [event.call_id for event in asked]
+    for call, event in zip(answer.tool_calls, asked, strict=True):
+        result = told.get(event.call_id)
+        assert (call.tool, call.args, call.needs_approval) == (event.tool, event.args, event.needs_approval)
+        assert (call.result, call.is_error, call.truncated, call.duration_ms) == (
+            (result.result, result.is_error, result.truncated, result.duration_ms) if result else (None,) * 4
+        )
+
+
+@given(logs(), st.data())
+@of_logs
+def test_a_fold_may_begin_at_any_snapshot_of_the_log(log: list[Event], data: st.DataObject) -> None:
+    cut = data.draw(st.integers(0, len(log)))
+    before = fold(log[:cut])
+    snapshot = before.snapshot(RUN_ID, cut)
+    assert fold([snapshot, *log[cut:]]) == fold(log[cut:], before) == fold(log)
+    assert fold([*log[:cut], snapshot, *log[cut:]]) == fold(log)
+    assert decode(record(snapshot).data) == snapshot
+
+
+def test_a_fold_of_nothing_is_empty() -> None:
+    assert fold([]) == Answer("", "", ())
+
+
+@given(logs(), st.integers(0, 30))
+@example(many_calls(5000), 0)
+@example(many_calls(300), 0)
+@example(escaped(100), 0)
+@example([], 0)
+@of_logs
+def test_a_compacted_log_says_the_same(log: list[Event], keep: int) -> None:
+    records = [record(event) for event in log]
+    compacted = compact(records, RUN_ID, keep)
+    assert fold(decode(each.data) for each in compacted) == fold(log)
+    assert_is_compacted(compacted, records, keep)
+
+
+def assert_is_compacted(compacted: Sequence[Record], records: Sequence[Record], keep: int) -> None:
+    """At most one snapshot, at the front; behind it every event byte for byte; nothing over the limit."""
+    assert all(len(each.data) <= EVENT_BYTES_LIMIT for each in compacted)
+    if list(compacted) == list(records):
+        return
+    snapshot, *rest = compacted
+    assert snapshot.type == "snapshot"
+    assert rest == list(records[len(records) - len(rest) :])
+    assert snapshot.seq == records[len(records) - len(rest) - 1].seq == decode(snapshot.data).seq
+    assert len(rest) >= min(keep, len(records))
+    assert not [each for each in rest if each.type == "snapshot"]
+    if records[-1].is_terminal:
+        assert compacted[-1] == records[-1]
+
+
+@given(logs(), st.lists(st.integers(0, 12), min_size=1, max_size=6))
+@of_logs
+def test_compacting_again_and_again_while_the_log_grows_loses_nothing(log: list[Event], keeps: list[int]) -> None:
+    records = [record(event) for event in log]
+    steps = list(accumulate([max(1, len(log) // len(keeps))] * (len(keeps) - 1), initial=0))
+    kept: list[Record] = []
+    for start, end, keep in zip(steps, [*steps[1:], len(log)], keeps, strict=True):
+        grown = [*kept, *records[start:end]]
+        kept = compact(grown, RUN_ID, keep)
+        assert_is_compacted(kept, grown, keep)
+    assert fold(decode(each.data) for each in kept) == fold(log)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 5])
+def test_an_answer_that_fits_is_compacted_to_its_snapshot(keep: int) -> None:
+    """Otherwise all properties above would hold for a ``compact`` that never does anything."""
+    events: list[Event] = [Token(run_id=RUN_ID, seq=seq, content=f"{seq} ") for seq in range(1, 3001)]
+    last = Error(run_id=RUN_ID, seq=3001, code="interrupted", message="", retryable=True)
+    compacted = compact([record(event) for event in [*events, last]], RUN_ID, keep)
+    assert [each.seq for each in compacted] == list(range(3001 - max(keep, 1), 3002))
+    assert [each.type for each in compacted[:1] + compacted[-1:]] == ["snapshot", "error"]
+
+
+def test_what_would_make_a_snapshot_too_large_stays_event_by_event() -> None:
+    events = [Token(run_id=RUN_ID, seq=seq, content="x" * 5000) for seq in range(1, 101)]
+    snapshot, *rest = compact([record(event) for event in events], RUN_ID)
+    assert EVENT_BYTES_LIMIT * 0.8 < len(snapshot.data) <= EVENT_BYTES_LIMIT
+    assert [each.seq for each in rest] == list(range(snapshot.seq + 1, 101))

@@ -1,0 +1,1630 @@
+"""The provider against an upstream that does everything real servers were seen doing, to the byte.
+
+Whatever an upstream says, a turn is deltas and one ``Finish``, or deltas and one ``UpstreamError`` of the right code.
+No other exception leaves the provider, no text of the upstream is quoted, and nothing stays open.
+"""
+
+import asyncio
+import gzip
+import json
+import logging
+import zlib
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from time import monotonic
+from typing import Any, get_args
+
+import anyio
+import pytest
+
+from chatserver.errors import UpstreamError
+from chatserver.events import ErrorCode, Usage
+from chatserver.providers import (
+    Delta,
+    Finish,
+    ModelRequest,
+    ReasoningDelta,
+    TextDelta,
+    ToolCallRequest,
+)
+from chatserver.providers.openai import OpenAIProvider
+from tests.fake_upstream import (
+    JSON_BODY,
+    Chunk,
+    Cut,
+    Done,
+    FakeUpstream,
+    Gate,
+    Hang,
+    Pause,
+    Pieces,
+    Raw,
+    Reached,
+    Reply,
+    Rst,
+    Status,
+    Step,
+    Wire,
+    body_of,
+    call,
+    chunk,
+    counted,
+    finish,
+    reasoning,
+    refuse,
+    role,
+    say,
+    token,
+    tool_call,
+    tool_fragment,
+    usage,
+)
+
+pytestmark = pytest.mark.anyio
+
+KEY = "sk-test-canary"
+LEAK = "upstream-text-canary"
+"""In every text that the fake upstream refuses with: none of it may come out."""
+
+ASK = ModelRequest(model="test-model", messages=[{"role": "user", "content": "Hi"}])
+HI = TextDelta("Hi")
+STOP = Finish("stop", None)
+IDLE_SECONDS = 0.3
+PATIENT_SECONDS = 10.0
+SOON_SECONDS = 1.0
+DEADLINE_SECONDS = 5.0
+"""After so long a turn that cannot begin has failed (`protocol.md`)."""
+
+
+@asynccontextmanager
+async def provider_for(
+    upstream: FakeUpstream | str, idle_seconds: float = PATIENT_SECONDS, api_key: str | None = KEY
+) -> AsyncIterator[OpenAIProvider]:
+    url = upstream if isinstance(upstream, str) else upstream.url
+    async with OpenAIProvider(api_key=api_key, base_url=url, idle_seconds=idle_seconds) as provider:
+        yield provider
+
+
+@pytest.fixture(autouse=True)
+def no_certificates(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nothing here needs the system's certificates, and reading them takes longer than most tests."""
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path_factory.getbasetemp()))
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[FakeUpstream]:
+    async with FakeUpstream() as server:
+        yield server
+
+
+@pytest.fixture
+async def provider(upstream: FakeUpstream) -> AsyncIterator[OpenAIProvider]:
+    async with provider_for(upstream) as provider:
+        yield provider
+
+
+@pytest.fixture
+async def hasty(upstream: FakeUpstream) -> AsyncIterator[OpenAIProvider]:
+    """A provider that loses patience after ``IDLE_SECONDS``."""
+    async with provider_for(upstream, IDLE_SECONDS) as provider:
+        yield provider
+
+
+async def ask(provider: OpenAIProvider, request: ModelRequest = ASK) -> list[Delta]:
+    """All deltas of a turn that succeeds: one Finish, last."""
+    with anyio.fail_after(20):
+        async with provider.stream(request) as deltas:
+            found = [delta async for delta in deltas]
+    assert [isinstance(delta, Finish) for delta in found] == [False] * (len(found) - 1) + [True]
+    return found
+
+
+async def fail(provider: OpenAIProvider, request: ModelRequest = ASK) -> tuple[list[Delta], UpstreamError]:
+    """The deltas of a turn that fails, and how it did."""
+    found: list[Delta] = []
+    error = None
+    with anyio.fail_after(20):
+        try:
+            async with provider.stream(request) as deltas:
+                async for delta in deltas:
+                    found.append(delta)
+        except UpstreamError as failure:
+            error = failure
+    assert error is not None, f"the turn succeeded: {found}"
+    assert not any(isinstance(delta, Finish) for delta in found)
+    assert error.code in get_args(ErrorCode)
+    assert error.message
+    for secret in (KEY, LEAK, "127.0.0.1", "localhost", "://", "httpx", "Traceback"):
+        assert secret not in f"{error.message} {error} {error!r}"
+    return found, error
+
+
+async def read_by_now() -> None:
+    """Loopback delivers within the call that sends; a few turns of the loop later its reader has it."""
+    for _ in range(20):
+        await anyio.lowlevel.checkpoint()
+
+
+def text_of(deltas: Iterable[Delta]) -> str:
+    return "".join(delta.text for delta in deltas if isinstance(delta, TextDelta))
+
+
+def calls_of(deltas: Iterable[Delta]) -> list[ToolCallRequest]:
+    return [delta for delta in deltas if isinstance(delta, ToolCallRequest)]
+
+
+def ids(cases: Iterable[tuple[Any, ...]]) -> list[Any]:
+    """Cases with their first column as their name."""
+    return [pytest.param(*case[1:], id=case[0]) for case in cases]
+
+
+def small(delta: dict[str, Any], finish_reason: str | None = None) -> Chunk:
+    """A chunk with nothing that is not needed."""
+    return Chunk({"choices": [{"delta": delta} | ({"finish_reason": finish_reason} if finish_reason else {})]})
+
+
+# ---- an ordinary turn -----------------------------------------------------------------------------------------------
+
+
+async def test_an_answer_is_its_text_and_one_finish_with_usage(
+    upstream: FakeUpstream, provider: OpenAIProvider
+) -> None:
+    upstream.script(*say("Hello there!", 3))
+    assert await ask(provider) == [
+        TextDelta("Hell"),
+        TextDelta("o th"),
+        TextDelta("ere!"),
+        Finish("stop", Usage(7, 3)),
+    ]
+
+
+async def test_an_answer_is_what_was_said_before_it_ends(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
+    """Deltas come when the upstream sends them, not when it has finished."""
+    gate = anyio.Event()
+    upstream.script(token("Hi"), Gate(gate), finish(), Done())
+    with anyio.fail_after(5):
+        async with provider.stream(ASK) as deltas:
+            assert await anext(deltas) == HI
+            gate.set()
+            assert [delta async for delta in deltas] == [STOP]
+
+
+async def test_the_request_is_what_chat_completions_takes(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
+    tools = [{"type": "function", "function": {"name": "clock", "parameters": {"type": "object"}}}]
+    messages = [{"role": "system", "content": "Be kind"}, {"role": "user", "content": "Grüße 👋 \u2028"}]
+    upstream.script(*say("Hi"))
+    await ask(
+        provider,
+        ModelRequest(model="m/1", messages=messages, tools=tools, temperature=0.5, max_output_tokens=99),
+    )
+    request = await upstream.next_request()
+    assert (request.method, request.path) == ("POST", "/v1/chat/completions")
+    assert request.headers["authorization"] == f"Bearer {KEY}"
+    assert request.headers["content-type"] == "application/json"
+    body = request.json
+    limit = {name: body.pop(name) for name in ("max_tokens", "max_completion_tokens") if name in body}
+    assert list(limit.values()) == [99]
+    assert body == {
+        "model": "m/1",
+        "messages": messages,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "tools": tools,
+        "temperature": 0.5,
+    }
+
+
+async def test_what_is_not_asked_for_is_not_sent(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
+    """OpenAI refuses an empty list of tools, and many models any temperature."""
+    upstream.script(*say("Hi"))
+    await ask(provider)
+    assert set(upstream.requests[0].json) == {"model", "messages", "stream", "stream_options"}
+
+
+async def test_temperature_zero_is_sent(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
+    upstream.script(*say("Hi"))
+    await ask(provider, ModelRequest(model="m", messages=[], temperature=0.0))
+    assert upstream.requests[0].json["temperature"] == 0
+
+
+async def test_a_server_without_keys_is_asked_without_one(upstream: FakeUpstream) -> None:
+    upstream.script(*say("Hi"))
+    async with provider_for(upstream, api_key=None) as provider:
+        assert text_of(await ask(provider)) == "Hi"
+
+
+async def test_turns_use_one_connection_one_after_the_other(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
+    """A new connection is a TLS handshake before the first token."""
+    upstream.always(*say("Hi", 2))
+    for _ in range(5):
+        await ask(provider)
+    assert upstream.connections_made == 1
+    assert upstream.cuts == []
+
+
+async def test_turns_run_beside_each_other_without_a_queue(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
+    count, gate, answers = 300, anyio.Event(), dict[int, str]()
+
+    def echo(reply: Reply) -> list[Step]:
+        return [token(reply.request.json["messages"][0]["content"]), Gate(gate), token("!"), finish(), Done()]
+
+    async def one(number: int) -> None:
+        answers[number] = text_of(await ask(provider, ModelRequest(model="m", messages=[{"content": str(number)}])))
+
+    upstream.always(echo)
+    async with anyio.create_task_group() as group:
+        for number in range(count):
+            group.start_soon(one, number)
+        await upstream.until(lambda: upstream.active == count)
+        gate.set()
+    assert answers == {number: f"{number}!" for number in range(count)}
+
+
+async def test_a_long_answer_is_read_in_the_time_of_its_bytes(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
+    upstream.script(*[token("word ")] * 20_000, finish(), Done())
+    began = monotonic()
+    assert text_of(await ask(provider)) == "word " * 20_000
+    assert monotonic() - began < 10
+
+
+# ---- bytes to events ------------------------------------------------------------------------------------------------
+
+FAMILY = "👩‍👩‍👧"
+SPLIT_STEPS: list[Step] = [
+    Raw(b": hello\n\n"),
+    small({"role": "assistant", "content": ""}),
+    small({"reasoning_content": "hm"}),
+    small({"content": f"é{FAMILY}"}),
+    *(
+        Chunk({"choices": [{"delta": {"tool_calls": [{"index": 0, "id": id, "function": function}]}}]})
+        for id, function in (("c", {"name": "f", "arguments": '{"a":'}), (None, {"arguments": '"€"}'}))
+    ),
+    small({}, "tool_calls"),
+    Chunk({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 2}}),
+    Done(),
+]
+SPLIT_BODY = body_of(SPLIT_STEPS)
+SPLIT_DELTAS = [
+    ReasoningDelta("hm"),
+    TextDelta(f"é{FAMILY}"),
+    ToolCallRequest("c", "f", '{"a":"€"}'),
+    Finish("tool_calls", Usage(1, 2)),
+]
+LINE_ENDS = pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"], ids=["lf", "crlf", "cr"])
+
+
+@LINE_ENDS
+async def test_every_split_in_two_gives_the_same_deltas(
+    upstream: FakeUpstream, provider: OpenAIProvider, line_end: bytes
+) -> None:
+    body = SPLIT_BODY.replace(b"\n", line_end)
+    for at in range(1, len(body)):
+        upstream.script(Pieces((body[:at], body[at:])))
+        assert await ask(provider) == SPLIT_DELTAS, f"split at byte {at}"
+
+
+@LINE_ENDS
+@pytest.mark.parametrize("close", [False, True], ids=["chunked", "close-delimited"])
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 64])
+async def test_a_reply_in_pieces_of_any_size_gives_the_same_deltas(
+    upstream: FakeUpstream, provider: OpenAIProvider, line_end: bytes, close: bool, size: int
+) -> None:
+    body = SPLIT_BODY.replace(b"\n", line_end)
+    upstream.script(
+        Status(close=close), Pieces(tuple(body[start : start + size] for start in range(0, len(body), size)))
+    )
+    assert await ask(provider) == SPLIT_DELTAS
+
+
+HI_JSON = json.dumps(token("Hi").document).encode()
+END = finish().data + Done().data
+
+
+@pytest.mark.parametrize(
+    "body",
+    ids(
+        [
+            ("a-byte-order-mark", b"\xef\xbb\xbfdata: " + HI_JSON + b"\n\n" + END),
+            ("comments-everywhere", b":\n: a\ndata: " + HI_JSON + b"\n: b\n\n:\n\n" + END),
+            ("event-lines", b"event: message\ndata: " + HI_JSON + b"\n\n" + END),
+            ("event-names-of-others", b"event: chunk\ndata: " + HI_JSON + b"\n\n" + END),
+            ("id-and-retry", b"id: 7\nretry: 10\ndata: " + HI_JSON + b"\n\n" + END),
+            ("no-space-after-the-colon", b"data:" + HI_JSON + b"\n\n" + END.replace(b"data: ", b"data:")),
+            ("data-on-many-lines", b"data: " + HI_JSON.replace(b", ", b",\ndata: ") + b"\n\n" + END),
+            ("unknown-fields", b"foo: bar\nfoo\ndata: " + HI_JSON + b"\n\n" + END),
+            ("blank-lines", b"\n\n\n\ndata: " + HI_JSON + b"\n\n\n\n" + END),
+            ("mixed-line-ends", b"data: " + HI_JSON + b"\r\n\ndata: " + HI_JSON[:0] + END[6:]),
+            ("no-blank-line-at-the-end", b"data: " + HI_JSON + b"\n\n" + finish().data.rstrip(b"\n")),
+            ("no-line-end-after-done", b"data: " + HI_JSON + b"\n\n" + END.rstrip(b"\n")),
+            ("json-with-white-space", b"data:   " + HI_JSON + b"  \n\n" + END),
+        ]
+    ),
+)
+async def test_whatever_sse_allows_is_understood(upstream: FakeUpstream, provider: OpenAIProvider, body: bytes) -> None:
+    upstream.script(Raw(body))
+    assert await ask(provider) == [HI, STOP]
+
+
+@pytest.mark.parametrize("content_type", ["text/event-stream; charset=utf-8", "Text/Event-Stream", None])
+async def test_a_stream_is_a_stream_however_its_type_is_written(
+    upstream: FakeUpstream, provider: OpenAIProvider, content_type: str | None
+) -> None:
+    headers = (("Content-Type", content_type),) if content_type else ()
+    upstream.script(Status(200, headers), token("Hi"), finish(), Done())
+    assert await ask(provider) == [HI, STOP]
+
+
+async def test_half_a_megabyte_in_one_chunk_is_a_chunk(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
+    upstream.script(token("x" * 500_000), finish(), Done())
+    assert len(text_of(await ask(provider))) == 500_000
+
+
+@pytest.mark.parametrize(
+    ("encoding", "compress"),
+    [("gzip", gzip.compress), ("deflate", zlib.compress)],
+)
+async def test_a_compressed_stream_is_read(
+    upstream: FakeUpstream, provider: OpenAIProvider, encoding: str, compress: Callable[[bytes], bytes]
+) -> None:
+    upstream.script(Status(200, (("Content-Encoding", encoding),)), Raw(compress(body_of(say("Hi")))))
+    assert text_of(await ask(provider)) == "Hi"
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "zstd", "nonsense"])
+async def test_a_stream_that_cannot_be_unpacked_is_an_upstream_error(
+    upstream: FakeUpstream, provider: OpenAIProvider, encoding: str
+) -> None:
+    upstream.always(Status(200, (("Content-Encoding", encoding),)), Raw(b"\x00\x01nothing packed\n\n" * 9))
+    await fail(provider)
+
+
+# ---- text -----------------------------------------------------------------------------------------------------------
+
+
+def escaped(text: str, field: str = "content") -> Raw:
+    """A token whose text is written as it stands, escapes and all."""
+    return Raw(b'data: {"choices":[{"delta":{"%s":"%s"}}]}\n\n' % (field.encode(), text.encode()))
+
+
+@pytest.mark.parametrize(
+    ("chunks", "expected"),
+    ids(
+        [
+            ("a-pair", [r"a\ud83d\ude00b"], "a😀b"),
+            ("a-pair-over-two-chunks", [r"a\ud83d", r"\ude00b"], "a😀b"),
+            ("a-lone-high", [r"a\ud83db"], "a\ufffdb"),
+            ("a-lone-low", [r"a\ude00b"], "a\ufffdb"),
+            ("a-high-and-then-a-letter", [r"a\ud83d", "b"], "a\ufffdb"),
+            ("a-high-at-the-end", [r"a\ud83d"], "a\ufffd"),
+            ("two-highs", [r"\ud83d\ud83d\ude00"], "\ufffd😀"),
+            ("low-before-high", [r"\ude00\ud83d"], "\ufffd\ufffd"),
+            ("nul-that-postgresql-refuses", [r"a\u0000b"], "a\ufffdb"),
+            ("line-separators", ["a\u2028\u2029\x85b"], "a\u2028\u2029\x85b"),
+            ("joined-emoji-over-chunks", list(FAMILY), FAMILY),
+            ("combining-marks-over-chunks", ["e", "\u0301"], "e\u0301"),
+            ("a-line-end-in-the-text", [r"a\r\n\ndata: b"], "a\r\n\ndata: b"),
+        ]
+    ),
+)
+async def test_text_is_what_was_meant_and_always_utf8(
+    upstream: FakeUpstream, provider: OpenAIProvider, chunks: list[str], expected: str
+) -> None:
+    upstream.script(*map(escaped, chunks), finish(), Done())
+    deltas = await ask(provider)
+    for delta in deltas:
+        if isinstance(delta, TextDelta):
+            delta.text.encode()
+    assert text_of(deltas) == expected
+
+
+@pytest.mark.parametrize("where", ["reasoning_content", "name", "arguments"])
+async def test_a_lone_surrogate_is_harmless_wherever_it_comes(
+    upstream: FakeUpstream, provider: OpenAIProvider, where: str
+) -> None:
+    if where == "reasoning_content":
+        upstream.script(escaped(r"a\ud83d", where), finish(), Done())
+        deltas = await ask(provider)
+        assert deltas == [ReasoningDelta("a\ufffd"), STOP]
+        return
+    function = json.dumps({"name": "f", "arguments": "{}"} | {where: "SURROGATE"}).replace("SURROGATE", r"a\udc00")
+    upstream.script(
+        Raw(
+            b'data: {"choices":[{"delta":{"tool_calls":[{"index":0,"id":"c","function":%s}]}}]}\n\n' % function.encode()
+        ),
+        finish("tool_calls"),
+        Done(),
+    )
+    (made,) = calls_of(await ask(provider))
+    assert "\ufffd" in getattr(made, where)
+
+
+@pytest.mark.parametrize("where", ["id", "name"])
+async def test_a_tool_call_holds_no_nul_either(upstream: FakeUpstream, provider: OpenAIProvider, where: str) -> None:
+    upstream.script(
+        tool_fragment(0, **({"id": "c", "name": "f"} | {where: "a\0b"}), arguments="{}"), finish("tool_calls"), Done()
+    )
+    (made,) = calls_of(await ask(provider))
+    assert "\0" not in made.call_id + made.name
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"a\xffb", b"a\xc3", b"a\xf0\x9f\x98", b"\xc0\xaf", b"\xed\xa0\xbd", b"a\x80b"],
+    ids=["a-wrong-byte", "half-a-letter", "half-an-emoji", "overlong", "a-surrogate", "a-continuation"],
+)
+async def test_bytes_that_are_no_utf8_spoil_a_character_or_end_the_turn_cleanly(
+    upstream: FakeUpstream, provider: OpenAIProvider, text: bytes
+) -> None:
+    upstream.script(Raw(b'data: {"choices":[{"delta":{"content":"' + text + b'"}}]}\n\n'), finish(), Done())
+    try:
+        found = text_of(await ask(provider))
+    except UpstreamError as error:
+        assert error.code == "llm_error"  # noqa: PT017 - either answer is right
+    else:
+        assert "\ufffd" in found
+
+
+async def test_wrong_bytes_in_a_comment_do_not_matter(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
+    upstream.script(Raw(b": \xff\xfe\n\n"), token("Hi"), finish(), Done())
+    assert await ask(provider) == [HI, STOP]
+
+
+# ---- deltas of every shape ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "steps",
+    ids(
+        [
+            ("role", [role()]),
+            ("no-choices", [Chunk({"choices": []})]),
+            ("choices-null", [Chunk({"choices": None})]),
+            ("no-choices-field", [Chunk({"id": "x"})]),
+            ("empty-object", [Chunk({})]),
+            ("delta-null", [chunk(None)]),
+            ("no-delta", [Chunk({"choices": [{"index": 0}]})]),
+            ("delta-empty", [chunk({})]),
+            ("content-null", [token(None)]),
+            ("content-empty", [token("")]),
+            ("content-parts-empty", [chunk({"content": []})]),
+            ("reasoning-null", [chunk({"reasoning": None, "reasoning_content": None})]),
+            ("reasoning-empty", [reasoning("")]),
+            ("tool-calls-null", [chunk({"tool_calls": None})]),
+            ("tool-calls-empty", [chunk({"tool_calls": []})]),
+            ("error-null", [Chunk({"error": None, "choices": []})]),
+            ("azure-filter-results", [Chunk({"choices": [], "prompt_filter_results": [{"prompt_index": 0}]})]),
+            ("unknown-fields", [Chunk({"choices": [{"delta": {"x": [1]}, "y": {}}], "z": "obfuscation"})]),
+        ]
+    ),
+)
+async def test_chunks_that_say_nothing_are_passed_over(
+    upstream: FakeUpstream, provider: OpenAIProvider, steps: list[Step]
+) -> None:
+    upstream.script(*steps, token("Hi"), *steps, finish(), Done())
+    assert await ask(provider) == [HI, STOP]
+
+
+async def test_content_in_parts_is_their_text(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
+    parts = [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]
+    upstream.script(chunk({"content": parts}), finish(), Done())
+    assert text_of(await ask(provider)) == "Hi"
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+async def test_reasoning_comes_under_either_name(upstream: FakeUpstream, provider: OpenAIProvider, field: str) -> None:
+    upstream.script(reasoning("Let me ", field), reasoning("think", field), token("Hi"), finish(), Done())
+    assert await ask(provider) == [ReasoningDelta("Let me "), ReasoningDelta("think"), HI, STOP]
+
+
+async def test_reasoning_under_both_names_comes_once(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
+    upstream.script(chunk({"reasoning": "hm", "reasoning_content": "hm"}), token("Hi"), finish(), Done())
+    assert await ask(provider) == [ReasoningDelta("hm"), HI, STOP]
+
+
+async def test_reasoning_and_text_of_one_chunk_both_count(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
+    upstream.script(chunk({"reasoning": "hm", "content": "Hi"}), finish(), Done())
+    assert await ask(provider) == [ReasoningDelta("hm"), HI, STOP]
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("stop", "stop"),
+        ("length", "length"),
+        ("content_filter", "content_filter"),
+        ("eos", "stop"),
+        ("end_turn", "stop"),
+        ("stop_sequence", "stop"),
+        ("something_new", "stop"),
+    ],
+)
+async def test_a_finish_reason_is_one_of_ours(
+    upstream: FakeUpstream, provider: OpenAIProvider, said: str, reason: str
+) -> None:
+    upstream.script(token("Hi"), finish(said), Done())
+    assert await ask(provider) == [HI, Finish(reason, None)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("reason", ["length", "content_filter"])
+async def test_an_answer_that_was_cut_short_calls_no_half_tool(
+    upstream: FakeUpstream, provider: OpenAIProvider, reason: str
+) -> None:
+    upstream.script(token("Hi"), tool_fragment(0, "c", "clock", '{"zo'), finish(reason), Done())
+    deltas = await ask(provider)
+    assert deltas[-1] == Finish(reason, None)  # type: ignore[arg-type]
+    assert calls_of(deltas) == []
+
+
+async def test_the_finish_may_come_with_the_last_text(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
+    upstream.script(chunk({"content": "Hi"}, "stop"), Done())
+    assert await ask(provider) == [HI, STOP]
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    ids(
+        [
+            ("in-a-chunk-without-choices", [finish(), usage(3, 4)], Usage(3, 4)),
+            ("in-the-last-chunk", [finish(usage=counted(3, 4))], Usage(3, 4)),
+            ("before-the-finish", [usage(3, 4), finish()], Usage(3, 4)),
+            (
+                "in-every-chunk",
+                [chunk({}, usage=counted(3, 1)), chunk({}, usage=counted(3, 2)), finish(), usage(3, 4)],
+                Usage(3, 4),
+            ),
+            ("null-and-then-some", [chunk({}, usage=None), finish(usage=None), usage(3, 4)], Usage(3, 4)),
+            ("some-and-then-null", [chunk({}, usage=counted(3, 4)), finish(), chunk({}, usage=None)], Usage(3, 4)),
+            ("choices-null", [finish(), Chunk({"choices": None, "usage": counted(3, 4)})], Usage(3, 4)),
+            ("no-choices-field", [finish(), Chunk({"usage": counted(3, 4)})], Usage(3, 4)),
+            (
+                "with-details",
+                [finish(), Chunk({"choices": [], "usage": counted(3, 4) | {"prompt_tokens_details": {"cached": 1}}})],
+                Usage(3, 4),
+            ),
+            ("zero", [finish(), usage(0, 0)], Usage(0, 0)),
+            ("missing", [finish()], None),
+            ("null", [finish(usage=None)], None),
+            ("empty", [finish(), Chunk({"choices": [], "usage": {}})], None),
+            ("of-null", [finish(), Chunk({"choices": [], "usage": {"prompt_tokens": None}})], None),
+        ]
+    ),
+)
+async def test_usage_is_found_wherever_it_comes(
+    upstream: FakeUpstream, provider: OpenAIProvider, steps: list[Step], expected: Usage | None
+) -> None:
+    upstream.script(token("Hi"), *steps, Done())
+    assert await ask(provider) == [HI, Finish("stop", expected)]
+
+
+# ---- tool calls -----------------------------------------------------------------------------------------------------
+
+A = ("a", "clock", '{"zone":"UTC"}')
+B = ("b", "sum", '{"x":[1,2]}')
+
+
+def fragments_of_old_kind() -> list[Step]:
+    return [
+        chunk({"function_call": {"name": "clock", "arguments": '{"zone":'}}),
+        chunk({"function_call": {"arguments": '"UTC"}'}}),
+        finish("function_call"),
+    ]
+
+
+TOOL_CASES: list[tuple[str, list[Step], list[tuple[str | None, str, str]]]] = [
+    ("whole", [tool_fragment(0, *A)], [A]),
+    ("in-fragments", [*tool_call(A[1], A[2], id="a", pieces=5)], [A]),
+    (
+        "one-after-the-other",
+        [*tool_call(A[1], A[2], id="a"), *tool_call(B[1], B[2], id="b", index=1, pieces=3)],
+        [A, B],
+    ),
+    (
+        "interleaved",
+        [
+            tool_fragment(0, "a", "clock", ""),
+            tool_fragment(1, "b", "sum", ""),
+            tool_fragment(1, arguments='{"x":'),
+            tool_fragment(0, arguments='{"zone":'),
+            tool_fragment(1, arguments="[1,2]}"),
+            tool_fragment(0, arguments='"UTC"}'),
+        ],
+        [A, B],
+    ),
+    (
+        "both-in-one-chunk",
+        [
+            chunk(
+                {
+                    "tool_calls": [
+                        {"index": index, "id": id, "type": "function", "function": {"name": name, "arguments": args}}
+                        for index, (id, name, args) in enumerate((A, B))
+                    ]
+                }
+            )
+        ],
+        [A, B],
+    ),
+    ("indexes-with-a-gap", [tool_fragment(2, *A), tool_fragment(7, *B)], [A, B]),
+    ("indexes-backwards", [tool_fragment(1, *A), tool_fragment(0, *B)], [A, B]),
+    ("both-with-index-0", [tool_fragment(0, *A), tool_fragment(0, *B)], [A, B]),
+    (
+        "without-index-by-id",
+        [
+            tool_fragment(None, "a", "clock", '{"zone":'),
+            tool_fragment(None, "b", "sum", '{"x":'),
+            tool_fragment(None, "a", arguments='"UTC"}'),
+            tool_fragment(None, "b", arguments="[1,2]}"),
+        ],
+        [A, B],
+    ),
+    (
+        "without-index-id-only-first",
+        [
+            tool_fragment(None, "a", "clock", '{"zone":'),
+            tool_fragment(None, arguments='"UTC"}'),
+            tool_fragment(None, "b", "sum", '{"x":'),
+            tool_fragment(None, arguments="[1,2]}"),
+        ],
+        [A, B],
+    ),
+    ("without-id", [tool_fragment(0, None, *A[1:]), tool_fragment(1, None, *B[1:])], [(None, *A[1:]), (None, *B[1:])]),
+    (
+        "without-id-in-fragments",
+        [
+            tool_fragment(0, None, "clock", '{"zone":'),
+            tool_fragment(1, None, "sum", '{"x":'),
+            tool_fragment(0, arguments='"UTC"}'),
+            tool_fragment(1, arguments="[1,2]}"),
+        ],
+        [(None, *A[1:]), (None, *B[1:])],
+    ),
+    (
+        "without-index-and-id",
+        [tool_fragment(None, None, *A[1:]), tool_fragment(None, None, *B[1:])],
+        [(None, *A[1:]), (None, *B[1:])],
+    ),
+    (
+        "the-same-without-index-and-id-twice",
+        [tool_fragment(None, None, *A[1:]), tool_fragment(None, None, *A[1:])],
+        [(None, *A[1:]), (None, *A[1:])],
+    ),
+    (
+        "id-in-a-later-fragment",
+        [tool_fragment(0, None, "clock", ""), tool_fragment(0, "a", arguments=A[2])],
+        [(None, *A[1:])],
+    ),
+    (
+        "id-and-name-in-every-fragment",
+        [tool_fragment(0, "a", "clock", piece) for piece in ('{"zo', 'ne":', '"UTC"}')],
+        [A],
+    ),
+    (
+        "name-in-every-fragment",
+        [tool_fragment(0, "a", "clock", '{"zo'), tool_fragment(0, None, "clock", 'ne":"UTC"}')],
+        [A],
+    ),
+    (
+        "id-empty-in-later-fragments",
+        [
+            tool_fragment(0, "a", "clock", '{"zone":'),
+            chunk({"tool_calls": [{"index": 0, "id": "", "function": {"name": "", "arguments": '"UTC"}'}}]}),
+        ],
+        [A],
+    ),
+    (
+        "nulls-in-later-fragments",
+        [
+            tool_fragment(0, "a", "clock", '{"zone":'),
+            chunk(
+                {
+                    "tool_calls": [
+                        {"index": 0, "id": None, "type": None, "function": {"name": None, "arguments": '"UTC"}'}}
+                    ]
+                }
+            ),
+        ],
+        [A],
+    ),
+    ("arguments-as-an-object", [tool_fragment(0, "a", "clock", {"zone": "UTC"})], [A]),
+    ("arguments-null", [tool_fragment(0, "a", "clock", None)], [("a", "clock", "")]),
+    ("arguments-broken", [tool_fragment(0, "a", "clock", '{"zone"')], [("a", "clock", '{"zone"')]),
+    ("text-before", [token("Hi"), tool_fragment(0, *A)], [A]),
+    ("text-after", [tool_fragment(0, *A), token("Hi")], [A]),
+    (
+        "the-same-id-twice-under-two-indexes",
+        [tool_fragment(0, *A), tool_fragment(1, "a", *B[1:])],
+        [("a", *A[1:]), (None, *B[1:])],
+    ),
+]
+
+
+@pytest.mark.parametrize("reason", ["tool_calls", "stop", "function_call", "eos"])
+@pytest.mark.parametrize(("steps", "expected"), ids(TOOL_CASES))
+async def test_tool_calls_are_put_together(
+    upstream: FakeUpstream,
+    provider: OpenAIProvider,
+    steps: list[Step],
+    expected: list[tuple[str | None, str, str]],
+    reason: str,
+) -> None:
+    upstream.script(role(), *steps, finish(reason), Done())
+    deltas = await ask(provider)
+    made = calls_of(deltas)
+    assert [(each.name, _canonical(each.arguments)) for each in made] == [
+        (name, _canonical(arguments)) for _, name, arguments in expected
+    ]
+    for each, (id, _, _) in zip(made, expected, strict=True):
+        assert id in (None, each.call_id)
+        assert 1 <= len(each.call_id) <= 64
+        assert each.call_id.replace("-", "").replace("_", "").isalnum()
+    assert len({each.call_id for each in made}) == len(made)
+    assert deltas[-1] == Finish("tool_calls", None)
+    assert deltas[-1 - len(made) : -1] == made
+
+
+def _canonical(arguments: str) -> str:
+    try:
+        return json.dumps(json.loads(arguments))
+    except ValueError:
+        return arguments
+
+
+async def test_a_function_call_of_the_old_kind_is_a_tool_call(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
+    upstream.script(*fragments_of_old_kind(), Done())
+    deltas = await ask(provider)
+    (made,) = calls_of(deltas)
+    assert (made.name, made.arguments) == A[1:]
+    assert made.call_id
+    assert deltas[-1] == Finish("tool_calls", None)
+
+
+async def test_arguments_cut_at_every_character_are_the_same(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
+    arguments = json.dumps({"text": 'a"\\\n€😀', "n": [1, {"b": None}]}, ensure_ascii=False)
+    for at in range(len(arguments) + 1):
+        upstream.script(
+            tool_fragment(0, "c", "f", arguments[:at]), tool_fragment(0, arguments=arguments[at:]), finish("tool_calls")
+        )
+        assert calls_of(await ask(provider)) == [ToolCallRequest("c", "f", arguments)]
+
+
+async def test_made_up_ids_differ_between_turns(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
+    upstream.always(tool_fragment(0, None, "clock", "{}"), finish("tool_calls"), Done())
+    made = {calls_of(await ask(provider))[0].call_id for _ in range(5)}
+    assert len(made) == 5
+
+
+async def test_a_tool_finish_without_a_call_is_a_stop(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
+    upstream.script(token("Hi"), finish("tool_calls"), Done())
+    assert await ask(provider) == [HI, STOP]
+
+
+async def test_arguments_without_end_end_the_turn(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
+    piece = "x" * 100_000
+    upstream.script(tool_fragment(0, "c", "f", '{"a":"'), *[tool_fragment(0, arguments=piece)] * 400, Hang())
+    _, error = await fail(provider)
+    assert error.code == "llm_error"
+
+
+async def test_tool_calls_without_end_end_the_turn_or_are_all_told(
+    upstream: FakeUpstream, provider: OpenAIProvider
+) -> None:
+    """Many calls are no reason to take a time that grows with their square."""
+    upstream.script(*(tool_fragment(n, f"c{n}", "f", "{}") for n in range(5000)), finish("tool_calls"), Done())
+    began = monotonic()
+    try:
+        assert len(calls_of(await ask(provider))) == 5000
+    except UpstreamError as error:
+        assert error.code == "llm_error"  # noqa: PT017 - either answer is right
+    assert monotonic() - began < 5
+
+
+# ---- endings --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "steps",
+    ids(
+        [
+            ("no-done", []),
+            ("done-twice", [Done(), Done()]),
+            ("data-after-done", [Done(), token("more"), finish("length")]),
+            ("an-error-after-done", [Done(), Chunk({"error": {"message": LEAK}})]),
+            ("nonsense-after-done", [Done(), Raw(b"data: {{{\n\n")]),
+            ("cut-after-the-finish", [Cut()]),
+            ("reset-after-the-finish", [Rst()]),
+            ("cut-after-done", [Done(), Cut()]),
+            ("half-a-line-after-the-finish", [Raw(b'data: {"cho'), Cut()]),
+            ("comments-after-done", [Done(), Raw(b": bye\n\n")]),
+        ]
+    ),
+)
+@pytest.mark.parametrize("close", [False, True], ids=["chunked", "close-delimited"])
+async def test_an_answer_with_its_finish_reason_is_whole(
+    upstream: FakeUpstream, provider: OpenAIProvider, steps: list[Step], close: bool
+) -> None:
+    upstream.script(Status(close=close), token("Hi"), finish(), *steps)
+    assert await ask(provider) == [HI, STOP]
+    assert len(upstream.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "steps",
+    ids(
+        [
+            ("silence", [Hang()]),
+            ("silence-after-done", [Done(), Hang()]),
+            ("comments-for-ever", [*[Raw(b": x\n\n"), Pause(0.05)] * 400]),
+            ("half-a-line-for-ever", [*[Raw(b"x"), Pause(0.05)] * 400]),
+        ]
+    ),
+)
+async def test_an_answer_with_its_finish_reason_does_not_wait_for_ever(
+    upstream: FakeUpstream, hasty: OpenAIProvider, steps: list[Step]
+) -> None:
+    """Some servers never send usage or [DONE], and some keep the connection."""
+    upstream.script(token("Hi"), finish(), *steps)
+    began = monotonic()
+    assert await ask(hasty) == [HI, STOP]
+    assert monotonic() - began < 5
+    await upstream.idle()
+
+
+BEGINNINGS: list[tuple[str, list[Step], list[Delta]]] = [
+    ("a-token", [role(), token("Hi")], [HI]),
+    ("reasoning", [role(), reasoning("hm")], [ReasoningDelta("hm")]),
+    ("a-tool-fragment", [role(), tool_fragment(0, "c", "f", '{"a')], []),
+    ("a-token-and-half-a-line", [token("Hi"), Raw(b'data: {"choices":[{"delta":{"con')], [HI]),
+]
+ENDINGS: list[tuple[str, bool, list[Step]]] = [
+    ("end", False, []),
+    ("end-close-delimited", True, []),
+    ("done", False, [Raw(b"\n\n"), Done()]),
+    ("cut", False, [Cut()]),
+    ("reset", False, [Rst()]),
+]
+
+
+@pytest.mark.parametrize(("close", "ending"), ids(ENDINGS))
+@pytest.mark.parametrize(("beginning", "deltas"), ids(BEGINNINGS))
+async def test_an_end_without_finish_reason_is_a_truncated_answer_and_never_tried_again(
+    upstream: FakeUpstream,
+    provider: OpenAIProvider,
+    beginning: list[Step],
+    deltas: list[Delta],
+    close: bool,
+    ending: list[Step],
+) -> None:
+    reached, gate = anyio.Event(), anyio.Event()
+    upstream.always(Status(close=close), *beginning, Reached(reached), Gate(gate), *ending)
+
+    async def end() -> None:
+        await reached.wait()
+        await read_by_now()
+        gate.set()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(end)
+        found, error = await fail(provider)
+    assert found == deltas
+    # Half a line that is ended, not cut, is a chunk that makes no sense: either name is right.
+    is_ended_line = isinstance(beginning[-1], Raw) and not (ending and isinstance(ending[-1], Cut | Rst))
+    assert error.code in {"upstream_truncated", *(["llm_error"] if is_ended_line else [])}
+    assert len(upstream.requests) == 1
+
+
+NOTHING_YET: list[tuple[str, list[Step]]] = [
+    ("cut-before-the-head", [Cut()]),
+    ("reset-before-the-head", [Rst()]),
+    ("cut-in-the-head", [Wire(b"HTTP/1.1 200 OK\r\nContent-Ty"), Cut()]),
+    ("cut-after-the-head", [Raw(b""), Cut()]),
+    ("reset-after-the-head", [Status(), Pieces((b": x\n",)), Rst()]),
+    ("end-after-the-head", [Raw(b"")]),
+    ("cut-after-a-role", [role(), Cut()]),
+    ("reset-after-a-comment", [Raw(b": x\n\n"), Rst()]),
+    ("cut-in-the-first-line", [Raw(b'data: {"choi'), Cut()]),
+    ("end-after-empty-chunks", [role(), Chunk({"choices": []}), token("")]),
+    *((f"status-{status}", refuse(status, {"message": LEAK})) for status in (500, 502, 503, 504, 520, 529)),
+    ("status-500-as-text", [Status(500, (("Content-Type", "text/plain"),)), Raw(LEAK.encode())]),
+    ("status-502-as-html", [Status(502, (("Content-Type", "text/html"),)), Raw(b"<h1>Bad Gateway</h1>")]),
+    ("status-503-with-retry-after", refuse(503, {"message": LEAK}, {"Retry-After": "3600"})),
+    ("status-500-context-length", refuse(500, {"message": "maximum context length " + LEAK})),
+]
+
+
+@pytest.mark.parametrize("script", ids(NOTHING_YET))
+async def test_before_the_first_token_a_turn_is_tried_three_times(
+    upstream: FakeUpstream, provider: OpenAIProvider, script: list[Step]
+) -> None:
+    upstream.always(*script)
+    began = monotonic()
+    deltas, error = await fail(provider)
+    assert deltas == []
+    assert error.code == "upstream_unavailable"
+    assert error.retryable
+    assert len(upstream.requests) == 3
+    assert monotonic() - began <= DEADLINE_SECONDS
+    assert len({request.body for request in upstream.requests}) == 1
+    await upstream.idle()
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+@pytest.mark.parametrize("script", ids(NOTHING_YET[::3]))
+async def test_a_try_that_succeeds_hides_those_before(
+    upstream: FakeUpstream, provider: OpenAIProvider, script: list[Step], failures: int
+) -> None:
+    for _ in range(failures):
+        upstream.script(*script)
+    upstream.script(*say("Hi"))
+    assert await ask(provider) == [HI, Finish("stop", Usage(7, 1))]
+    assert len(upstream.requests) == failures + 1
+
+
+async def test_waiting_between_tries_is_not_at_once(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
+    upstream.always(*refuse(500))
+    await fail(provider)
+    first, second, third = [reply.started_at for reply in upstream.replies]
+    assert second - first >= 0.05
+    assert third - second >= 0.05
+
+
+async def test_no_try_begins_after_the_deadline(
+    upstream: FakeUpstream, provider: OpenAIProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chatserver.providers.openai.RETRY_DEADLINE_SECONDS", 0.5)
+    upstream.always(Pause(0.4), *refuse(500))
+    _, error = await fail(provider)
+    assert error.code == "upstream_unavailable"
+    assert all(reply.started_at <= upstream.replies[0].started_at + 0.6 for reply in upstream.replies)
+
+
+# ---- refusals -------------------------------------------------------------------------------------------------------
+
+
+def http_date(seconds: float) -> str:
+    return format_datetime(datetime.now(UTC) + timedelta(seconds=seconds), usegmt=True)
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "low", "high"),
+    ids(
+        [
+            ("seconds", "2", 2, 2),
+            ("an-hour", "3600", 3600, 3600),
+            ("zero", "0", 0, 0),
+            ("a-fraction", "1.5", 1.5, 1.5),
+            ("white-space", " 7 ", 7, 7),
+            ("date-to-come", http_date(600), 500, 601),
+            ("date-gone", http_date(-600), 0, 0),
+            ("garbage", "soon", None, None),
+            ("empty", "", None, None),
+            ("missing", None, None, None),
+            ("negative", "-5", None, None),
+            ("not-a-number", "nan", None, None),
+            ("infinite", "inf", None, None),
+            ("too-large-a-number", "9" * 400, None, None),
+            ("no-digits", "²", None, None),
+            ("many-dots", "1.2.3", None, None),
+            ("no-date", "Wed, 99 Foo 2026 99:99:99 GMT", None, None),
+            ("date-of-no-year", "Wed, 21 Oct 99999999999999999999 07:28:00 GMT", None, None),
+            ("date-without-zone", "Wed, 21 Oct 2015 07:28:00 -0000", None, 0),
+        ]
+    ),
+)
+async def test_a_busy_upstream_is_told_at_once_with_its_retry_after(
+    upstream: FakeUpstream,
+    provider: OpenAIProvider,
+    retry_after: str | None,
+    low: float | None,
+    high: float | None,
+) -> None:
+    headers = {} if retry_after is None else {"Retry-After": retry_after}
+    upstream.always(*refuse(429, {"message": LEAK, "type": "requests", "code": "rate_limit_exceeded"}, headers))
+    began = monotonic()
+    _, error = await fail(provider)
+    assert (error.code, error.retryable) == ("rate_limited", True)
+    if low is None or high is None:
+        assert error.retry_after in (None, high)
+    else:
+        assert error.retry_after is not None
+        assert low <= error.retry_after <= high
+    assert len(upstream.requests) == 1
+    assert monotonic() - began < SOON_SECONDS
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        {
+            "message": f"You exceeded your current quota {LEAK}",
+            "type": "insufficient_quota",
+            "code": "insufficient_quota",
+        },
+        {"message": LEAK, "type": "requests", "code": "insufficient_quota"},
+        {"message": LEAK, "type": "insufficient_quota", "code": None},
+    ],
+)
+async def test_a_used_up_quota_is_not_worth_another_try(
+    upstream: FakeUpstream, provider: OpenAIProvider, error: dict[str, Any]
+) -> None:
+    upstream.always(*refuse(429, error))
+    _, failure = await fail(provider)
+    assert (failure.code, failure.retryable) == ("rate_limited", False)
+    assert len(upstream.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"slow down", b"<html>", b"[1]", b"null", b'{"error":"slow down"}', b'{"detail":"x"}', b"\xff\x00"]
+)
+async def test_a_429_of_any_form_is_rate_limited(upstream: FakeUpstream, provider: OpenAIProvider, body: bytes) -> None:
+    upstream.always(*refuse(429, body))
+    _, error = await fail(provider)
+    assert (error.code, error.retryable) == ("rate_limited", True)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_refused_key_is_told_at_once(upstream: FakeUpstream, provider: OpenAIProvider, status: int) -> None:
+    words = f"Incorrect API key provided: {KEY}. {LEAK}"
+    upstream.always(*refuse(status, {"message": words, "code": "invalid_api_key"}))
+    _, error = await fail(provider)
+    assert (error.code, error.retryable) == ("auth_failed", False)
+    assert len(upstream.requests) == 1
+
+
+async def test_a_refused_key_is_in_no_log(
+    upstream: FakeUpstream, provider: OpenAIProvider, caplog: pytest.LogCaptureFixture
+) -> None:
+    upstream.always(*refuse(401, {"message": LEAK}))
+    with caplog.at_level(logging.DEBUG):
+        await fail(provider)
+    assert KEY not in caplog.text
+    assert "Bearer" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "body",
+    ids(
+        [
+            (
+                "openai",
+                {
+                    "error": {
+                        "message": "This model's maximum context length is 8192 tokens. However, your messages "
+                        f"resulted in 9000 tokens. Please reduce the length of the messages. {LEAK}",
+                        "type": "invalid_request_error",
+                        "param": "messages",
+                        "code": "context_length_exceeded",
+                    }
+                },
+            ),
+            ("openai-code-alone", {"error": {"message": LEAK, "code": "context_length_exceeded"}}),
+            (
+                "vllm-flat",
+                {
+                    "object": "error",
+                    "message": "This model's maximum context length is 4096 tokens. However, you requested 5000",
+                    "type": "BadRequestError",
+                    "param": None,
+                    "code": 400,
+                },
+            ),
+            (
+                "vllm-prompt",
+                {
+                    "error": {
+                        "message": "The decoder prompt (length 5951) is longer than the maximum model length of "
+                        "4096. Make sure that `max_model_len` is no smaller than the number of text tokens.",
+                        "type": "BadRequestError",
+                        "param": None,
+                        "code": 400,
+                    }
+                },
+            ),
+            (
+                "vllm-too-long",
+                {
+                    "object": "error",
+                    "message": "The prompt (total length 25938) is too long to fit into the model "
+                    "(context length 4096).",
+                    "code": 400,
+                },
+            ),
+            (
+                "llama.cpp",
+                {
+                    "error": {
+                        "code": 400,
+                        "message": "request (9412 tokens) exceeds the available context size (8192 tokens), "
+                        "try increasing it",
+                        "type": "exceed_context_size_error",
+                        "n_prompt_tokens": 9412,
+                        "n_ctx": 8192,
+                    }
+                },
+            ),
+            ("anthropic", {"error": {"message": "prompt is too long: 210000 tokens > 200000 maximum"}}),
+        ]
+    ),
+)
+async def test_a_dialogue_that_does_not_fit_is_told_as_that(
+    upstream: FakeUpstream, provider: OpenAIProvider, body: dict[str, Any]
+) -> None:
+    upstream.always(*refuse(400, json.dumps(body).encode()))
+    _, error = await fail(provider)
+    assert (error.code, error.retryable) == ("context_length", False)
+    assert len(upstream.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    ids(
+        [
+            *(
+                (str(status), status, {"error": {"message": LEAK}})
+                for status in (400, 402, 404, 405, 408, 409, 418, 422)
+            ),
+            ("400-detail", 400, {"detail": LEAK}),
+            ("400-fastapi", 422, {"detail": [{"loc": ["body"], "msg": LEAK}]}),
+            ("400-string", 400, {"error": LEAK}),
+            ("400-null", 400, {"error": None}),
+            ("400-list", 400, [{"error": {"message": LEAK}}]),
+            (
+                "400-another-thing-too-long",
+                400,
+                {
+                    "error": {
+                        "message": "Invalid 'tools[0].function.name': string too long. Expected a string with maximum "
+                        "length 64, but got a string with length 70 instead.",
+                        "type": "invalid_request_error",
+                        "param": "tools[0].function.name",
+                        "code": "string_above_max_length",
+                    }
+                },
+            ),
+        ]
+    ),
+)
+async def test_any_other_refusal_is_an_llm_error(
+    upstream: FakeUpstream, provider: OpenAIProvider, status: int, body: Any
+) -> None:
+    upstream.always(*refuse(status, json.dumps(body).encode()))
+    _, error = await fail(provider)
+    assert (error.code, error.retryable) == ("llm_error", False)
+    assert len(upstream.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(400, "llm_error"), (401, "auth_failed"), (429, "rate_limited"), (503, "upstream_unavailable")],
+)
+@pytest.mark.parametrize(
+    "body",
+    ids(
+        [
+            ("text", [Status(0, ()), Raw(LEAK.encode())]),
+            ("nothing", [Status(0, (), length=0)]),
+            ("not-utf8", [Status(0, JSON_BODY), Raw(b"\xff\xfe{")]),
+            ("cut", [Status(0, JSON_BODY, length=1000), Raw(b'{"error":'), Cut()]),
+            ("reset", [Status(0, JSON_BODY), Raw(b'{"error":'), Rst()]),
+            ("badly-packed", [Status(0, (("Content-Encoding", "gzip"),)), Raw(b"nothing packed")]),
+            ("deeply-nested", [Status(0, JSON_BODY), Raw(b'{"error":' + b"[" * 100_000)]),
+            ("silent", [Status(0, JSON_BODY), Raw(b'{"error":'), Hang()]),
+        ]
+    ),
+)
+async def test_a_refusal_counts_even_when_its_body_cannot_be_read(
+    upstream: FakeUpstream, hasty: OpenAIProvider, status: int, code: str, body: list[Step]
+) -> None:
+    first = body[0]
+    assert isinstance(first, Status)
+    upstream.always(Status(status, first.headers, length=first.length), *body[1:])
+    _, error = await fail(hasty)
+    silent = isinstance(body[-1], Hang)
+    assert error.code in ({code, "upstream_timeout"} if silent else {code})
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    ids(
+        [
+            ("html", "text/html", b"<html><body>" + LEAK.encode()),
+            ("html-charset", "text/html; charset=utf-8", b"<html>" + LEAK.encode()),
+            ("a-completion", "application/json", json.dumps({"choices": [{"message": {"content": LEAK}}]}).encode()),
+            ("an-error", "application/json; charset=utf-8", json.dumps({"error": {"message": LEAK}}).encode()),
+            ("an-error-as-text", "text/plain", json.dumps({"error": {"message": LEAK}}).encode()),
+            ("an-error-of-no-type", None, json.dumps({"error": {"message": LEAK}}).encode()),
+            ("an-error-said-to-be-a-stream", "text/event-stream", json.dumps({"error": {"message": LEAK}}).encode()),
+        ]
+    ),
+)
+async def test_an_answer_that_is_no_stream_is_an_llm_error(
+    upstream: FakeUpstream, provider: OpenAIProvider, content_type: str | None, body: bytes
+) -> None:
+    headers = (("Content-Type", content_type),) if content_type else ()
+    upstream.always(Status(200, headers, length=len(body)), Raw(body))
+    deltas, error = await fail(provider)
+    assert deltas == []
+    assert error.code == "llm_error"
+    assert len(upstream.requests) == 1
+
+
+# ---- connections ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_port_that_refuses_is_an_upstream_unavailable(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
+    await upstream.refuse_connections()
+    began = monotonic()
+    _, error = await fail(provider)
+    assert (error.code, error.retryable) == ("upstream_unavailable", True)
+    assert monotonic() - began <= DEADLINE_SECONDS
+
+
+@pytest.mark.parametrize("url", ["http://no-such-host.invalid/v1", "http://127.0.0.1:1/v1", "foo://x/v1"])
+async def test_a_url_that_leads_nowhere_is_an_upstream_unavailable(url: str) -> None:
+    began = monotonic()
+    async with provider_for(url) as provider:
+        _, error = await fail(provider)
+    assert error.code == "upstream_unavailable"
+    assert monotonic() - began <= DEADLINE_SECONDS
+
+
+async def test_a_server_that_speaks_no_tls_is_an_upstream_unavailable() -> None:
+    async def refuse_tls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(b"HTTP/1.0 400 Bad Request\r\n\r\nplain HTTP only")
+        writer.close()
+
+    server = await asyncio.start_server(refuse_tls, "127.0.0.1", 0)
+    async with server, provider_for(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1") as provider:
+        _, error = await fail(provider)
+    assert error.code == "upstream_unavailable"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"SSH-2.0-OpenSSH_9\r\n", b"HTTP/9.9 what\r\n\r\n", b"\0" * 64, b"HTTP/1.1 200 OK\r\nA: " + b"x" * 300_000],
+    ids=["ssh", "no-status", "zeros", "endless-head"],
+)
+async def test_what_is_no_http_is_an_upstream_error(
+    upstream: FakeUpstream, provider: OpenAIProvider, data: bytes
+) -> None:
+    upstream.always(Wire(data))
+    _, error = await fail(provider)
+    assert error.code in ("upstream_unavailable", "llm_error")
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_is_followed_or_refused_cleanly(
+    upstream: FakeUpstream, provider: OpenAIProvider, status: int
+) -> None:
+    upstream.script(Status(status, (("Location", "/v1/elsewhere"),), length=0))
+    upstream.always(*say("Hi"))
+    try:
+        assert text_of(await ask(provider)) == "Hi"
+    except UpstreamError as error:
+        assert error.code in ("llm_error", "upstream_unavailable")  # noqa: PT017 - either answer is right
+
+
+@pytest.mark.parametrize(
+    "location", ["/v1/chat/completions", "http://[::1/", "http://x:99999999/", "ftp://x/", "\x80\xff", "", None]
+)
+async def test_a_redirect_that_leads_nowhere_is_an_upstream_error(
+    upstream: FakeUpstream, provider: OpenAIProvider, location: str | None
+) -> None:
+    headers = () if location is None else (("Location", location),)
+    upstream.always(Status(307, headers, length=0))
+    _, error = await fail(provider)
+    assert error.code in ("llm_error", "upstream_unavailable")
+
+
+async def test_a_redirect_to_another_server_does_not_take_the_key_there(
+    upstream: FakeUpstream, provider: OpenAIProvider
+) -> None:
+    async with FakeUpstream() as other:
+        other.always(*say("Hi"))
+        upstream.always(Status(307, (("Location", f"{other.url}/chat/completions"),), length=0))
+        with suppress(UpstreamError):
+            await ask(provider)
+        for request in other.requests:
+            assert KEY not in json.dumps(request.headers)
+
+
+# ---- silence --------------------------------------------------------------------------------------------------------
+
+
+def trickle(data: bytes, seconds: float = 0.05) -> list[Step]:
+    """Bytes for ever, never an event."""
+    steps: list[Step] = [Raw(data), Pause(seconds)]
+    return steps * 400
+
+
+SILENCES: list[tuple[str, list[Step], list[Delta]]] = [
+    ("before-the-head", [Hang()], []),
+    ("in-the-head", [Wire(b"HTTP/1.1 200 OK\r\nConte"), Hang()], []),
+    ("head-byte-by-byte", [Wire(b"HTTP/1.1 200 OK\r\nX: "), *(Wire(b"x"), Pause(0.05)) * 400], []),
+    ("before-the-first-token", [Status(), Raw(b"\n"), Hang()], []),
+    ("after-a-role", [role(), Hang()], []),
+    ("between-tokens", [token("Hi"), Hang()], [HI]),
+    ("within-a-tool-call", [tool_fragment(0, "c", "f", "{"), Hang()], []),
+    ("within-a-line", [token("Hi"), Raw(b'data: {"choi'), Hang()], [HI]),
+    ("only-comments", trickle(b": keep-alive\n\n"), []),
+    ("comments-after-a-token", [token("Hi"), *trickle(b": keep-alive\n\n")], [HI]),
+    ("blank-lines", trickle(b"\n\n"), []),
+    ("half-a-line-for-ever", [Raw(b"data: "), *trickle(b"x")], []),
+    ("half-a-line-after-a-token", [token("Hi"), Raw(b"data: "), *trickle(b"x")], [HI]),
+]
+
+
+@pytest.mark.parametrize(("script", "expected"), ids(SILENCES))
+async def test_silence_ends_the_turn_and_the_connection(
+    upstream: FakeUpstream, hasty: OpenAIProvider, script: list[Step], expected: list[Delta]
+) -> None:
+    upstream.always(*script)
+    began = monotonic()
+    deltas, error = await fail(hasty)
+    took = monotonic() - began
+    assert deltas == expected
+    assert (error.code, error.retryable) == ("upstream_timeout", True)
+    assert IDLE_SECONDS * 0.8 <= took <= IDLE_SECONDS + 1
+    assert len(upstream.requests) == 1
+    with anyio.fail_after(SOON_SECONDS):
+        await upstream.closed(1)
+
+
+async def test_a_slow_upstream_is_not_a_silent_one(upstream: FakeUpstream, hasty: OpenAIProvider) -> None:
+    upstream.script(*(token("x"), Pause(IDLE_SECONDS / 2)) * 6, finish(), Done())
+    assert text_of(await ask(hasty)) == "xxxxxx"
+
+
+async def test_a_slow_consumer_does_not_make_the_upstream_silent(upstream: FakeUpstream, hasty: OpenAIProvider) -> None:
+    """What the run does between two deltas is not the upstream's time."""
+    upstream.script(token("a"), token("b"), Pause(0.05), Raw(b": x\n\n"), token("c"), finish(), Done())
+    found = []
+    with anyio.fail_after(10):
+        async with hasty.stream(ASK) as deltas:
+            async for delta in deltas:
+                found.append(delta)
+                await anyio.sleep(IDLE_SECONDS * 1.3)
+    assert text_of(found) == "abc"
+
+
+# ---- errors in the stream -------------------------------------------------------------------------------------------
+
+ERROR_CHUNKS: list[tuple[str, bytes]] = [
+    ("an-object", b'data: {"error":{"message":"%s","type":"server_error","code":500}}\n\n'),
+    ("an-object-of-a-rate-limit", b'data: {"error":{"message":"%s","code":"rate_limit_exceeded"}}\n\n'),
+    ("an-object-without-fields", b'data: {"error":{}}\n\n'),
+    ("a-string", b'data: {"error":"%s"}\n\n'),
+    ("a-string-with-kind", b'data: {"error":"%s","error_type":"overloaded"}\n\n'),
+    ("beside-choices", b'data: {"id":"x","choices":[],"error":{"message":"%s"}}\n\n'),
+    (
+        "beside-a-finish",
+        b'data: {"error":{"code":502,"message":"%s"},"choices":[{"delta":{"content":""},"finish_reason":"error"}]}\n\n',
+    ),
+    ("an-error-event", b'event: error\ndata: {"message":"%s"}\n\n'),
+    ("an-error-event-with-error", b'event: error\ndata: {"error":{"message":"%s"}}\n\n'),
+    ("an-error-event-of-text", b"event: error\ndata: %s\n\n"),
+    ("an-error-event-of-a-string", b'event: error\ndata: "%s"\n\n'),
+    ("an-error-event-that-looks-like-a-chunk", b'event: error\ndata: {"choices":[],"x":"%s"}\n\n'),
+    ("code-and-message", b'data: {"code":500,"message":"%s"}\n\n'),
+    ("message-alone", b'data: {"message":"%s"}\n\n'),
+    ("detail", b'data: {"detail":"%s"}\n\n'),
+    ("vllm", b'data: {"object":"error","message":"%s","type":"InternalServerError","param":null,"code":500}\n\n'),
+    ("vllm-object-alone", b'data: {"object":"error","x":"%s"}\n\n'),
+    ("anthropic", b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"%s"}}\n\n'),
+    ("llama.cpp-an-error-field", b'error: {"code":500,"message":"%s","type":"server_error"}\n\n'),
+    ("a-bare-line-of-json", b'{"error":{"message":"%s"}}\n\n'),
+]
+NONSENSE: list[tuple[str, bytes]] = [
+    ("half-json", b'data: {"choices":[{"delta":{"content":"%s\n\n'),
+    ("no-json", b"data: %s\n\n"),
+    ("null", b"data: null\n\n"),
+    ("an-array", b"data: []\n\n"),
+    ("an-array-of-chunks", b'data: [{"choices":[]}]\n\n'),
+    ("a-number", b"data: 7\n\n"),
+    ("a-string", b'data: "%s"\n\n'),
+    ("not-a-number", b"data: NaN\n\n"),
+    ("two-objects", b'data: {"choices":[]}{"choices":[]}\n\n'),
+    ("two-objects-on-two-lines", b'data: {"choices":[]}\ndata: {"choices":[]}\n\n'),
+    ("choices-an-object", b'data: {"choices":{"0":"%s"}}\n\n'),
+    ("choices-of-strings", b'data: {"choices":["%s"]}\n\n'),
+    ("delta-a-list", b'data: {"choices":[{"delta":["%s"]}]}\n\n'),
+    ("delta-a-string", b'data: {"choices":[{"delta":"%s"}]}\n\n'),
+    ("content-a-number", b'data: {"choices":[{"delta":{"content":7}}]}\n\n'),
+    ("content-an-object", b'data: {"choices":[{"delta":{"content":{"text":"%s"}}}]}\n\n'),
+    ("tool-calls-a-string", b'data: {"choices":[{"delta":{"tool_calls":"%s"}}]}\n\n'),
+    ("tool-calls-of-null", b'data: {"choices":[{"delta":{"tool_calls":[null]}}]}\n\n'),
+    ("deeply-nested", b'data: {"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}\n\n"),
+    ("deeply-nested-arguments", b'data: {"error":' + b'{"a":' * 50_000 + b"1" + b"}" * 50_000 + b"}\n\n"),
+    ("a-number-of-many-digits", b'data: {"choices":[],"usage":{"prompt_tokens":' + b"9" * 5000 + b"}}\n\n"),
+    ("a-line-of-two-megabytes", b"data: " + b"x" * 2_100_000),
+    ("an-event-of-many-lines", (b"data: " + b"x" * 1000 + b"\n") * 40_000),
+]
+
+
+@pytest.mark.parametrize(
+    ("beginning", "expected"),
+    ids(
+        [
+            ("at-once", [], []),
+            ("after-a-role", [role()], []),
+            ("after-a-token", [token("Hi")], [HI]),
+            ("after-a-tool-fragment", [tool_fragment(0, "c", "f", "{")], []),
+        ]
+    ),
+)
+@pytest.mark.parametrize("data", ids(ERROR_CHUNKS + NONSENSE))
+async def test_an_error_in_the_stream_is_an_llm_error_and_never_tried_again(
+    upstream: FakeUpstream, provider: OpenAIProvider, data: bytes, beginning: list[Step], expected: list[Delta]
+) -> None:
+    upstream.always(*beginning, Raw(data.replace(b"%s", LEAK.encode())), finish(), Done())
+    deltas, error = await fail(provider)
+    assert deltas == expected
+    assert error.code == "llm_error"
+    assert len(upstream.requests) == 1
+    await upstream.idle()
+
+
+@pytest.mark.parametrize("data", [b"data:\n\n", b"data: \n\n", b"data\n\n", b"data: {}\n\n"])
+async def test_an_empty_event_is_passed_over_or_an_llm_error(
+    upstream: FakeUpstream, provider: OpenAIProvider, data: bytes
+) -> None:
+    upstream.script(Raw(data), token("Hi"), finish(), Done())
+    try:
+        assert await ask(provider) == [HI, STOP]
+    except UpstreamError as error:
+        assert error.code == "llm_error"  # noqa: PT017 - either answer is right
+
+
+ENDLESS = ids([("a-line", b"x" * 65536), ("an-event", (b"data: " + b"x" * 1000 + b"\n") * 64)])
+
+
+@pytest.mark.parametrize("piece", ENDLESS)
+async def test_what_has_no_end_is_left_before_it_fills_the_memory(
+    upstream: FakeUpstream, provider: OpenAIProvider, piece: bytes
+) -> None:
+    upstream.always(Raw(b"data: "), *[Raw(piece)] * 2000, Cut())
+    _, error = await fail(provider)
+    assert error.code == "llm_error"
+    (reply,) = await upstream.closed(1)
+    assert reply.bytes_written < 64_000_000
+
+
+async def test_a_refusal_without_end_is_left_before_it_fills_the_memory(
+    upstream: FakeUpstream, provider: OpenAIProvider
+) -> None:
+    upstream.always(Status(400, JSON_BODY), *[Raw(b"x" * 65536)] * 2000, Cut())
+    _, error = await fail(provider)
+    assert error.code == "llm_error"
+    (reply,) = await upstream.closed(1)
+    assert reply.bytes_written < 64_000_000
+
+
+# ---- leaving --------------------------------------------------------------------------------------------------------
+
+PLACES: list[tuple[str, list[Step], int]] = [
+    ("before-the-head", [Hang()], 0),
+    ("before-the-first-token", [Status(), Raw(b": x\n\n"), Hang()], 0),
+    ("mid-answer", [token("a"), token("b"), Hang()], 2),
+    ("mid-answer-unread", [token("a"), token("b"), token("c"), Hang()], 1),
+    ("mid-line", [token("a"), Raw(b'data: {"cho'), Hang()], 1),
+    ("mid-tool-call", [tool_fragment(0, "c", "f", "{"), Hang()], 0),
+    ("after-the-finish", [token("a"), finish(), Hang()], 1),
+    ("while-it-is-still-talking", [token("a"), *[token("x" * 10_000)] * 5000, Hang()], 1),
+]
+
+
+@pytest.mark.parametrize(("script", "count"), ids([place for place in PLACES if place[2]]))
+async def test_leaving_between_two_deltas_closes_the_upstream_at_once(
+    upstream: FakeUpstream, provider: OpenAIProvider, script: list[Step], count: int
+) -> None:
+    upstream.always(*script)
+    with anyio.fail_after(10):
+        async with provider.stream(ASK) as deltas:
+            for _ in range(count):
+                await anext(deltas)
+            left_at = monotonic()
+        (reply,) = await upstream.closed(1)
+    assert reply.closed_at is not None
+    assert reply.closed_at - left_at < SOON_SECONDS
+    assert upstream.active == 0
+
+
+@pytest.mark.parametrize("failures", [0, 1])
+@pytest.mark.parametrize(("script", "count"), ids(PLACES))
+async def test_a_cancel_while_waiting_closes_the_upstream_at_once(
+    upstream: FakeUpstream, provider: OpenAIProvider, script: list[Step], count: int, failures: int
+) -> None:
+    """Also on a second try."""
+    for _ in range(failures):
+        upstream.script(*refuse(500))
+    upstream.always(*script)
+    taken = anyio.Event()
+
+    async def read() -> None:
+        async with provider.stream(ASK) as deltas:
+            for _ in range(count):
+                await anext(deltas)
+            taken.set()
+            async for _ in deltas:
+                pass
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            group.start_soon(read)
+            await taken.wait()
+            await upstream.until(lambda: len(upstream.requests) == failures + 1 and upstream.active == 1)
+            await read_by_now()
+            left_at = monotonic()
+            group.cancel_scope.cancel()
+        (reply,) = await upstream.closed(1)
+    assert reply.closed_at is not None
+    assert reply.closed_at - left_at < SOON_SECONDS
+    assert upstream.active == 0
+
+
+async def test_a_turn_that_nobody_reads_asks_nothing(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
+    async with provider.stream(ASK):
+        pass
+    assert upstream.requests == []
+
+
+async def test_leaving_while_waiting_for_another_try_asks_no_more(
+    upstream: FakeUpstream, provider: OpenAIProvider
+) -> None:
+    upstream.always(*refuse(500))
+    with anyio.move_on_after(10):
+        async with anyio.create_task_group() as group:
+
+            async def read() -> None:
+                async with provider.stream(ASK) as deltas:
+                    async for _ in deltas:
+                        pass
+
+            group.start_soon(read)
+            await upstream.next_request()
+            await upstream.idle()
+            await anyio.wait_all_tasks_blocked()
+            group.cancel_scope.cancel()
+    assert len(upstream.requests) == 1
+
+
+async def test_many_turns_left_leave_nothing_open(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
+    upstream.always(token("a"), Hang())
+
+    async def leave() -> None:
+        async with provider.stream(ASK) as deltas:
+            await anext(deltas)
+
+    with anyio.fail_after(20):
+        for _ in range(10):
+            async with anyio.create_task_group() as group:
+                for _ in range(20):
+                    group.start_soon(leave)
+        await upstream.closed(200)
+        await upstream.until(lambda: upstream.connections == 0)
+
+
+async def test_a_turn_after_one_that_was_left_is_its_own(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
+    upstream.script(token("old"), Hang())
+    async with provider.stream(ASK) as deltas:
+        assert await anext(deltas) == TextDelta("old")
+    upstream.script(*say("new"))
+    assert text_of(await ask(provider)) == "new"
+
+
+async def test_leaving_the_provider_closes_its_connections(upstream: FakeUpstream) -> None:
+    upstream.always(*say("Hi"))
+    async with provider_for(upstream) as provider:
+        await ask(provider)
+    with anyio.fail_after(SOON_SECONDS):
+        await upstream.until(lambda: upstream.connections == 0)
+
+
+async def test_warming_up_asks_nothing(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
+    await provider.warm_up()
+    assert upstream.requests == []
+    upstream.script(*call("clock", {}))
+    assert calls_of(await ask(provider)) == [ToolCallRequest("call_1", "clock", "{}")]

@@ -1,0 +1,274 @@
+"""A reader may leave at any event or byte and come back on any transport: nothing is lost, nothing comes twice."""
+
+import itertools
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from random import Random
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+
+from tests.clients import SSE, TRANSPORTS, HttpReader, Reading, RefusedError, Transport, documents_of
+from tests.conftest import Scale
+from tests.fake_upstream import say
+from tests.proving import (
+    PATIENCE_SECONDS,
+    ROUTE,
+    Stage,
+    Told,
+    answer_of,
+    check_once,
+    check_rest,
+    check_same,
+    check_whole,
+    each_pair,
+    each_transport,
+    leave,
+    seeded,
+    staged,
+)
+
+pytestmark = pytest.mark.proof
+
+SMALL_LOG_BYTES = 2500
+"""Less than half of what 60 events take."""
+
+
+@pytest.fixture(scope="module")
+async def stage() -> AsyncIterator[Stage]:
+    async with staged() as stage:
+        yield stage
+
+
+# ---- a run that is over ---------------------------------------------------------------------------------------------
+
+
+async def resumes_after_every_event(stage: Stage, first: Transport, second: Transport) -> None:
+    """Cut after each event, take the rest elsewhere: together it is the uncut run."""
+    run = await stage.told(transport=first)
+    assert run.last == 60
+    for count in range(run.last + 1):
+        with anyio.fail_after(PATIENCE_SECONDS):
+            async with await first.attach(stage.server, run.run_id) as reading:
+                head = await reading.take(count)
+                await leave(reading, count)
+        check_same(head + await stage.rest(second, run, count), run.documents)
+
+
+async def resumes_at_random_bytes(stage: Stage, first: Transport, second: Transport, cuts: int, rng: Random) -> None:
+    """Cut the stream at any byte; the last whole document is the cursor."""
+    run = await stage.told()
+    async with await first.attach(stage.server, run.run_id) as reading:
+        check_same(await reading.take(run.last), run.documents)
+    for _ in range(cuts):
+        head = await _cut_at_byte(stage, first, run.run_id, rng.randrange(reading.consumed + 1), rng)
+        check_same(head + await stage.rest(second, run, len(head)), run.documents)
+
+
+async def _cut_at_byte(stage: Stage, transport: Transport, run_id: str, size: int, rng: Random) -> list[bytes]:
+    with anyio.fail_after(PATIENCE_SECONDS):
+        async with await transport.attach(stage.server, run_id) as reading:
+            await reading.read_bytes(size)
+            await leave(reading, rng.randrange(3))
+            return list(reading.documents)
+
+
+async def frames_to_the_byte(stage: Stage) -> None:
+    """SSE: `id`, `event` and `data`, ended by line feeds alone; NDJSON: the documents, a line each."""
+    run = await stage.told()
+    framed = [b"id: %d\nevent: %b\ndata: %b\n\n" % (*_seq_and_type(each), each) for each in run.documents]
+    bodies = {"text/event-stream": b"retry: 1000\n\n" + b"".join(framed)}
+    bodies["application/x-ndjson"] = b"".join(each + b"\n" for each in run.documents)
+    for accept, body in bodies.items():
+        path = f"/chat/runs/{run.run_id}/events"
+        async with await HttpReader.get(stage.server, path, {"Accept": accept}) as reader:
+            assert await reader.read_all() == body, f"{accept}: {bytes(reader.raw)!r}"
+
+
+def _seq_and_type(document: bytes) -> tuple[int, bytes]:
+    message = json.loads(document)
+    return message["seq"], message["type"].encode()
+
+
+@each_pair
+async def test_cut_after_every_event_and_resumed(stage: Stage, first: Transport, second: Transport) -> None:
+    await resumes_after_every_event(stage, first, second)
+
+
+@each_pair
+async def test_cut_at_any_byte_and_resumed(stage: Stage, first: Transport, second: Transport, scale: Scale) -> None:
+    await resumes_at_random_bytes(stage, first, second, scale(12, 250), seeded())
+
+
+async def test_the_framing_of_a_stream_is_exact(stage: Stage) -> None:
+    await frames_to_the_byte(stage)
+
+
+@pytest.mark.parametrize("after", [-1, 61, 10**17, "x", "1.0", ""])
+@each_transport
+async def test_a_cursor_that_is_no_place_in_the_log_is_refused(
+    stage: Stage, transport: Transport, after: int | str
+) -> None:
+    run = await stage.told()
+    with anyio.fail_after(PATIENCE_SECONDS), pytest.raises(RefusedError) as refused:
+        await transport.attach(stage.server, run.run_id, after)
+    assert (refused.value.status, refused.value.code) == (400, "bad_cursor")
+
+
+async def test_last_event_id_wins_over_the_query(stage: Stage) -> None:
+    run = await stage.told()
+    for after in range(run.last):
+        with anyio.fail_after(PATIENCE_SECONDS):
+            header = {"Last-Event-ID": str(after)}
+            check_same(
+                await documents_of(await SSE.attach(stage.server, run.run_id, 7, headers=header)), run.documents[after:]
+            )
+
+
+# ---- a run that goes on ---------------------------------------------------------------------------------------------
+
+
+async def resumes_while_it_goes_on(stage: Stage, route: tuple[Transport, ...], *, unseen: bool) -> None:
+    """One reader leaves after every event and comes back on the next transport of its route.
+
+    ``unseen``: the next event happens while nobody reads.
+    """
+    story, taken, transports = stage.story(), list[bytes](), itertools.cycle(route)
+    with anyio.fail_after(PATIENCE_SECONDS):
+        reading = await next(transports).start(stage.server, story.body)
+        for seq in range(1, story.last):
+            async with reading:
+                story.tell(seq)
+                taken += await reading.take(1)
+                await leave(reading, seq // len(route))
+            if unseen:
+                story.tell(seq + 1)
+                await _until_logged(stage, reading.run_id, seq + 1)
+            reading = await next(transports).attach(stage.server, reading.run_id, seq)
+        story.tell(story.last)
+        taken += await documents_of(reading)
+    check_whole(taken, story)
+    check_same(await stage.rest(SSE, Told(reading.run_id, taken), 0), taken)
+
+
+async def _until_logged(stage: Stage, run_id: str, seq: int) -> None:
+    while (await stage.get(f"/chat/runs/{run_id}"))["last_seq"] < seq:
+        await checkpoint()
+
+
+async def resumes_in_mid_stream(stage: Stage, first: Transport, second: Transport, cuts: int, rng: Random) -> None:
+    """Cut at any byte of what a run has said so far; it goes on while nobody reads, or when somebody does again."""
+    for _ in range(cuts):
+        story = stage.story()
+        stands = story.tell(rng.randrange(1, story.last))
+        with anyio.fail_after(PATIENCE_SECONDS):
+            async with await first.start(stage.server, story.body) as reading:
+                await reading.take(stands)
+            head = await _cut_at_byte(stage, first, reading.run_id, rng.randrange(reading.consumed + 1), rng)
+            story.tell(rng.choice([stands, story.last]))
+            resumed = await second.attach(stage.server, reading.run_id, len(head))
+            story.tell(story.last)
+            taken = head + await documents_of(resumed)
+        check_whole(taken, story)
+        check_same(await stage.rest(first, Told(reading.run_id, taken), 0), taken)
+
+
+@pytest.mark.parametrize("start", range(len(ROUTE)))
+@pytest.mark.parametrize("unseen", [True, False], ids=["while-nobody-reads", "while-somebody-reads"])
+async def test_a_reader_hops_between_transports_at_every_event(stage: Stage, start: int, unseen: bool) -> None:
+    await resumes_while_it_goes_on(stage, (*ROUTE[start:], *ROUTE[:start]), unseen=unseen)
+
+
+@each_pair
+async def test_cut_at_any_byte_of_a_run_that_goes_on(
+    stage: Stage, first: Transport, second: Transport, scale: Scale
+) -> None:
+    await resumes_in_mid_stream(stage, first, second, scale(3, 100), seeded())
+
+
+# ---- a log that was compacted ---------------------------------------------------------------------------------------
+
+
+async def resumes_from_a_compacted_log(stage: Stage, stands: tuple[int, ...], step: int) -> None:
+    """A snapshot stands for what is gone: with it, each cursor on each transport comes to the same answer."""
+    story, whole, compacted = stage.story(), list[bytes](), 0
+    with anyio.fail_after(PATIENCE_SECONDS):
+        async with AsyncExitStack() as stack:
+            follower = await stack.enter_async_context(await SSE.start(stage.server, story.body))
+            companions: list[tuple[int, Reading]] = []
+            for stand in stands:
+                for seq in range(len(whole) + 1, stand + 1):
+                    story.tell(seq)
+                    whole += await follower.take(1)
+                for after, transport in itertools.product(range(0, stand, step), TRANSPORTS):
+                    async with await transport.attach(stage.server, follower.run_id, after) as reading:
+                        compacted += check_rest(await _read_until(reading, stand), after, whole)
+                for after, transport in itertools.product((0, stand), TRANSPORTS):
+                    companion = await transport.attach(stage.server, follower.run_id, after)
+                    companions.append((after, await stack.enter_async_context(companion)))
+            story.tell(story.last)
+            whole += await documents_of(follower)
+            check_whole(whole, story)
+            for after, reading in companions:
+                check_rest(await documents_of(reading), after, whole)
+    assert compacted, "no log was compacted"
+    run = Told(follower.run_id, whole)
+    for after, transport in itertools.product(range(0, run.last + 1, step), TRANSPORTS):
+        check_rest(await stage.rest(transport, run, after), after, whole)
+
+
+async def _read_until(reading: Reading, seq: int) -> list[bytes]:
+    documents = await reading.take(1)
+    while json.loads(documents[-1])["seq"] < seq:
+        documents += await reading.take(1)
+    return documents
+
+
+async def test_a_compacted_log_gives_the_same_answer_from_every_cursor(scale: Scale) -> None:
+    async with staged(max_log_bytes=SMALL_LOG_BYTES) as stage:
+        await resumes_from_a_compacted_log(stage, (30, 45, 59), scale(3, 1))
+
+
+# ---- after the retention --------------------------------------------------------------------------------------------
+
+
+async def resumes_from_the_store(stage: Stage, run: Told) -> None:
+    """Every cursor is valid: all but the end is a snapshot and the terminal document, the same as it was live."""
+    whole = run.documents
+    for after, transport in itertools.product(range(run.last + 1), TRANSPORTS):
+        documents = await stage.rest(transport, run, after)
+        check_rest(documents, after, whole)
+        assert documents[-1:] == (whole[-1:] if after < run.last else [])
+        if run.last <= 60:
+            assert len(documents) == min(2, run.last - after), f"{len(documents)} documents from {after}"
+    await stage.check_stored(whole)
+
+
+async def test_after_the_retention_every_cursor_is_valid() -> None:
+    async with staged(retention_seconds=0) as stage:
+        await resumes_from_the_store(stage, await stage.told())
+
+
+async def test_after_a_restart_every_cursor_is_valid(tmp_path: Path) -> None:
+    async with staged(tmp_path) as stage:
+        run = await stage.told()
+    async with staged(tmp_path) as stage:
+        await resumes_from_the_store(stage, run)
+
+
+@each_transport
+async def test_an_answer_too_large_for_one_snapshot_resumes_from_the_store(transport: Transport) -> None:
+    text = "".join(f"{n} 👩\u200d👧 日本語\n" for n in range(9000))
+    async with staged(retention_seconds=0) as stage:
+        stage.upstream.always(*say(text, 40))
+        with anyio.fail_after(PATIENCE_SECONDS):
+            whole = await documents_of(await transport.start(stage.server, {"message": "much"}))
+        check_once(whole)
+        assert answer_of(whole)["content"] == text
+        run = Told(json.loads(whole[0])["run_id"], whole)
+        for after in range(run.last + 1):
+            check_rest(await stage.rest(transport, run, after), after, whole)
+        await stage.check_stored(whole)

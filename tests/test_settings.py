@@ -1,0 +1,249 @@
+"""Settings: where they come from, what they may be, and what is shown of them."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from chatserver.errors import SettingsError
+from chatserver.settings import DEMO_MODEL, LOOPBACK_HOSTS, Settings, load, variable
+
+FIELDS = {field.name: field for field in msgspec.structs.fields(Settings)}
+
+CONTRACT = {
+    "CHATSERVER_MODEL": "gpt-4o-mini",
+    "CHATSERVER_DATABASE_URL": "sqlite:///chatserver.db",
+    "CHATSERVER_REDIS_URL": None,
+    "CHATSERVER_GRACE_SECONDS": 10,
+    "CHATSERVER_HEARTBEAT_SECONDS": 15,
+    "CHATSERVER_SEND_TIMEOUT_SECONDS": 30,
+    "CHATSERVER_RETENTION_SECONDS": 300,
+    "CHATSERVER_UPSTREAM_IDLE_SECONDS": 60,
+    "CHATSERVER_DRAIN_SECONDS": 10,
+    "CHATSERVER_MAX_MESSAGE_BYTES": 32768,
+    "CHATSERVER_MAX_BODY_BYTES": 1048576,
+    "CHATSERVER_MAX_FRAME_BYTES": 262144,
+    "CHATSERVER_MAX_CONNECTIONS_PER_USER": 10_000,  # of the one local user, the only one there is without `jwt`
+    "CHATSERVER_MAX_RUNS": 1000,
+    "CHATSERVER_MAX_RUNS_PER_USER": 4,
+    "CHATSERVER_AUTH": "none",
+    "CHATSERVER_ALLOWED_ORIGINS": (),
+    "CHATSERVER_ALLOWED_HOSTS": (),
+    "CHATSERVER_TOOLS": None,
+    "OPENAI_API_KEY": None,
+    "OPENAI_BASE_URL": None,
+    "CHATSERVER_HOST": "127.0.0.1",
+    "CHATSERVER_PORT": 8000,
+    "CHATSERVER_WORKERS": 1,
+}
+"""The table of the contract, as far as this version has it."""
+
+
+@pytest.mark.parametrize(("name", "default"), CONTRACT.items())
+def test_defaults_are_those_of_the_contract(name: str, default: Any) -> None:
+    setting = next(each for each in FIELDS if variable(each) == name)
+    key = {} if name == "OPENAI_API_KEY" else {"OPENAI_API_KEY": "k"}
+    assert getattr(load(key), setting) == getattr(Settings(), setting) == default
+
+
+SAMPLES: dict[str, tuple[str, str, str]] = {
+    "host": ("localhost", "::1", "127.0.0.1"),
+    "root_path": ("/a", "/b", "/c"),
+    "openai_base_url": ("http://a/v1", "http://b/v1", "http://c/v1"),
+    "database_url": ("sqlite:///a.db", "sqlite:///b.db", "sqlite:///c.db"),
+    "tools": ("a:b", "c:d", "e:f"),
+    "max_tool_result_bytes": ("101", "102", "103"),
+    "insecure": ("1", "false", "true"),
+}
+ONE_VALUE = {"auth", "redis_url", "workers"}
+"""So far they have only their default."""
+
+
+def samples(name: str) -> tuple[str, str, str]:
+    return SAMPLES.get(name, ("11", "12", "13"))
+
+
+def value(name: str, text: str) -> Any:
+    """What a text means, by the type of the default."""
+    match FIELDS[name].default:
+        case bool():
+            return text in ("1", "true")
+        case int() | float() as number:
+            return type(number)(text)
+        case tuple():
+            return (text,)
+        case _:
+            return text
+
+
+@pytest.mark.parametrize("name", sorted(FIELDS.keys() - ONE_VALUE))
+def test_flags_win_over_environment_over_env_file_over_defaults(name: str) -> None:
+    in_file, in_environment, as_flag = samples(name)
+    file, environment = {variable(name): in_file}, {variable(name): in_environment}
+    flags = {name: value(name, as_flag)}
+    nothing: dict[str, str | None] = {}
+    assert getattr(load(nothing, nothing, flags={}), name) == getattr(load(), name)
+    assert getattr(load(file, nothing, flags={}), name) == value(name, in_file)
+    assert getattr(load(file, environment, flags={name: None}), name) == value(name, in_environment)
+    assert getattr(load(nothing, environment), name) == value(name, in_environment)
+    assert getattr(load(file, environment, flags=flags), name) == value(name, as_flag)
+    assert getattr(load(file, nothing, flags=flags), name) == value(name, as_flag)
+
+
+@pytest.mark.parametrize("nothing", ["", None])
+def test_an_empty_variable_is_an_unset_one(nothing: str | None) -> None:
+    assert load({variable(name): nothing for name in FIELDS}) == load()
+
+
+def test_variables_of_others_are_not_looked_at() -> None:
+    assert load({"PATH": "/bin", "MODEL": "x", "chatserver_model": "x", "CHATSERVER_UNKNOWN": "x"}) == load()
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("0.25", 0.25), ("3", 3.0), ("1e2", 100.0)])
+def test_seconds_may_be_fractions(text: str, seconds: float) -> None:
+    assert load({"CHATSERVER_HEARTBEAT_SECONDS": text}).heartbeat_seconds == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "origins"),
+    [("https://a", ("https://a",)), (" https://a , https://b,, ", ("https://a", "https://b")), (" , ", ())],
+)
+def test_lists_are_separated_by_commas(text: str, origins: tuple[str, ...]) -> None:
+    assert load({"CHATSERVER_ALLOWED_ORIGINS": text}).allowed_origins == origins
+
+
+def wrong_values() -> list[tuple[str, str]]:
+    """For each setting that is not just any text, what it cannot be."""
+    found: list[tuple[str, str]] = []
+    for name, field in FIELDS.items():
+        match field.default:
+            case bool():
+                found += [(name, text) for text in ("maybe", "2", "-1")]
+            case int():
+                found += [(name, text) for text in ("x", "-1", "1.5", "1e3x", "0x10", "9" * 5000, "nan")]
+                found += [] if name == "port" else [(name, "0")]
+            case float():
+                found += [(name, text) for text in ("x", "-1", "-0.001", "nan", "inf", "-inf", "1e999", "1,5", "10s")]
+    found += [(name, "0") for name in FIELDS if name in ("heartbeat_seconds", "send_timeout_seconds")]
+    found += [("upstream_idle_seconds", "0"), ("tool_timeout_seconds", "0")]
+    found += [("port", "65536"), ("max_tool_result_bytes", "63"), ("max_tool_result_bytes", "49153")]
+    return [*found, ("auth", "jwt"), ("auth", "x"), ("redis_url", "redis://localhost"), ("workers", "2")]
+
+
+@pytest.mark.parametrize(("name", "text"), wrong_values(), ids=lambda text: text[:24])
+def test_a_wrong_value_is_refused_and_its_variable_named(name: str, text: str) -> None:
+    with pytest.raises(SettingsError, match=rf"\A{variable(name)}: ") as refusal:
+        load({variable(name): text})
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "example.com", "127.0.0.1.example.com"])
+def test_beyond_loopback_nothing_is_served_without_authentication(host: str) -> None:
+    with pytest.raises(SettingsError, match=r"\ACHATSERVER_HOST: .*--insecure"):
+        load(flags={"host": host})
+    assert load(flags={"host": host, "insecure": True}).host == host
+    assert load({"CHATSERVER_HOST": host, "CHATSERVER_INSECURE": "1"}).host == host
+
+
+@pytest.mark.parametrize("host", sorted(LOOPBACK_HOSTS))
+def test_loopback_is_served(host: str) -> None:
+    assert load(flags={"host": host}).host == host
+
+
+@pytest.mark.parametrize(
+    ("settings", "url"),
+    [
+        (Settings(), "http://127.0.0.1:8000"),
+        (Settings(host="0.0.0.0", port=9), "http://127.0.0.1:9"),
+        (Settings(host="::"), "http://[::1]:8000"),
+        (Settings(host="::1", root_path="/x"), "http://[::1]:8000/x"),
+        (Settings(host="localhost"), "http://localhost:8000"),
+    ],
+)
+def test_a_server_knows_its_own_address(settings: Settings, url: str) -> None:
+    assert settings.own_url == url
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_demo"),
+    [
+        (Settings(), True),
+        (Settings(openai_api_key="k"), False),
+        (Settings(openai_base_url="http://a"), False),
+        (Settings(openai_api_key="k", openai_base_url="http://a"), False),
+    ],
+)
+def test_the_demo_answers_when_no_upstream_is_named(settings: Settings, is_demo: bool) -> None:
+    assert settings.is_demo == is_demo
+
+
+def test_the_demo_model_goes_by_the_name_it_was_given() -> None:
+    assert load().model == DEMO_MODEL
+    assert load({"CHATSERVER_MODEL": "mine"}).model == load(flags={"model": "mine"}).model == "mine"
+
+
+# ---- what is shown --------------------------------------------------------------------------------------------------
+
+SECRET = "hunter2"
+URLS = [
+    "postgresql://me:hunter2@db/chat",
+    "postgresql://me:hunter2@db:5432/chat?sslmode=require",
+    "postgresql://:hunter2@db/chat",
+    "postgresql://me:pre/hunter2#post@db/chat",
+    "postgresql://me:a@hunter2@db/chat",
+    "postgresql://db/chat?user=me&password=hunter2",
+    "postgresql+asyncpg://me:hunter2@[::1]:5432/chat",
+]
+API_URLS = [
+    "https://me:hunter2@gateway/v1",
+    "https://gateway/v1?api_key=hunter2&version=3",
+    "https://gateway/v1?key=hunter2",
+]
+
+
+def test_all_settings_are_shown() -> None:
+    settings = Settings(port=9, allowed_hosts=("a", "b"))
+    assert list(settings.shown()) == list(FIELDS)
+    assert msgspec.convert(settings.shown(), Settings) == settings
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://gateway:8080/v1", "http://me@gateway/v1?version=3", "sqlite:///chat.db", "postgresql://me@db:5432/chat"],
+)
+def test_a_url_without_a_secret_is_shown_as_it_is(url: str) -> None:
+    assert Settings(database_url=url).shown()["database_url"] == url
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(openai_api_key=SECRET),
+        *[Settings(database_url=url) for url in URLS],
+        *[Settings(openai_base_url=url) for url in API_URLS],
+        Settings(redis_url=f"redis://:{SECRET}@cache:6379/0"),
+    ],
+    ids=lambda settings: next(str(value) for value in msgspec.to_builtins(settings).values() if SECRET in str(value)),
+)
+def test_no_secret_is_shown(settings: Settings) -> None:
+    shown = settings.shown()
+    assert SECRET not in repr(shown)
+    assert any("***" in str(each) for each in shown.values())
+
+
+@pytest.mark.parametrize("url", [*URLS[:2], "https://me:hunter2@gateway:8080/v1"])
+def test_the_rest_of_a_url_with_a_secret_is_shown(url: str) -> None:
+    assert Settings(database_url=url).shown()["database_url"] == url.replace(SECRET, "***")
+
+
+@pytest.mark.parametrize("name", sorted(FIELDS))
+def test_a_refusal_never_quotes_a_secret(name: str) -> None:
+    """Whatever else is wrong, keys and URLs do not get into the message."""
+    secrets = {"OPENAI_API_KEY": SECRET, "CHATSERVER_DATABASE_URL": URLS[0], "OPENAI_BASE_URL": API_URLS[0]}
+    try:
+        load(secrets | {"CHATSERVER_REDIS_URL": f"redis://:{SECRET}@cache"} | {variable(name): f"\0{SECRET}"})
+    except SettingsError as refusal:
+        message = str(refusal)
+    else:
+        message = ""
+    assert SECRET not in message or name == "host"

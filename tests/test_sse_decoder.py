@@ -1,0 +1,155 @@
+"""The SSE decoder does what the WHATWG standard says, however the bytes are cut."""
+
+from collections.abc import Iterable
+from itertools import pairwise
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from chatserver.providers.sse_decoder import EVENT_BYTES_LIMIT, EventTooLong, SSEDecoder
+
+BOM = b"\xef\xbb\xbf"
+
+
+def decoded(chunks: Iterable[bytes]) -> list[tuple[bytes, bytes]]:
+    decoder = SSEDecoder()
+    return [event for chunk in chunks for event in decoder.feed(chunk)]
+
+
+def by_the_standard(body: bytes) -> list[tuple[bytes, bytes]]:
+    """Section 9.2.6 "Interpreting an event stream", word for word, on a whole body; and the bare errors of servers."""
+    events: list[tuple[bytes, bytes]] = []
+    data, event_type = b"", b""
+    text = body.removeprefix(BOM).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    for line in text.split(b"\n")[:-1]:
+        if not line:
+            if data:
+                events.append((event_type, data.removesuffix(b"\n")))
+            data, event_type = b"", b""
+            continue
+        field, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if field == b"event":
+            event_type = value
+        elif field == b"data":
+            data += value + b"\n"
+        elif line.startswith((b"{", b"error:")):
+            events.append((b"error", line))
+    return events
+
+
+@pytest.mark.parametrize(
+    ("body", "events"),
+    [
+        (b"data: YHOO\ndata: +2\ndata: 10\n\n", [(b"", b"YHOO\n+2\n10")]),
+        (
+            b": test stream\n\ndata: first event\nid: 1\n\ndata:second event\nid\n\ndata:  third event\n\n",
+            [(b"", b"first event"), (b"", b"second event"), (b"", b" third event")],
+        ),
+        (b"data\n\ndata\ndata\n\ndata:", [(b"", b""), (b"", b"\n")]),
+        (b"data:test\n\ndata: test\n\n", [(b"", b"test")] * 2),
+        (
+            b"event: add\ndata: 73857293\n\nevent: remove\ndata: 2153\n\nevent: add\ndata: 113411\n\n",
+            [(b"add", b"73857293"), (b"remove", b"2153"), (b"add", b"113411")],
+        ),
+        (b"event: lost\n\ndata: the type was of nothing\n\n", [(b"", b"the type was of nothing")]),
+        (b"retry: 10\n\n: ping\n\nunknown: x\n\n\n\n", []),
+        (b"data: never finished", []),
+    ],
+)
+def test_the_examples_of_the_standard(body: bytes, events: list[tuple[bytes, bytes]]) -> None:
+    assert decoded([body]) == events == by_the_standard(body)
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"], ids=["LF", "CR", "CRLF"])
+@pytest.mark.parametrize("start", [b"", BOM], ids=["plain", "BOM"])
+def test_lines_end_in_any_way_and_a_bom_is_skipped(start: bytes, end: bytes) -> None:
+    body = start + end.join([b"event: token", b"data: a", b"data: b", b"", b"data: c", b"", b""])
+    # A CR at the end of what has come may be half a CR LF: the next byte tells.
+    assert decoded([body, b":"]) == [(b"token", b"a\nb"), (b"", b"c")]
+
+
+def test_a_bom_is_skipped_once_and_only_at_the_start() -> None:
+    assert decoded([BOM + BOM + b"data: a\n\n", BOM + b"data: b\n\n", b"data: c\n\n"]) == [(b"", b"c")]
+
+
+pieces = st.lists(
+    st.sampled_from(
+        [
+            b"data",
+            b"event",
+            b"id",
+            b":",
+            b": ",
+            b" ",
+            b"\n",
+            b"\r",
+            b"\r\n",
+            b"x",
+            b"\xc3\xa9",
+            b"\0",
+            BOM,
+            b"\xef",
+            b"{",
+            b"error",
+        ]
+    ),
+    max_size=40,
+).map(b"".join)
+
+
+@given(pieces | st.binary(max_size=60), st.data())
+@example(b"data: a\r\n\r\ndata: b\r\r\n\n", None)
+@example(BOM + b"data\n\n", None)
+@example(b"event: a\nevent\ndata\n\n", None)
+def test_every_cut_gives_what_the_standard_says(body: bytes, data: st.DataObject | None) -> None:
+    body += b":"  # So that no CR is left at the end.
+    places = st.lists(st.integers(0, len(body)), max_size=len(body))
+    cuts = sorted(data.draw(places)) if data else list(range(len(body)))
+    chunks = [body[start:end] for start, end in pairwise([0, *cuts, len(body)])]
+    assert decoded(chunks) == by_the_standard(body)
+
+
+@pytest.mark.parametrize("rest", [b"", b"\n", b"\r", b"\r\n", b"\n\n", b"\r\n\r\n"])
+@pytest.mark.parametrize("body", [b"event: e\ndata: a\ndata: b", BOM + b"event: e\ndata: a\ndata: b"])
+def test_the_end_of_the_body_completes_the_last_event_once(body: bytes, rest: bytes) -> None:
+    """Not so in the standard, but some servers forget the blank line behind their last event."""
+    decoder = SSEDecoder()
+    assert [*decoder.feed(body + rest), *decoder.flush()] == [(b"e", b"a\nb")]
+    assert decoder.flush() == []
+
+
+@pytest.mark.parametrize("body", [b"", b": ping\n\n", b"data: a\n\n", BOM, b"id: 7"])
+def test_the_end_of_the_body_makes_no_event_of_nothing(body: bytes) -> None:
+    decoder = SSEDecoder()
+    decoder.feed(body)
+    assert decoder.flush() == []
+
+
+def test_an_error_without_a_field_is_an_event_at_once() -> None:
+    """How some servers say that they failed where a stream was asked for."""
+    assert decoded([b'{"error": "x"}\nerror: y\n']) == [(b"error", b'{"error": "x"}'), (b"error", b"error: y")]
+
+
+AT_LIMIT = b"data: ".ljust(EVENT_BYTES_LIMIT, b"x")
+
+
+@pytest.mark.parametrize("cut", [6, 100, EVENT_BYTES_LIMIT])
+@pytest.mark.parametrize("rest", [b"\n\n", b"\n\ndata: next", b"\n\n" + AT_LIMIT])
+def test_an_event_at_its_limit_is_read(cut: int, rest: bytes) -> None:
+    assert decoded([AT_LIMIT[:cut], AT_LIMIT[cut:], rest]) == [(b"", AT_LIMIT[6:])]
+    assert decoded([AT_LIMIT[:cut], AT_LIMIT[cut:] + b"\n", rest[1:]]) == [(b"", AT_LIMIT[6:])]
+
+
+@pytest.mark.parametrize("start", [b"data: ", b": ", b"", b"data: a\n\ndata: "])
+def test_a_line_without_end_is_refused(start: bytes) -> None:
+    with pytest.raises(EventTooLong):
+        decoded([start, *[b"x" * 65536] * (EVENT_BYTES_LIMIT // 65536 + 1)])
+
+
+@pytest.mark.parametrize("line", [b"data: x\n", b"data:\n", b"data\n", b"data:" + b"y" * 1000 + b"\n"])
+def test_an_event_without_end_is_refused(line: bytes) -> None:
+    """Lines that never become an event would be collected for as long as they come."""
+    with pytest.raises(EventTooLong):
+        decoded([line * (65536 // len(line))] * (4 * EVENT_BYTES_LIMIT // 65536))

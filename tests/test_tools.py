@@ -1,0 +1,443 @@
+"""Tools: what the model is told of a function, how its arguments become Python, and what the built-in ones answer."""
+
+import math
+import operator
+import sys
+import types
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+from typing import Annotated, Any, Literal
+
+import anyio
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from msgspec import Meta, Struct
+
+from chatserver.errors import SettingsError
+from chatserver.tools import BadArguments, Tool, load_tools, tool
+from chatserver.tools.builtin import NUMBER_LIMIT, TOOLS, calculator, clock
+
+pytestmark = pytest.mark.anyio
+
+WAIT_SECONDS = 10.0
+
+
+class Color(Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Point(Struct):
+    """Where it is."""
+
+    x: float
+    y: float = 0.0
+
+
+def everything(
+    name: Annotated[str, Meta(description="who", min_length=1)],
+    count: int,
+    ratio: float = 0.5,
+    mode: Literal["fast", "slow"] = "fast",
+    tags: list[str] = [],  # noqa: B006 - as users write it
+    at: Point | None = None,
+    color: Color = Color.RED,
+    *,
+    flag: bool = False,
+) -> str:
+    """Do everything.
+
+    More words.
+    """
+    return repr((name, count, ratio, mode, tags, at, color, flag))
+
+
+def nothing() -> None:
+    pass
+
+
+# ---- what the model is told -----------------------------------------------------------------------------------------
+
+
+def test_a_function_is_told_as_chat_completions_has_it() -> None:
+    assert tool(everything).specification() == {
+        "type": "function",
+        "function": {
+            "name": "everything",
+            "description": "Do everything.\n\nMore words.",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "name": {"type": "string", "description": "who", "minLength": 1},
+                    "count": {"type": "integer"},
+                    "ratio": {"type": "number", "default": 0.5},
+                    "mode": {"enum": ["fast", "slow"], "default": "fast"},
+                    "tags": {"type": "array", "items": {"type": "string"}, "default": []},
+                    "at": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/Point"}], "default": None},
+                    "color": {"$ref": "#/$defs/Color", "default": "red"},
+                    "flag": {"type": "boolean", "default": False},
+                },
+                "required": ["name", "count"],
+                "additionalProperties": False,
+                "$defs": {
+                    "Point": {
+                        "title": "Point",
+                        "description": "Where it is.",
+                        "type": "object",
+                        "properties": {"x": {"type": "number"}, "y": {"type": "number", "default": 0.0}},
+                        "required": ["x"],
+                    },
+                    "Color": {"title": "Color", "enum": ["blue", "red"]},
+                },
+            },
+        },
+    }
+
+
+def test_a_function_without_parameters_or_words_is_a_tool_too() -> None:
+    made = tool(nothing)
+    parameters = {"type": "object", "properties": {}, "required": [], "additionalProperties": False}
+    function = {"name": "nothing", "description": "", "parameters": parameters}
+    assert made.specification() == {"type": "function", "function": function}
+    assert made.bind({}) == {}
+
+
+async def later(n: int) -> int:
+    return n
+
+
+@pytest.mark.parametrize(("function", "is_async"), [(later, True), (nothing, False)])
+def test_a_tool_knows_where_it_may_run(function: Callable[..., Any], is_async: bool) -> None:
+    made = tool(function)
+    assert (made.name, made.function, made.is_async) == (function.__name__, function, is_async)
+
+
+# ---- arguments ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "bound"),
+    [
+        ({}, {}),
+        ({"count": "3", "ratio": 1, "flag": "true"}, {"count": 3, "ratio": 1.0, "flag": True}),
+        ({"mode": "slow", "tags": ["a"], "color": "blue"}, {"mode": "slow", "tags": ["a"], "color": Color.BLUE}),
+        ({"at": {"x": 1}}, {"at": Point(1.0, 0.0)}),
+        ({"at": None}, {"at": None}),
+    ],
+)
+def test_arguments_become_what_the_annotations_say(args: dict[str, Any], bound: dict[str, Any]) -> None:
+    defaults = {"name": "n", "count": 1, "ratio": 0.5, "mode": "fast", "tags": [], "at": None, "color": Color.RED}
+    made = tool(everything)
+    found = made.bind({"name": "n", "count": 1} | args)
+    assert found == defaults | {"flag": False} | bound
+    assert made.function(**found) == repr(tuple(found.values()))
+
+
+def test_a_default_that_a_call_changes_is_fresh_for_the_next() -> None:
+    made = tool(everything)
+    made.bind({"name": "n", "count": 1})["tags"].append("x")
+    assert made.bind({"name": "n", "count": 1})["tags"] == []
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        ({"name": 1}, "$.name"),
+        ({"name": ""}, "$.name"),
+        ({"count": "many"}, "$.count"),
+        ({"count": 1.5}, "$.count"),
+        ({"mode": "medium"}, "$.mode"),
+        ({"tags": "a"}, "$.tags"),
+        ({"tags": [1]}, "$.tags"),
+        ({"at": {}}, "`x`"),
+        ({"at": {"x": "far"}}, "$.at.x"),
+        ({"color": "green"}, "$.color"),
+        ({"colour": "red"}, "`colour`"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_told_by_name(args: dict[str, Any], named: str) -> None:
+    with pytest.raises(BadArguments) as refusal:
+        tool(everything).bind({"name": "n", "count": 1} | args)
+    assert named in str(refusal.value)
+
+
+def test_a_missing_argument_is_told_by_name() -> None:
+    with pytest.raises(BadArguments, match="`count`"):
+        tool(everything).bind({"name": "n"})
+
+
+# ---- what is no tool ------------------------------------------------------------------------------------------------
+
+
+def untyped(x) -> None:  # type: ignore[no-untyped-def]
+    pass
+
+
+def star(*xs: int) -> None:
+    pass
+
+
+def named(**xs: int) -> None:
+    pass
+
+
+def positional(x: int, /) -> None:
+    pass
+
+
+def foreign(x: Callable[[], None]) -> None:
+    pass
+
+
+def unknown(x: "Nowhere") -> None:  # type: ignore[name-defined]  # noqa: F821
+    pass
+
+
+def bad_default(x: list[int] = [1]) -> None:  # noqa: B006
+    pass
+
+
+def zeit_für() -> None:
+    pass
+
+
+def long_name() -> None:
+    pass
+
+
+long_name.__name__ = "x" * 65
+
+
+@pytest.mark.parametrize(
+    "function",
+    [untyped, star, named, positional, foreign, unknown, bad_default, lambda: None, zeit_für, long_name],
+    ids=lambda function: function.__name__[:12],
+)
+def test_a_function_that_no_model_can_call_is_refused_by_name(function: Callable[..., Any]) -> None:
+    """Chat Completions takes names of 1 to 64 of A-Z a-z 0-9 _ - and arguments that have names."""
+    with pytest.raises(SettingsError) as refusal:
+        tool(function)
+    assert function.__name__[:12] in str(refusal.value)
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """An operator's module of tools, importable as ``mine``."""
+    made = types.ModuleType("mine")
+    monkeypatch.setitem(sys.modules, "mine", made)
+    return made
+
+
+@pytest.mark.parametrize("reference", [None, "", "chatserver.tools.builtin", "chatserver.tools.builtin:TOOLS"])
+def test_without_a_reference_the_built_in_tools_are_there(reference: str | None) -> None:
+    assert load_tools(reference) == {"clock": tool(clock), "calculator": tool(calculator)} | load_tools(reference)
+    assert list(load_tools(reference)) == [each.__name__ for each in TOOLS] == ["clock", "calculator"]
+
+
+def test_tools_of_ones_own_are_functions_or_tools_in_any_iterable(module: types.ModuleType) -> None:
+    module.__dict__["MINE"] = (everything, tool(nothing))
+    module.__dict__["TOOLS"] = [later]
+    assert list(load_tools("mine:MINE")) == ["everything", "nothing"]
+    assert list(load_tools("mine")) == ["later"]
+    assert all(isinstance(each, Tool) for each in load_tools("mine:MINE").values())
+
+
+@pytest.mark.parametrize("found", [5, None, nothing, [5], [untyped], ["nothing"], [nothing, nothing], [tool]], ids=repr)
+def test_what_holds_no_tools_is_refused(module: types.ModuleType, found: object) -> None:
+    module.__dict__["TOOLS"] = found
+    with pytest.raises(SettingsError):
+        load_tools("mine:TOOLS")
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "nowhere",
+        "nowhere:TOOLS",
+        "nowhere.deep:TOOLS",
+        "chatserver:nothing",
+        "chatserver.tools:TOOLS",
+        ":x",
+        "..x",
+        ":",
+    ],
+)
+def test_a_reference_to_nothing_is_refused_by_name(reference: str) -> None:
+    with pytest.raises(SettingsError, match=r"\ACHATSERVER_TOOLS: ") as refusal:
+        load_tools(reference)
+    assert reference in str(refusal.value)
+
+
+@pytest.mark.parametrize("source", ["1 / 0", "def", "import nowhere", "raise SystemExit"])
+def test_a_module_that_cannot_be_imported_is_refused_by_name(
+    source: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_tools.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SettingsError, match=r"\ACHATSERVER_TOOLS: broken_tools"):
+        load_tools("broken_tools:TOOLS")
+
+
+# ---- the calculator -------------------------------------------------------------------------------------------------
+
+numbers = st.integers(0, 10**6).map(str) | st.floats(0, 1e6, allow_subnormal=False).map(repr)
+expressions = st.recursive(
+    numbers,
+    lambda inner: (
+        st.builds("({}{}{})".format, inner, st.sampled_from(["+", " - ", "*", "/", "//", "%"]), inner)
+        | st.builds("({} ** {})".format, inner, st.sampled_from(["0", "1", "2", "0.5", "-1"]))
+        | st.builds("{}({})".format, st.sampled_from(["-", "+", ""]), inner)
+    ),
+    max_leaves=6,
+).filter(lambda text: len(text) <= 200)
+
+
+async def value_of(expression: str) -> float | int:
+    with anyio.fail_after(WAIT_SECONDS):
+        return await calculator(expression)
+
+
+@given(expressions)
+async def test_an_expression_is_worth_what_python_says(expression: str) -> None:
+    try:
+        expected = eval(expression)
+        is_too_large = isinstance(expected, complex) or abs(expected) >= NUMBER_LIMIT
+    except (ArithmeticError, ValueError) as error:
+        expected, is_too_large = error, True
+    try:
+        found = await value_of(expression)
+    except (ArithmeticError, ValueError) as error:
+        assert is_too_large or "too large" in str(error)
+    else:
+        assert (found, type(found)) == (expected, type(expected))
+
+
+@given(st.integers(-1000, 1000) | st.floats(-100, 100), st.integers(-300, 400))
+@example(2, 128)
+@example(10, 99)
+@example(-3, 200)
+@example(2, -200)
+async def test_every_power_below_the_limit_is_worth_what_python_says(base: float, exponent: int) -> None:
+    try:
+        expected = operator.pow(base, exponent)
+    except ArithmeticError:
+        return
+    if abs(expected) < NUMBER_LIMIT:
+        assert await value_of(f"({base!r}) ** {exponent}") == expected
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [
+        ("17 * 23", 391),
+        (" 1+1 ", 2),
+        ("-(2 - 5)", 3),
+        ("7 // 2", 3),
+        ("7 / 2", 3.5),
+        ("2 ** 10", 1024),
+        ("1_000 % 7", 6),
+    ],
+)
+async def test_a_sum(expression: str, value: float) -> None:
+    assert await value_of(expression) == value
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "",
+        "  ",
+        "1 +",
+        "x",
+        "1; 2",
+        "a = 1",
+        "1\n2",
+        "'a' * 3",
+        "[1] * 3",
+        "(1, 2)",
+        "True + 1",
+        "None",
+        "1j",
+        "1 < 2",
+        "1 and 2",
+        "~1",
+        "1 << 9",
+        "1 if 1 else 2",
+        "abs(1)",
+        "__import__('os')",
+        "(1).__class__",
+        "f'{1}'",
+        "lambda: 1",
+        "1 / 0",
+        "1 // 0",
+        "1 % 0",
+        "0 ** -1",
+        "(-8) ** 0.5",
+        "9 ** 9 ** 9 ** 9",
+        "9 ** 999",
+        "2 ** 1e9",
+        "(10 ** 99) ** 99",
+        "10 ** 99 * 10 ** 99",
+        "0.1 ** -500",
+        "1e999",
+        "1e99 * 1e99 * 1e99 * 1e99",
+        "-1e999",
+        "9" * 101,
+        "9" * 200,
+        "(" * 199,
+        "(" * 99 + "1" + ")" * 99,
+        "-" * 199,
+        "1" + "+1" * 100,
+        "1\0",
+        "\ud800",
+        "１+１" * 100,
+        "0x" + "f" * 198,
+    ],
+    ids=lambda text: ascii(text[:20]),
+)
+async def test_a_hostile_expression_is_an_error_at_once(expression: str) -> None:
+    with pytest.raises((ValueError, ArithmeticError)):
+        await value_of(expression)
+
+
+@given(st.text(st.sampled_from("0123456789.eE+-*/%() _jx"), max_size=40))
+async def test_any_text_is_a_bounded_number_or_an_error(expression: str) -> None:
+    try:
+        found = await value_of(expression)
+    except (ValueError, ArithmeticError):
+        return
+    assert isinstance(found, int | float) and math.isfinite(found) and abs(found) < NUMBER_LIMIT
+
+
+# ---- the clock ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("zone", "offsets"),
+    [
+        ("UTC", {0}),
+        ("Asia/Tokyo", {9}),
+        ("Europe/Berlin", {1, 2}),
+        ("America/New_York", {-5, -4}),
+        ("Asia/Kolkata", {5.5}),
+    ],
+)
+async def test_the_clock_tells_now_in_the_zone(zone: str, offsets: set[float]) -> None:
+    before = datetime.now(UTC).replace(microsecond=0)
+    told = datetime.fromisoformat(await clock(zone))
+    assert before <= told <= datetime.now(UTC)
+    assert told.utcoffset() in {timedelta(hours=each) for each in offsets}
+
+
+async def test_the_clock_without_a_zone_tells_utc() -> None:
+    assert datetime.fromisoformat(await clock()).utcoffset() == timedelta(0)
+
+
+@pytest.mark.parametrize(
+    "zone", ["", "Nowhere", "Europe", "../../etc/passwd", "/etc/passwd", "x" * 5000, "a\0b", "\ud800"]
+)
+async def test_a_zone_that_does_not_exist_is_an_error(zone: str) -> None:
+    with pytest.raises(ValueError, match="there is no time zone"):
+        await clock(zone)
