@@ -1,5 +1,6 @@
 """Who is talking, and from where. In `none` mode everybody is one local user; a foreign web page still is nobody."""
 
+import re
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
 from typing import Any
@@ -8,6 +9,7 @@ from urllib.parse import urlsplit
 from chatserver.errors import Forbidden
 from chatserver.settings import LOOPBACK_HOSTS, WILDCARD_HOSTS, Settings
 
+_NO_HOST = re.compile(r"[^a-z0-9.:_\[\]-]")
 LOCAL_USER = "local"
 
 
@@ -26,7 +28,7 @@ class Gate:
             Forbidden: it comes from a foreign origin, or asks for a host that is not ours.
         """
         headers = scope["headers"]
-        host = _header(headers, b"host").lower()
+        host = _header(headers, b"host").lower()  # Two of them are no host at all.
         # DNS rebinding needs a name: who serves all addresses of a machine is asked by any of them.
         by_address = self._is_everywhere and _is_address(_name(host))
         if host not in self._hosts and _name(host) not in self._hosts and not by_address:
@@ -42,9 +44,9 @@ def _header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> str:
 
 
 def _name(host: str) -> str:
-    """The host without its port and brackets."""
+    """The host without its port and brackets; what is no host at all has none."""
     try:
-        return urlsplit(f"//{host}").hostname or ""
+        return "" if _NO_HOST.search(host) else urlsplit(f"//{host}").hostname or ""
     except ValueError:
         return ""
 

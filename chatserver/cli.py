@@ -48,6 +48,7 @@ def _flags(command: F) -> F:
 def serve(**flags: Any) -> None:
     """Run the server."""
     settings = _settings(flags)
+    sys.path.insert(0, str(Path.cwd()))  # As `python -m` does: CHATSERVER_TOOLS names a module of the user's own.
     from chatserver.server import Server, bind  # The other commands need not wait for a web server.
 
     try:

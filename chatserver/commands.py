@@ -3,10 +3,10 @@
 import json
 import re
 import secrets
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from chatserver.errors import BadCursor, BadJson, BadRequest, NotFound, TooLarge
 
@@ -23,6 +23,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _PATH = re.compile(r" - at `\$(.*)`$")
 _FIELD = re.compile(r"field `(.*?)`")
+
+Reference = Annotated[str, Meta(max_length=NAME_CHARS_LIMIT)]
 
 
 class ChatRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -48,7 +50,7 @@ class Rename(Struct, frozen=True, forbid_unknown_fields=True):
 class Send(ChatRequest, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="send"):
     """Start a run and attach to it."""
 
-    ref: str | None = None
+    ref: Reference | None = None
 
     def request(self) -> ChatRequest:
         return ChatRequest(**{name: getattr(self, name) for name in ChatRequest.__struct_fields__})
@@ -59,21 +61,21 @@ class Attach(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_
 
     run_id: str
     after: Any = 0
-    ref: str | None = None
+    ref: Reference | None = None
 
 
 class Detach(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="detach"):
     """Stop reading a run; the same as a disconnect for that run."""
 
     run_id: str
-    ref: str | None = None
+    ref: Reference | None = None
 
 
 class Cancel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="cancel"):
     """End a run."""
 
     run_id: str
-    ref: str | None = None
+    ref: Reference | None = None
 
 
 class Ping(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="ping"):
@@ -89,7 +91,9 @@ T = TypeVar("T")
 
 def new_id() -> str:
     """An id of 128 random bits in 22 characters that URLs and file names can hold."""
-    return secrets.token_urlsafe(16)
+    while (id := secrets.token_urlsafe(16))[0] in "-_":  # At the beginning, `-` is an option to most programs.
+        pass
+    return id
 
 
 def parse_json(body: bytes | str) -> Any:
@@ -107,7 +111,7 @@ def parse_json(body: bytes | str) -> Any:
     except RecursionError:
         raise BadJson("nested too deeply") from None
     except ValueError:
-        raise BadJson("the body is not valid JSON in UTF-8") from None
+        raise BadJson("this is not valid JSON in UTF-8, with finite numbers") from None
     return _clean(tree, "", NESTING_LIMIT)
 
 

@@ -29,12 +29,15 @@ class ChatError(Exception):
 
     status: int = 500
     code: str = "internal"
+    sentence: str | None = None
+    """What is said when there is nothing special to say."""
+
     retry_after: int | None = None
     """Seconds after which trying again makes sense; None: never."""
 
     def __init__(self, detail: str | None = None) -> None:
         super().__init__(detail)
-        self.detail = detail or HTTPStatus(self.status).description
+        self.detail = detail or self.sentence or HTTPStatus(self.status).description
 
     def facts(self) -> dict[str, Any]:
         """What this kind of refusal tells beside its code."""
@@ -117,6 +120,7 @@ class TooMany(ChatError):
 
 class Draining(ChatError):
     status, code, retry_after = 503, "draining", 1
+    sentence = "the server is going down; come back at once"
 
 
 class UpstreamError(Exception):

@@ -18,7 +18,7 @@ from anyio.abc import TaskGroup
 from chatserver.agent import Agent, Finished, Meter
 from chatserver.errors import UpstreamError
 from chatserver.events import Done, Error, FinishReason, Record, Terminal, ToolResult
-from chatserver.log import SEQ_LIMIT, EventLog
+from chatserver.log import EVENTS_LIMIT, EventLog
 from chatserver.providers import ModelRequest
 from chatserver.records import RunRecord, RunStatus
 from chatserver.sessions import Sessions
@@ -139,7 +139,7 @@ class Run:
             async for step in steps:
                 if isinstance(step, Finished):
                     return self.done(step.reason)
-                if await self.log.append(step) >= SEQ_LIMIT:
+                if await self.log.append(step) >= EVENTS_LIMIT:
                     return self.done("length")
                 if isinstance(step, ToolResult):
                     # A tool may have changed the world: that it was called must survive a crash.

@@ -36,7 +36,7 @@ def asyncapi() -> dict[str, Any]:
     answers = {
         "accepted": _answer("accepted", run_id="string", ref="string", ended="boolean"),
         "rejected": _answer(
-            "rejected", ref="string", run_id="string", status="integer", code="string", message="string"
+            "rejected", **_PROBLEM, ref="string", run_id="string", retry_after="integer", errors="array"
         ),
         "pong": _answer("pong"),
         "ping": _answer("ping"),
@@ -61,12 +61,13 @@ def asyncapi() -> dict[str, Any]:
     }
 
 
+_PROBLEM = {"status": "integer", "code": "string", "message": "string"}
 _REFERENCE = "#/components/schemas/{name}"
 
 
 def _answer(tag: str, **fields: str) -> dict[str, Any]:
     properties = {"type": {"const": tag}} | {name: {"type": kind} for name, kind in fields.items()}
-    return {"type": "object", "properties": properties, "required": ["type"]}
+    return {"type": "object", "properties": properties, "required": ["type", *(_PROBLEM.keys() & fields.keys())]}
 
 
 def _operation(action: str, names: list[str]) -> dict[str, Any]:

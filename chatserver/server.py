@@ -40,6 +40,13 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         if not self.close_sent:
             cast(dict[str, Any], self.scope)["extensions"] |= {TRANSPORT: self.transport, BATCH: {}}
 
+    def send_receive_event_to_app(self) -> None:
+        if self.curr_msg_data_type == "text" and not _is_utf8(b"".join(self.frames)):
+            self.frames = []  # uvicorn closes with 1007 too, but with a traceback in the log.
+            self.conn.send_close(1007)
+            return self.handle_parser_exception()
+        super().send_receive_event_to_app()
+
     async def send(self, message: Any) -> None:
         batch: list[bytes] | None = message.get(BATCH)
         if batch is None:
@@ -87,6 +94,14 @@ class Server(uvicorn.Server):
             await drain(self.app)
         finally:
             self.should_exit = True
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _in_one_line(app: Any) -> Any:

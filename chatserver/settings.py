@@ -1,5 +1,6 @@
 """Settings: one frozen Struct, read once. The only module that knows the names of environment variables."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 from urllib.parse import urlsplit, urlunsplit
@@ -15,6 +16,7 @@ Count = Annotated[int, Meta(ge=1)]
 
 PREFIX = "CHATSERVER_"
 SDK_VARIABLES = {"openai_api_key": "OPENAI_API_KEY", "openai_base_url": "OPENAI_BASE_URL"}
+_SECRET_PARAMETER = re.compile(r"(?i)([^&=]*(?:pass|secret|token|key)[^&=]*=)[^&]*")
 SECRETS = frozenset({"openai_api_key"})
 DEMO_MODEL = "demo"
 WILDCARD_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
@@ -71,7 +73,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def own_url(self) -> str:
         """Where this very server is reached from its own machine."""
         host = WILDCARD_HOSTS.get(self.host, self.host)
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}{self.root_path}"
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     def shown(self) -> dict[str, Any]:
         """All settings in force, secrets masked, also inside URLs."""
@@ -129,5 +131,8 @@ def _masked(name: str, value: Any) -> Any:
         parts = urlsplit(value)
         if parts.password:
             host = parts.netloc.rpartition("@")[2]
-            return urlunsplit(parts._replace(netloc=f"{parts.username}:***@{host}"))
+            parts = parts._replace(netloc=f"{parts.username}:***@{host}")
+        if parts.query:
+            parts = parts._replace(query=_SECRET_PARAMETER.sub(r"\1***", parts.query))
+        return value if parts == urlsplit(value) else urlunsplit(parts)
     return value

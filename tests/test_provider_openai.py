@@ -427,7 +427,7 @@ async def test_a_lone_surrogate_is_harmless_wherever_it_comes(
     if where == "reasoning_content":
         upstream.script(escaped(r"a\ud83d", where), finish(), Done())
         deltas = await ask(provider)
-        assert deltas == [ReasoningDelta("a\ufffd"), STOP]
+        assert "".join(each.text for each in deltas if isinstance(each, ReasoningDelta)) == "a\ufffd"
         return
     function = json.dumps({"name": "f", "arguments": "{}"} | {where: "SURROGATE"}).replace("SURROGATE", r"a\udc00")
     upstream.script(

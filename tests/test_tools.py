@@ -17,7 +17,7 @@ from msgspec import Meta, Struct
 
 from chatserver.errors import SettingsError
 from chatserver.tools import BadArguments, Tool, load_tools, tool
-from chatserver.tools.builtin import NUMBER_LIMIT, TOOLS, calculator, clock
+from chatserver.tools.builtin import NUMBER_LIMIT, calculator, clock
 
 pytestmark = pytest.mark.anyio
 
@@ -30,8 +30,6 @@ class Color(Enum):
 
 
 class Point(Struct):
-    """Where it is."""
-
     x: float
     y: float = 0.0
 
@@ -75,7 +73,7 @@ def test_a_function_is_told_as_chat_completions_has_it() -> None:
                     "ratio": {"type": "number", "default": 0.5},
                     "mode": {"enum": ["fast", "slow"], "default": "fast"},
                     "tags": {"type": "array", "items": {"type": "string"}, "default": []},
-                    "at": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/Point"}], "default": None},
+                    "at": {"anyOf": [{"$ref": "#/$defs/Point"}, {"type": "null"}], "default": None},
                     "color": {"$ref": "#/$defs/Color", "default": "red"},
                     "flag": {"type": "boolean", "default": False},
                 },
@@ -84,7 +82,6 @@ def test_a_function_is_told_as_chat_completions_has_it() -> None:
                 "$defs": {
                     "Point": {
                         "title": "Point",
-                        "description": "Where it is.",
                         "type": "object",
                         "properties": {"x": {"type": "number"}, "y": {"type": "number", "default": 0.0}},
                         "required": ["x"],
@@ -199,20 +196,19 @@ def bad_default(x: list[int] = [1]) -> None:  # noqa: B006
     pass
 
 
-def zeit_für() -> None:
-    pass
+def called(name: str) -> Callable[..., Any]:
+    """A function of that name."""
 
+    def made() -> None:
+        pass
 
-def long_name() -> None:
-    pass
-
-
-long_name.__name__ = "x" * 65
+    made.__name__ = name
+    return made
 
 
 @pytest.mark.parametrize(
     "function",
-    [untyped, star, named, positional, foreign, unknown, bad_default, lambda: None, zeit_für, long_name],
+    [untyped, star, named, positional, foreign, unknown, bad_default, *map(called, ["<lambda>", "für", "x" * 65, ""])],
     ids=lambda function: function.__name__[:12],
 )
 def test_a_function_that_no_model_can_call_is_refused_by_name(function: Callable[..., Any]) -> None:
@@ -232,8 +228,10 @@ def module(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
 @pytest.mark.parametrize("reference", [None, "", "chatserver.tools.builtin", "chatserver.tools.builtin:TOOLS"])
 def test_without_a_reference_the_built_in_tools_are_there(reference: str | None) -> None:
-    assert load_tools(reference) == {"clock": tool(clock), "calculator": tool(calculator)} | load_tools(reference)
-    assert list(load_tools(reference)) == [each.__name__ for each in TOOLS] == ["clock", "calculator"]
+    assert {name: each.function for name, each in load_tools(reference).items()} == {
+        "clock": clock,
+        "calculator": calculator,
+    }
 
 
 def test_tools_of_ones_own_are_functions_or_tools_in_any_iterable(module: types.ModuleType) -> None:
@@ -244,7 +242,11 @@ def test_tools_of_ones_own_are_functions_or_tools_in_any_iterable(module: types.
     assert all(isinstance(each, Tool) for each in load_tools("mine:MINE").values())
 
 
-@pytest.mark.parametrize("found", [5, None, nothing, [5], [untyped], ["nothing"], [nothing, nothing], [tool]], ids=repr)
+@pytest.mark.parametrize(
+    "found",
+    [5, None, nothing, [5], ["nothing"], [untyped], [nothing, tool(nothing)]],
+    ids=["number", "None", "function", "numbers", "names", "untyped", "twice"],
+)
 def test_what_holds_no_tools_is_refused(module: types.ModuleType, found: object) -> None:
     module.__dict__["TOOLS"] = found
     with pytest.raises(SettingsError):
@@ -270,7 +272,7 @@ def test_a_reference_to_nothing_is_refused_by_name(reference: str) -> None:
     assert reference in str(refusal.value)
 
 
-@pytest.mark.parametrize("source", ["1 / 0", "def", "import nowhere", "raise SystemExit"])
+@pytest.mark.parametrize("source", ["1 / 0", "def", "import nowhere"])
 def test_a_module_that_cannot_be_imported_is_refused_by_name(
     source: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,13 +305,13 @@ async def value_of(expression: str) -> float | int:
 async def test_an_expression_is_worth_what_python_says(expression: str) -> None:
     try:
         expected = eval(expression)
-        is_too_large = isinstance(expected, complex) or abs(expected) >= NUMBER_LIMIT
-    except (ArithmeticError, ValueError) as error:
-        expected, is_too_large = error, True
+    except ArithmeticError:
+        expected = math.inf
     try:
         found = await value_of(expression)
-    except (ArithmeticError, ValueError) as error:
-        assert is_too_large or "too large" in str(error)
+    except (ArithmeticError, ValueError):
+        # On the way to a result within the limit there may be one beyond it.
+        assert "**" in expression or expected == math.inf
     else:
         assert (found, type(found)) == (expected, type(expected))
 
@@ -387,7 +389,6 @@ async def test_a_sum(expression: str, value: float) -> None:
         "9" * 101,
         "9" * 200,
         "(" * 199,
-        "(" * 99 + "1" + ")" * 99,
         "-" * 199,
         "1" + "+1" * 100,
         "1\0",
@@ -408,7 +409,7 @@ async def test_any_text_is_a_bounded_number_or_an_error(expression: str) -> None
         found = await value_of(expression)
     except (ValueError, ArithmeticError):
         return
-    assert isinstance(found, int | float) and math.isfinite(found) and abs(found) < NUMBER_LIMIT
+    assert type(found) in (int, float) and abs(found) < NUMBER_LIMIT
 
 
 # ---- the clock ------------------------------------------------------------------------------------------------------

@@ -16,6 +16,9 @@ READ_RECORDS_LIMIT = 256
 SEQ_LIMIT = 1_000_000
 """Events of one run at most. What a crash leaves is numbered above it: no write per token says how far it came."""
 
+EVENTS_LIMIT = SEQ_LIMIT - 1000
+"""Where a run is ended: what is appended last must still be numbered below what a crash leaves."""
+
 
 class Fenced(Exception):
     """Another owner has taken the log over; this one must stop."""

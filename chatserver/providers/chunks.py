@@ -66,13 +66,37 @@ class _Chunk(Struct):
     detail: Any = None
 
 
-class _Pending(Struct):
+class _Cleaner:
+    """Text as it can be stored and sent on: PostgreSQL refuses NUL, UTF-8 has no lone surrogates.
+
+    A pair of surrogates that a server splits over two chunks is put together.
+    """
+
+    def __init__(self) -> None:
+        self._half = ""
+
+    def clean(self, text: str) -> str:
+        if self._half or not text.isascii():
+            text = self._half + text
+            self._half = text[-1] if "\ud800" <= text[-1] <= "\udbff" else ""
+            whole = text[: len(text) - len(self._half)]
+            text = whole.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return text.replace("\0", REPLACEMENT)
+
+    def rest(self) -> str:
+        """What stands for a half whose other half never came."""
+        return REPLACEMENT if self._half else ""
+
+
+class _Pending:
     """A tool call whose arguments are still coming."""
 
-    call_id: str
-    index: int | None
-    name: str = ""
-    arguments: str = ""
+    def __init__(self, call_id: str, index: int | None) -> None:
+        self.call_id = call_id
+        self.index = index
+        self.name = ""
+        self.arguments = ""
+        self.cleaner = _Cleaner()
 
 
 _decode = msgspec.json.Decoder(_Chunk).decode
@@ -122,23 +146,29 @@ class TurnDecoder:
 
     def finish(self) -> Iterator[Delta]:
         """The collected tool calls and the finish of an answer that has its finish_reason."""
+        if half := self._reasoning.rest():
+            yield ReasoningDelta(half)
+        if half := self._text.rest():
+            yield TextDelta(half)
         # Some servers say `stop` although they called tools; a cut answer's calls are not whole.
         reason = FINISH_REASONS.get(self._reason or "", "tool_calls" if self._calls else "stop")
         if reason == "tool_calls":
             for call in self._calls:
-                yield ToolCallRequest(call.call_id, call.name, call.arguments)
+                yield ToolCallRequest(call.call_id, call.name, call.arguments + call.cleaner.rest())
         yield Finish(reason, self._usage)  # type: ignore[arg-type]  # the keys and values above are the literals
 
     def _read(self, delta: _Delta) -> Iterator[Delta]:
         if thought := delta.reasoning_content or delta.reasoning:
             self.has_begun = True
-            yield ReasoningDelta(self._reasoning.clean(thought))
+            if thought := self._reasoning.clean(thought):
+                yield ReasoningDelta(thought)
         content = delta.content
         if isinstance(content, list):
             content = "".join(part.text or "" for part in content)
         if text := content or delta.refusal:
             self.has_begun = True
-            yield TextDelta(self._text.clean(text))
+            if text := self._text.clean(text):
+                yield TextDelta(text)
         for fragment in delta.tool_calls or ():
             self._collect(fragment)
         if delta.function_call is not None:
@@ -149,12 +179,11 @@ class TurnDecoder:
         call = self._call_of(fragment)
         function = fragment.function or _Function()
         if function.name and not call.arguments:
-            call.name = function.name.replace("\0", REPLACEMENT)
+            call.name = cleaned(function.name)
         if isinstance(function.arguments, dict):
             call.arguments = json.dumps(function.arguments)
         elif function.arguments:
-            call.arguments += function.arguments
-        call.arguments = call.arguments.encode(errors="replace").decode()
+            call.arguments += call.cleaner.clean(function.arguments)
         if len(call.arguments) > ARGUMENTS_CHARS_LIMIT:
             raise UpstreamError("llm_error", "the model's tool arguments have no end")
 
@@ -173,27 +202,17 @@ class TurnDecoder:
             same = [call for call in self._calls if fragment.index in (None, call.index)]
             if same:
                 return same[-1]
-        call = _Pending(fragment.id or f"call_{new_id()}", fragment.index)
+        id = cleaned(fragment.id or "")
+        is_taken = not id or any(call.call_id == id for call in self._calls)
+        call = _Pending(f"call_{new_id()}" if is_taken else id, fragment.index)
         self._calls.append(call)
         return call
 
 
-class _Cleaner:
-    """Text as it can be stored and sent on: PostgreSQL refuses NUL, UTF-8 has no lone surrogates.
-
-    A pair of surrogates that a server splits over two chunks is put together.
-    """
-
-    def __init__(self) -> None:
-        self._half = ""
-
-    def clean(self, text: str) -> str:
-        if self._half or not text.isascii():
-            text = self._half + text
-            self._half = text[-1] if "\ud800" <= text[-1] <= "\udbff" else ""
-            whole = text[: len(text) - len(self._half)]
-            text = whole.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return text.replace("\0", REPLACEMENT)
+def cleaned(text: str) -> str:
+    """A whole text of an upstream, as it can be stored and sent on."""
+    cleaner = _Cleaner()
+    return cleaner.clean(text) + cleaner.rest()
 
 
 def _parse(data: bytes) -> _Chunk:

@@ -45,8 +45,10 @@ ZONES = {
     "sydney": "Australia/Sydney",
 }
 
-_SUM = re.compile(r"\(*-?\d[\d.]*\)*(?:\s*(?:\*\*|//|[-+*/%x×÷])\s*\(*-?\d[\d.]*\)*)+")
-_FAULT = re.compile(rf"\bfail\w*\b(?:\D*?\b(?P<fault>{'|'.join(FAULTS)}))?", re.IGNORECASE)
+_NUMBER = r"\(*-?\d[\d.]*\)*"
+_OPERATOR = r"(?:\s*(?:\*\*|//|[+*%x×÷])\s*|\s+[-/]\s+)"  # 2026-11-22 is a date, and 1/2 may be one too.
+_SUM = re.compile(f"{_NUMBER}(?:{_OPERATOR}{_NUMBER})+")
+_FAULT = re.compile(rf"(?:^\W*(?:please )?fail\b|\bfail with\b)(?:.*?\b(?P<fault>{'|'.join(FAULTS)}))?", re.IGNORECASE)
 _COUNT = re.compile(r"\bcount\b\D*(\d+)", re.IGNORECASE)
 _THINK = re.compile(r"\b(?:think|reason|ponder)\w*\b", re.IGNORECASE)
 _TIME = re.compile(r"\b(?:time|clock|date|day)\b", re.IGNORECASE)

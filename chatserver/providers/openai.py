@@ -54,7 +54,7 @@ CONTEXT_WORDS = (
 
 
 class _Lost(Exception):
-    """The connection failed or closed before the first token: worth another try."""
+    """The connection or the server failed before the first token: worth another try."""
 
 
 class OpenAIProvider:
@@ -114,7 +114,7 @@ class OpenAIProvider:
                 delay = next(delays, None)
                 if delay is None or monotonic() + delay - began > RETRY_DEADLINE_SECONDS:
                     raise UpstreamError(
-                        "upstream_unavailable", "the model server cannot be reached", retryable=True
+                        "upstream_unavailable", "the model server is not available", retryable=True
                     ) from None
                 await anyio.sleep(delay)
 

@@ -20,6 +20,7 @@ class SSEDecoder:
         self._data: list[bytes] = []
         self._data_bytes = 0
         self._at_start = True
+        self._holds_cr = False
 
     def feed(self, chunk: bytes) -> list[tuple[bytes, bytes]]:
         """The events that ``chunk`` completes; type b"" is the default, `message`.
@@ -29,9 +30,13 @@ class SSEDecoder:
         """
         self._rest.append(chunk)
         self._rest_bytes += len(chunk)
-        if b"\n" not in chunk and b"\r" not in chunk and self._rest_bytes < EVENT_BYTES_LIMIT:
+        is_inside = b"\n" not in chunk and b"\r" not in chunk and not self._holds_cr
+        if is_inside and self._rest_bytes <= EVENT_BYTES_LIMIT:
             return []  # Joined only once a line ends: many small pieces must not cost their square.
-        return [event for line in self._lines(b"".join(self._rest)) for event in self._read(line)]
+        events = [event for line in self._lines(b"".join(self._rest)) for event in self._read(line)]
+        if self._rest_bytes + self._data_bytes > EVENT_BYTES_LIMIT:
+            raise EventTooLong
+        return events
 
     def flush(self) -> list[tuple[bytes, bytes]]:
         """At the end of the body: an event whose blank line never came, since some servers forget it."""
@@ -42,16 +47,14 @@ class SSEDecoder:
         if self._at_start:
             text = text.removeprefix(b"\xef\xbb\xbf")
             self._at_start = False
-        held = b""
+        # A CR at the very end may be half of a CR LF: it waits for the next byte.
+        self._holds_cr = text.endswith(b"\r")
         if b"\r" in text:
-            # A CR at the very end may be half of a CR LF: it waits for the next byte.
-            held = b"\r" if text.endswith(b"\r") else b""
-            text = text[: len(text) - len(held)].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+            text = text.removesuffix(b"\r").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         *lines, rest = text.split(b"\n")
-        rest += held
+        if self._holds_cr:
+            rest += b"\r"
         self._rest, self._rest_bytes = [rest] if rest else [], len(rest)
-        if self._rest_bytes + self._data_bytes >= EVENT_BYTES_LIMIT:
-            raise EventTooLong
         return lines
 
     def _read(self, line: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -62,10 +65,11 @@ class SSEDecoder:
         elif line.startswith(b"data:"):
             self._data.append(line[6:] if line.startswith(b"data: ") else line[5:])
             self._data_bytes += len(line)
-        elif line.startswith(b"event:"):
-            self._type = line[6:].strip()
+        elif line == b"event" or line.startswith(b"event:"):
+            self._type = line[6:].removeprefix(b" ")
         elif line == b"data":
             self._data.append(b"")
+            self._data_bytes += len(line)
         elif line.startswith((b"{", b"error:")):
             # No field of the standard, but how servers say that they failed where a stream was asked for.
             yield b"error", line

@@ -178,6 +178,9 @@ async def _read(request: Request[str, Any, State], kind: type[T]) -> T:
     if request.headers.get("content-encoding", "identity") != "identity":
         raise UnsupportedMedia("the body must not be compressed")
     limit = parts_of(request).settings.max_body_bytes
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared[:19]) > limit:
+        raise TooLarge(f"the body is over {limit} bytes")
     body = bytearray()
     async for chunk in request.stream():
         body += chunk

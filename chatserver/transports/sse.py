@@ -15,6 +15,7 @@ class Format(Protocol):
     """One way to write records as the body of a response."""
 
     media_type: str
+    content_type: bytes
     ping: bytes
 
     def opening(self) -> bytes:
@@ -34,6 +35,7 @@ class EventStream:
     """`text/event-stream`, LF only: some clients split on nothing else."""
 
     media_type = "text/event-stream"
+    content_type = b"text/event-stream"  # Always UTF-8: a charset would only confuse clients that compare it.
     ping = b": ping\n\n"
 
     def opening(self) -> bytes:
@@ -53,6 +55,7 @@ class JsonLines:
     """`application/x-ndjson`: one document a line; the ping is the one that WebSocket clients know."""
 
     media_type = "application/x-ndjson"
+    content_type = b"application/x-ndjson"
     ping = b'{"type":"ping"}\n'
 
     def opening(self) -> bytes:
@@ -69,6 +72,7 @@ class PlainText:
     """`text/plain`: the tokens' text alone."""
 
     media_type = "text/plain"
+    content_type = b"text/plain; charset=utf-8"
     ping = b""
 
     def opening(self) -> bytes:
@@ -97,7 +101,7 @@ def chosen(accept: str | None) -> Format:
     wishes = [(_quality(each.media_type, ranges), -index, each) for index, each in enumerate(FORMATS)]
     quality, _, best = max(wishes, key=lambda wish: wish[:2])
     if quality <= 0:
-        raise NotAcceptable(f"one of {', '.join(each.media_type for each in FORMATS)}")
+        raise NotAcceptable(f"this can be had as {', '.join(each.media_type for each in FORMATS)}")
     return best
 
 

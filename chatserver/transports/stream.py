@@ -28,7 +28,7 @@ class RunStream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._subscription:
-            headers = [(b"content-type", self._form.media_type.encode()), *HEADERS]
+            headers = [(b"content-type", self._form.content_type), *HEADERS]
             if self._subscription.is_at_end:
                 # 204 is the one answer after which a browser's EventSource stays away.
                 await send({"type": "http.response.start", "status": 204, "headers": HEADERS})

@@ -1,5 +1,6 @@
 """A WebSocket that carries any number of runs: one reader that always drains, one way out, a pump for each run."""
 
+import json
 from collections.abc import Sequence
 from contextlib import aclosing, suppress
 from typing import Any
@@ -12,7 +13,7 @@ from litestar import asgi
 
 from chatserver.commands import COMMAND_TAGS, Attach, Cancel, Command, Detach, Ping, convert, cursor, parse_json
 from chatserver.commands import Send as SendCommand
-from chatserver.errors import BadJson, ChatError, Draining, TooMany, UpgradeRequired
+from chatserver.errors import BadJson, BadRequest, ChatError, Draining, TooMany, UpgradeRequired
 from chatserver.events import Record
 from chatserver.run import Subscription
 from chatserver.runs import Runs
@@ -131,17 +132,17 @@ class Dialogue:
             tree = parse_json(text)
             if not isinstance(tree, dict) or str(tree.get("type")) not in COMMAND_TAGS:
                 raise BadJson(f"a command is an object whose `type` is one of {', '.join(sorted(COMMAND_TAGS))}")
-            about = {name: tree[name] for name in ("ref", "run_id") if isinstance(tree.get(name), str)}
+            about = _named(tree)
             self._no_commands = 0
             await self._obey(convert(tree, Command), about)  # type: ignore[arg-type]  # a union is a type to msgspec
         except ChatError as error:
+            if isinstance(error, BadRequest) and not about:
+                about = _named(json.loads(text))  # JSON it is, or this would be BadJson.
             self._no_commands += isinstance(error, BadJson)
             refusal = {"status": error.status, "code": error.code, "message": error.detail} | error.facts()
             await self._say({"type": "rejected"} | about | refusal)
             if self._no_commands >= NO_COMMANDS_LIMIT:
                 raise Closing(4400, "these are no commands") from None
-            if isinstance(error, Draining):
-                raise Closing(1012, "going down") from None
 
     async def _obey(self, command: Command, about: dict[str, Any]) -> None:
         match command:
@@ -203,6 +204,13 @@ class Dialogue:
 
     async def _say(self, message: dict[str, Any]) -> None:
         await self._connection.write({"type": "websocket.send", "text": msgspec.json.encode(message).decode()})
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    """What a command names, for the answer to it."""
+    return {
+        name: tree[name] for name in ("ref", "run_id") if isinstance(tree, dict) and isinstance(tree.get(name), str)
+    }
 
 
 @asgi("/chat/ws", copy_scope=False)
