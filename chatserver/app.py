@@ -1,17 +1,20 @@
 """The application, put together."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import anyio
 from litestar import Litestar, Router
 from litestar.config.cors import CORSConfig
+from litestar.datastructures import State
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 
 from chatserver import __version__
 from chatserver.agent import Agent
 from chatserver.auth import Gate
+from chatserver.errors import ChatError, NotFound
 from chatserver.log.memory import MemoryLogs
 from chatserver.providers.openai import OpenAIProvider
 from chatserver.runs import Runs
@@ -22,7 +25,22 @@ from chatserver.tools.execution import ToolThreads
 from chatserver.transports import demo, documents, http
 from chatserver.transports.connections import Connections
 from chatserver.transports.parts import Parts
-from chatserver.transports.websocket import websocket
+from chatserver.transports.refusal import refuse
+from chatserver.transports.websocket import PATH, websocket
+
+
+class App(Litestar):
+    """Litestar, with the gate before everything else: also before routes that do not exist."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "lifespan":
+            try:
+                scope["user"] = self.state.gate.user(scope)
+                if scope["type"] == "websocket" and scope["path"].removeprefix(scope["root_path"]) != PATH:
+                    raise NotFound("here is no WebSocket")
+            except ChatError as error:
+                return await refuse(scope, send, error)
+        await super().__call__(scope, receive, send)
 
 
 def create_app(settings: Settings) -> Litestar:
@@ -32,6 +50,7 @@ def create_app(settings: Settings) -> Litestar:
         SettingsError: a setting cannot be obeyed.
     """
     tools = load_tools(settings.tools)
+    gate = Gate(settings)
 
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
@@ -56,23 +75,27 @@ def create_app(settings: Settings) -> Litestar:
                 )
             )
             runs = await stack.enter_async_context(Runs(settings, sessions, logs, agent))
-            app.state.parts = Parts(settings, runs, sessions, connections, Gate(settings))
+            app.state.parts = Parts(settings, runs, sessions, connections)
             warming = await stack.enter_async_context(anyio.create_task_group())
             warming.start_soon(provider.warm_up)
             yield
             warming.cancel_scope.cancel()
 
     demo_routes = [demo.chat_completions] if settings.is_demo else []
-    return Litestar(
+    return App(
         route_handlers=[
             Router("/", guards=[http.admit], route_handlers=[*http.ROUTES, *documents.ROUTES, *demo_routes]),
             websocket,
         ],
         exception_handlers={Exception: http.problem},
         lifespan=[lifespan],
-        cors_config=_cors(settings) if settings.allowed_origins else None,
+        state=State({"gate": gate}),
+        cors_config=_cors(gate.origins) if gate.origins else None,
         openapi_config=OpenAPIConfig(
-            title="chatserver", version=__version__, path="/schema", render_plugins=[JsonRenderPlugin(path="/")]
+            title="chatserver",
+            version=__version__,
+            path="/schema/openapi",  # Below ours: Litestar answers for whatever is missing under it, in HTML.
+            render_plugins=[JsonRenderPlugin()],
         ),
         request_max_body_size=None,
         logging_config=None,
@@ -80,9 +103,11 @@ def create_app(settings: Settings) -> Litestar:
     )
 
 
-def _cors(settings: Settings) -> CORSConfig:
+def _cors(origins: Collection[str]) -> CORSConfig:
     return CORSConfig(
-        allow_origins=list(settings.allowed_origins), allow_credentials=True, expose_headers=["Location", "Retry-After"]
+        allow_origins=sorted(origins),
+        allow_credentials=True,
+        expose_headers=["Location", "Retry-After"],
     )
 
 

@@ -19,7 +19,7 @@ class Gate:
     def __init__(self, settings: Settings) -> None:
         self._hosts = {host.lower() for host in (*LOOPBACK_HOSTS, settings.host, *settings.allowed_hosts)}
         self._is_everywhere = settings.host in WILDCARD_HOSTS
-        self._origins = {origin.lower().rstrip("/") for origin in settings.allowed_origins}
+        self.origins = {origin.lower().rstrip("/") for origin in settings.allowed_origins}
 
     def user(self, scope: Mapping[str, Any]) -> str:
         """The user behind a connection.
@@ -34,7 +34,7 @@ class Gate:
         if host not in self._hosts and _name(host) not in self._hosts and not by_address:
             raise Forbidden("this server does not answer for that host")
         origin = _header(headers, b"origin").lower()
-        if origin and origin not in self._origins and not _is_own(origin, host, scope["scheme"]):
+        if origin and origin not in self.origins and not _is_own(origin, host, scope["scheme"]):
             raise Forbidden("this origin is not allowed")
         return LOCAL_USER
 

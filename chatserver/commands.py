@@ -3,12 +3,12 @@
 import json
 import re
 import secrets
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, cast
 
 import msgspec
 from msgspec import Meta, Struct
 
-from chatserver.errors import BadCursor, BadJson, BadRequest, NotFound, TooLarge
+from chatserver.errors import BadCursor, BadJson, BadRequest, NoCommand, NotFound, TooLarge
 
 NESTING_LIMIT = 32
 SYSTEM_BYTES_LIMIT = 32 * 1024
@@ -21,8 +21,6 @@ _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _CURSOR = re.compile(rf"[0-9]{{1,{CURSOR_DIGITS_LIMIT}}}")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
-_PATH = re.compile(r" - at `\$(.*)`$")
-_FIELD = re.compile(r"field `(.*?)`")
 
 Reference = Annotated[str, Meta(max_length=NAME_CHARS_LIMIT)]
 
@@ -116,9 +114,11 @@ def parse_json(body: bytes | str) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise BadRequest("a field comes twice")
+    result: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in result:
+            raise BadRequest("a field comes twice", f"/{_escape(name)}")
+        result[name] = value
     return result
 
 
@@ -156,21 +156,37 @@ def _escape(key: str) -> str:
 
 
 def convert(tree: Any, kind: type[T]) -> T:
-    """A parsed JSON tree as a command.
+    """A parsed JSON tree as a Struct.
 
     Raises:
         BadRequest: a field is missing, unknown or of the wrong type; its pointer says which.
     """
+    if not isinstance(tree, dict):
+        raise BadRequest("a JSON object is needed")
+    fields = {each.name: each for each in msgspec.structs.fields(cast(Any, kind))}
+    for name in tree.keys() - fields.keys() - {cast(Any, kind).__struct_config__.tag_field}:
+        raise BadRequest("there is no such field", f"/{_escape(name)}")
+    for name in [name for name, each in fields.items() if each.required and name not in tree]:
+        raise BadRequest(f"`{name}` is required", f"/{name}")
     try:
         return msgspec.convert(tree, kind)
     except msgspec.ValidationError as error:
-        sentence = str(error)
-        path = match[1] if (match := _PATH.search(sentence)) else ""
-        parts = re.findall(r"\.([^.\[]+)|\[(\d+)\]", path)
-        if field := _FIELD.search(sentence):
-            parts.append((field[1], ""))
-        pointer = "".join(f"/{_escape(name or index)}" for name, index in parts)
-        raise BadRequest(_PATH.sub("", sentence), pointer) from None
+        sentence, _, path = str(error).partition(" - at `$.")
+        raise BadRequest(sentence, f"/{path.rstrip('`')}" if path else "") from None
+
+
+def command(tree: Any) -> Command:
+    """A parsed JSON tree as the command that its `type` names.
+
+    Raises:
+        NoCommand: it names none.
+        BadRequest: a field of it is wrong.
+    """
+    tag = tree.get("type") if isinstance(tree, dict) else None
+    for kind in COMMAND_TYPES:
+        if tag == kind.__struct_config__.tag:
+            return convert(tree, kind)
+    raise NoCommand(f"a command is an object whose `type` is one of {', '.join(sorted(COMMAND_TAGS))}", "/type")
 
 
 def checked(request: ChatRequest, message_bytes_limit: int) -> ChatRequest:

@@ -43,6 +43,10 @@ class ChatError(Exception):
         """What this kind of refusal tells beside its code."""
         return {} if self.retry_after is None else {"retry_after": self.retry_after}
 
+    def headers(self) -> dict[str, str]:
+        """HTTP headers that go with the refusal."""
+        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+
     def problem(self) -> dict[str, Any]:
         """The refusal as an RFC 9457 problem document."""
         title = HTTPStatus(self.status).phrase
@@ -52,6 +56,11 @@ class ChatError(Exception):
 
 class BadJson(ChatError):
     status, code = 400, "bad_json"
+
+
+class BadHttp(ChatError):
+    status, code = 400, "bad_http"
+    sentence = "this is not HTTP"
 
 
 class BadRequest(ChatError):
@@ -65,6 +74,10 @@ class BadRequest(ChatError):
 
     def facts(self) -> dict[str, Any]:
         return {"errors": [{"pointer": self.pointer, "detail": self.detail}]}
+
+
+class NoCommand(BadRequest):
+    """A frame that is JSON, but no command."""
 
 
 class BadCursor(ChatError):
@@ -112,6 +125,10 @@ class KeyReused(ChatError):
 
 class UpgradeRequired(ChatError):
     status, code = 426, "upgrade_required"
+    sentence = "here is a WebSocket"
+
+    def headers(self) -> dict[str, str]:
+        return {"Upgrade": "websocket"}
 
 
 class TooMany(ChatError):

@@ -150,6 +150,10 @@ _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 
 
+_LINE_ENDS = tuple((mark.encode(), b"\\u%04x" % ord(mark)) for mark in "\x85\u2028\u2029")
+"""What is text in JSON and in SSE, but ends a line for Python's `splitlines` and the clients built on it."""
+
+
 class Record(Struct, frozen=True, gc=False):
     """An appended event: its place, its type and its one encoded JSON document."""
 
@@ -164,7 +168,11 @@ class Record(Struct, frozen=True, gc=False):
 
 def record(event: Event) -> Record:
     """Encode an event that has its ``seq``; the only place where an event becomes bytes."""
-    return Record(event.seq, event.__struct_config__.tag, _encoder.encode(event))  # type: ignore[arg-type]
+    data = _encoder.encode(event)
+    if not data.isascii():
+        for raw, escaped in _LINE_ENDS:
+            data = data.replace(raw, escaped)
+    return Record(event.seq, event.__struct_config__.tag, data)  # type: ignore[arg-type]  # our tags are text
 
 
 def decode(document: bytes) -> Event:

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from chatserver.agent import Agent
 from chatserver.commands import ChatRequest, checked, known_form, new_id
 from chatserver.context import dialogue
-from chatserver.errors import BadCursor, Draining, TooMany
+from chatserver.errors import BadCursor, ChatError, Draining, TooMany
 from chatserver.events import PROTOCOL_VERSION, Error, Start, Terminal, compact, record
 from chatserver.log import EventLog, EventLogs
 from chatserver.log.memory import MemoryLog
@@ -25,6 +25,9 @@ from chatserver.sessions import Begun, Sessions
 from chatserver.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+CHECKPOINT_SECONDS = 2.0
+"""How much of an answer's text a crash can take; one transaction for all runs, whatever their number."""
 
 SHUTDOWN_SECONDS = 2.0
 """How long a server that is going down anyway waits for the last answers to be stored."""
@@ -45,6 +48,7 @@ class Runs:
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
+        self._tasks.start_soon(self._keep)
         return self
 
     async def __aexit__(
@@ -66,17 +70,21 @@ class Runs:
             BadRequest, TooLarge, NotFound, RunActive, KeyReused, TooMany, Draining: nothing was started.
         """
         request = checked(request, self._settings.max_message_bytes)
-        if self.is_draining:
-            raise Draining
-        self._admit(user)
+        try:
+            self._admit(user)
+        except ChatError:
+            # A repeated request starts nothing, so no limit can be against it.
+            if found := await self._sessions.earlier(user, request):
+                return await self.subscribe(user, found.run.run_id, 0)
+            raise
+        run = None
         try:
             begun = await self._sessions.begin(user, request, new_id())
-            run = await self._begin(user, begun, request) if begun.is_new else None
-        except BaseException:
-            self._active[user] -= 1
-            raise
+            if begun.is_new:
+                run = await self._begin(user, begun, request)
+        finally:
+            self._active[user] -= run is None
         if run is None:
-            self._active[user] -= 1
             return await self.subscribe(user, begun.run.run_id, 0)
         self._tasks.start_soon(self._live, run, self._asked(begun, request))
         return Subscription(run.log, 0, run, is_at_end=False)
@@ -160,6 +168,20 @@ class Runs:
                 await run.over.wait()
         await self._interrupt()
 
+    async def _keep(self) -> None:
+        """Every now and then store how far the answers have come: it is what a crash leaves of them."""
+        kept: dict[str, int] = {}
+        while True:
+            await anyio.sleep(CHECKPOINT_SECONDS)
+            now = {run.run_id: await run.log.last_seq() for run in self._unfinished()}
+            changed = [run for run in self._unfinished() if now.get(run.run_id, 0) > kept.get(run.run_id, 1)]
+            if changed:
+                try:
+                    await self._sessions.checkpoint({run.run_id: await run.log.answer() for run in changed})
+                except Exception:
+                    logger.exception("answers could not be stored while they are written")
+            kept = now
+
     async def _interrupt(self) -> None:
         for run in self._unfinished():
             run.interrupt()
@@ -170,6 +192,8 @@ class Runs:
         return [run for run in self._runs.values() if not run.over.is_set()]
 
     def _admit(self, user: str) -> None:
+        if self.is_draining:
+            raise Draining
         if self._active[user] >= self._settings.max_runs_per_user:
             raise TooMany(f"at most {self._settings.max_runs_per_user} runs at a time")
         if self._active.total() >= self._settings.max_runs:

@@ -67,7 +67,11 @@ _REFERENCE = "#/components/schemas/{name}"
 
 def _answer(tag: str, **fields: str) -> dict[str, Any]:
     properties = {"type": {"const": tag}} | {name: {"type": kind} for name, kind in fields.items()}
-    return {"type": "object", "properties": properties, "required": ["type", *(_PROBLEM.keys() & fields.keys())]}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": ["type", *(name for name in _PROBLEM if name in fields)],
+    }
 
 
 def _operation(action: str, names: list[str]) -> dict[str, Any]:

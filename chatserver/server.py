@@ -1,31 +1,51 @@
 """The uvicorn process: what ASGI has no words for. Signals that drain, connections that can be cut, joined frames."""
 
 import asyncio
+import logging
 import os
 import socket
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, cast
 
+import msgspec
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from chatserver.app import create_app, drain
-from chatserver.errors import SettingsError
+from chatserver.errors import BadHttp, SettingsError
 from chatserver.settings import Settings
 from chatserver.transports.connections import TRANSPORT, Message, Receive, Scope, Send
 from chatserver.transports.websocket import BATCH
 
 BACKLOG = 2048
 WS_PING_SECONDS = 20.0
+LINGER_SECONDS = 1.0
 LAST_TASKS_SECONDS = 2
 """After the drain nothing of ours is left; what still hangs is cancelled."""
 
 
+_quiet = logging.getLogger("chatserver.http")
+_quiet.setLevel(logging.ERROR)  # uvicorn warns of each broken request: a hostile client could fill the log.
+
+
 class HttpProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP, with the transport in reach of the application."""
+    """uvicorn's HTTP, with the transport in reach of the application, and problem documents for what is no HTTP."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        self.logger = _quiet
+
+    def send_400_response(self, msg: str) -> None:
+        error = BadHttp()
+        body = msgspec.json.encode(error.problem())
+        self.transport.write(
+            b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\nconnection: close\r\n"
+            b"content-length: %d\r\n\r\n%b" % (len(body), body)
+        )
+        self.transport.close()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -40,6 +60,20 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         if not self.close_sent:
             cast(dict[str, Any], self.scope)["extensions"] |= {TRANSPORT: self.transport, BATCH: {}}
 
+    def data_received(self, data: bytes) -> None:
+        if not self.close_sent or self.conn.parser_exc is None:
+            super().data_received(data)
+
+    def handle_parser_exception(self) -> None:
+        """As uvicorn's, but for a while the peer may go on sending: cut off at once, it would never read why."""
+        sent = self.conn.close_sent
+        code, reason = (sent.code, sent.reason) if sent is not None else (1011, "")
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.close_sent = True
+        self.transport.resume_reading()
+        self.close_timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
+
     def send_receive_event_to_app(self) -> None:
         if self.curr_msg_data_type == "text" and not _is_utf8(b"".join(self.frames)):
             self.frames = []  # uvicorn closes with 1007 too, but with a traceback in the log.
@@ -48,6 +82,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         super().send_receive_event_to_app()
 
     async def send(self, message: Any) -> None:
+        if self.close_sent and message["type"] in ("websocket.send", "websocket.close"):
+            raise ClientDisconnected
         batch: list[bytes] | None = message.get(BATCH)
         if batch is None:
             await super().send(message)

@@ -1,9 +1,9 @@
-"""How a run's documents are framed, to the byte: as SSE, NDJSON, text and WebSocket, and the schemas that describe them."""
+"""How a run's documents are framed, to the byte: SSE, NDJSON, text, WebSocket; and the schemas that describe them."""
 
 import json
 import re
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,10 @@ from tests.clients import (
     SSE,
     SUBPROTOCOL,
     TRANSPORTS,
-    WS,
     Address,
     BrokenError,
     HttpReader,
     NdjsonReader,
-    Reading,
     Response,
     SseReader,
     Transport,
@@ -63,17 +61,17 @@ MESSAGE = {"message": "Hi"}
 LINE_ENDS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
 """Whatever any language takes for the end of a line: Python's `str.splitlines` takes all of them."""
 
-NASTY = "\0" + "".join(
+NASTY = "".join(
     f"{end}data: 5{end}{end}id: 99{end}event: done{end}retry: 1{end}: ping{end}" for end in (*LINE_ENDS, "\r\n")
 )
 
 
-# ---- tools of the test server: `tests.test_framing:TOOLS` --------------------------------------------------------------
+# ---- tools of the test server: `tests.test_framing:TOOLS` -----------------------------------------------------------
 
 
-def nasty() -> str:
+def nasty(a: str = "") -> str:
     """Text that would forge lines if it could."""
-    return NASTY
+    return f"\0{NASTY}"
 
 
 def nasty_object() -> dict[str, list[str]]:
@@ -104,7 +102,7 @@ def megabyte_of_excuses() -> str:
 TOOLS = [nasty, nasty_object, megabyte, megabyte_of_controls, megabyte_of_numbers, megabyte_of_excuses]
 
 
-# ---- a server and runs ---------------------------------------------------------------------------------------------------
+# ---- a server and runs ----------------------------------------------------------------------------------------------
 
 
 class Place:
@@ -124,22 +122,17 @@ class Place:
 
     async def rich(self) -> list[bytes]:
         """A run with every kind of event but `error` and `snapshot`."""
-        first = [role(), reasoning(f"Think … ä€😀{NASTY}"), token("Grüße 😀"), *tool_call("nasty", {"a": NASTY})]
-        first += [*tool_call("nasty_object", {}, id="call_2", index=1), finish("tool_calls"), usage(7, 5), Done()]
-        return await self.run(*first, then=say(f"tokens{NASTY}€😀" * 3, 40))
+        calls = [*tool_call("nasty", {"a": NASTY}), *tool_call("nasty_object", {}, id="call_2", index=1)]
+        said = [role(), reasoning(f"Think … ä€😀{NASTY}"), token("Grüße 😀")]
+        then = say(f"tokens{NASTY}€😀" * 3, 40)
+        return await self.run(*said, *calls, finish("tool_calls"), usage(7, 5), Done(), then=then)
 
 
 @pytest.fixture(scope="module")
 async def place(anyio_backend: str) -> AsyncIterator[Place]:
     async with FakeUpstream() as upstream, live_server(upstream.url, tools=f"{__name__}:TOOLS") as server:
-        upstream.always(*say("An answer.", 3))
+        upstream.always(*say("An answer."))
         yield Place(server, upstream)
-
-
-@pytest.fixture(autouse=True)
-def in_time() -> Iterator[None]:
-    """Each wait has its end in the clients; this only names the limit of a whole test."""
-    yield
 
 
 def run_id_of(documents: Sequence[bytes]) -> str:
@@ -150,7 +143,7 @@ def events_path(documents: Sequence[bytes], after: int | str = 0) -> str:
     return f"/chat/runs/{run_id_of(documents)}/events?after={after}"
 
 
-# ---- one document on all transports ---------------------------------------------------------------------------------------
+# ---- one document on all transports ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS, ids=repr)
@@ -235,7 +228,7 @@ async def test_the_first_bytes_leave_before_the_upstream_answers(place: Place, a
             assert await reader.read_all()
 
 
-# ---- forged lines, long text ------------------------------------------------------------------------------------------------
+# ---- forged lines, long text ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reader", [SseReader, NdjsonReader])
@@ -251,8 +244,8 @@ async def test_no_text_can_forge_a_line(place: Place, reader: type[SseReader] | 
     events = [json.loads(each) for each in documents]
     assert text_of(documents) == "Grüße 😀" + f"tokens{NASTY}€😀" * 3
     assert [each["content"] for each in events if each["type"] == "reasoning"] == [f"Think … ä€😀{NASTY}"]
-    results = [each["result"] for each in events if each["type"] == "tool_result"]
-    assert sorted(results, key=str) == sorted([NASTY, {NASTY: [NASTY]}], key=str) or len(results) == 2
+    results = {each["tool"]: each["result"] for each in events if each["type"] == "tool_result"}
+    assert results == {"nasty": nasty(), "nasty_object": nasty_object()}
 
 
 LONG = {
@@ -278,21 +271,23 @@ async def test_long_text_is_split_into_events_that_are_not_too_long(place: Place
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS, ids=repr)
-@pytest.mark.parametrize("text", LONG.values(), ids=LONG)
-async def test_events_are_not_too_long_after_the_retention_either(
-    transport: Transport, text: str, tmp_path: Path
-) -> None:
+async def test_events_are_not_too_long_after_the_retention_either(transport: Transport) -> None:
     async with FakeUpstream() as upstream, live_server(upstream.url, retention_seconds=0.0) as server:
-        upstream.script(role(), reasoning(text), token(text), token(NASTY), finish(), Done())
-        with anyio.fail_after(WAIT_SECONDS):
-            documents = await documents_of(await SSE.start(server, MESSAGE))
-            while server.app.state.parts.runs._runs:
-                await anyio.sleep(0)
-            kept = await documents_of(await transport.attach(server, run_id_of(documents)))
-    assert types_of(kept)[0] == "snapshot"
-    assert max(map(len, kept)) <= EVENT_BYTES
-    assert text_of(kept) == text + NASTY
-    assert kept[-1] == documents[-1]
+        for text in LONG.values():
+            upstream.script(role(), reasoning(text), token(text), token(NASTY), finish(), Done())
+            with anyio.fail_after(WAIT_SECONDS):
+                documents = await documents_of(await SSE.start(server, MESSAGE))
+                kept = await compacted(server, transport, run_id_of(documents))
+            assert max(map(len, kept)) <= EVENT_BYTES
+            assert text_of(kept) == text + NASTY
+            assert kept[-1] == documents[-1]
+
+
+async def compacted(server: LiveServer, transport: Transport, run_id: str) -> list[bytes]:
+    """What a finished run is read as, once its retention has passed."""
+    while types_of(documents := await documents_of(await transport.attach(server, run_id)))[0] != "snapshot":
+        pass
+    return documents
 
 
 @pytest.mark.parametrize("name", [each.__name__ for each in TOOLS if each.__name__.startswith("megabyte")])
@@ -302,7 +297,7 @@ async def test_a_long_tool_result_is_truncated_and_says_so(place: Place, name: s
     (result,) = [each for each in map(json.loads, documents) if each["type"] == "tool_result"]
     assert result["truncated"] is True
     assert result["is_error"] is (name == "megabyte_of_excuses")
-    assert 1000 <= len(json.dumps(result["result"]))
+    assert len(json.dumps(result["result"])) >= 1000
     assert types_of(documents)[-1] == "done"
 
 
@@ -331,7 +326,7 @@ async def test_a_tool_call_that_is_too_long_is_cut_down_to_an_event(
     assert types_of(documents)[-1] == "done"
 
 
-# ---- writes ------------------------------------------------------------------------------------------------------------------
+# ---- writes ---------------------------------------------------------------------------------------------------------
 
 
 def writes_to(server: LiveServer, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
@@ -339,9 +334,7 @@ def writes_to(server: LiveServer, wire: Wire, monkeypatch: pytest.MonkeyPatch) -
     written: list[bytes] = []
     ours = wire.writer.get_extra_info("sockname")
     connections: Any = server.server.server_state.connections
-    (transport,) = [
-        each.transport for each in connections if each.transport.get_extra_info("peername")[:2] == ours[:2]
-    ]
+    (transport,) = [each.transport for each in connections if each.transport.get_extra_info("peername")[:2] == ours[:2]]
     original = transport.write
 
     def write(data: bytes) -> None:
@@ -374,7 +367,7 @@ async def test_all_events_that_are_ready_leave_in_one_write(
     assert [each.count(b'"seq":') for each in written if b'"seq":' in each] == [202]
 
 
-# ---- text ------------------------------------------------------------------------------------------------------------------
+# ---- text -----------------------------------------------------------------------------------------------------------
 
 TEXT = {"Accept": "text/plain"}
 
@@ -387,8 +380,8 @@ async def text_reader(place: Place, *steps: Step) -> HttpReader:
 @pytest.mark.parametrize("reason", ["stop", "length", "content_filter"])
 async def test_plain_text_is_the_tokens_and_ends_cleanly_when_the_run_is_done(place: Place, reason: str) -> None:
     text = f"Grüße, 😀{NASTY}"
-    first = [role(), reasoning("Not this."), token("Before. "), *tool_call("nasty", {}), finish("tool_calls"), Done()]
-    place.upstream.script(*first)
+    calls = [*tool_call("nasty", {}), finish("tool_calls")]
+    place.upstream.script(role(), reasoning("Not this."), token("Before. "), *calls, Done())
     with anyio.fail_after(WAIT_SECONDS):
         place.upstream.script(*say(text, 7, reason))
         reader = await HttpReader.post(place.server, "/chat/stream", MESSAGE, TEXT)
@@ -427,7 +420,7 @@ async def test_plain_text_is_broken_off_when_the_run_fails(place: Place, steps: 
     assert not reader.has_ended
 
 
-# ---- negotiation -----------------------------------------------------------------------------------------------------------
+# ---- negotiation ----------------------------------------------------------------------------------------------------
 
 STREAM, LINES, PLAIN = "text/event-stream", "application/x-ndjson", "text/plain"
 
@@ -515,7 +508,7 @@ async def test_an_accept_that_makes_no_sense_is_answered_all_the_same(place: Pla
     assert response.status in (200, 406)
 
 
-# ---- cursors -----------------------------------------------------------------------------------------------------------------
+# ---- cursors --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("accept", [STREAM, LINES, PLAIN])
@@ -554,7 +547,7 @@ async def test_a_stream_without_a_cursor_begins_at_the_start(place: Place) -> No
     assert response.body.count(b"data: ") == len(documents)
 
 
-# ---- the connection -----------------------------------------------------------------------------------------------------------
+# ---- the connection -------------------------------------------------------------------------------------------------
 
 
 async def exchange(
@@ -565,7 +558,8 @@ async def exchange(
     body: bytes = b"",
 ) -> Response:
     """One request and its whole answer on a connection that lives on."""
-    lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", *(f"{name}: {text}" for name, text in (headers or {}).items())]
+    lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1"]
+    lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
     if body:
         lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
     wire.write("\r\n".join([*lines, "", ""]).encode() + body)
@@ -634,7 +628,7 @@ async def test_a_client_of_http_1_0_gets_the_same_body_without_chunks(place: Pla
     assert body == expected
 
 
-# ---- WebSocket -----------------------------------------------------------------------------------------------------------------
+# ---- WebSocket ------------------------------------------------------------------------------------------------------
 
 HANDSHAKE = {
     "Upgrade": "websocket",
@@ -760,7 +754,7 @@ async def test_only_the_end_of_a_finished_run_is_accepted_as_ended(place: Place)
             assert (await reader.attach(run_id, 3))["ended"] is True
 
 
-# ---- a browser's own means ---------------------------------------------------------------------------------------------------
+# ---- a browser's own means ------------------------------------------------------------------------------------------
 
 SNIPPET = """
 const response = await fetch("/chat/stream", {
@@ -814,7 +808,7 @@ async def test_the_snippet_that_the_field_uses_works_as_it_is(tmp_path: Path) ->
     assert [each["content"] for each in session["messages"]] == ["message 0", text, "message 1", text]
 
 
-# ---- schemas -----------------------------------------------------------------------------------------------------------------
+# ---- schemas --------------------------------------------------------------------------------------------------------
 
 EVENT_TYPES = {"start", "token", "reasoning", "tool_call", "tool_result", "snapshot", "done", "error"}
 PATHS = {
@@ -866,10 +860,9 @@ async def test_every_document_of_a_run_is_valid_by_the_schema_of_events(place: P
     documents += await place.run(*call("unknown", "nonsense"), then=say("x"))
     async with FakeUpstream() as upstream, live_server(upstream.url, retention_seconds=0.0) as server:
         upstream.always(*say("abc", 3))
-        other = await documents_of(await SSE.start(server, MESSAGE))
-        while server.app.state.parts.runs._runs:
-            await anyio.sleep(0)
-        documents += await documents_of(await SSE.attach(server, run_id_of(other)))
+        with anyio.fail_after(WAIT_SECONDS):
+            other = await documents_of(await SSE.start(server, MESSAGE))
+            documents += await compacted(server, SSE, run_id_of(other))
     for document in documents:
         validator.validate(json.loads(document))
     assert set(types_of(documents)) == EVENT_TYPES
@@ -880,13 +873,17 @@ async def test_every_document_of_a_run_is_valid_by_the_schema_of_events(place: P
                 validator.validate({key: value for key, value in event.items() if key != name})
 
 
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {each.name: each.read_bytes() for each in folder.glob("*.json")}
+
+
 async def test_the_schemas_that_are_checked_in_are_those_of_the_program(place: Place, tmp_path: Path) -> None:
     with anyio.fail_after(2 * WAIT_SECONDS):
         await anyio.run_process([sys.executable, "-m", "chatserver", "schema", str(tmp_path)], cwd=CLIENTS.parent)
-    written = {each.name: each.read_bytes() for each in tmp_path.iterdir()}
+    written, kept = files_in(tmp_path), files_in(CLIENTS)
     assert set(written) == {"events.json", "asyncapi.json"}
     for name, data in written.items():
-        assert (CLIENTS / name).read_bytes() == data, "run `python -m chatserver schema clients`"
+        assert kept[name] == data, "run `python -m chatserver schema clients`"
         media_types = ("application/schema+json", "application/json")
         assert json.loads(data) == await document_at(place.server, f"/schema/{name}", *media_types)
 

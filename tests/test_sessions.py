@@ -54,10 +54,27 @@ def sqlite_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'chat.db'}"
 
 
+@pytest.fixture(scope="session")
+def postgres_database(postgres_server: str) -> str:
+    """One database for all tests here: to make one takes longer than most of them."""
+    sql(f"{postgres_server}/postgres", "CREATE DATABASE sessions")
+    return f"{postgres_server}/sessions"
+
+
+@pytest.fixture
+def postgres_url(postgres_database: str) -> str:
+    sql(postgres_database, "SET client_min_messages = warning; DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    return postgres_database
+
+
 @pytest.fixture(params=["sqlite", "postgres"])
 def url(request: pytest.FixtureRequest) -> str:
     found: str = request.getfixturevalue(f"{request.param}_url")
     return found
+
+
+def sql(database: str, statements: str) -> None:
+    subprocess.run(["psql", "--quiet", database, "--command", statements], check=True, timeout=SECONDS)
 
 
 @pytest.fixture
@@ -311,6 +328,31 @@ async def test_racing_calls_with_one_key_start_one_run(sessions: Sessions, sessi
     assert len({each.run.run_id for each in begun}) == 1
     assert sum(each.is_new for each in begun) == 1
     assert len((await sessions.page("ann", 100, None)).sessions) == 1
+
+
+@pytest.mark.parametrize("session", ["existing", "chosen", "none"])
+async def test_a_call_that_waited_for_its_twin_returns_the_twins_run(postgres_url: str, session: str) -> None:
+    """On PostgreSQL the two run side by side until one waits for a row or an index entry of the other."""
+    request = ChatRequest(message="Hello", session_id=None if session == "none" else "s", idempotency_key="k")
+    late: list[Begun] = []
+
+    def win(connection: Connection) -> Begun:
+        won = begin.begin(connection, "ann", request, new_id())
+        tasks.start_soon(lose)
+        while not connection.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")):
+            pass  # Each look lets the event loop go on.
+        return won
+
+    async def lose() -> None:
+        late.append(await sessions.begin("ann", request, new_id()))
+
+    async with open_sessions(postgres_url) as sessions, open_database(postgres_url) as database:
+        if session == "existing":
+            await answered(sessions, session_id="s")
+        with fail_after(SECONDS):
+            async with create_task_group() as tasks:
+                won = await database.write(win)
+    assert [(each.run, each.is_new) for each in late] == [(won.run, False)]
 
 
 RACE = """
@@ -652,6 +694,7 @@ async def pages(sessions: Sessions, limit: int) -> list[SessionPage]:
     found = [await sessions.page("ann", limit, None)]
     while found[-1].cursor is not None:
         found.append(await sessions.page("ann", limit, found[-1].cursor))
+        assert len(found) < 100, "the pages have no end"
     return found
 
 

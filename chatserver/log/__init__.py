@@ -11,7 +11,8 @@ from typing import Protocol
 from chatserver.events import Answer, Event, Record
 
 READ_RECORDS_LIMIT = 256
-"""Records in one batch at most, so that one replay neither fills a socket's memory nor holds the loop."""
+READ_BYTES_LIMIT = 256 * 1024
+"""What one batch holds at most, so that one replay neither fills a socket's memory nor holds the loop."""
 
 SEQ_LIMIT = 1_000_000
 """Events of one run at most. What a crash leaves is numbered above it: no write per token says how far it came."""

@@ -7,7 +7,7 @@ from anyio.lowlevel import checkpoint
 from msgspec.structs import replace
 
 from chatserver.events import Answer, Event, Record, compact, decode, fold, pieces, record
-from chatserver.log import READ_RECORDS_LIMIT
+from chatserver.log import READ_BYTES_LIMIT, READ_RECORDS_LIMIT
 
 
 class MemoryLog:
@@ -23,6 +23,8 @@ class MemoryLog:
         self._bytes = sum(len(each.data) for each in self._records)
         self._compact_at_bytes = budget_bytes
         self._last_seq = self._records[-1].seq if self._records else 0
+        self._answer = Answer()
+        self._folded_seq = 0
         self._arrival: Signal | None = None
         self._closed = bool(self._records) and self._records[-1].is_terminal
 
@@ -58,7 +60,10 @@ class MemoryLog:
         return self._last_seq
 
     async def answer(self) -> Answer:
-        return fold(decode(each.data) for each in self._records)
+        fresh = self._records[self._index(self._folded_seq) :] if self._folded_seq < self._last_seq else ()
+        self._answer = fold((decode(each.data) for each in fresh), self._answer)
+        self._folded_seq = self._last_seq
+        return self._answer
 
     async def records(self) -> list[Record]:
         return list(self._records)
@@ -75,9 +80,18 @@ class MemoryLog:
     def _following(self, cursor: int) -> Sequence[Record]:
         if cursor >= self._last_seq:
             return ()
-        # Only the first record can be a snapshot, and from there on no seq is missing.
-        start = max(0, cursor - self._records[0].seq + 1)
-        return self._records[start : start + READ_RECORDS_LIMIT]
+        start = self._index(cursor)
+        batch = self._records[start : start + READ_RECORDS_LIMIT]
+        room = READ_BYTES_LIMIT
+        for count, each in enumerate(batch):
+            room -= len(each.data)
+            if room < 0 and count:
+                return batch[:count]
+        return batch
+
+    def _index(self, cursor: int) -> int:
+        """Where the records after a cursor begin. Only the first can be a snapshot; from there on no seq is missing."""
+        return max(0, cursor - self._records[0].seq + 1)
 
     def _compact(self) -> None:
         self._records = compact(self._records, self.run_id, keep=len(self._records) // 2)

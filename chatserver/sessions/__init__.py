@@ -45,6 +45,14 @@ class Sessions:
                 pass
         return await self._database.write(work)
 
+    async def earlier(self, user: str, request: ChatRequest) -> Begun | None:
+        """The run that the request's idempotency key has started, if it has.
+
+        Raises:
+            KeyReused: the key was used with another request.
+        """
+        return await self._database.read(partial(begin.earlier, user=user, request=request))
+
     async def finish(
         self,
         run_id: str,

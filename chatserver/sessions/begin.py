@@ -1,6 +1,5 @@
 """How a run begins: all its rows in one transaction, or none."""
 
-from functools import partial
 from hashlib import sha256
 
 import msgspec
@@ -44,20 +43,19 @@ def begin(connection: Connection, user: str, request: ChatRequest, run_id: str) 
     Raises:
         KeyReused, RunActive, NotFound: it cannot be started.
     """
-    digest = _digest(request)
-    find_earlier = partial(_earlier, connection, user, request.idempotency_key, digest)
     try:
-        return find_earlier() or _begin(connection, user, request, digest, run_id)
+        return earlier(connection, user, request) or _begin(connection, user, request, run_id)
     except RunActive:
         # PostgreSQL: it may be the run of this very request, begun elsewhere while this call waited for the session.
-        if earlier := find_earlier():
-            return earlier
+        if found := earlier(connection, user, request):
+            return found
         raise
 
 
-def _begin(connection: Connection, user: str, request: ChatRequest, digest: bytes, run_id: str) -> Begun:
+def _begin(connection: Connection, user: str, request: ChatRequest, run_id: str) -> Begun:
     now = timestamp()
-    place = _again(connection, user, request, now) if request.regenerate else _next(connection, user, request, now)
+    find_place = _next if request.regenerate is None else _again
+    place = find_place(connection, user, request, now)
     *context, answer = _insert_messages(connection, user, place, request.message, run_id, now)
     run = RunRecord(
         run_id=run_id,
@@ -69,7 +67,7 @@ def _begin(connection: Connection, user: str, request: ChatRequest, digest: byte
         created_at=now,
     )
     origin = {"user_id": user, "user_message_id": context[-1].message_id}
-    identity = {"idempotency_key": request.idempotency_key, "request_digest": digest}
+    identity = {"idempotency_key": request.idempotency_key, "request_digest": _digest(request)}
     connection.execute(insert(runs), asdict(run) | origin | identity)
     return Begun(run=run, user_message_id=context[-1].message_id, context=context, is_new=True)
 
@@ -81,7 +79,13 @@ def _digest(request: ChatRequest) -> bytes:
     return sha256(msgspec.json.encode(present, order="sorted")).digest()
 
 
-def _earlier(connection: Connection, user: str, key: str | None, digest: bytes) -> Begun | None:
+def earlier(connection: Connection, user: str, request: ChatRequest) -> Begun | None:
+    """The run that the request's idempotency key has started, if it has.
+
+    Raises:
+        KeyReused: with another request.
+    """
+    key = request.idempotency_key
     if key is None:
         return None
     query = select(*RUN_COLUMNS, runs.c.user_message_id, runs.c.request_digest)
@@ -89,7 +93,7 @@ def _earlier(connection: Connection, user: str, key: str | None, digest: bytes) 
     if row is None:
         return None
     *fields, user_message_id, first_digest = row
-    if first_digest != digest:
+    if first_digest != _digest(request):
         raise KeyReused("the idempotency key was used with another request")
     run = RunRecord(**dict(zip(RunRecord.__struct_fields__, fields, strict=True)))
     return Begun(run=run, user_message_id=user_message_id, context=[], is_new=False)
@@ -113,9 +117,11 @@ def _again(connection: Connection, user: str, request: ChatRequest, now: str) ->
         messages.c.message_id == request.regenerate, messages.c.user_id == user, messages.c.role == "user"
     )
     old = connection.execute(query).one_or_none()
-    if old is None or request.session_id not in (None, old.session_id):
-        raise NotFound("there is nothing with this id")
-    if not _touch(connection, user, old.session_id, now):
+    if (
+        old is None
+        or request.session_id not in (None, old.session_id)
+        or not _touch(connection, user, old.session_id, now)
+    ):
         raise NotFound("there is nothing with this id")
     newest = _newest(connection, user, old.session_id)
     end = request.regenerate if request.message is None else old.parent_id

@@ -2,9 +2,16 @@
 
 from typing import Any
 
-from litestar import get
+from litestar import Request, get
+from litestar.datastructures import State
 
 from chatserver import schema
+
+
+@get(["/schema", "/schema/openapi.json"], include_in_schema=False)
+async def openapi_document(request: Request[str, Any, State]) -> dict[str, Any]:
+    """OpenAPI of the HTTP routes."""
+    return request.app.openapi_schema.to_schema()
 
 
 @get("/schema/events.json", media_type="application/schema+json", include_in_schema=False)
@@ -19,4 +26,4 @@ async def asyncapi_document() -> dict[str, Any]:
     return schema.asyncapi()
 
 
-ROUTES = [events_schema, asyncapi_document]
+ROUTES = [openapi_document, events_schema, asyncapi_document]

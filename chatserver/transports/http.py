@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, Any, TypeVar, cast
 
+import anyio
 import msgspec
 from litestar import HttpMethod, Request, Response, delete, get, patch, post
 from litestar.connection import ASGIConnection
@@ -19,7 +20,7 @@ from litestar.params import FromPath, Parameter
 
 from chatserver.commands import ChatRequest, Rename, checked_title, convert, known_form, parse_json
 from chatserver.commands import cursor as parse_cursor
-from chatserver.errors import BadRequest, ChatError, Draining, TooLarge, UnsupportedMedia
+from chatserver.errors import BadJson, BadRequest, ChatError, Draining, TooLarge, UnsupportedMedia
 from chatserver.events import Event
 from chatserver.records import RunRecord, SessionDetail, SessionPage, SessionRecord
 from chatserver.transports.parts import parts_of
@@ -31,20 +32,20 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 OPEN_WHILE_DRAINING = "open_while_draining"
+
+DISCARD_SECONDS = 0.5
+"""After so much silence, the sender of a body that is too large is taken to wait for its answer."""
 PAGE_LIMIT = 100
 PAGE_DEFAULT = 20
 
 
 def admit(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """Guard of every route: who is it, and are we still open?
+    """Guard of every route: are we still open?
 
     Raises:
-        Forbidden: a foreign origin or host.
         Draining: going down, and this route is not one that helps running answers to end.
     """
-    parts = parts_of(connection)
-    connection.scope["user"] = parts.gate.user(connection.scope)
-    if parts.runs.is_draining and not handler.opt.get(OPEN_WHILE_DRAINING):
+    if parts_of(connection).runs.is_draining and not handler.opt.get(OPEN_WHILE_DRAINING):
         raise Draining
 
 
@@ -72,7 +73,7 @@ STREAM_OR_END = STREAM | {204: ResponseSpec(None, description="the run is over a
 @post("/chat/stream", status_code=200, responses=STREAM, operation_class=body_of(ChatRequest))
 async def start_stream(request: Request[str, Any, State]) -> RunStream:
     """Start a run and stream its events."""
-    form = chosen(request.headers.get("accept"))
+    form = chosen(",".join(request.headers.getall("accept", [])))
     parts = parts_of(request)
     parts.connections.admit(request.user)
     subscription = await parts.runs.start(request.user, await _read(request, ChatRequest))
@@ -102,7 +103,7 @@ async def read_events(
     after: Annotated[str | None, Parameter(description="the last `seq` handled; `Last-Event-ID` wins over it")] = None,
 ) -> RunStream:
     """A run's events from a cursor."""
-    form = chosen(request.headers.get("accept"))
+    form = chosen(",".join(request.headers.getall("accept", [])))
     parts = parts_of(request)
     parts.connections.admit(request.user)
     given = request.headers.get("last-event-id", after)
@@ -177,16 +178,35 @@ async def _read(request: Request[str, Any, State], kind: type[T]) -> T:
         raise UnsupportedMedia("the body must be application/json in UTF-8")
     if request.headers.get("content-encoding", "identity") != "identity":
         raise UnsupportedMedia("the body must not be compressed")
-    limit = parts_of(request).settings.max_body_bytes
+    body = await _body(request, parts_of(request).settings.max_body_bytes)
+    return convert(parse_json(body), kind)
+
+
+async def _body(request: Request[str, Any, State], limit: int) -> bytes:
+    """The body; one that is too large is read and thrown away as long as it comes.
+
+    Who is cut off while it still sends never reads why.
+    """
+    too_large = TooLarge(f"the body is over {limit} bytes")
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared[:19]) > limit:
-        raise TooLarge(f"the body is over {limit} bytes")
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise TooLarge(f"the body is over {limit} bytes")
-    return convert(parse_json(bytes(body)), kind)
+    size = int(declared[:19]) if declared.isdecimal() else 0
+    if size > limit and request.headers.get("expect"):
+        raise too_large
+    body, is_over, has_more = bytearray(), size > limit, True
+    with anyio.move_on_after(DISCARD_SECONDS if is_over else None) as patience:
+        while has_more:
+            message = await request.receive()
+            if message["type"] == "http.disconnect":
+                raise BadJson("the body never came")
+            has_more = message.get("more_body", False)
+            if not is_over:
+                body += message["body"]
+                is_over = len(body) > limit
+            if is_over:
+                patience.deadline = anyio.current_time() + DISCARD_SECONDS
+    if is_over:
+        raise too_large
+    return bytes(body)
 
 
 def problem(request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:
@@ -200,7 +220,7 @@ def problem(request: Request[Any, Any, Any], error: Exception) -> Response[dict[
     else:
         logger.error("a request failed", exc_info=error)
         refusal = ChatError("the server failed; its log says why")
-    headers = {} if refusal.retry_after is None else {"Retry-After": str(refusal.retry_after)}
+    headers = refusal.headers()
     if refusal.status == HTTPStatus.METHOD_NOT_ALLOWED:
         headers["Allow"] = ", ".join(_methods(request))
     return Response(
@@ -212,7 +232,7 @@ def _methods(request: Request[Any, Any, Any]) -> Iterator[str]:
     """The methods that the requested path answers to."""
     for method in HttpMethod:
         with suppress(HTTPException):
-            request.app.asgi_router.handle_routing(path=request.scope["path"], method=method.value)
+            request.app.asgi_router.handle_routing(path=request.scope["path"].rstrip("/") or "/", method=method.value)
             yield method.value
 
 

@@ -5,7 +5,6 @@ from typing import Any
 from litestar.connection import ASGIConnection
 from msgspec import Struct
 
-from chatserver.auth import Gate
 from chatserver.runs import Runs
 from chatserver.sessions import Sessions
 from chatserver.settings import Settings
@@ -19,7 +18,6 @@ class Parts(Struct, frozen=True):
     runs: Runs
     sessions: Sessions
     connections: Connections
-    gate: Gate
 
 
 def parts_of(connection: ASGIConnection[Any, Any, Any, Any]) -> Parts:

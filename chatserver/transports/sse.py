@@ -89,15 +89,13 @@ class PlainText:
 FORMATS: tuple[Format, ...] = (EventStream(), JsonLines(), PlainText())
 
 
-def chosen(accept: str | None) -> Format:
-    """The format that an `Accept` header prefers; the first one where it does not care.
+def chosen(accept: str) -> Format:
+    """The format that an `Accept` header prefers; the first one where it does not care, or is empty.
 
     Raises:
         NotAcceptable: it takes none of them.
     """
-    if not (accept or "").strip():
-        return FORMATS[0]
-    ranges = [_range(part) for part in (accept or "").split(",") if part.strip()]
+    ranges = [_range(part) for part in accept.split(",") if part.strip()] or [("*/*", 1.0)]
     wishes = [(_quality(each.media_type, ranges), -index, each) for index, each in enumerate(FORMATS)]
     quality, _, best = max(wishes, key=lambda wish: wish[:2])
     if quality <= 0:

@@ -8,11 +8,11 @@ from chatserver.run import Subscription
 from chatserver.transports.connections import TRANSPORT, Connection, Connections, Receive, Scope, Send
 from chatserver.transports.sse import Format, PlainText
 
-HEADERS = [
+HEADERS = (
     (b"cache-control", b"no-cache, no-transform"),
     (b"x-accel-buffering", b"no"),
     (b"x-content-type-options", b"nosniff"),
-]
+)
 
 
 class RunStream:
@@ -31,7 +31,7 @@ class RunStream:
             headers = [(b"content-type", self._form.content_type), *HEADERS]
             if self._subscription.is_at_end:
                 # 204 is the one answer after which a browser's EventSource stays away.
-                await send({"type": "http.response.start", "status": 204, "headers": HEADERS})
+                await send({"type": "http.response.start", "status": 204, "headers": [*HEADERS]})
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
                 return
             await send({"type": "http.response.start", "status": 200, "headers": headers})

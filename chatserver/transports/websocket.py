@@ -11,15 +11,17 @@ from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from litestar import asgi
 
-from chatserver.commands import COMMAND_TAGS, Attach, Cancel, Command, Detach, Ping, convert, cursor, parse_json
+from chatserver.commands import Attach, Cancel, Command, Detach, Ping, command, cursor, parse_json
 from chatserver.commands import Send as SendCommand
-from chatserver.errors import BadJson, BadRequest, ChatError, Draining, TooMany, UpgradeRequired
+from chatserver.errors import BadJson, BadRequest, ChatError, Draining, NoCommand, TooMany, UpgradeRequired
 from chatserver.events import Record
 from chatserver.run import Subscription
 from chatserver.runs import Runs
 from chatserver.transports.connections import TRANSPORT, Connection, Connections, Receive, Scope, Send
 from chatserver.transports.parts import Parts
+from chatserver.transports.refusal import refuse
 
+PATH = "/chat/ws"
 SUBPROTOCOL = "chatserver.v1"
 BATCH = "chatserver.batch"
 """ASGI extension of our server: many text frames, given as bytes, in one write."""
@@ -124,39 +126,39 @@ class Dialogue:
                     await self._obey_text(text)
                 except Closing as closing:
                     return self._close(closing)
+                except OSError:
+                    return self._close(None)
 
     async def _obey_text(self, text: str) -> None:
         """Obey one frame, or say why not."""
         about: dict[str, Any] = {}
         try:
             tree = parse_json(text)
-            if not isinstance(tree, dict) or str(tree.get("type")) not in COMMAND_TAGS:
-                raise BadJson(f"a command is an object whose `type` is one of {', '.join(sorted(COMMAND_TAGS))}")
             about = _named(tree)
+            await self._obey(command(tree), about)
             self._no_commands = 0
-            await self._obey(convert(tree, Command), about)  # type: ignore[arg-type]  # a union is a type to msgspec
         except ChatError as error:
             if isinstance(error, BadRequest) and not about:
                 about = _named(json.loads(text))  # JSON it is, or this would be BadJson.
-            self._no_commands += isinstance(error, BadJson)
+            self._no_commands = self._no_commands + 1 if isinstance(error, BadJson | NoCommand) else 0
             refusal = {"status": error.status, "code": error.code, "message": error.detail} | error.facts()
             await self._say({"type": "rejected"} | about | refusal)
             if self._no_commands >= NO_COMMANDS_LIMIT:
                 raise Closing(4400, "these are no commands") from None
 
-    async def _obey(self, command: Command, about: dict[str, Any]) -> None:
-        match command:
+    async def _obey(self, wanted: Command, about: dict[str, Any]) -> None:
+        match wanted:
             case SendCommand():
-                await self._attach(await self._runs.start(self._user, command.request()), about)
+                await self._attach(await self._runs.start(self._user, wanted.request()), about)
             case Attach():
-                after = cursor(command.after)
-                await self._attach(await self._runs.subscribe(self._user, command.run_id, after), about)
+                after = cursor(wanted.after)
+                await self._attach(await self._runs.subscribe(self._user, wanted.run_id, after), about)
             case Detach():
-                await self._runs.record(self._user, command.run_id)
-                await self._detach(command.run_id)
+                await self._runs.record(self._user, wanted.run_id)
+                await self._detach(wanted.run_id)
                 await self._say({"type": "accepted"} | about)
             case Cancel():
-                await self._runs.cancel(self._user, command.run_id)
+                await self._runs.cancel(self._user, wanted.run_id)
                 await self._say({"type": "accepted"} | about)
             case Ping():
                 await self._say({"type": "pong"})
@@ -213,18 +215,15 @@ def _named(tree: Any) -> dict[str, Any]:
     }
 
 
-@asgi("/chat/ws", copy_scope=False)
+@asgi(PATH, copy_scope=False)
 async def websocket(scope: Scope, receive: Receive, send: Send) -> None:
     """The WebSocket endpoint: let the peer in or refuse the handshake, hold the dialogue, say goodbye."""
     if scope["type"] != "websocket":
-        return await _refuse(scope, send, UpgradeRequired("this is a WebSocket"))
+        return await refuse(scope, send, UpgradeRequired())
     parts: Parts = scope["litestar_app"].state.parts
-    try:
-        user = parts.gate.user(scope)
-        if parts.runs.is_draining:
-            raise Draining
-    except ChatError as error:
-        return await _refuse(scope, send, error)
+    if parts.runs.is_draining:
+        return await refuse(scope, send, Draining())
+    user = scope["user"]
     await receive()
     offered = SUBPROTOCOL in scope["subprotocols"]
     await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL if offered else None, "headers": []})
@@ -243,16 +242,5 @@ async def websocket(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def _goodbye(send: Send, closing: Closing) -> None:
-    with anyio.move_on_after(1), suppress(OSError):
+    with anyio.move_on_after(1), suppress(OSError, RuntimeError):
         await send({"type": "websocket.close", "code": closing.code, "reason": closing.reason})
-
-
-async def _refuse(scope: Scope, send: Send, error: ChatError) -> None:
-    """Answer the handshake, or a plain request, with a problem document."""
-    body = msgspec.json.encode(error.problem())
-    headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
-    if error.retry_after is not None:
-        headers.append((b"retry-after", str(error.retry_after).encode()))
-    prefix = "websocket.http" if scope["type"] == "websocket" else "http"
-    await send({"type": f"{prefix}.response.start", "status": error.status, "headers": headers})
-    await send({"type": f"{prefix}.response.body", "body": body, "more_body": False})

@@ -1,0 +1,531 @@
+"""The agent: a pure generator of steps, driven by a scripted model and real tools, compared as lists."""
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from typing import Any, TypeAlias
+
+import anyio
+import msgspec
+import pytest
+from msgspec.structs import replace
+
+from chatserver.agent import ARGUMENTS_BYTES_LIMIT, CALLS_PER_TURN_LIMIT, Agent, Finished, Meter, Step
+from chatserver.context import estimated_tokens
+from chatserver.errors import UpstreamError
+from chatserver.events import EVENT_BYTES_LIMIT, Event, Reasoning, Token, ToolCall, ToolResult, Usage, decode, record
+from chatserver.providers import Delta, Finish, ModelRequest, ReasoningDelta, TextDelta, ToolCallRequest
+from chatserver.tools import tool
+from chatserver.tools.execution import ToolThreads
+
+pytestmark = pytest.mark.anyio
+
+WAIT_SECONDS = 15.0
+ASKED = ModelRequest(model="m", messages=[{"role": "user", "content": "Hi"}], temperature=0.5, max_output_tokens=9)
+FAILURE = UpstreamError("upstream_truncated", "cut")
+
+Said: TypeAlias = Delta | UpstreamError | anyio.Event
+Turn: TypeAlias = Sequence[Said]
+
+
+class ScriptedModel:
+    """A ``Provider`` of ready turns: deltas, gates that must open first, and failures."""
+
+    def __init__(self, *turns: Turn) -> None:
+        self._turns = iter(turns)
+        self.requests: list[ModelRequest] = []
+        self.open = 0
+        """Streams that were not left yet."""
+
+    @asynccontextmanager
+    async def stream(self, request: ModelRequest) -> AsyncIterator[AsyncIterator[Delta]]:
+        self.requests.append(replace(request, messages=list(request.messages)))
+        self.open += 1
+        try:
+            async with aclosing(self._deltas(next(self._turns))) as deltas:
+                yield deltas
+        finally:
+            self.open -= 1
+
+    async def _deltas(self, turn: Turn) -> AsyncGenerator[Delta, None]:
+        for said in turn:
+            match said:
+                case anyio.Event():
+                    await said.wait()
+                case UpstreamError():
+                    raise said
+                case _:
+                    yield said
+
+
+def stop(input_tokens: int | None = None, output_tokens: int = 0) -> Finish:
+    return Finish("stop", None if input_tokens is None else Usage(input_tokens, output_tokens))
+
+
+def wants(*calls: tuple[str, str, str], usage: Usage | None = None) -> list[Said]:
+    """The end of a turn that calls tools: id, name, arguments."""
+    return [*(ToolCallRequest(*call) for call in calls), Finish("tool_calls", usage)]
+
+
+async def add(a: int, b: int) -> int:
+    """Add."""
+    return a + b
+
+
+def shout(text: str) -> str:
+    """Shout."""
+    return text.upper()
+
+
+async def hang() -> None:
+    await asyncio.get_running_loop().create_future()
+
+
+def agent(model: ScriptedModel, *functions: Callable[..., Any], turns_limit: int = 10) -> Agent:
+    tools = [tool(each) for each in functions or (add, shout, hang)]
+    return Agent(model, {each.name: each for each in tools}, ToolThreads(WAIT_SECONDS, 1000), turns_limit)
+
+
+async def steps_of(made: Agent, meter: Meter | None = None, request: ModelRequest = ASKED) -> list[Step]:
+    """All steps, durations aside."""
+    steps: list[Step] = []
+    with anyio.fail_after(WAIT_SECONDS):
+        async with (
+            anyio.create_task_group() as tasks,
+            aclosing(made.answer(request, meter or Meter(), tasks)) as answer,
+        ):
+            async for step in answer:
+                steps.append(still(step))
+    return steps
+
+
+def still(step: Step) -> Step:
+    return replace(step, duration_ms=0) if isinstance(step, ToolResult) else step
+
+
+def called(call_id: str, name: str, **args: Any) -> ToolCall:
+    return ToolCall(call_id=call_id, tool=name, args=args)
+
+
+def gave(call_id: str, name: str, result: Any) -> ToolResult:
+    return ToolResult(call_id=call_id, tool=name, result=result, is_error=False, truncated=False, duration_ms=0)
+
+
+def results_of(steps: Sequence[Step]) -> list[ToolResult]:
+    return [step for step in steps if isinstance(step, ToolResult)]
+
+
+# ---- what a model says ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("turn", "steps"),
+    [
+        ([stop()], [Finished("stop")]),
+        ([TextDelta("Hel"), TextDelta("lo"), stop()], [Token(content="Hel"), Token(content="lo"), Finished("stop")]),
+        (
+            [ReasoningDelta("Hm"), TextDelta("Hi"), ReasoningDelta("!"), stop()],
+            [Reasoning(content="Hm"), Token(content="Hi"), Reasoning(content="!"), Finished("stop")],
+        ),
+        ([TextDelta("Hi"), Finish("length", None)], [Token(content="Hi"), Finished("length")]),
+        ([Finish("content_filter", None)], [Finished("content_filter")]),
+        ([TextDelta("Hi"), Finish("tool_calls", None)], [Token(content="Hi"), Finished("stop")]),
+    ],
+)
+async def test_text_and_reasoning_pass_and_the_reason_is_told(turn: Turn, steps: list[Step]) -> None:
+    assert await steps_of(agent(ScriptedModel(turn))) == steps
+
+
+async def test_each_delta_passes_as_soon_as_it_comes() -> None:
+    gate = anyio.Event()
+    model = ScriptedModel([TextDelta("Hel"), gate, TextDelta("lo"), stop()])
+    with anyio.fail_after(WAIT_SECONDS):
+        async with anyio.create_task_group() as tasks, aclosing(agent(model).answer(ASKED, Meter(), tasks)) as answer:
+            assert await anext(answer) == Token(content="Hel")
+            gate.set()
+            assert await anext(answer) == Token(content="lo")
+
+
+async def test_the_model_is_asked_with_all_tools_and_what_was_asked_for() -> None:
+    model = ScriptedModel([stop()])
+    await steps_of(agent(model, add, shout))
+    tools = [tool(each).specification() for each in (add, shout)]
+    assert model.requests == [replace(ASKED, tools=tools)]
+
+
+# ---- tools ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_turn_with_tools_is_told_to_the_next_and_then_answered() -> None:
+    model = ScriptedModel(
+        [TextDelta("Let me see."), *wants(("c1", "add", '{"a": 1, "b": "2"}'), ("c2", "shout", '{"text": "é"}'))],
+        [TextDelta("3"), stop()],
+    )
+    steps = await steps_of(agent(model))
+    assert steps[:3] == [Token(content="Let me see."), called("c1", "add", a=1, b="2"), called("c2", "shout", text="é")]
+    assert sorted(results_of(steps), key=lambda each: each.call_id) == [gave("c1", "add", 3), gave("c2", "shout", "É")]
+    assert steps[5:] == [Token(content="3"), Finished("stop")]
+    first, second = model.requests
+    assert second == replace(first, messages=second.messages)
+    asked, said, *told = second.messages
+    assert asked == ASKED.messages[0]
+    arguments = [call["function"].pop("arguments") for call in said["tool_calls"]]
+    assert [json.loads(each) for each in arguments] == [{"a": 1, "b": "2"}, {"text": "é"}]
+    assert said == {
+        "role": "assistant",
+        "content": "Let me see.",
+        "tool_calls": [
+            {"id": "c1", "type": "function", "function": {"name": "add"}},
+            {"id": "c2", "type": "function", "function": {"name": "shout"}},
+        ],
+    }
+    assert told == [
+        {"role": "tool", "tool_call_id": "c1", "content": "3"},
+        {"role": "tool", "tool_call_id": "c2", "content": "É"},
+    ]
+    assert ASKED.messages == [{"role": "user", "content": "Hi"}]
+
+
+class Gates:
+    """Tools that all run at once, each until its gate opens."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.events = {name: threading.Event() for name in names}
+        self.all_run = threading.Barrier(len(names))
+
+    def plain(self, gate: str) -> str:
+        self.all_run.wait(WAIT_SECONDS)
+        return gate if self.events[gate].wait(WAIT_SECONDS) else "never opened"
+
+    async def in_loop(self, gate: str) -> str:
+        return await asyncio.to_thread(self.plain, gate)
+
+
+@pytest.mark.parametrize("kind", ["plain", "in_loop"])
+@pytest.mark.parametrize("order", ["abc", "cba", "bca"])
+async def test_tools_run_at_the_same_time_and_results_come_as_they_complete(kind: str, order: str) -> None:
+    gates = Gates("abc")
+    calls = wants(*((name, kind, json.dumps({"gate": name})) for name in "abc"))
+    made = agent(ScriptedModel(calls, [stop()]), gates.plain, gates.in_loop)
+    with anyio.fail_after(WAIT_SECONDS):
+        async with anyio.create_task_group() as tasks, aclosing(made.answer(ASKED, Meter(), tasks)) as answer:
+            assert [await anext(answer) for _ in "abc"] == [called(name, kind, gate=name) for name in "abc"]
+            for name in order:
+                gates.events[name].set()
+                assert still(await anext(answer)) == gave(name, kind, name)
+            assert await anext(answer) == Finished("stop")
+    last = made.provider.requests[-1].messages[2:]  # type: ignore[attr-defined]
+    assert [each["tool_call_id"] for each in last] == ["a", "b", "c"]
+
+
+async def test_the_upstream_is_left_before_a_tool_is_called() -> None:
+    """Tools may take minutes, and the connection has nothing more to say."""
+    model = ScriptedModel(wants(("c", "look", "{}")), [stop()])
+    seen: list[int] = []
+
+    def look() -> None:
+        seen.append(model.open)
+
+    await steps_of(agent(model, look))
+    assert seen == [0]
+
+
+NO_OBJECTS = [
+    "[1]",
+    "1",
+    "null",
+    '"a"',
+    "{",
+    '{"a": 1',
+    "a=1",
+    '{"a": NaN}',
+    '{"a": 1e999}',
+    '{"a": "\\ud83e"}',
+    "{}{}",
+]
+TOO_LONG = json.dumps({"text": "x" * ARGUMENTS_BYTES_LIMIT})
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        *[("add", arguments) for arguments in NO_OBJECTS],
+        ("shout", TOO_LONG),
+        ("shout", json.dumps({"text": "é" * (ARGUMENTS_BYTES_LIMIT // 2)}, ensure_ascii=False)),
+        ("add", '{"a":' * 100_000),
+        ("add", '{"a": ' + "1" * 5000 + "}"),
+        ("subtract", '{"a": 1}'),
+        ("", "{}"),
+        ("Add", "{}"),
+        ("x" * 100_000, "{}"),
+    ],
+    ids=lambda text: ascii(text[:20]),
+)
+async def test_a_call_that_cannot_be_made_has_no_args_and_one_error_that_the_model_reads(
+    name: str, arguments: str
+) -> None:
+    model = ScriptedModel(wants(("c", name, arguments)), [stop()])
+    call, result, last = await steps_of(agent(model))
+    assert isinstance(call, ToolCall) and isinstance(result, ToolResult) and last == Finished("stop")
+    assert (call.call_id, call.args) == ("c", {}) and name.startswith(call.tool)
+    assert (result.call_id, result.tool, result.is_error, result.truncated) == ("c", call.tool, True, False)
+    assert model.requests[1].messages[2] == {"role": "tool", "tool_call_id": "c", "content": result.result}
+    assert_are_events([call, result])
+    msgspec.json.encode(model.requests[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "args", "named"),
+    [
+        ('{"a": 1}', {"a": 1}, "`b`"),
+        ('{"a": "x", "b": 1}', {"a": "x", "b": 1}, "$.a"),
+        ('{"a": 1, "b": 2, "c": 3}', {"a": 1, "b": 2, "c": 3}, "`c`"),
+        ("", {}, "`a`"),
+        ("{}", {}, "`a`"),
+    ],
+)
+async def test_arguments_that_do_not_fit_are_shown_and_the_model_is_told_why(
+    arguments: str, args: dict[str, Any], named: str
+) -> None:
+    call, result, _ = await steps_of(agent(ScriptedModel(wants(("c", "add", arguments)), [stop()])))
+    assert call == called("c", "add", **args)
+    assert isinstance(result, ToolResult) and result.is_error and named in result.result
+
+
+def assert_are_events(steps: Sequence[Step]) -> None:
+    """A run appends each of them: it must have a document, within the limit, that can be read again."""
+    for step in steps:
+        assert not isinstance(step, Finished)
+        event: Event = replace(step, run_id="r" * 22, seq=10**6)
+        data = at_depth(100, record, event).data
+        assert len(data) <= EVENT_BYTES_LIMIT
+        assert decode(data) == event
+        json.loads(data)
+
+
+def at_depth(frames: int, call: Callable[..., Any], *args: Any) -> Any:
+    """Call it so many frames further down, where a server may be when it writes an event."""
+    return call(*args) if frames == 0 else at_depth(frames - 1, call, *args)
+
+
+def fitting(piece: str, start: str = "[", end: str = "]") -> str:
+    """A JSON array of as many such pieces as arguments may have."""
+    count = (ARGUMENTS_BYTES_LIMIT - len('{"x":}') - len(start + end)) // (len(piece) + 1)
+    return start + ",".join([piece] * count) + end
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        fitting("1e15"),
+        fitting("-1E-5"),
+        fitting('"\\u0001"'),
+        fitting('"\\/"'),
+        fitting("12345678901234567890123"),
+        fitting("é" * 100, '["', '"]').replace(",", "é"),
+        *["[" * depth + "]" * depth for depth in (31, 200, 600, *range(800, 1000, 20))],
+    ],
+    ids=lambda text: ascii(text[:12]) + str(len(text)),
+)
+async def test_any_arguments_within_their_limit_become_an_event(value: str) -> None:
+    """JSON that is read and written again may be longer than it was, and deeper than a reader goes."""
+
+    def take(x: Any) -> str:
+        return "taken"
+
+    steps = await steps_of(agent(ScriptedModel(wants(("c", "take", '{"x":' + value + "}")), [stop()]), take))
+    assert len(steps) == 3
+    assert_are_events(steps[:2])
+
+
+@pytest.mark.parametrize("call_id", ["", "x" * 100_000, "é", "a\0b", "a\nb", "call 1"], ids=lambda id: ascii(id[:9]))
+async def test_whatever_id_a_model_gives_its_call_is_an_event(call_id: str) -> None:
+    model = ScriptedModel(wants((call_id, "add", '{"a":1,"b":2}'), (call_id, "add", '{"a":3,"b":4}')), [stop()])
+    steps = await steps_of(agent(model))
+    assert_are_events(steps[:4])
+    results = {each.call_id: each.result for each in results_of(steps)}
+    assert sorted(results.values()) == [3, 7]
+    assert all(results)
+    said = model.requests[1].messages[1]
+    assert [each["id"] for each in said["tool_calls"]] == [each.call_id for each in steps if isinstance(each, ToolCall)]
+    msgspec.json.encode(model.requests[1])
+
+
+async def test_calls_have_ids_of_their_own_over_all_turns() -> None:
+    """Some servers count from 0 in every turn, or give every call the same id."""
+    turns = [wants(*(("call_0", "add", json.dumps({"a": turn, "b": n})) for n in range(3))) for turn in range(4)]
+    model = ScriptedModel(*turns, [stop()])
+    steps = await steps_of(agent(model))
+    calls = {step.call_id: step for step in steps if isinstance(step, ToolCall)}
+    results = {step.call_id: step for step in results_of(steps)}
+    assert len(calls) == 12 and results.keys() == calls.keys() and "call_0" in calls
+    assert all(results[id].result == sum(call.args.values()) for id, call in calls.items())
+    told = model.requests[-1].messages
+    assert [each["id"] for said in told for each in said.get("tool_calls", [])] == list(calls)
+    assert [each["tool_call_id"] for each in told if each["role"] == "tool"] == list(calls)
+
+
+async def test_the_model_is_asked_so_many_times_at_most() -> None:
+    turn = [TextDelta("again "), *wants(("c", "add", '{"a": 1, "b": 2}'))]
+    model = ScriptedModel(*[turn] * 5)
+    steps = await steps_of(agent(model, turns_limit=3))
+    assert len(model.requests) == 3
+    assert [type(step) for step in steps] == [Token, ToolCall, ToolResult] * 3 + [Finished]
+    assert steps[-1] == Finished("turn_limit")
+
+
+async def test_more_calls_than_a_turn_may_make_are_answered_but_not_made() -> None:
+    count = CALLS_PER_TURN_LIMIT + 8
+    made: list[int] = []
+
+    def note(n: int) -> int:
+        made.append(n)
+        return n
+
+    model = ScriptedModel(wants(*((f"c{n}", "note", json.dumps({"n": n})) for n in range(count))), [stop()])
+    steps = await steps_of(agent(model, note))
+    assert [step.call_id for step in steps if isinstance(step, ToolCall)] == [f"c{n}" for n in range(count)]
+    results = results_of(steps)
+    assert sorted(int(each.call_id[1:]) for each in results) == list(range(count))
+    assert sorted(made) == list(range(CALLS_PER_TURN_LIMIT))
+    refused = {each.call_id for each in results if each.is_error}
+    assert refused == {f"c{n}" for n in range(CALLS_PER_TURN_LIMIT, count)}
+    assert len(model.requests[1].messages) == 2 + count
+
+
+# ---- usage ----------------------------------------------------------------------------------------------------------
+
+CALLS = ("c", "add", '{"a":1,"b":2}')
+
+
+async def test_usage_is_what_the_upstream_told_over_all_turns() -> None:
+    meter = Meter()
+    model = ScriptedModel(wants(CALLS, usage=Usage(10, 5)), [TextDelta("3"), stop(20, 1)])
+    await steps_of(agent(model), meter)
+    assert meter.usage() == Usage(30, 6, estimated=False)
+
+
+@pytest.mark.parametrize("tells", [(False, False), (True, False), (False, True)], ids=str)
+async def test_usage_that_is_not_told_is_estimated_and_says_so(tells: tuple[bool, bool]) -> None:
+    meter = Meter()
+    told = [Usage(1000, 500) if each else None for each in tells]
+    said: list[Said] = [ReasoningDelta("r" * 40), TextDelta("t" * 41)]
+    model = ScriptedModel([*said, *wants(CALLS, usage=told[0])], [TextDelta("x" * 8), Finish("stop", told[1])])
+    await steps_of(agent(model), meter)
+    asked = [estimated_tokens([*request.messages, *request.tools]) for request in model.requests]
+    answered = [-(-(40 + 41 + len(CALLS[2])) // 4), 2]
+    parts = [told[turn] or Usage(asked[turn], answered[turn], estimated=True) for turn in (0, 1)]
+    assert meter.usage() == parts[0] + parts[1]
+    assert meter.usage().estimated
+
+
+async def test_usage_is_right_at_any_moment() -> None:
+    """A run may be cancelled at any."""
+    meter = Meter()
+    assert meter.usage() == Usage()
+    model = ScriptedModel([TextDelta("t" * 4), TextDelta("t" * 4), stop(7, 2)])
+    seen: list[Usage] = []
+    async with anyio.create_task_group() as tasks, aclosing(agent(model).answer(ASKED, meter, tasks)) as answer:
+        async for _ in answer:
+            seen.append(meter.usage())
+    asked = estimated_tokens([*model.requests[0].messages, *model.requests[0].tools])
+    assert seen == [Usage(asked, 1, estimated=True), Usage(asked, 2, estimated=True), Usage(7, 2)]
+
+
+# ---- failing and leaving --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("said", [[], [TextDelta("Hel")], [ReasoningDelta("H")], [ToolCallRequest(*CALLS)]])
+async def test_a_failing_model_fails_the_answer(said: list[Said]) -> None:
+    meter = Meter()
+    model = ScriptedModel(wants(CALLS, usage=Usage(10, 5)), [*said, FAILURE])
+    steps: list[Step] = []
+    with pytest.raises(UpstreamError) as failure:
+        await into(steps, agent(model), meter)
+    assert failure.value is FAILURE
+    texts = [each for each in said if not isinstance(each, ToolCallRequest)]
+    assert [still(step) for step in steps[:2]] == [called("c", "add", a=1, b=2), gave("c", "add", 3)]
+    assert len(steps) == 2 + len(texts)
+    assert model.open == 0
+    usage = meter.usage()
+    assert usage.estimated and usage.input_tokens > 10 and usage.output_tokens >= 5 + len(texts)
+
+
+async def into(steps: list[Step], made: Agent, meter: Meter) -> None:
+    """Collect the steps without a task group around a failure: it would wrap it."""
+    async with AsyncExitStack() as stack:
+        tasks = anyio.create_task_group()
+        await tasks.__aenter__()
+        stack.push_async_callback(tasks.__aexit__, None, None, None)
+        answer = await stack.enter_async_context(aclosing(made.answer(ASKED, meter, tasks)))
+        with anyio.fail_after(WAIT_SECONDS):
+            async for step in answer:
+                steps.append(step)
+
+
+def busy_turns() -> Iterator[Turn]:
+    yield [ReasoningDelta("Hm"), TextDelta("Let "), TextDelta("me"), *wants(CALLS, ("d", "shout", '{"text":"a"}'))]
+    yield [TextDelta("Once more"), *wants(("e", "add", '{"a":1,"b":2}'))]
+    yield [TextDelta("Done"), stop()]
+
+
+@pytest.mark.parametrize("count", range(13))
+async def test_leaving_after_any_step_leaves_nothing_behind(count: int) -> None:
+    """Closing the generator is enough: what runs in the caller's tasks ends by itself, and quietly."""
+    model = ScriptedModel(*busy_turns())
+    before = asyncio.all_tasks()
+    with anyio.fail_after(WAIT_SECONDS):
+        async with anyio.create_task_group() as tasks:
+            answer = agent(model).answer(ASKED, Meter(), tasks)
+            steps = [await anext(answer) for _ in range(count)]
+            await answer.aclose()
+            assert model.open == 0
+    assert (count == 12) == (steps[-1:] == [Finished("stop")])
+    assert asyncio.all_tasks() == before
+
+
+async def test_cancelling_while_the_model_speaks_leaves_it_at_once() -> None:
+    model = ScriptedModel([TextDelta("Hel"), anyio.Event(), stop()])
+    steps: list[Step] = []
+    with anyio.fail_after(WAIT_SECONDS), anyio.CancelScope() as scope:
+        async with anyio.create_task_group() as tasks, aclosing(agent(model).answer(ASKED, Meter(), tasks)) as answer:
+            async for step in answer:
+                steps.append(step)
+                scope.cancel()
+    assert steps == [Token(content="Hel")]
+    assert model.open == 0
+
+
+async def test_cancelling_while_tools_run_cancels_them_and_waits_for_none() -> None:
+    entered, left, never = threading.Semaphore(0), threading.Event(), threading.Event()
+
+    async def in_loop() -> None:
+        entered.release()
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            left.set()
+
+    def plain() -> None:
+        entered.release()
+        never.wait(60)
+
+    model = ScriptedModel(wants(("c", "in_loop", "{}"), ("d", "plain", "{}")), [stop()])
+    steps: list[Step] = []
+
+    async def answer() -> None:
+        async with anyio.create_task_group() as tasks:
+            async for step in agent(model, in_loop, plain).answer(ASKED, Meter(), tasks):
+                steps.append(step)
+
+    with anyio.fail_after(WAIT_SECONDS):
+        async with anyio.create_task_group() as outer:
+            outer.start_soon(answer)
+            for _ in range(2):
+                assert await anyio.to_thread.run_sync(entered.acquire, True, WAIT_SECONDS)
+            outer.cancel_scope.cancel()
+    assert steps == [called("c", "in_loop"), called("d", "plain")]
+    assert await anyio.to_thread.run_sync(left.wait, WAIT_SECONDS)
+    never.set()
