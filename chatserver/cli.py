@@ -48,7 +48,7 @@ def _flags(command: F) -> F:
 def serve(**flags: Any) -> None:
     """Run the server."""
     settings = _settings(flags)
-    sys.path.insert(0, str(Path.cwd()))  # As `python -m` does: CHATSERVER_TOOLS names a module of the user's own.
+    sys.path.insert(0, "")  # As `python -m` does: CHATSERVER_TOOLS names a module of the user's own.
     from chatserver.server import Server, bind  # The other commands need not wait for a web server.
 
     try:
@@ -90,6 +90,8 @@ def _settings(flags: dict[str, Any]) -> Settings:
         return load(dotenv_values(".env"), os.environ, flags=flags)
     except SettingsError as error:
         raise click.ClickException(str(error)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.ClickException(f".env cannot be read: {error}") from None
 
 
 def _banner(settings: Settings) -> str:

@@ -39,12 +39,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.logger = _quiet
 
     def send_400_response(self, msg: str) -> None:
-        error = BadHttp()
-        body = msgspec.json.encode(error.problem())
-        self.transport.write(
-            b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\nconnection: close\r\n"
-            b"content-length: %d\r\n\r\n%b" % (len(body), body)
-        )
+        self.transport.write(_no_http())
         self.transport.close()
 
     def on_message_begin(self) -> None:
@@ -61,8 +56,12 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             cast(dict[str, Any], self.scope)["extensions"] |= {TRANSPORT: self.transport, BATCH: {}}
 
     def data_received(self, data: bytes) -> None:
-        if not self.close_sent or self.conn.parser_exc is None:
-            super().data_received(data)
+        if self.close_sent and self.conn.parser_exc is not None:
+            return
+        super().data_received(data)
+        if self.conn.handshake_exc is not None and not self.handshake_initiated:
+            self.transport.write(_no_http())  # Too many headers, or too long ones; uvicorn would wait for ever.
+            self.transport.close()
 
     def handle_parser_exception(self) -> None:
         """As uvicorn's, but for a while the peer may go on sending: cut off at once, it would never read why."""
@@ -130,6 +129,14 @@ class Server(uvicorn.Server):
             await drain(self.app)
         finally:
             self.should_exit = True
+
+
+def _no_http() -> bytes:
+    body = msgspec.json.encode(BadHttp().problem())
+    return (
+        b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\nconnection: close\r\n"
+        b"content-length: %d\r\n\r\n%b" % (len(body), body)
+    )
 
 
 def _is_utf8(data: bytes) -> bool:

@@ -3,20 +3,22 @@
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any
-from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 from msgspec import Meta, Struct
 
 from chatserver.errors import SettingsError
 
-Positive = Annotated[float, Meta(gt=0)]
-NotNegative = Annotated[float, Meta(ge=0)]
+SECONDS_LIMIT = 10_000_000
+"""Four months: longer is a mistake, and infinity is no time."""
+
+Positive = Annotated[float, Meta(gt=0, le=SECONDS_LIMIT)]
+NotNegative = Annotated[float, Meta(ge=0, le=SECONDS_LIMIT)]
 Count = Annotated[int, Meta(ge=1)]
 
 PREFIX = "CHATSERVER_"
 SDK_VARIABLES = {"openai_api_key": "OPENAI_API_KEY", "openai_base_url": "OPENAI_BASE_URL"}
-_SECRET_PARAMETER = re.compile(r"(?i)([^&=]*(?:pass|secret|token|key)[^&=]*=)[^&]*")
+_SECRET_PARAMETER = re.compile(r"(?i)([^?&=]*(?:pass|secret|token|key)[^&=]*=)[^&]*")
 SECRETS = frozenset({"openai_api_key"})
 DEMO_MODEL = "demo"
 WILDCARD_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
@@ -128,11 +130,11 @@ def _masked(name: str, value: Any) -> Any:
     if name in SECRETS and value:
         return "***"
     if name.endswith("_url") and value:
-        parts = urlsplit(value)
-        if parts.password:
-            host = parts.netloc.rpartition("@")[2]
-            parts = parts._replace(netloc=f"{parts.username}:***@{host}")
-        if parts.query:
-            parts = parts._replace(query=_SECRET_PARAMETER.sub(r"\1***", parts.query))
-        return value if parts == urlsplit(value) else urlunsplit(parts)
+        # Not parsed as a URL: a password with `/` or `#` in it is none, and must not be shown for that.
+        scheme, _, rest = value.partition("://")
+        who, _, where = rest.rpartition("@")
+        user, colon, _ = who.partition(":")
+        mask = f"{user}:***@" if colon else f"{user}@" if who else ""
+        shown = _SECRET_PARAMETER.sub(r"\1***", where)
+        return f"{scheme}://{mask}{shown}"
     return value

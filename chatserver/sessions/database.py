@@ -102,9 +102,8 @@ class _Sqlite:
     """One writer, so that none polls for SQLite's lock, and readers beside it, each in a thread for a transaction."""
 
     def __init__(self, url: URL) -> None:
-        file = Path(str(url.database)).absolute()  # Connections are made at any time, wherever the process is then.
         self._engine = create_engine(
-            url.set(database=str(file)),
+            url,
             hide_parameters=True,  # An error's text would quote messages into the server's log.
             pool_size=1 + SQLITE_READERS,
             max_overflow=0,

@@ -33,6 +33,7 @@ T = TypeVar("T")
 
 OPEN_WHILE_DRAINING = "open_while_draining"
 
+DISCARDED_BYTES_LIMIT = 64 * 1024 * 1024
 DISCARD_SECONDS = 0.5
 """After so much silence, the sender of a body that is too large is taken to wait for its answer."""
 PAGE_LIMIT = 100
@@ -192,18 +193,19 @@ async def _body(request: Request[str, Any, State], limit: int) -> bytes:
     size = int(declared[:19]) if declared.isdecimal() else 0
     if size > limit and request.headers.get("expect"):
         raise too_large
-    body, is_over, has_more = bytearray(), size > limit, True
+    body, seen, is_over, has_more = bytearray(), 0, size > limit, True
     with anyio.move_on_after(DISCARD_SECONDS if is_over else None) as patience:
-        while has_more:
-            message = await request.receive()
+        while has_more and seen <= limit + DISCARDED_BYTES_LIMIT:
+            message = cast(dict[str, Any], await request.receive())
             if message["type"] == "http.disconnect":
                 raise BadJson("the body never came")
             has_more = message.get("more_body", False)
-            if not is_over:
-                body += message["body"]
-                is_over = len(body) > limit
+            seen += len(message["body"])
+            is_over = is_over or seen > limit
             if is_over:
                 patience.deadline = anyio.current_time() + DISCARD_SECONDS
+            else:
+                body += message["body"]
     if is_over:
         raise too_large
     return bytes(body)
