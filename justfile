@@ -45,7 +45,7 @@ check: lint types test
 
 # write the checked-in JSON Schema anew from the events and commands
 schema: _package
-    chatserver schema
+    chatserver schema clients
 
 # resolve the locks anew after a change of pyproject.toml; `just lock --upgrade` takes the newest of everything
 lock *options: _package

@@ -81,6 +81,8 @@ def config(**flags: Any) -> None:
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path), default=Path())
 def write_schema(folder: Path) -> None:
     """Write events.json and asyncapi.json, the contract for programs, into a folder."""
+    if not folder.is_dir():
+        raise click.ClickException(f"there is no folder {folder}")
     for name, document in {"events.json": schema.events(), "asyncapi.json": schema.asyncapi()}.items():
         (folder / name).write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
 

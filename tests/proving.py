@@ -148,7 +148,7 @@ class Stage:
                     story.tell(seq)
                     documents += await reading.take(1)
                 story.tell(story.last)
-                documents += await documents_of(reading)
+                documents += await to_the_end(reading)
         check_whole(documents, story)
         return Told(reading.run_id, documents)
 
@@ -157,7 +157,7 @@ class Stage:
         with anyio.fail_after(PATIENCE_SECONDS):
             reading = await transport.attach(self.server, run.run_id, after)
             if after < run.last:
-                return await documents_of(reading)
+                return await to_the_end(reading)
             async with reading:
                 assert await reading.next() is None, "something follows the end"
             return []
@@ -173,10 +173,10 @@ class Stage:
         run = await self.get(f"/chat/runs/{start['run_id']}")
         message = (await self.get(f"/chat/sessions/{start['session_id']}"))["messages"][-1]
         ends = {"stop": ("completed", "complete"), "cancelled": ("cancelled", "partial")}
-        assert (run["status"], message["status"]) == ends[end["finish_reason"]]
-        assert run["last_seq"] == end["seq"]
-        answer = answer_of(documents)
-        assert {name: message[name] for name in answer} == answer
+        found, answer = (run["status"], message["status"]), answer_of(documents)
+        assert found == ends[end["finish_reason"]], f"after {end['finish_reason']} the store says {found}"
+        assert run["last_seq"] == end["seq"], f"the store says {run['last_seq']} of {end['seq']} events"
+        assert {name: message[name] for name in answer} == answer, f"the store holds {message}"
 
 
 @dataclass(frozen=True)
@@ -227,6 +227,23 @@ def check_whole(documents: Sequence[bytes], story: Story) -> None:
     assert types == story.types, f"types are {types}"
     answer = answer_of(documents)
     assert (answer["content"], answer["reasoning"]) == (story.text, story.reasoning)
+
+
+async def to_the_end(reading: Reading) -> list[bytes]:
+    """All documents from here to the terminal one, behind which there is nothing."""
+    reader = getattr(reading, "reader", None)
+    if not isinstance(reader, WsReader):
+        return await documents_of(reading)
+    async with reading:
+        documents = [document async for document in reading]
+        await check_silence(reader)
+    return documents
+
+
+async def check_silence(reader: WsReader) -> None:
+    """A WebSocket does not end with its runs: all it still says is the answer to a ping."""
+    reader.send({"type": "ping"})
+    assert (frame := await reader.frame()).type == "pong", f"behind the terminal event: {frame.raw!r}"
 
 
 def check_rest(documents: Sequence[bytes], after: int, whole: Sequence[bytes]) -> bool:

@@ -926,12 +926,6 @@ async def test_a_client_that_leaves_in_the_middle_of_its_request_starts_nothing(
     assert len(place.upstream.requests) == asked
 
 
-async def test_an_offer_of_http_2_is_ignored(place: Place) -> None:
-    headers = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABkAAQAoAAAAAIAAAAA"}
-    assert (await ask(place.server, "GET", "/livez", headers=headers)).status == 200
-    assert (await ask(place.server, "POST", "/chat/runs", {"message": "x"}, headers)).status == 202
-
-
 # ---- broken WebSockets ----------------------------------------------------------------------------------------------
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING = 0, 1, 2, 8, 9

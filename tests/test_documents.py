@@ -8,7 +8,8 @@ import importlib
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -18,7 +19,7 @@ from litestar.routes import HTTPRoute
 from msgspec.structs import fields
 
 from chatserver.app import create_app
-from chatserver.commands import COMMAND_TAGS, COMMAND_TYPES, ChatRequest, Command, checked, convert
+from chatserver.commands import COMMAND_TAGS, COMMAND_TYPES, ChatRequest, checked, command, convert
 from chatserver.errors import ChatError
 from chatserver.events import EVENT_TYPES, BaseEvent, ErrorCode, FinishReason, ToolCallState, Usage, decode
 from chatserver.providers.demo import FAULTS
@@ -176,10 +177,12 @@ def of_limits() -> list[Claim]:
 
 
 def _limits(tree: ast.Module) -> Iterator[tuple[str, float]]:
+    values: dict[str, Any] = {}
     for node in tree.body:
         match node:
             case ast.Assign(targets=[ast.Name(id=name)], value=value) if name.endswith("_LIMIT"):
-                yield name, eval(compile(ast.Expression(value), name, "eval"))
+                values[name] = eval(compile(ast.Expression(value), name, "eval"), values)
+                yield name, values[name]
 
 
 def of_layout() -> list[Claim]:
@@ -258,13 +261,13 @@ def fault(document: dict[str, Any]) -> str | None:
                 return str(error)
             return None if _on_wire(event) == document else f"a `{kind}` has other fields"
         case str(kind) if kind in COMMAND_TAGS:
-            return _refusal(document, Command)
+            return _refusal(document, command)
         case str(kind) if kind in ANSWERS:
             return None if document.keys() <= ANSWERS[kind] | {"type"} else f"an `{kind}` has other fields"
         case None:
             kinds = (RunRecord, SessionDetail, SessionRecord, SessionPage)
             is_record = any(_is_whole(document, kind) for kind in kinds)
-            return None if is_record else _refusal(document, ChatRequest)
+            return None if is_record else _refusal(document, partial(convert, kind=ChatRequest))
         case kind:
             return f"nothing is of type {kind}"
 
@@ -278,9 +281,9 @@ def _fault_of_problem(document: dict[str, Any]) -> str | None:
     return None if fits else "a problem has other fields"
 
 
-def _refusal(document: dict[str, Any], kind: Any) -> str | None:
+def _refusal(document: dict[str, Any], read: Callable[[Any], object]) -> str | None:
     try:
-        asked = convert(document, kind)
+        asked = read(document)
         if isinstance(asked, ChatRequest):
             checked(asked, Settings().max_message_bytes)
     except ChatError as error:

@@ -294,12 +294,18 @@ def test_a_fold_of_nothing_is_empty() -> None:
 
 
 @given(logs(), st.integers(0, 30))
-@example(many_calls(5000), 0)
-@example(many_calls(300), 0)
-@example(escaped(100), 0)
-@example([], 0)
 @of_logs
 def test_a_compacted_log_says_the_same(log: list[Event], keep: int) -> None:
+    assert_compacts(log, keep)
+
+
+@pytest.mark.parametrize("keep", [0, 7])
+@pytest.mark.parametrize("log", [[], many_calls(300), many_calls(5000), escaped(100)], ids=len)
+def test_a_compacted_log_of_any_size_says_the_same(log: list[Event], keep: int) -> None:
+    assert_compacts(log, keep)
+
+
+def assert_compacts(log: list[Event], keep: int) -> None:
     records = [record(event) for event in log]
     compacted = compact(records, RUN_ID, keep)
     assert fold(decode(each.data) for each in compacted) == fold(log)

@@ -610,24 +610,6 @@ async def test_a_connection_is_used_again_after_a_stream_has_ended(place: Place,
         wire.cut()
 
 
-@pytest.mark.parametrize("accept", [STREAM, LINES, PLAIN])
-async def test_a_client_of_http_1_0_gets_the_same_body_without_chunks(place: Place, accept: str) -> None:
-    documents = await place.run(*say("An answer.", 3))
-    path = events_path(documents)
-    with anyio.fail_after(WAIT_SECONDS):
-        expected = (await request(place.server, "GET", path, headers={"Accept": accept})).body
-        wire = await Wire.open(place.server)
-        wire.write(f"GET {path} HTTP/1.0\r\nHost: 127.0.0.1\r\nAccept: {accept}\r\n\r\n".encode())
-        data = b""
-        while arrived := await wire.read():
-            data += arrived
-        wire.cut()
-    head, _, body = data.partition(b"\r\n\r\n")
-    assert head.startswith((b"HTTP/1.0 200 ", b"HTTP/1.1 200 "))
-    assert b"transfer-encoding" not in head.lower()
-    assert body == expected
-
-
 # ---- WebSocket ------------------------------------------------------------------------------------------------------
 
 HANDSHAKE = {

@@ -28,7 +28,7 @@ from tests.clients import (
     is_terminal,
 )
 from tests.conftest import Scale
-from tests.fake_upstream import Done, FakeUpstream, Hang, Reply, Status, Step, finish, token
+from tests.fake_upstream import Done, FakeUpstream, Hang, Reply, Status, Step, finish, say, token
 from tests.live import LiveServer, live_server
 from tests.proving import leave, seeded
 
@@ -217,7 +217,8 @@ def objects(upstream: FakeUpstream) -> int:
 @pytest.mark.timeout(1800)
 async def test_nothing_of_those_who_connect_and_leave_stays_behind(tmp_path: Path, scale: Scale) -> None:
     first, then = scale(150, 5_000), scale(300, 15_000)
-    settings: dict[str, Any] = {"grace_seconds": 0.05, "retention_seconds": 0.05, "heartbeat_seconds": 0.2}
+    short = dict.fromkeys(("grace_seconds", "retention_seconds"), 0.05)
+    settings: dict[str, Any] = short | {"heartbeat_seconds": 0.2, "upstream_idle_seconds": 3600.0}
     process = psutil.Process()
     async with FakeUpstream() as upstream, live_server(upstream.url, directory=tmp_path, **settings) as server:
         upstream.always(answers)
@@ -239,3 +240,13 @@ async def test_nothing_of_those_who_connect_and_leave_stays_behind(tmp_path: Pat
                 assert process.memory_info().rss - bytes_before < GROWTH_LIMIT_BYTES
                 tasks.cancel_scope.cancel()
         assert (await cancel(server, endless.run_id)).status == 202
+
+
+async def test_a_server_that_has_stopped_holds_no_connection_to_the_model() -> None:
+    with anyio.fail_after(50):
+        async with FakeUpstream() as upstream:
+            upstream.always(*say("At once"))
+            for transport in (*TRANSPORTS, *TRANSPORTS):
+                async with live_server(upstream.url) as server:
+                    await documents_of(await transport.start(server, {"message": "Now, before anything is warm"}))
+                await upstream.until(lambda: upstream.connections == 0)

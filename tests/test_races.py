@@ -14,7 +14,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from chatserver.sessions import Sessions
-from tests.clients import SSE, WS, Reading, RefusedError, Transport, Wire, WsReader, documents_of
+from tests.clients import SSE, WS, Reading, RefusedError, Transport, Wire, WsReader
 from tests.conftest import Scale
 from tests.proving import (
     PATIENCE_SECONDS,
@@ -31,6 +31,7 @@ from tests.proving import (
     seeded,
     short_story,
     staged,
+    to_the_end,
     turns,
 )
 
@@ -67,7 +68,7 @@ async def one_key_is_one_run(stage: Stage, first: Transport, second: Transport, 
 
 
 async def _whole(reading: Awaitable[Reading]) -> list[bytes]:
-    return await documents_of(await reading)
+    return await to_the_end(await reading)
 
 
 @each_pair
@@ -199,7 +200,7 @@ async def attaches_around_the_end(stage: Stage, transport: Transport, point: str
                     await transport.attach(stage.server, run.run_id, LAST)
         check_once(run.documents)
         for after, reading in readings:
-            check_same(await documents_of(reading), run.documents[after:])
+            check_same(await to_the_end(reading), run.documents[after:])
 
 
 async def cancels_around_the_end(stage: Stage, transport: Transport, point: str) -> None:
@@ -233,7 +234,7 @@ async def attaches_while_it_ends(stage: Stage, transport: Transport, delay: int)
             story.tell(LAST)
             await turns(delay)
             after = delay % LAST
-            found = await documents_of(await transport.attach(stage.server, starter.run_id, after))
+            found = await to_the_end(await transport.attach(stage.server, starter.run_id, after))
             whole += [document async for document in starter]
     check_whole(whole, story)
     check_rest(found, after, whole)
@@ -291,7 +292,7 @@ async def _cancel_at(stage: Stage, transport: Transport, moment: float) -> tuple
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(tell())
                 tasks.create_task(end())
-                documents += await documents_of(reading)
+                documents += await to_the_end(reading)
                 seconds = perf_counter() - told_at
     check_once(documents)
     await stage.check_stored(documents)

@@ -17,7 +17,6 @@ from tests.clients import (
     Transport,
     WsReader,
     cancel,
-    documents_of,
     is_terminal,
 )
 from tests.conftest import Scale
@@ -27,10 +26,12 @@ from tests.proving import (
     cancelled_from,
     check_once,
     check_same,
+    check_silence,
     check_whole,
     each_transport,
     seeded,
     staged,
+    to_the_end,
     turns,
 )
 
@@ -57,7 +58,7 @@ async def readers_agree(stage: Stage, rng: Random, *, cancels: bool) -> None:
         await moments[moment].wait()
         await turns(delay)
         after = min(after, len(whole) - 1)
-        found.append((after, await documents_of(await transport.attach(stage.server, run.run_id, after))))
+        found.append((after, await to_the_end(await transport.attach(stage.server, run.run_id, after))))
 
     async def read_and_cancel(transport: Transport, moment: int) -> None:
         await moments[moment].wait()
@@ -90,7 +91,7 @@ async def _cancelled_by_reader(stage: Stage, transport: Transport, run_id: str) 
         async with await transport.attach(stage.server, run_id) as reading:
             first = await reading.take(1)
             assert (await cancel(stage.server, run_id)).status == 202
-            return first + await documents_of(reading)
+            return first + await to_the_end(reading)
     async with await WsReader.connect(stage.server) as reader:
         await reader.attach(run_id)
         await reader.cancel(run_id)
@@ -99,11 +100,10 @@ async def _cancelled_by_reader(stage: Stage, transport: Transport, run_id: str) 
 
 
 async def _read_to_end(reader: WsReader, *run_ids: str) -> None:
-    """Read until these runs are over; then nothing follows but the answer to a ping."""
+    """Read until these runs are over, and see that they are."""
     while not all(documents and is_terminal(documents[-1]) for documents in map(reader.documents_of, run_ids)):
         await reader.frame()
-    reader.send({"type": "ping"})
-    assert (await reader.frame()).type == "pong"
+    await check_silence(reader)
 
 
 @pytest.mark.parametrize("cancels", [True, False], ids=["one-cancels", "nobody-cancels"])
@@ -126,10 +126,10 @@ async def cancel_closes_the_upstream(stage: Stage, transport: Transport) -> None
             cuts = len(stage.upstream.cuts)
             await cancelled_from(stage, transport, reading.run_id)
             await stage.upstream.closed(cuts + 1)
-            documents = await documents_of(reading)
+            documents = await to_the_end(reading)
             assert json.loads(documents[-1])["finish_reason"] == "cancelled"
             other.tell(other.last)
-            await documents_of(bystander)
+            await to_the_end(bystander)
     assert len(stage.upstream.cuts) == cuts + 1
 
 
@@ -142,7 +142,7 @@ async def stores_before_it_says(stage: Stage, transport: Transport) -> None:
     """Who has seen `done` finds the answer stored."""
     story = stage.story(told=60)
     with anyio.fail_after(PATIENCE_SECONDS):
-        documents = await documents_of(await transport.start(stage.server, story.body))
+        documents = await to_the_end(await transport.start(stage.server, story.body))
         await stage.check_stored(documents)
     check_whole(documents, story)
 
@@ -173,7 +173,7 @@ async def moves_its_cursor(stage: Stage, moves: int, rng: Random) -> None:
                 assert (await reader.answer())["type"] == "accepted"
             story.tell(story.last)
             await _read_to_end(reader, starter.run_id)
-            whole = await documents_of(await SSE.attach(stage.server, starter.run_id))
+            whole = await to_the_end(await SSE.attach(stage.server, starter.run_id))
     moved, after = iter(cursors), -1
     for frame in reader.frames:
         if frame.is_answer:
@@ -203,7 +203,7 @@ async def detaches(stage: Stage) -> None:
                 story.tell(20)
                 await other.take(10)
             reader.send({"type": "ping"})
-            assert (await reader.frame()).type == "pong"
+            assert (await reader.frame()).type == "pong", "an event comes after a detach"
             await reader.attach(run_id, 10)
             story.tell(story.last)
             await _read_to_end(reader, run_id)
@@ -235,7 +235,7 @@ async def test_moving_the_cursor_is_not_leaving_and_detaching_is() -> None:
                 cuts = len(stage.upstream.cuts)
                 await reader.detach(run_id)
                 await stage.upstream.closed(cuts + 1)
-                documents += await documents_of(await SSE.attach(stage.server, run_id, 12))
+                documents += await to_the_end(await SSE.attach(stage.server, run_id, 12))
         check_once(documents)
         assert json.loads(documents[-1])["finish_reason"] == "cancelled"
 

@@ -17,7 +17,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from anyio import create_task_group, fail_after
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, Engine, event, inspect, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from chatserver.commands import ChatRequest, new_id
@@ -299,6 +299,19 @@ async def test_the_same_key_with_another_request_is_refused(sessions: Sessions, 
     await ask(sessions, session_id="s", idempotency_key="k")
     with pytest.raises(KeyReused):
         await ask(sessions, **({"message": "Hello", "session_id": "s", "idempotency_key": "k"} | other))
+
+
+async def test_what_a_key_has_started_is_found_without_starting_anything(sessions: Sessions) -> None:
+    request = ChatRequest(message="Hello", idempotency_key="k")
+    assert await sessions.earlier("ann", request) is None
+    begun = await sessions.begin("ann", request, new_id())
+    found = await sessions.earlier("ann", request)
+    assert found is not None and (found.run, found.is_new) == (begun.run, False)
+    assert await sessions.earlier("bob", request) is None
+    assert await sessions.earlier("ann", ChatRequest(message="Hello")) is None
+    with pytest.raises(KeyReused):
+        await sessions.earlier("ann", ChatRequest(message="Bye", idempotency_key="k"))
+    assert len((await sessions.page("ann", 10, None)).sessions) == 1
 
 
 async def test_a_key_belongs_to_its_user(sessions: Sessions) -> None:
@@ -886,6 +899,29 @@ async def test_whoever_is_cancelled_knows_of_every_run_that_began(sessions: Sess
         except NotFound:
             assert known == []
     assert (await answered(sessions)).is_new
+
+
+async def test_a_cancellation_during_the_commit_changes_nothing(sessions: Sessions) -> None:
+    known: list[str] = []
+
+    async def start() -> None:
+        known.append((await ask(sessions, session_id="s")).run.run_id)
+
+    def cancel(_: Connection) -> None:
+        try:
+            anyio.from_thread.run_sync(tasks.cancel_scope.cancel)
+        except RuntimeError:  # PostgreSQL: this is the event loop's thread
+            tasks.cancel_scope.cancel()
+
+    event.listen(Engine, "commit", cancel)
+    try:
+        with fail_after(SECONDS):
+            async with create_task_group() as tasks:
+                tasks.start_soon(start)
+    finally:
+        event.remove(Engine, "commit", cancel)
+    assert tasks.cancel_scope.cancel_called
+    assert [(await sessions.session("ann", "s")).active_run_id] == known
 
 
 async def test_no_text_is_logged_nor_told_by_errors(

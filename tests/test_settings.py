@@ -156,7 +156,7 @@ def test_loopback_is_served(host: str) -> None:
         (Settings(), "http://127.0.0.1:8000"),
         (Settings(host="0.0.0.0", port=9), "http://127.0.0.1:9"),
         (Settings(host="::"), "http://[::1]:8000"),
-        (Settings(host="::1", root_path="/x"), "http://[::1]:8000/x"),
+        (Settings(host="::1", root_path="/x"), "http://[::1]:8000"),
         (Settings(host="localhost"), "http://localhost:8000"),
     ],
 )

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from threading import Lock
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -65,6 +66,7 @@ class OpenAIProvider:
         self._base_url = base_url
         self._idle_seconds = idle_seconds
         self._sdk: openai.AsyncOpenAI | None = None
+        self._making = Lock()
 
     async def __aenter__(self) -> Self:
         return self
@@ -75,25 +77,31 @@ class OpenAIProvider:
 
     async def warm_up(self) -> None:
         """Import the SDK (about a second) beside the loop, before the first run needs it."""
-        await anyio.to_thread.run_sync(self._client)
+        await self._client()
 
-    def _client(self) -> "openai.AsyncOpenAI":
-        if self._sdk is None:
-            import httpx2
-            import openai
+    async def _client(self) -> "openai.AsyncOpenAI":
+        return self._sdk or await anyio.to_thread.run_sync(self._made_client)
 
-            self._sdk = openai.AsyncOpenAI(
-                api_key=self._api_key or "none",  # The SDK insists; a local server does not look at it.
-                base_url=self._base_url,
-                max_retries=0,
-                timeout=httpx2.Timeout(self._idle_seconds, connect=min(CONNECT_SECONDS, self._idle_seconds)),
-                http_client=openai.DefaultAsyncHttpxClient(
-                    # Runs are limited by the server's settings; a second, silent queue would only hide it.
-                    limits=httpx2.Limits(max_connections=None, max_keepalive_connections=100),
-                    event_hooks={"response": [_read_refusal]},
-                ),
-            )
-        return self._sdk
+    def _made_client(self) -> "openai.AsyncOpenAI":
+        with self._making:  # The first run may come while `warm_up` is still at it.
+            self._sdk = sdk = self._sdk or self._make_client()
+        return sdk
+
+    def _make_client(self) -> "openai.AsyncOpenAI":
+        import httpx2
+        import openai
+
+        return openai.AsyncOpenAI(
+            api_key=self._api_key or "none",  # The SDK insists; a local server does not look at it.
+            base_url=self._base_url,
+            max_retries=0,
+            timeout=httpx2.Timeout(self._idle_seconds, connect=min(CONNECT_SECONDS, self._idle_seconds)),
+            http_client=openai.DefaultAsyncHttpxClient(
+                # Runs are limited by the server's settings; a second, silent queue would only hide it.
+                limits=httpx2.Limits(max_connections=None, max_keepalive_connections=100),
+                event_hooks={"response": [_read_refusal]},
+            ),
+        )
 
     @asynccontextmanager
     async def stream(self, request: ModelRequest) -> AsyncIterator[AsyncIterator[Delta]]:
@@ -146,9 +154,10 @@ class OpenAIProvider:
         import httpx2
         import openai
 
+        client = await self._client()
         try:
             with anyio.fail_after(self._idle_seconds):
-                response: httpx2.Response = await self._client().post(
+                response: httpx2.Response = await client.post(
                     "/chat/completions",
                     content=body,
                     cast_to=httpx2.Response,

@@ -1,0 +1,281 @@
+"""Faults that the proofs must see: each, while its block lasts, breaks the product of this process in one way."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from typing import Any, TypeAlias
+from unittest.mock import patch
+
+from msgspec.structs import replace
+
+from chatserver.events import Answer, Record, Snapshot, compact, decode, record
+from chatserver.log.memory import MemoryLog
+from chatserver.providers import Delta, ModelRequest
+from chatserver.providers.openai import OpenAIProvider
+from chatserver.run import Run, Subscription
+from chatserver.sessions import Sessions
+from chatserver.transports.connections import Connection
+from chatserver.transports.sse import EventStream, JsonLines
+from chatserver.transports.websocket import Dialogue
+
+SEQ = 30
+"""Where a fault that hits one event hits."""
+
+LATE_SECONDS = 0.5
+
+
+# ---- what is read is not what was appended --------------------------------------------------------------------------
+
+
+Fault: TypeAlias = AbstractAsyncContextManager[None]
+
+
+@asynccontextmanager
+async def _read_as(change: Callable[[Record], Iterable[Record]], *, from_start: bool = True) -> AsyncIterator[None]:
+    original = MemoryLog.read
+
+    async def read(self: MemoryLog, after: int) -> AsyncGenerator[Sequence[Record], None]:
+        async with aclosing(original(self, after)) as batches:
+            async for batch in batches:
+                if changed := [new for old in batch for new in (change(old) if from_start or after else [old])]:
+                    yield changed
+
+    with patch.object(MemoryLog, "read", read):
+        yield
+
+
+def event_dropped() -> Fault:
+    return _read_as(lambda each: [] if each.seq == SEQ else [each])
+
+
+def event_dropped_on_resume() -> Fault:
+    return _read_as(lambda each: [] if each.seq == SEQ else [each], from_start=False)
+
+
+def event_doubled() -> Fault:
+    return _read_as(lambda each: [each, each] if each.seq == SEQ else [each])
+
+
+def event_doubled_on_resume() -> Fault:
+    return _read_as(lambda each: [each, each] if each.seq == SEQ else [each], from_start=False)
+
+
+def second_terminal_event() -> Fault:
+    """With a `seq` of its own, so that only the rule itself is broken."""
+    return _read_as(lambda each: [each, _renumbered(each, each.seq + 1)] if each.is_terminal else [each])
+
+
+def _renumbered(each: Record, seq: int) -> Record:
+    return record(replace(decode(each.data), seq=seq))
+
+
+def cursor_one_too_low() -> Fault:
+    return _cursor_moved(-1)
+
+
+def cursor_one_too_high() -> Fault:
+    return _cursor_moved(1)
+
+
+@asynccontextmanager
+async def _cursor_moved(by: int) -> AsyncIterator[None]:
+    original = MemoryLog.read
+
+    def read(self: MemoryLog, after: int) -> AsyncGenerator[Sequence[Record], None]:
+        return original(self, max(0, after + by) if after else 0)
+
+    with patch.object(MemoryLog, "read", read):
+        yield
+
+
+# ---- the log and the store ------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def wake_up_lost() -> AsyncIterator[None]:
+    original = MemoryLog._wake
+
+    def wake(self: MemoryLog) -> None:
+        if self._last_seq != SEQ:
+            original(self)
+
+    with patch.object(MemoryLog, "_wake", wake):
+        yield
+
+
+@asynccontextmanager
+async def snapshot_without_tool_results() -> AsyncIterator[None]:
+    def snapshot(self: Answer, run_id: str, seq: int) -> Snapshot:
+        calls = tuple(replace(call, result=None, is_error=None) for call in self.tool_calls)
+        return Snapshot(run_id=run_id, seq=seq, content=self.content, reasoning=self.reasoning, tool_calls=calls)
+
+    with patch.object(Answer, "snapshot", snapshot):
+        yield
+
+
+def snapshot_numbered_too_low() -> Fault:
+    """A reader that has all the snapshot says gets its last event again."""
+    return _stored_as(lambda each: [_renumbered(each, each.seq - 1)] if each.type == "snapshot" else [each])
+
+
+def end_not_stored() -> Fault:
+    return _stored_as(lambda each: [] if each.is_terminal else [each])
+
+
+@asynccontextmanager
+async def _stored_as(change: Callable[[Record], Iterable[Record]]) -> AsyncIterator[None]:
+    def changed(records: list[Record], run_id: str, keep: int = 0) -> list[Record]:
+        return [new for old in compact(records, run_id, keep) for new in change(old)]
+
+    with patch("chatserver.runs.compact", changed):
+        yield
+
+
+@asynccontextmanager
+async def answer_stored_late() -> AsyncIterator[None]:
+    original = Sessions.finish
+    async with asyncio.TaskGroup() as late:
+
+        async def store(*args: Any, **kwargs: Any) -> None:
+            await asyncio.sleep(LATE_SECONDS)
+            await original(*args, **kwargs)
+
+        async def finish(*args: Any, **kwargs: Any) -> None:
+            late.create_task(store(*args, **kwargs))
+
+        with patch.object(Sessions, "finish", finish):
+            yield
+
+
+# ---- the run --------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def upstream_left_open() -> AsyncIterator[None]:
+    """Whoever reads the upstream lives on when its run is cancelled."""
+    original, orphans = OpenAIProvider.stream, list[asyncio.Task[None]]()
+
+    @asynccontextmanager
+    async def stream(self: OpenAIProvider, request: ModelRequest) -> AsyncIterator[AsyncIterator[Delta]]:
+        deltas = asyncio.Queue[Delta | None]()
+
+        async def pump() -> None:
+            async with original(self, request) as source:
+                async for delta in source:
+                    deltas.put_nowait(delta)
+            deltas.put_nowait(None)
+
+        async def each() -> AsyncIterator[Delta]:
+            while (delta := await deltas.get()) is not None:
+                yield delta
+
+        orphans.append(asyncio.get_running_loop().create_task(pump()))
+        yield each()
+
+    with patch.object(OpenAIProvider, "stream", stream):
+        yield
+    for orphan in orphans:
+        orphan.cancel()
+    await asyncio.gather(*orphans, return_exceptions=True)
+
+
+@asynccontextmanager
+async def cancel_ignored() -> AsyncIterator[None]:
+    with patch.object(Run, "cancel", lambda self: None):
+        yield
+
+
+@asynccontextmanager
+async def cancel_says_its_own_end() -> AsyncIterator[None]:
+    """A cancel appends a `done` of its own, whether or not the run is ending already."""
+    original = Run.cancel
+
+    def cancel(self: Run) -> None:
+        log = self.log
+        assert isinstance(log, MemoryLog)
+        log._last_seq += 1
+        log._records.append(record(replace(self.done("cancelled"), run_id=self.run_id, seq=log._last_seq)))
+        log._wake()
+        original(self)
+
+    with patch.object(Run, "cancel", cancel):
+        yield
+
+
+@asynccontextmanager
+async def leaving_unnoticed() -> AsyncIterator[None]:
+    with patch.object(Run, "leave", lambda self: None):
+        yield
+
+
+@asynccontextmanager
+async def end_of_the_log_taken_for_the_end() -> AsyncIterator[None]:
+    original = Subscription.__init__
+
+    def init(self: Subscription, log: MemoryLog, after: int, run: Run | None, is_at_end: bool) -> None:
+        original(self, log, after, run, is_at_end or 0 < after == log._last_seq)
+
+    with patch.object(Subscription, "__init__", init):
+        yield
+
+
+@asynccontextmanager
+async def leaving_cancels() -> AsyncIterator[None]:
+    original = Run.leave
+
+    def leave(self: Run) -> None:
+        original(self)
+        self.cancel()
+
+    with patch.object(Run, "leave", leave):
+        yield
+
+
+# ---- the transports -------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def lines_end_with_crlf() -> AsyncIterator[None]:
+    original = EventStream.frame
+
+    def frame(self: EventStream, records: Sequence[Record]) -> bytes:
+        return original(self, records).replace(b"\n", b"\r\n")
+
+    with patch.object(EventStream, "frame", frame):
+        yield
+
+
+@asynccontextmanager
+async def encoded_again_on_one_transport() -> AsyncIterator[None]:
+    """The same JSON, in other bytes."""
+
+    def frame(self: JsonLines, records: Sequence[Record]) -> bytes:
+        return b"".join(json.dumps(json.loads(each.data)).encode() + b"\n" for each in records)
+
+    with patch.object(JsonLines, "frame", frame):
+        yield
+
+
+@asynccontextmanager
+async def first_reader_goes_on() -> AsyncIterator[None]:
+    """A second attach on a connection does not end the first one."""
+
+    async def detach(self: Dialogue, run_id: str) -> None:
+        self._pumps.pop(run_id, None)
+
+    with patch.object(Dialogue, "_detach", detach):
+        yield
+
+
+@asynccontextmanager
+async def pings_stop() -> AsyncIterator[None]:
+    original, pinged = Connection.ping, set[Connection]()
+
+    async def ping(self: Connection) -> None:
+        if self not in pinged:
+            pinged.add(self)
+            await original(self)
+
+    with patch.object(Connection, "ping", ping):
+        yield
