@@ -11,9 +11,9 @@ from anyio.streams.memory import MemoryObjectSendStream
 from msgspec import Struct
 from msgspec.structs import replace
 
-from chatserver.commands import NAME_CHARS_LIMIT, is_id, new_id
+from chatserver.commands import NAME_CHARS_LIMIT, NESTING_LIMIT, is_id, nesting, new_id
 from chatserver.context import BYTES_PER_TOKEN, as_text, estimated_tokens
-from chatserver.events import FinishReason, Reasoning, Token, ToolCall, ToolResult, Usage
+from chatserver.events import FinishReason, Reasoning, Token, ToolCall, ToolResult, Usage, to_json
 from chatserver.providers import Finish, ModelRequest, Provider, ReasoningDelta, TextDelta, ToolCallRequest
 from chatserver.tools import Tool
 from chatserver.tools.execution import Outcome, ToolThreads
@@ -155,11 +155,18 @@ def _checked(wanted: ToolCallRequest, tools: Mapping[str, Tool], call_ids: set[s
     problem = None
     if wanted.name not in tools:
         problem = "there is no such tool"
-    elif len(wanted.arguments.encode(errors="replace")) > ARGUMENTS_BYTES_LIMIT:
+    elif len(wanted.arguments) > ARGUMENTS_BYTES_LIMIT:
         problem = f"the arguments are over {ARGUMENTS_BYTES_LIMIT} bytes"
     else:
         try:
-            return _Call(call_id, wanted.name, _arguments(wanted.arguments))
+            args = _arguments(wanted.arguments)
+            encoded = to_json(args)
+            if len(encoded) > ARGUMENTS_BYTES_LIMIT:  # Not as they came: 1e15 grows.
+                problem = f"the arguments are over {ARGUMENTS_BYTES_LIMIT} bytes"
+            elif nesting(encoded) > NESTING_LIMIT:
+                problem = f"the arguments are nested over {NESTING_LIMIT} levels"
+            else:
+                return _Call(call_id, wanted.name, args)
         except (msgspec.DecodeError, RecursionError, UnicodeError):
             problem = "the arguments are no valid JSON object"
     return _Call(call_id, wanted.name[:NAME_CHARS_LIMIT], {}, problem)

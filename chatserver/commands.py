@@ -20,6 +20,7 @@ CURSOR_DIGITS_LIMIT = 18
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _CURSOR = re.compile(rf"[0-9]{{1,{CURSOR_DIGITS_LIMIT}}}")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+_NO_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"|[^][{}]')
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 Reference = Annotated[str, Meta(max_length=NAME_CHARS_LIMIT)]
@@ -111,6 +112,15 @@ def parse_json(body: bytes | str) -> Any:
     except ValueError:
         raise BadJson("this is not valid JSON in UTF-8, with finite numbers") from None
     return _clean(tree, "", NESTING_LIMIT)
+
+
+def nesting(document: bytes) -> int:
+    """How many levels of arrays and objects are open at once in a JSON document."""
+    depth = deepest = 0
+    for mark in _NO_BRACKET.sub(b"", document):
+        depth += 1 if mark in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

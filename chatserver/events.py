@@ -166,13 +166,18 @@ class Record(Struct, frozen=True, gc=False):
         return self.type in TERMINAL_TYPES
 
 
-def record(event: Event) -> Record:
-    """Encode an event that has its ``seq``; the only place where an event becomes bytes."""
-    data = _encoder.encode(event)
+def to_json(value: object) -> bytes:
+    """JSON as events are written: in one line, whoever looks for line ends."""
+    data = _encoder.encode(value)
     if not data.isascii():
         for raw, escaped in _LINE_ENDS:
             data = data.replace(raw, escaped)
-    return Record(event.seq, event.__struct_config__.tag, data)  # type: ignore[arg-type]  # our tags are text
+    return data
+
+
+def record(event: Event) -> Record:
+    """Encode an event that has its ``seq``; the only place where an event becomes bytes."""
+    return Record(event.seq, event.__struct_config__.tag, to_json(event))  # type: ignore[arg-type]  # our tags are text
 
 
 def decode(document: bytes) -> Event:

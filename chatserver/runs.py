@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from chatserver.agent import Agent
 from chatserver.commands import ChatRequest, checked, known_form, new_id
 from chatserver.context import dialogue
-from chatserver.errors import BadCursor, ChatError, Draining, TooMany
+from chatserver.errors import BadCursor, ChatError, Draining, NotFound, TooMany
 from chatserver.events import PROTOCOL_VERSION, Error, Start, Terminal, compact, record
 from chatserver.log import EventLog, EventLogs
 from chatserver.log.memory import MemoryLog
@@ -42,6 +42,7 @@ class Runs:
         self._logs = logs
         self._agent = agent
         self._runs: dict[str, Run] = {}
+        self._beginning: dict[str, anyio.Event] = {}
         self._active: Counter[str] = Counter()
         self._tasks = anyio.create_task_group()
         self.is_draining = False
@@ -77,13 +78,15 @@ class Runs:
             if found := await self._sessions.earlier(user, request):
                 return await self.subscribe(user, found.run.run_id, 0)
             raise
-        run = None
+        run, run_id = None, new_id()
+        self._beginning[run_id] = anyio.Event()
         try:
-            begun = await self._sessions.begin(user, request, new_id())
+            begun = await self._sessions.begin(user, request, run_id)
             if begun.is_new:
                 run = await self._begin(user, begun, request)
         finally:
             self._active[user] -= run is None
+            self._beginning.pop(run_id).set()
         if run is None:
             return await self.subscribe(user, begun.run.run_id, 0)
         self._tasks.start_soon(self._live, run, self._asked(begun, request))
@@ -96,12 +99,14 @@ class Runs:
             NotFound: this user has no such run.
             BadCursor: ``after`` is past the end of its log.
         """
-        run = self._runs.get(known_form(run_id))
-        if run is not None and run.user == user:
+        run = await self._find(user, run_id)
+        if run is not None:
             log: EventLog = run.log
         else:
             await self._sessions.run(user, run_id)
-            run, log = None, MemoryLog(run_id, self._settings.max_log_bytes, await self._sessions.records(run_id))
+            log = MemoryLog(run_id, self._settings.max_log_bytes, await self._sessions.records(run_id))
+            if not await log.last_seq():
+                raise NotFound("this run belongs to another server")
         last_seq = await log.last_seq()
         if after > last_seq:
             raise BadCursor(f"`after` is past the end of the log, {last_seq}")
@@ -113,8 +118,8 @@ class Runs:
         Raises:
             NotFound: this user has no such run.
         """
-        found = await self._sessions.run(user, known_form(run_id))
-        run = self._runs.get(run_id)
+        run = await self._find(user, run_id)
+        found = await self._sessions.run(user, run_id)
         return found if run is None else replace(found, last_seq=await run.log.last_seq())
 
     async def cancel(self, user: str, run_id: str) -> RunRecord:
@@ -123,10 +128,9 @@ class Runs:
         Raises:
             NotFound: this user has no such run.
         """
-        found = await self.record(user, run_id)
-        if run := self._runs.get(run_id):
+        if run := await self._find(user, run_id):
             run.cancel()
-        return found
+        return await self.record(user, run_id)
 
     async def session(self, user: str, session_id: str, all_branches: bool) -> SessionDetail:
         """A session with its messages, the one that is being written as far as it has come.
@@ -150,6 +154,8 @@ class Runs:
         Raises:
             NotFound: this user has no such session.
         """
+        for beginning in list(self._beginning.values()):
+            await beginning.wait()
         runs = [
             run for run in self._runs.values() if run.user == user and run.record.session_id == known_form(session_id)
         ]
@@ -167,6 +173,13 @@ class Runs:
             for run in self._unfinished():
                 await run.over.wait()
         await self._interrupt()
+
+    async def _find(self, user: str, run_id: str) -> Run | None:
+        """A run of this process. One that is being begun is on disk, and so in reach, before it is here."""
+        if beginning := self._beginning.get(known_form(run_id)):
+            await beginning.wait()
+        run = self._runs.get(run_id)
+        return run if run is not None and run.user == user else None
 
     async def _keep(self) -> None:
         """Every now and then store how far the answers have come: it is what a crash leaves of them."""

@@ -43,8 +43,8 @@ async def begun(stage: Stage, transport: Transport, **fields: Any) -> tuple[Stor
 
 def reply_to(stage: Stage, story: Story) -> Reply:
     """What the upstream is answering to a story's request."""
-    asked = [(reply, reply.request.json["messages"][-1]["content"]) for reply in stage.upstream.replies]
-    return next(reply for reply, content in reversed(asked) if content == story.body["message"])
+    message = story.body["message"]
+    return next(each for each in stage.upstream.replies if each.request.json["messages"][-1]["content"] == message)
 
 
 async def is_cut(stage: Stage, story: Story) -> None:

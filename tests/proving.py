@@ -148,7 +148,7 @@ class Stage:
                     story.tell(seq)
                     documents += await reading.take(1)
                 story.tell(story.last)
-                documents += await to_the_end(reading)
+                documents += await documents_of(reading)
         check_whole(documents, story)
         return Told(reading.run_id, documents)
 
@@ -157,7 +157,7 @@ class Stage:
         with anyio.fail_after(PATIENCE_SECONDS):
             reading = await transport.attach(self.server, run.run_id, after)
             if after < run.last:
-                return await to_the_end(reading)
+                return await documents_of(reading)
             async with reading:
                 assert await reading.next() is None, "something follows the end"
             return []
@@ -227,17 +227,6 @@ def check_whole(documents: Sequence[bytes], story: Story) -> None:
     assert types == story.types, f"types are {types}"
     answer = answer_of(documents)
     assert (answer["content"], answer["reasoning"]) == (story.text, story.reasoning)
-
-
-async def to_the_end(reading: Reading) -> list[bytes]:
-    """All documents from here to the terminal one, behind which there is nothing."""
-    reader = getattr(reading, "reader", None)
-    if not isinstance(reader, WsReader):
-        return await documents_of(reading)
-    async with reading:
-        documents = [document async for document in reading]
-        await check_silence(reader)
-    return documents
 
 
 async def check_silence(reader: WsReader) -> None:

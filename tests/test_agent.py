@@ -312,7 +312,7 @@ def at_depth(frames: int, call: Callable[..., Any], *args: Any) -> Any:
 
 def fitting(piece: str, start: str = "[", end: str = "]") -> str:
     """A JSON array of as many such pieces as arguments may have."""
-    count = (ARGUMENTS_BYTES_LIMIT - len('{"x":}') - len(start + end)) // (len(piece) + 1)
+    count = (ARGUMENTS_BYTES_LIMIT - len('{"x":}' + start + end)) // len(f"{piece},".encode())
     return start + ",".join([piece] * count) + end
 
 
@@ -322,9 +322,10 @@ def fitting(piece: str, start: str = "[", end: str = "]") -> str:
         fitting("1e15"),
         fitting("-1E-5"),
         fitting('"\\u0001"'),
+        fitting("\x85" * 100, '["', '"]').replace(",", " "),
         fitting('"\\/"'),
         fitting("12345678901234567890123"),
-        fitting("é" * 100, '["', '"]').replace(",", "é"),
+        fitting("é" * 100, '["', '"]').replace(",", " "),
         *["[" * depth + "]" * depth for depth in (31, 200, 600, *range(800, 1000, 20))],
     ],
     ids=lambda text: ascii(text[:12]) + str(len(text)),

@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,11 +48,12 @@ class Ended:
     stderr: str
 
 
-async def run_process(*arguments: str, **environment: str) -> Ended:
-    """``python -m chatserver`` as an operator starts it."""
+async def run_process(*arguments: str, start: Sequence[str] = ("-m", "chatserver"), **environment: str) -> Ended:
+    """The program in a process of its own, as an operator starts it."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "chatserver", *arguments),
+        *start,
+        *arguments,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -209,6 +210,17 @@ async def test_python_m_is_the_same_command(elsewhere: Path) -> None:
     assert config == Ended(0, run("config", "--port", "9").stdout, "")
     assert (mistake.status, mistake.stdout) == (1, "")
     assert mistake.stderr == run("config", CHATSERVER_PORT="x").stderr
+
+
+async def test_tools_of_ones_own_lie_in_the_working_directory_however_it_is_started(elsewhere: Path) -> None:
+    """A console script has its own directory on the path, not this one."""
+    (elsewhere / "bin").mkdir()
+    script = elsewhere / "bin" / "chatserver"
+    script.write_text("from chatserver.cli import main\nmain()\n")
+    (elsewhere / "mine.py").write_text("TOOLS = 5\n")
+    for start in (["-m", "chatserver"], [str(script)]):
+        ended = await run_process("serve", "--port", "0", start=start, CHATSERVER_TOOLS="mine:TOOLS")
+        assert ended.status == 1 and "not iterable" in ended.stderr
 
 
 @asynccontextmanager

@@ -107,7 +107,7 @@ def made(heartbeat: float = 15.0, send_timeout: float = 30.0, user_limit: int = 
 
 
 def watched(clock: Connections, peer: Peer) -> AbstractContextManager[None]:
-    return clock.watched(peer.connection, "u")
+    return clock.watched(peer.connection)
 
 
 def within(times: Sequence[float], low: float, high: float) -> bool:

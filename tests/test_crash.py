@@ -30,7 +30,7 @@ from tests.proving import answer_of, seeded
 pytestmark = pytest.mark.proof
 
 CLIENTS = 12
-EVENTS_HEARD = 300
+EVENTS_HEARD = 200
 """Killed at the latest when its clients have heard so many events; by then they are in all phases of their runs."""
 
 

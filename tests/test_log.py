@@ -451,6 +451,16 @@ async def test_what_was_appended_can_be_asked_for(store: Store) -> None:
             ]
 
 
+@pytest.mark.parametrize("budget_bytes", [ENDLESS, SMALL], ids=["whole", "compacted"])
+async def test_the_answer_is_right_at_any_moment(store: Store, budget_bytes: int) -> None:
+    chance, drafts = random.Random(1), list(a_run(3000))
+    async with new_log(store, budget_bytes) as (log, elsewhere):
+        for count, draft in enumerate(drafts, 1):
+            await log.append(draft)
+            if chance.random() < 0.02 or count == len(drafts):
+                assert await elsewhere.answer() == await log.answer() == fold(drafts[:count])
+
+
 async def test_long_text_becomes_several_events_and_append_tells_the_last(store: Store) -> None:
     async with new_log(store) as (log, elsewhere):
         text = "\x01🦜" * 40_000

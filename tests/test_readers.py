@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import socket
 from collections.abc import AsyncIterator
 from random import Random
 
@@ -17,6 +18,7 @@ from tests.clients import (
     Transport,
     WsReader,
     cancel,
+    documents_of,
     is_terminal,
 )
 from tests.conftest import Scale
@@ -31,7 +33,6 @@ from tests.proving import (
     each_transport,
     seeded,
     staged,
-    to_the_end,
     turns,
 )
 
@@ -58,7 +59,7 @@ async def readers_agree(stage: Stage, rng: Random, *, cancels: bool) -> None:
         await moments[moment].wait()
         await turns(delay)
         after = min(after, len(whole) - 1)
-        found.append((after, await to_the_end(await transport.attach(stage.server, run.run_id, after))))
+        found.append((after, await documents_of(await transport.attach(stage.server, run.run_id, after))))
 
     async def read_and_cancel(transport: Transport, moment: int) -> None:
         await moments[moment].wait()
@@ -91,7 +92,7 @@ async def _cancelled_by_reader(stage: Stage, transport: Transport, run_id: str) 
         async with await transport.attach(stage.server, run_id) as reading:
             first = await reading.take(1)
             assert (await cancel(stage.server, run_id)).status == 202
-            return first + await to_the_end(reading)
+            return first + await documents_of(reading)
     async with await WsReader.connect(stage.server) as reader:
         await reader.attach(run_id)
         await reader.cancel(run_id)
@@ -126,10 +127,10 @@ async def cancel_closes_the_upstream(stage: Stage, transport: Transport) -> None
             cuts = len(stage.upstream.cuts)
             await cancelled_from(stage, transport, reading.run_id)
             await stage.upstream.closed(cuts + 1)
-            documents = await to_the_end(reading)
+            documents = await documents_of(reading)
             assert json.loads(documents[-1])["finish_reason"] == "cancelled"
             other.tell(other.last)
-            await to_the_end(bystander)
+            await documents_of(bystander)
     assert len(stage.upstream.cuts) == cuts + 1
 
 
@@ -142,7 +143,7 @@ async def stores_before_it_says(stage: Stage, transport: Transport) -> None:
     """Who has seen `done` finds the answer stored."""
     story = stage.story(told=60)
     with anyio.fail_after(PATIENCE_SECONDS):
-        documents = await to_the_end(await transport.start(stage.server, story.body))
+        documents = await documents_of(await transport.start(stage.server, story.body))
         await stage.check_stored(documents)
     check_whole(documents, story)
 
@@ -173,7 +174,7 @@ async def moves_its_cursor(stage: Stage, moves: int, rng: Random) -> None:
                 assert (await reader.answer())["type"] == "accepted"
             story.tell(story.last)
             await _read_to_end(reader, starter.run_id)
-            whole = await to_the_end(await SSE.attach(stage.server, starter.run_id))
+            whole = await documents_of(await SSE.attach(stage.server, starter.run_id))
     moved, after = iter(cursors), -1
     for frame in reader.frames:
         if frame.is_answer:
@@ -235,7 +236,7 @@ async def test_moving_the_cursor_is_not_leaving_and_detaching_is() -> None:
                 cuts = len(stage.upstream.cuts)
                 await reader.detach(run_id)
                 await stage.upstream.closed(cuts + 1)
-                documents += await to_the_end(await SSE.attach(stage.server, run_id, 12))
+                documents += await documents_of(await SSE.attach(stage.server, run_id, 12))
         check_once(documents)
         assert json.loads(documents[-1])["finish_reason"] == "cancelled"
 
@@ -268,6 +269,20 @@ async def test_one_connection_carries_many_runs(stage: Stage, scale: Scale) -> N
     rng = seeded()
     for _ in range(scale(2, 20)):
         await carries_many_runs(stage, 20, rng)
+
+
+# ---- promptness -----------------------------------------------------------------------------------------------------
+
+
+async def test_no_event_waits_for_the_peer_to_acknowledge_the_one_before() -> None:
+    async with (
+        staged() as stage,
+        await WsReader.connect(stage.server) as reader,
+        await SSE.attach(stage.server, await reader.run(stage.story().body)),
+    ):
+        connections = list(stage.server.server.server_state.connections)
+        sockets = [each.transport.get_extra_info("socket") for each in connections]
+        assert [each.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for each in sockets] == [1, 1]
 
 
 # ---- keepalive ------------------------------------------------------------------------------------------------------

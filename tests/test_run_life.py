@@ -13,6 +13,7 @@ from tests.clients import (
     SSE,
     TRANSPORTS,
     WS,
+    Reading,
     RefusedError,
     Transport,
     WsReader,
@@ -37,7 +38,7 @@ from tests.life import (
     reply_to,
     words,
 )
-from tests.proving import Stage, cancelled_from, check_once, each_pair, each_transport, leave, staged
+from tests.proving import Stage, Story, cancelled_from, check_once, each_pair, each_transport, leave, staged
 
 CLOSED_WITHIN_SECONDS = 1.0
 """What "at once" may take, from the client's cancel to the upstream that sees its connection closed."""
@@ -86,7 +87,7 @@ async def test_a_run_goes_on_while_anybody_reads_it(stage: Stage, first: Transpo
 @in_time
 async def test_a_run_goes_on_when_a_reader_comes_back_within_the_grace_period() -> None:
     async with staged(grace_seconds=2.0) as stage:
-        back = []
+        back: list[tuple[Story, Reading, Reading]] = []
         for first in TRANSPORTS:
             for second in TRANSPORTS:
                 story, reading = await begun(stage, first)
@@ -128,16 +129,18 @@ async def test_a_run_that_nobody_has_read_yet_is_abandoned_from_its_start(
     assert monotonic() - began >= GRACE_SECONDS
 
 
-@each_transport
 @in_time
-async def test_a_run_that_was_started_without_a_reader_goes_on_once_it_has_one(transport: Transport) -> None:
+async def test_a_run_that_was_started_without_a_reader_goes_on_once_it_has_one() -> None:
     async with staged(grace_seconds=2.0) as stage:
-        story = stage.story(told=3, make=words)
-        run_id = (await request(stage.server, "POST", "/chat/runs", story.body)).json["run_id"]
-        reading = await transport.attach(stage.server, run_id)
+        read: list[tuple[Story, Reading]] = []
+        for transport in TRANSPORTS:
+            story = stage.story(told=3, make=words)
+            run_id = (await request(stage.server, "POST", "/chat/runs", story.body)).json["run_id"]
+            read.append((story, await transport.attach(stage.server, run_id)))
         await grace_has_passed(stage)
-        story.tell(story.last)
-        assert text_of(await documents_of(reading)) == story.text
+        for story, reading in read:
+            story.tell(story.last)
+            assert text_of(await documents_of(reading)) == story.text
 
 
 @in_time

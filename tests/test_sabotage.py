@@ -15,7 +15,7 @@ import pytest
 from tests import sabotage
 from tests.clients import NDJSON, SSE, WS, BrokenError
 from tests.proving import ROUTE, Stage, staged
-from tests.test_races import cancels_around_the_end, starter_leaves
+from tests.test_races import cancels_around_the_end, starters_leave
 from tests.test_readers import (
     cancel_closes_the_upstream,
     carries_many_runs,
@@ -62,7 +62,7 @@ class Case:
 
 
 async def store_is_read(stage: Stage) -> None:
-    await resumes_from_the_store(stage, await stage.told())
+    await resumes_from_the_store(stage, await stage.told(), 10)
 
 
 sse_to_ws = partial(resumes_after_every_event, first=SSE, second=WS)
@@ -77,7 +77,7 @@ many_runs = partial(carries_many_runs, count=5, rng=Random(1))
 cursor_moved = partial(moves_its_cursor, moves=8, rng=Random(1))
 cancelled = partial(cancel_closes_the_upstream, transport=WS)
 cancelled_late = partial(cancels_around_the_end, transport=SSE, point="before-it-is-stored")
-starter_left = partial(starter_leaves, transport=SSE, delay=50)
+starters = partial(starters_leave, transport=SSE, delays=range(100, 110))
 stored = partial(stores_before_it_says, transport=SSE)
 pinged = partial(pings_go_on, count=3)
 
@@ -99,7 +99,7 @@ CASES = [
     Case(sabotage.cancel_ignored, one_cancels, HANG),
     Case(sabotage.upstream_left_open, cancelled, HANG),
     Case(sabotage.leaving_cancels, hops, "the stream ended|types are"),
-    Case(sabotage.leaving_unnoticed, starter_left, HANG, {"grace_seconds": 0}),
+    Case(sabotage.leaving_unnoticed, starters, HANG, {"grace_seconds": 0}),
     Case(sabotage.end_of_the_log_taken_for_the_end, hops, "the stream ended"),
     Case(sabotage.wake_up_lost, hops, HANG),
     Case(sabotage.answer_stored_late, stored, "running"),
@@ -108,7 +108,7 @@ CASES = [
     Case(sabotage.snapshot_without_tool_results, compacted, "the snapshot at .* is wrong", SMALL_LOG),
     Case(sabotage.lines_end_with_crlf, frames_to_the_byte, r"text/event-stream.*\\r\\n"),
     Case(sabotage.encoded_again_on_one_transport, sse_to_ndjson, "document 1 is"),
-    Case(sabotage.first_reader_goes_on, cursor_moved, "follows"),
+    Case(sabotage.first_reader_goes_on, cursor_moved, "behind the terminal event|follows"),
     Case(sabotage.first_reader_goes_on, detaches, "after a detach"),
     Case(sabotage.pings_stop, pinged, HANG, {"heartbeat_seconds": 0.1}),
 ]

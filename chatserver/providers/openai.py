@@ -80,11 +80,14 @@ class OpenAIProvider:
         await self._client()
 
     async def _client(self) -> "openai.AsyncOpenAI":
-        return self._sdk or await anyio.to_thread.run_sync(self._made_client)
+        if self._sdk is None:
+            return await anyio.to_thread.run_sync(self._made_client)
+        return self._sdk
 
     def _made_client(self) -> "openai.AsyncOpenAI":
         with self._making:  # The first run may come while `warm_up` is still at it.
-            self._sdk = sdk = self._sdk or self._make_client()
+            sdk = self._sdk or self._make_client()
+            self._sdk = sdk
         return sdk
 
     def _make_client(self) -> "openai.AsyncOpenAI":

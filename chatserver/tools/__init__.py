@@ -8,6 +8,7 @@ from typing import Any, get_type_hints
 import msgspec
 from msgspec import Struct
 
+from chatserver.commands import is_id
 from chatserver.errors import SettingsError
 
 
@@ -26,9 +27,8 @@ class Tool(Struct, frozen=True):
 
     def specification(self) -> dict[str, Any]:
         """The tool as Chat Completions describes it."""
-        schema = msgspec.json.schema(self.arguments)
-        definitions = schema.pop("$defs", {})
-        parameters = definitions.pop(schema.pop("$ref").rpartition("/")[2])
+        _, definitions = msgspec.json.schema_components([self.arguments], ref_template="#/$defs/{name}")
+        parameters = definitions.pop(self.arguments.__name__)
         parameters.pop("title", None)
         if definitions:
             parameters["$defs"] = definitions
@@ -55,20 +55,25 @@ def tool(function: Callable[..., Any]) -> Tool:
         SettingsError: a parameter has no type, or is not one that JSON can name.
     """
     name = function.__name__
-    hints = get_type_hints(function, include_extras=True)
-    fields: list[Any] = []
-    for parameter in inspect.signature(function).parameters.values():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or parameter.name not in hints:
-            raise SettingsError(f"tool `{name}`: parameter `{parameter.name}` needs a name and a type")
-        field = (parameter.name, hints[parameter.name])
-        fields.append(field if parameter.default is parameter.empty else (*field, parameter.default))
+    if not is_id(name):
+        raise SettingsError(f"tool `{name}`: a name is 1 to 64 of letters, digits, `_` and `-`")
     try:
+        hints = get_type_hints(function, include_extras=True)
+        fields = [_field(each, hints) for each in inspect.signature(function).parameters.values()]
         arguments = msgspec.defstruct(name, fields, kw_only=True, forbid_unknown_fields=True)
         made = Tool(name, inspect.getdoc(function) or "", function, arguments, inspect.iscoroutinefunction(function))
         made.specification()
-    except TypeError as error:
+    except (TypeError, NameError, ValueError, KeyError) as error:
         raise SettingsError(f"tool `{name}`: {error}") from None
     return made
+
+
+def _field(parameter: inspect.Parameter, hints: dict[str, Any]) -> Any:
+    by_name = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    if not by_name or parameter.name not in hints:
+        raise TypeError(f"parameter `{parameter.name}` needs a name and a type")
+    field = (parameter.name, hints[parameter.name])
+    return field if parameter.default is parameter.empty else (*field, parameter.default)
 
 
 def load_tools(reference: str | None) -> dict[str, Tool]:
@@ -82,6 +87,11 @@ def load_tools(reference: str | None) -> dict[str, Tool]:
     try:
         found: Iterable[Any] = getattr(importlib.import_module(module), attribute or "TOOLS")
         tools = [each if isinstance(each, Tool) else tool(each) for each in found]
-    except (ImportError, AttributeError, TypeError) as error:
+    except SettingsError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a user's module may raise anything while it is imported
         raise SettingsError(f"CHATSERVER_TOOLS: {reference}: {error}") from None
-    return {each.name: each for each in tools}
+    by_name = {each.name: each for each in tools}
+    if len(by_name) < len(tools):
+        raise SettingsError(f"CHATSERVER_TOOLS: {reference}: two tools have one name")
+    return by_name

@@ -16,6 +16,8 @@ import anyio
 import msgspec
 from msgspec import Struct
 
+from chatserver.commands import NESTING_LIMIT, nesting
+from chatserver.events import to_json
 from chatserver.tools import Tool
 
 ABANDONED_LIMIT = 64
@@ -43,7 +45,7 @@ class ToolThreads:
         self._timeout_seconds = timeout_seconds
         self._result_bytes_limit = result_bytes_limit
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._plain_calls = 0
+        self._lost: set[Future[Any]] = set()
 
     async def call(self, tool: Tool, args: dict[str, Any]) -> Outcome:
         """Call a tool; whatever happens is an ``Outcome``, except that cancelling cancels."""
@@ -57,7 +59,7 @@ class ToolThreads:
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # noqa: BLE001 - a tool is foreign code: SystemExit too is only its failure
-            result, truncated = cap(str(error) or type(error).__name__, self._result_bytes_limit)
+            result, truncated = cap(_words(error), self._result_bytes_limit)
             is_error = True
         return Outcome(result, is_error, truncated, round((monotonic() - began) * 1000))
 
@@ -67,13 +69,16 @@ class ToolThreads:
             self._loop = self._loop or _start_loop()
 
             async def run() -> tuple[Any, bool]:
-                return cap(await tool.function(**bound), limit)
+                try:
+                    return cap(await tool.function(**bound), limit)
+                except BaseException as error:  # noqa: BLE001 - SystemExit would end the tools' loop
+                    raise _harmless(error) from None
 
             future = asyncio.run_coroutine_threadsafe(run(), self._loop)
         else:
-            if self._plain_calls >= ABANDONED_LIMIT:
+            if len(self._lost) >= ABANDONED_LIMIT:
                 raise ToolFailed("too many tool calls have not come back")
-            future = _in_thread(lambda: cap(tool.function(**bound), limit), self._count)
+            future = _in_thread(lambda: cap(tool.function(**bound), limit), self._lost.discard)
         try:
             with anyio.fail_after(self._timeout_seconds):
                 return await asyncio.wrap_future(future)
@@ -81,9 +86,9 @@ class ToolThreads:
             if tool.is_async and self._loop is not None and await _is_stuck(self._loop):
                 self._loop = None
             raise
-
-    def _count(self, change: int) -> None:
-        self._plain_calls += change
+        finally:
+            if not tool.is_async and (not future.done() or future.cancelled()):
+                self._lost.add(future)
 
 
 def cap(result: Any, bytes_limit: int) -> tuple[Any, bool]:
@@ -91,25 +96,26 @@ def cap(result: Any, bytes_limit: int) -> tuple[Any, bool]:
 
     Raises:
         TypeError: JSON has no form for it.
+        ToolFailed: it is nested too deeply.
     """
     if isinstance(result, bytes | bytearray | memoryview):
         result = bytes(result[: bytes_limit + 1]).decode(errors="replace")
     if isinstance(result, str):
         # Cut first: encoding 100 MB would hold every thread up.
         cut = result[: bytes_limit + 1].encode(errors="replace").decode()
-        encoded = msgspec.json.encode(cut)
-        if len(encoded) <= bytes_limit:
-            return cut, False
-        return _prefix(cut, bytes_limit), True
+        fitting = _prefix(cut, bytes_limit)
+        return fitting, len(fitting) < len(cut)
     encoded = msgspec.json.encode(result)
-    if len(encoded) > bytes_limit:
+    if len(encoded) > bytes_limit or len(to_json(result)) > bytes_limit:
         return _prefix(encoded[:bytes_limit].decode(errors="replace"), bytes_limit), True
+    if nesting(encoded) > NESTING_LIMIT:
+        raise ToolFailed(f"the result is nested over {NESTING_LIMIT} levels")
     return msgspec.json.decode(encoded), False
 
 
 def _prefix(text: str, bytes_limit: int) -> str:
     """The longest prefix, to within an eighth, whose JSON fits."""
-    while len(msgspec.json.encode(text)) > bytes_limit:
+    while len(to_json(text)) > bytes_limit:
         text = text[: len(text) * 7 // 8]
     return text
 
@@ -129,27 +135,40 @@ async def _is_stuck(loop: asyncio.AbstractEventLoop) -> bool:
     return True
 
 
-def _in_thread(call: Callable[[], Any], count: Callable[[int], None]) -> Future[Any]:
+def _harmless(error: BaseException) -> Exception:
+    """A tool's failure as one that a future can carry and that ends nobody but the call."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration | StopAsyncIteration | TimeoutError):
+        return error
+    return ToolFailed(_words(error))
+
+
+def _words(error: BaseException) -> str:
+    try:
+        return str(error) or type(error).__name__
+    except Exception:  # noqa: BLE001 - `__str__` is foreign code too
+        return type(error).__name__
+
+
+def _in_thread(call: Callable[[], Any], came_back: Callable[[Future[Any]], None]) -> Future[Any]:
     loop, future = asyncio.get_running_loop(), Future[Any]()
 
     def run() -> None:
         try:
             result, failure = call(), None
         except BaseException as error:  # noqa: BLE001 - as above
-            result, failure = None, error
+            result, failure = None, _harmless(error)
         try:
             loop.call_soon_threadsafe(settle, result, failure)
         except RuntimeError:
             return  # The server has gone; nobody waits any more.
 
     def settle(result: Any, failure: BaseException | None) -> None:
-        count(-1)
+        came_back(future)
         if not future.cancelled():
             if failure is None:
                 future.set_result(result)
             else:
                 future.set_exception(failure)
 
-    count(1)
     threading.Thread(target=run, name="chatserver-tool", daemon=True).start()
     return future

@@ -92,28 +92,32 @@ class Connections:
     def __iter__(self) -> Iterator[Connection]:
         return (connection for slot in list(self._slots) for connection in list(slot))
 
-    def admit(self, user: str) -> None:
-        """Let a further connection of a user in.
+    @contextmanager
+    def admitted(self, user: str) -> Iterator[None]:
+        """Count a further connection of a user while it lasts.
 
         Raises:
             TooMany: this user has as many as one may have.
         """
         if self._users[user] >= self._user_limit:
             raise TooMany(f"at most {self._user_limit} connections")
+        self._users[user] += 1
+        try:
+            yield
+        finally:
+            self._users[user] -= 1
 
     @contextmanager
-    def watched(self, connection: Connection, user: str) -> Iterator[None]:
-        """Count a connection, keep it alive, and drop it when it is stuck, while it lasts."""
+    def watched(self, connection: Connection) -> Iterator[None]:
+        """Keep a connection alive, and drop it when it is stuck, while it lasts."""
         self._next_slot = (self._next_slot + 1) % len(self._slots)
         slot = self._slots[self._next_slot]
         slot.add(connection)
-        self._users[user] += 1
         try:
             yield
         finally:
             connection.is_open = False
             slot.discard(connection)
-            self._users[user] -= 1
             self._one_less.set()
 
     async def end_all(self) -> None:

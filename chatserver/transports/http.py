@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, Any, TypeVar, cast
@@ -76,9 +76,10 @@ async def start_stream(request: Request[str, Any, State]) -> RunStream:
     """Start a run and stream its events."""
     form = chosen(",".join(request.headers.getall("accept", [])))
     parts = parts_of(request)
-    parts.connections.admit(request.user)
-    subscription = await parts.runs.start(request.user, await _read(request, ChatRequest))
-    return RunStream(subscription, form, parts.connections, request.user)
+    with ExitStack() as place:
+        place.enter_context(parts.connections.admitted(request.user))
+        subscription = await parts.runs.start(request.user, await _read(request, ChatRequest))
+        return RunStream(subscription, form, parts.connections, place.pop_all())
 
 
 @post("/chat/runs", status_code=202, operation_class=body_of(ChatRequest))
@@ -106,10 +107,11 @@ async def read_events(
     """A run's events from a cursor."""
     form = chosen(",".join(request.headers.getall("accept", [])))
     parts = parts_of(request)
-    parts.connections.admit(request.user)
     given = request.headers.get("last-event-id", after)
-    subscription = await parts.runs.subscribe(request.user, run_id, 0 if given is None else parse_cursor(given))
-    return RunStream(subscription, form, parts.connections, request.user)
+    with ExitStack() as place:
+        place.enter_context(parts.connections.admitted(request.user))
+        subscription = await parts.runs.subscribe(request.user, run_id, 0 if given is None else parse_cursor(given))
+        return RunStream(subscription, form, parts.connections, place.pop_all())
 
 
 @post("/chat/runs/{run_id:str}/cancel", status_code=202, opt={OPEN_WHILE_DRAINING: True})

@@ -1,11 +1,12 @@
 """A run as the body of an HTTP response."""
 
-from contextlib import aclosing
+from collections.abc import Iterator
+from contextlib import ExitStack, aclosing, contextmanager
 
 import anyio
 
 from chatserver.run import Subscription
-from chatserver.transports.connections import TRANSPORT, Connection, Connections, Receive, Scope, Send
+from chatserver.transports.connections import TRANSPORT, Connection, Connections, Message, Receive, Scope, Send
 from chatserver.transports.sse import Format, PlainText
 
 HEADERS = (
@@ -16,18 +17,20 @@ HEADERS = (
 
 
 class RunStream:
-    """An ASGI response that sends a subscription's records until the run is over or the peer has left."""
+    """An ASGI response that sends a subscription's records until the run is over or the peer has left.
 
-    def __init__(self, subscription: Subscription, form: Format, connections: Connections, user: str) -> None:
+    ``place`` is left at the end: what was taken for the connection before it could begin.
+    """
+
+    def __init__(self, subscription: Subscription, form: Format, connections: Connections, place: ExitStack) -> None:
         self._subscription = subscription
         self._form = form
         self._connections = connections
-        self._user = user
+        self._place = place
         self._is_draining = False
-        self._has_failed = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._subscription:
+        with self._place, self._subscription:
             headers = [(b"content-type", self._form.content_type), *HEADERS]
             if self._subscription.is_at_end:
                 # 204 is the one answer after which a browser's EventSource stays away.
@@ -35,39 +38,47 @@ class RunStream:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
                 return
             await send({"type": "http.response.start", "status": 200, "headers": headers})
-            ended = await self._stream(receive, send)
-        if ended and not (self._has_failed and isinstance(self._form, PlainText)):
-            tail = self._form.farewell() if self._is_draining else b""
+            outcome = await self._stream(scope, receive, send)
+        if outcome == "drained":
             with anyio.move_on_after(1):
-                await send({"type": "http.response.body", "body": tail, "more_body": False})
+                await send(_body(self._form.farewell(), more_body=False))
                 return
-        await self._break_off(scope, receive, at_once=not ended)
+        if outcome != "complete":
+            await self._break_off(scope, receive, at_once=outcome != "failed")
 
-    async def _stream(self, receive: Receive, send: Send) -> bool:
-        """Whether the stream came to its end; False: the peer left or took nothing."""
-        ended = False
+    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> str:
+        """How the stream came out: `complete`; `failed` (text that shall be cut); `drained`; `left` or stuck."""
+        outcome = "left"
         async with anyio.create_task_group() as tasks:
-            scope = tasks.cancel_scope
+            cancel = tasks.cancel_scope.cancel
 
             def drain() -> None:
-                nonlocal ended
+                nonlocal outcome
                 self._is_draining = True
                 if self._subscription.is_over:
-                    ended = True
-                    scope.cancel()
+                    outcome = "drained"
+                    cancel()
 
             ping = _body(self._form.ping) if self._form.ping else None
-            connection = Connection(send, ping, drop=scope.cancel, drain=drain)
-            with self._connections.watched(connection, self._user):
-                tasks.start_soon(_until_disconnect, receive, scope)
+            connection = Connection(send, ping, drop=cancel, drain=drain)
+            with self._connections.watched(connection):
+                tasks.start_soon(_until_disconnect, receive, tasks.cancel_scope)
                 await connection.write(_body(self._form.opening()))
+                has_failed = False
                 async with aclosing(self._subscription.read()) as batches:
                     async for batch in batches:
                         await connection.write(_body(self._form.frame(batch)))
-                        self._has_failed = batch[-1].type == "error"
-                ended = True
-                scope.cancel()
-        return ended
+                        has_failed = batch[-1].type == "error"
+                with _emptied(scope):
+                    await connection.write(_body(b""))
+                    if has_failed and isinstance(self._form, PlainText):
+                        outcome = "failed"
+                    else:
+                        tail = self._form.farewell() if self._is_draining else b""
+                        await connection.write(_body(tail, more_body=False))
+                        outcome = "complete"
+                cancel()
+        return outcome
 
     async def _break_off(self, scope: Scope, receive: Receive, *, at_once: bool) -> None:
         """Leave the body unfinished, so that the peer sees a cut. A stuck one is reset: it would hold its socket."""
@@ -77,8 +88,22 @@ class RunStream:
                 await _until_disconnect(receive, None)
 
 
-def _body(content: bytes) -> dict[str, object]:
-    return {"type": "http.response.body", "body": content, "more_body": True}
+def _body(content: bytes, more_body: bool = True) -> Message:
+    return {"type": "http.response.body", "body": content, "more_body": more_body}
+
+
+@contextmanager
+def _emptied(scope: Scope) -> Iterator[None]:
+    """Meanwhile a write waits for all before it to be taken: whoever stops right before the end is stuck too."""
+    transport = scope.get("extensions", {}).get(TRANSPORT)
+    if transport is None:
+        yield
+        return
+    transport.set_write_buffer_limits(high=0)
+    try:
+        yield
+    finally:
+        transport.set_write_buffer_limits()
 
 
 async def _until_disconnect(receive: Receive, scope: anyio.CancelScope | None) -> None:

@@ -81,7 +81,7 @@ class Dialogue:
         """Obey the peer until it leaves (None) or is to be closed."""
         async with anyio.create_task_group() as self._tasks:
             self._connection = Connection(self._send, PING, drop=lambda: self._close(STUCK), drain=self._drain)
-            with self._connections.watched(self._connection, self._user):
+            with self._connections.watched(self._connection):
                 inbox, commands = anyio.create_memory_object_stream[str](INBOX_BYTES_LIMIT)
                 self._tasks.start_soon(self._obey_all, commands)
                 with inbox:
@@ -228,19 +228,19 @@ async def websocket(scope: Scope, receive: Receive, send: Send) -> None:
     offered = SUBPROTOCOL in scope["subprotocols"]
     await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL if offered else None, "headers": []})
     try:
-        parts.connections.admit(user)
-        closing = await Dialogue(user, parts.runs, parts.connections, scope, send).run(receive)
+        with parts.connections.admitted(user):
+            closing = await Dialogue(user, parts.runs, parts.connections, scope, send).run(receive)
     except TooMany as error:
         closing = Closing(4429, error.detail)
     except OSError:
         return  # The peer went away in mid send.
-    if closing is STUCK:
-        if transport := scope.get("extensions", {}).get(TRANSPORT):
-            transport.abort()
-    elif closing is not None:
-        await _goodbye(send, closing)
+    if closing is None or (closing is not STUCK and await _has_said_goodbye(send, closing)):
+        return
+    if transport := scope.get("extensions", {}).get(TRANSPORT):
+        transport.abort()
 
 
-async def _goodbye(send: Send, closing: Closing) -> None:
-    with anyio.move_on_after(1), suppress(OSError, RuntimeError):
+async def _has_said_goodbye(send: Send, closing: Closing) -> bool:
+    with anyio.move_on_after(1) as patience, suppress(OSError, RuntimeError):
         await send({"type": "websocket.close", "code": closing.code, "reason": closing.reason})
+    return not patience.cancelled_caught

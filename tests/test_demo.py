@@ -1,0 +1,364 @@
+"""The demo model: without a key the server shows all it does, through the same SDK and HTTP as with any other model."""
+
+import json
+import re
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from chatserver.providers import demo
+from chatserver.transports.demo import PATH
+from tests.clients import BOTH, SSE, Transport, documents_of, request
+from tests.fake_upstream import FakeUpstream
+from tests.live import LiveServer, live_server
+
+pytestmark = pytest.mark.anyio
+
+WAIT_SECONDS = 20.0
+COMPLETIONS = f"{PATH}/chat/completions"
+
+
+@pytest.fixture(scope="module")
+async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LiveServer]:
+    async with live_server(None, directory=tmp_path_factory.mktemp("demo")) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody watches the words come."""
+    monkeypatch.setattr(demo, "TOKEN_SECONDS", 0.0)
+
+
+async def ask(server: LiveServer, message: str, transport: Transport = SSE, **fields: Any) -> list[dict[str, Any]]:
+    """All events of the answer."""
+    with anyio.fail_after(WAIT_SECONDS):
+        documents = await documents_of(await transport.start(server, {"message": message} | fields))
+    return [json.loads(each) for each in documents]
+
+
+def said(events: Sequence[dict[str, Any]], kind: str = "token") -> str:
+    return "".join(event["content"] for event in events if event["type"] == kind)
+
+
+def of_type(events: Sequence[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [event for event in events if event["type"] == kind]
+
+
+def shape(events: Sequence[dict[str, Any]]) -> str:
+    """The types in order, each run of one type once."""
+    return re.sub(r"(\b\w+\b)( \1\b)+", r"\1", " ".join(event["type"] for event in events))
+
+
+# ---- what it answers ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("transport", BOTH, ids=repr)
+async def test_the_first_question_of_a_newcomer_shows_tools_at_work(server: LiveServer, transport: Transport) -> None:
+    before = datetime.now(UTC).replace(microsecond=0)
+    events = await ask(server, "What time is it in Tokyo, and what is 17 * 23?", transport)
+    assert shape(events) == "start token tool_call tool_result token done"
+    assert [(each["tool"], each["args"]) for each in of_type(events, "tool_call")] == [
+        ("clock", {"timezone": "Asia/Tokyo"}),
+        ("calculator", {"expression": "17 * 23"}),
+    ]
+    results = {each["tool"]: each["result"] for each in of_type(events, "tool_result") if not each["is_error"]}
+    told = datetime.fromisoformat(results["clock"])
+    assert before <= told <= datetime.now(UTC) and told.utcoffset() == timedelta(hours=9)
+    assert results["calculator"] == 391
+    assert f"**{results['clock']}**" in said(events) and "**391**" in said(events)
+    done = events[-1]
+    assert done["finish_reason"] == "stop"
+    assert not done["usage"]["estimated"] and done["total_tokens"] > 0
+    assert events[0]["model"] == server.settings.model
+
+
+@pytest.mark.parametrize(
+    ("question", "value"),
+    [
+        ("What is 17 * 23?", 391),
+        ("2+2", 4),
+        ("and (2 + 3) * 4 please", 20),
+        ("10 / 4", 2.5),
+        ("what's 2 ** 10?", 1024),
+        ("6 × 7", 42),
+        ("9 ÷ 3 =", 3),
+        ("3 x 4", 12),
+        ("7 - 10", -3),
+    ],
+)
+async def test_a_sum_is_calculated(server: LiveServer, question: str, value: float) -> None:
+    events = await ask(server, question)
+    assert [(each["tool"], each["result"]) for each in of_type(events, "tool_result")] == [("calculator", value)]
+    assert f"**{json.dumps(of_type(events, 'tool_result')[0]['result'])}**" in said(events)
+
+
+@pytest.mark.parametrize(
+    ("question", "zones"),
+    [
+        ("What time is it?", ["UTC"]),
+        ("Time in Berlin and in New York?", ["Europe/Berlin", "America/New_York"]),
+        ("Which DAY is it in Sydney", ["Australia/Sydney"]),
+    ],
+)
+async def test_the_time_is_looked_up_where_it_was_asked_for(
+    server: LiveServer, question: str, zones: list[str]
+) -> None:
+    events = await ask(server, question)
+    assert [each["args"] for each in of_type(events, "tool_call")] == [{"timezone": zone} for zone in zones]
+    assert not any(each["is_error"] for each in of_type(events, "tool_result"))
+
+
+@pytest.mark.parametrize("transport", BOTH, ids=repr)
+async def test_it_reasons_when_asked_to_think(server: LiveServer, transport: Transport) -> None:
+    events = await ask(server, "Think about rivers.", transport)
+    assert shape(events) == "start reasoning token done"
+    assert "rivers" in said(events, "reasoning") and "thought" in said(events)
+
+
+@pytest.mark.parametrize(("question", "last"), [("Count to 500.", 500), ("please count to 1", 1), ("COUNT up to 7", 7)])
+async def test_it_counts(server: LiveServer, question: str, last: int) -> None:
+    events = await ask(server, question)
+    assert said(events) == " ".join(str(number) for number in range(1, last + 1))
+    assert len(of_type(events, "token")) == last
+
+
+@pytest.mark.parametrize(
+    "question", ["Hello", "What can you do?", "How was 2026-11-22?", "ça va 🦜", "I never fail to try"]
+)
+async def test_anything_else_is_answered_by_what_it_can_do(server: LiveServer, question: str) -> None:
+    text = said(await ask(server, question))
+    for word in ("clock", "calculator", "Think", "Count", "OPENAI_API_KEY", "after", *demo.FAULTS):
+        assert word in text
+
+
+async def test_a_limit_of_tokens_is_kept(server: LiveServer) -> None:
+    events = await ask(server, "Count to 500.", max_output_tokens=3)
+    assert (said(events), events[-1]["finish_reason"]) == ("1 2 3", "length")
+
+
+# ---- what it fails with ---------------------------------------------------------------------------------------------
+
+FAULTS = {
+    "429": ("rate_limited", True, 7, False),
+    "quota": ("rate_limited", False, None, False),
+    "401": ("auth_failed", False, None, False),
+    "context": ("context_length", False, None, False),
+    "500": ("upstream_unavailable", True, None, False),
+    "stall": ("upstream_timeout", True, None, True),
+    "truncate": ("upstream_truncated", True, None, True),
+    "garbage": ("llm_error", False, None, True),
+}
+
+
+def test_every_fault_is_held_here() -> None:
+    assert set(FAULTS) == set(demo.FAULTS)
+
+
+@pytest.mark.parametrize("fault", [name for name in FAULTS if name != "stall"])
+@pytest.mark.parametrize("transport", BOTH, ids=repr)
+async def test_a_fault_ends_in_its_error(server: LiveServer, transport: Transport, fault: str) -> None:
+    assert_failed(await ask(server, f"Fail with {fault}", transport), fault)
+
+
+@pytest.mark.parametrize("transport", BOTH, ids=repr)
+async def test_a_stall_ends_in_its_error(tmp_path: Path, transport: Transport) -> None:
+    async with live_server(None, directory=tmp_path, upstream_idle_seconds=0.5) as impatient:
+        assert_failed(await ask(impatient, "Fail with a stall", transport), "stall")
+
+
+def assert_failed(events: Sequence[dict[str, Any]], fault: str) -> None:
+    code, retryable, retry_after, has_begun = FAULTS[fault]
+    error = events[-1]
+    assert shape(events) == ("start token error" if has_begun else "start error")
+    assert (error["code"], error["retryable"], error["retry_after"]) == (code, retryable, retry_after)
+    assert "demo" not in error["message"], "nothing that the upstream says is quoted"
+
+
+async def test_without_a_kind_it_fails_in_mid_answer(server: LiveServer) -> None:
+    assert (await ask(server, "Please fail"))[-1]["code"] == "upstream_truncated"
+
+
+# ---- one code path --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Asked:
+    """A request to the demo model."""
+
+    headers: dict[str, str]
+    body: bytes = b""
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        return list(json.loads(self.body)["messages"])
+
+
+@asynccontextmanager
+async def overheard(directory: Path, **settings: Any) -> AsyncIterator[tuple[LiveServer, list[Asked]]]:
+    """A server, and the requests to its demo model as they reach the application; it answers as ever."""
+    heard: list[Asked] = []
+    async with live_server(None, directory=directory, **settings) as server:
+        app: Any = server.server.config.loaded_app
+
+        async def listening(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] != "http" or not scope["path"].endswith(COMPLETIONS):
+                await app(scope, receive, send)
+                return
+            asked = Asked({name.decode(): value.decode() for name, value in scope["headers"]})
+            heard.append(asked)
+
+            async def listen() -> Any:
+                message = await receive()
+                asked.body += message.get("body", b"")
+                return message
+
+            await app(scope, listen, send)
+
+        server.server.config.loaded_app = listening
+        yield server, heard
+
+
+async def test_it_is_asked_over_http_by_the_sdk_and_told_of_tools_and_results(tmp_path: Path) -> None:
+    async with overheard(tmp_path) as (server, heard):
+        await ask(server, "What is 17 * 23?", system="Be brief.")
+    first, second = heard
+    for each in heard:
+        assert "openai" in each.headers["user-agent"].lower() and "x-stainless-lang" in each.headers
+        assert each.headers["host"] == f"127.0.0.1:{server.port}"
+        body = json.loads(each.body)
+        assert body["stream"] is True and body["stream_options"] == {"include_usage": True}
+        assert [tool["function"]["name"] for tool in body["tools"]] == ["clock", "calculator"]
+    asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 17 * 23?"}]
+    assert first.messages == asked
+    assert second.messages[:2] == asked
+    assert [each["role"] for each in second.messages[2:]] == ["assistant", "tool"]
+    assert second.messages[-1]["content"] == "391"
+
+
+async def test_after_tools_the_dialogue_goes_on_and_is_told_whole(tmp_path: Path) -> None:
+    async with overheard(tmp_path) as (server, heard):
+        questions = ("What is 17 * 23?", "Think about it.", "Count to 3.")
+        tools, thought, counted = [await ask(server, question, session_id="dialogue") for question in questions]
+    assert (said(thought)[:6], said(counted)) == ("I have", "1 2 3")
+    told = [(each["role"], each["content"]) for each in heard[-1].messages]
+    assert told == [
+        ("user", "What is 17 * 23?"),
+        ("assistant", None),
+        ("tool", "391"),
+        ("assistant", said(tools)),
+        ("user", "Think about it."),
+        ("assistant", said(thought)),
+        ("user", "Count to 3."),
+    ]
+
+
+async def test_where_an_upstream_is_named_there_is_no_demo(tmp_path: Path) -> None:
+    async with FakeUpstream() as upstream, live_server(upstream.url, directory=tmp_path) as server:
+        answer = await request(server, "POST", COMPLETIONS, {"messages": []})
+        assert answer.status == 404 and upstream.requests == []
+
+
+@pytest.mark.parametrize("settings", [{"host": "localhost"}, {"root_path": "/behind/a/proxy"}], ids=str)
+async def test_the_server_reaches_its_demo_wherever_it_listens(tmp_path: Path, settings: dict[str, Any]) -> None:
+    async with overheard(tmp_path, **settings) as (server, heard):
+        assert said(await ask(server, "Count to 3.")) == "1 2 3"
+        assert len(heard) == 1
+
+
+@pytest.mark.parametrize("transport", BOTH, ids=repr)
+async def test_a_running_answer_ends_while_the_server_drains(
+    tmp_path: Path, transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its second turn is a new request to a server that takes no others."""
+    monkeypatch.setattr(demo, "TOKEN_SECONDS", 0.05)
+    async with live_server(None, directory=tmp_path) as server:
+        with anyio.fail_after(WAIT_SECONDS):
+            reading = await transport.start(server, {"message": "What is 17 * 23?"})
+            await reading.take(2)
+            server.begin_drain()
+            rest = [json.loads(document) for document in await documents_of(reading)]
+    assert shape(rest) == "token tool_call tool_result token done"
+    assert "**391**" in said(rest)
+
+
+# ---- the endpoint itself --------------------------------------------------------------------------------------------
+
+
+async def test_the_endpoint_streams_as_chat_completions_does(server: LiveServer) -> None:
+    body = {"model": "m", "messages": [{"role": "user", "content": "Count to 2"}], "stream": True}
+    answer = await request(server, "POST", COMPLETIONS, body)
+    assert (answer.status, answer.headers["content-type"].partition(";")[0]) == (200, "text/event-stream")
+    *events, done, rest = answer.body.decode().split("\n\n")
+    assert (done, rest) == ("data: [DONE]", "")
+    *chunks, usage = [json.loads(each.removeprefix("data: ")) for each in events]
+    assert {(chunk["object"], chunk["model"]) for chunk in chunks} == {("chat.completion.chunk", "m")}
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == "1 2"
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None] * (len(chunks) - 1) + ["stop"]
+    assert usage["choices"] == [] and usage["usage"]["completion_tokens"] == 2
+
+
+async def test_a_body_without_end_is_refused(server: LiveServer) -> None:
+    answer = await request(server, "POST", COMPLETIONS, b'{"model": "' + b"x" * (20 * 1024 * 1024) + b'"}')
+    assert answer.status == 413
+
+
+USER = {"role": "user", "content": "Hi"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff",
+        b"[" * 100_000,
+        {"messages": 5},
+        {"messages": [5]},
+        {"messages": "Hi"},
+        {"messages": [USER], "model": 5},
+        {"messages": [USER], "tools": 5},
+        {"messages": [USER], "tools": [{}]},
+        {"messages": [USER], "tools": [{"function": "clock"}]},
+        {"messages": [USER], "tools": [5]},
+        {"messages": [USER], "max_tokens": "many"},
+        {"messages": [USER], "max_tokens": [1]},
+    ],
+    ids=lambda body: str(body)[:60],
+)
+async def test_a_bad_request_is_refused_with_a_problem(server: LiveServer, body: Any) -> None:
+    """Anybody on this machine can send one: never a 5xx, never a broken stream."""
+    answer = await request(server, "POST", COMPLETIONS, body)
+    assert answer.status == 400
+    assert answer.json["status"] == 400 and answer.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"messages": []},
+        {"messages": None, "tools": None, "max_tokens": None},
+        {"messages": [{}]},
+        {"messages": [{"role": "user"}]},
+        {"messages": [{"role": "user", "content": None}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "Count to 2"}]}]},
+        {"messages": [{"role": "tool", "content": "x"}]},
+        {"messages": [{"role": "user", "content": "count to " + "9" * 5000}], "max_tokens": 1},
+        {"messages": [{"role": "user", "content": "1" * 30_000 + " * 1"}]},
+        {"messages": [{"role": "user", "content": "(" * 30_000}]},
+        {"messages": [{"role": "user", "content": "fail " * 6_000}]},
+    ],
+    ids=lambda body: str(body)[:60],
+)
+async def test_an_odd_request_is_answered_to_its_end(server: LiveServer, body: Any) -> None:
+    with anyio.fail_after(WAIT_SECONDS):
+        answer = await request(server, "POST", COMPLETIONS, body)
+    assert answer.status == 200 and answer.body.startswith(b"data: {")
