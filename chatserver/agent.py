@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 import anyio
@@ -134,7 +135,8 @@ class Agent(Struct, frozen=True):
             truncated=outcome.truncated,
             duration_ms=outcome.duration_ms,
         )
-        results.send_nowait(result)
+        with suppress(anyio.ClosedResourceError):  # The answer was left; nobody asks any more.
+            results.send_nowait(result)
 
 
 class _Call(Struct, frozen=True):

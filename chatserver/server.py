@@ -104,6 +104,7 @@ class Server(uvicorn.Server):
         self.app = create_app(settings)
         super().__init__(config(settings, _in_one_line(self.app)))
         self._on_ready = on_ready
+        self._is_told = False
         self._draining: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -112,12 +113,20 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started and self._on_ready is not None:
             self._on_ready()
+        if self.started and self._is_told:
+            self._drain_soon()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # Never recorded as captured: uvicorn would raise the signal again at the end, and die of it.
-        if self._draining is not None or self._loop is None:
+        if self._is_told or self._loop is None:
             os._exit(128 + sig)
-        self._loop.call_soon_threadsafe(self.begin_drain)
+        self._is_told = True
+        if self.started:  # Otherwise it drains as soon as there is something to drain.
+            self._drain_soon()
+
+    def _drain_soon(self) -> None:
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self.begin_drain)
 
     def begin_drain(self) -> None:
         """Stop taking runs, let those that go on end, then stop."""

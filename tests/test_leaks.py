@@ -154,6 +154,13 @@ async def with_many_runs_on_one_websocket(world: World) -> None:
     world.rng.choice((reader.close, reader.cut, reader.reset))()
 
 
+async def in_the_breath_of_an_attach(world: World) -> None:
+    reader = await WsReader.connect(world.server)
+    for _ in range(world.rng.randrange(1, 4)):
+        reader.send({"type": "attach", "run_id": world.endless.run_id, "after": world.rng.randrange(WORDS)})
+    world.rng.choice((reader.close, reader.cut))()
+
+
 async def without_reading(world: World) -> None:
     reader = await WsReader.connect(world.server)
     for _ in range(world.rng.randrange(300)):
@@ -170,6 +177,7 @@ WAYS: tuple[Way, ...] = (
     behind_the_end,
     from_a_run_of_ones_own,
     with_many_runs_on_one_websocket,
+    in_the_breath_of_an_attach,
     without_reading,
 )
 

@@ -381,9 +381,11 @@ async def test_nothing_follows_a_terminal_event(store: Store, ending: Event) -> 
         assert await all_of(elsewhere, 2) == []
 
 
-async def test_closing_a_log_ends_the_readers_that_wait(store: Store) -> None:
+@pytest.mark.parametrize("drafts", [[], [start()]], ids=["empty", "begun"])
+async def test_closing_a_log_ends_the_readers_that_wait(store: Store, drafts: list[Event]) -> None:
     async with new_log(store) as (log, elsewhere):
-        await log.append(start())
+        for draft in drafts:
+            await log.append(draft)
         found: list[list[Record]] = []
 
         async def read(after: int) -> None:
@@ -394,7 +396,7 @@ async def test_closing_a_log_ends_the_readers_that_wait(store: Store) -> None:
                 tasks.start_soon(read, after)
             await anyio.wait_all_tasks_blocked()
             await elsewhere.close()
-        assert sorted(map(seqs, found)) == [[], [1]]
+        assert sorted(map(seqs, found)) == [[], [each + 1 for each in range(len(drafts))]]
 
 
 async def test_a_cancelled_reader_leaves_nothing_behind(store: Store) -> None:

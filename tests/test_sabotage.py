@@ -40,7 +40,7 @@ pytestmark = pytest.mark.proof
 Proof: TypeAlias = Callable[[Stage], Awaitable[None]]
 
 HANG = "no end"
-HANG_SECONDS = 2.0
+HANG_SECONDS = 1.5
 """When a proof that a fault makes wait for ever counts as red."""
 
 LONG_SECONDS = 30.0
