@@ -55,6 +55,34 @@ _TIME = re.compile(r"\b(?:time|clock|date|day)\b", re.IGNORECASE)
 _WORDS = re.compile(r"\s*\S+|\s+$")
 
 
+class Message(Struct, frozen=True):
+    """A message of a request; a content of several parts is read as its JSON."""
+
+    role: str = ""
+    content: Any = ""
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else msgspec.json.encode(self.content).decode()
+
+
+class Function(Struct, frozen=True):
+    name: str
+
+
+class ToolOffer(Struct, frozen=True):
+    function: Function
+
+
+class CompletionRequest(Struct, frozen=True):
+    """What the demo reads of a Chat Completions request."""
+
+    messages: list[Message] | None = None
+    model: str = "demo"
+    tools: list[ToolOffer] | None = None
+    max_tokens: int | None = None
+
+
 class Refusal(Struct, frozen=True):
     """An HTTP answer of the demo that is no stream."""
 
@@ -72,17 +100,17 @@ class Script(Struct, frozen=True):
     fault: str | None = None
 
 
-def answer(body: dict[str, Any]) -> Refusal | AsyncIterator[bytes]:
-    """The demo's answer to a Chat Completions request body: a refusal, or the bytes of a stream."""
-    script = _script(body.get("messages") or [], {each["function"]["name"] for each in body.get("tools") or []})
-    return _refusal(script.fault) or _stream(script, str(body.get("model", "demo")), body.get("max_tokens"))
+def answer(request: CompletionRequest) -> Refusal | AsyncIterator[bytes]:
+    """The demo's answer: a refusal, or the bytes of a stream."""
+    script = _script(request.messages or [], {each.function.name for each in request.tools or ()})
+    return _refusal(script.fault) or _stream(script, request.model, request.max_tokens)
 
 
-def _script(messages: Sequence[dict[str, Any]], tools: set[str]) -> Script:
+def _script(messages: Sequence[Message], tools: set[str]) -> Script:
     """Decide what to say to the newest message."""
-    since = next((i for i in range(len(messages) - 1, -1, -1) if messages[i].get("role") == "user"), 0)
-    asked = str(messages[since].get("content", "")) if messages else ""
-    results = [str(each.get("content")) for each in messages[since:] if each.get("role") == "tool"]
+    since = next((i for i in range(len(messages) - 1, -1, -1) if messages[i].role == "user"), 0)
+    asked = messages[since].text if messages else ""
+    results = [each.text for each in messages[since:] if each.role == "tool"]
     if results:
         return Script(text=f"The tools answered: {', '.join(f'**{result}**' for result in results)}.")
     if fault := _FAULT.search(asked):

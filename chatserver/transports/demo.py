@@ -7,21 +7,23 @@ from litestar import Request, Response, post
 from litestar.datastructures import State
 from litestar.response import Stream
 
-from chatserver.errors import BadJson
-from chatserver.providers.demo import Refusal, answer
-from chatserver.transports.http import OPEN_WHILE_DRAINING
+from chatserver.errors import BadRequest
+from chatserver.providers.demo import CompletionRequest, Refusal, answer
+from chatserver.transports.http import OPEN_WHILE_DRAINING, body_bytes
 
 PATH = "/demo/v1"
+BODY_BYTES_LIMIT = 8 * 1024 * 1024
+"""A session's whole context in one request, with room to spare."""
 
 
 @post(f"{PATH}/chat/completions", status_code=200, opt={OPEN_WHILE_DRAINING: True}, include_in_schema=False)
 async def chat_completions(request: Request[str, Any, State]) -> Response[Any]:
     """Chat Completions as the demo model answers them."""
+    body = await body_bytes(request, BODY_BYTES_LIMIT)
     try:
-        body = msgspec.json.decode(await request.body(), type=dict[str, Any])
-    except msgspec.DecodeError:
-        raise BadJson from None
-    said = answer(body)
+        said = answer(msgspec.json.decode(body, type=CompletionRequest))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadRequest(f"this is no Chat Completions request: {error}") from None
     if isinstance(said, Refusal):
         return Response(said.body, status_code=said.status, headers=said.headers, media_type="application/json")
     return Stream(said, media_type="text/event-stream")

@@ -181,11 +181,11 @@ async def _read(request: Request[str, Any, State], kind: type[T]) -> T:
         raise UnsupportedMedia("the body must be application/json in UTF-8")
     if request.headers.get("content-encoding", "identity") != "identity":
         raise UnsupportedMedia("the body must not be compressed")
-    body = await _body(request, parts_of(request).settings.max_body_bytes)
+    body = await body_bytes(request, parts_of(request).settings.max_body_bytes)
     return convert(parse_json(body), kind)
 
 
-async def _body(request: Request[str, Any, State], limit: int) -> bytes:
+async def body_bytes(request: Request[str, Any, State], limit: int) -> bytes:
     """The body; one that is too large is read and thrown away as long as it comes.
 
     Who is cut off while it still sends never reads why.
