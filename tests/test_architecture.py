@@ -36,7 +36,6 @@ ROOMS = (
 EVERYWHERE = frozenset({"anyio", "msgspec"})
 
 HOMES = {
-    "aiosqlite": ("sessions/",),
     "alembic": ("sessions/",),
     "asyncpg": ("sessions/",),
     "click": ("cli.py",),
