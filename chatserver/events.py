@@ -247,7 +247,7 @@ def compact(records: list[Record], run_id: str, keep: int = 0) -> list[Record]:
     The newest ``keep`` records and a terminal one stay as they are, and so does all that would make the snapshot
     larger than one event may be: a cursor behind the snapshot's ``seq`` still finds every event that follows it.
     """
-    end = len(records) - keep
+    end = max(0, len(records) - keep)
     if end > 0 and records[end - 1].is_terminal:
         end -= 1
     room = EVENT_BYTES_LIMIT - 4096

@@ -74,8 +74,11 @@ class Gates:
 
     def wait(self) -> bool:
         """Whether somebody opened in time."""
+        return self.wait_for(60)
+
+    def wait_for(self, seconds: float) -> bool:
         self.entered.release()
-        return self._opened.wait(60)
+        return self._opened.wait(seconds)
 
     @property
     def is_open(self) -> bool:
@@ -434,6 +437,57 @@ async def test_a_tool_that_hangs_is_left_after_the_timeout_and_cancelled() -> No
     assert outcome.duration_ms >= 50
     assert await anyio.to_thread.run_sync(cancelled.wait, WAIT_SECONDS)
     await assert_works(ToolThreads(LONG, LIMIT))
+
+
+async def test_tools_that_fail_after_their_timeout_leave_no_trace_in_the_log(
+    gates: Gates, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody waits for what they say any more; the operator cannot do anything about it."""
+    came_back = threading.Semaphore(0)
+
+    async def in_loop() -> None:
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            came_back.release()
+
+    def plain() -> None:
+        gates.wait()
+        came_back.release()
+        raise ValueError("too late")
+
+    threads = ToolThreads(SHORT, LIMIT)
+    for function in (in_loop, plain):
+        assert (await called(threads, function)).is_error
+    gates.open()
+    for _ in range(2):
+        assert await anyio.to_thread.run_sync(came_back.acquire, True, WAIT_SECONDS)
+    await assert_works_slowly(threads)
+    gc.collect()
+    assert caplog.record_tuples == []
+
+
+async def test_a_failure_that_takes_long_to_say_does_not_block_the_server(gates: Gates) -> None:
+    """The gate opens only if the server's loop runs while the words are found."""
+
+    class SlowError(Exception):
+        def __str__(self) -> str:
+            return "opened" if gates.wait_for(5) else "blocked"
+
+    def fail() -> None:
+        raise SlowError
+
+    for function in both(fail):
+        outcomes: list[Outcome] = []
+
+        async def call(function: Function = function, outcomes: list[Outcome] = outcomes) -> None:
+            outcomes.append(await called(ToolThreads(LONG, LIMIT), function))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(call)
+            await gates.has_entered()
+            gates.open()
+        assert outcomes[0].result == "opened"
 
 
 async def test_a_tool_that_ignores_cancellation_is_left_behind(gates: Gates) -> None:
