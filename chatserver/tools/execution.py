@@ -68,11 +68,11 @@ class ToolThreads:
         if tool.is_async:
             self._loop = self._loop or _start_loop()
 
-            async def run() -> tuple[Any, bool]:
+            async def run() -> tuple[Any, bool] | ToolFailed:
                 try:
                     return cap(await tool.function(**bound), limit)
                 except BaseException as error:  # noqa: BLE001 - SystemExit would end the tools' loop
-                    raise _harmless(error) from None
+                    return _harmless(error)  # Returned: one raised after the timeout would be logged as a fault.
 
             future = asyncio.run_coroutine_threadsafe(run(), self._loop)
         else:
@@ -81,7 +81,7 @@ class ToolThreads:
             future = _in_thread(lambda: cap(tool.function(**bound), limit), self._lost.discard)
         try:
             with anyio.fail_after(self._timeout_seconds):
-                return await asyncio.wrap_future(future)
+                done: tuple[Any, bool] | ToolFailed = await asyncio.wrap_future(future)
         except TimeoutError:
             if tool.is_async and self._loop is not None and await _is_stuck(self._loop):
                 self._loop = None
@@ -89,6 +89,9 @@ class ToolThreads:
         finally:
             if not tool.is_async and (not future.done() or future.cancelled()):
                 self._lost.add(future)
+        if isinstance(done, ToolFailed):
+            raise done
+        return done
 
 
 def cap(result: Any, bytes_limit: int) -> tuple[Any, bool]:
@@ -135,17 +138,15 @@ async def _is_stuck(loop: asyncio.AbstractEventLoop) -> bool:
     return True
 
 
-def _harmless(error: BaseException) -> Exception:
-    """A tool's failure as one that a future can carry and that ends nobody but the call."""
-    if isinstance(error, Exception) and not isinstance(error, StopIteration | StopAsyncIteration | TimeoutError):
-        return error
+def _harmless(error: BaseException) -> ToolFailed:
+    """A tool's failure in words, found where the tool runs: `__str__` is foreign code too."""
     return ToolFailed(_words(error))
 
 
 def _words(error: BaseException) -> str:
     try:
         return str(error) or type(error).__name__
-    except Exception:  # noqa: BLE001 - `__str__` is foreign code too
+    except Exception:  # noqa: BLE001 - whatever it raises
         return type(error).__name__
 
 
