@@ -3,119 +3,37 @@
 import asyncio
 import json
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from typing import Any, TypeAlias
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from typing import Any
 
 import anyio
 import msgspec
 import pytest
 from msgspec.structs import replace
 
-from chatserver.agent import ARGUMENTS_BYTES_LIMIT, CALLS_PER_TURN_LIMIT, Agent, Finished, Meter, Step
-from chatserver.context import estimated_tokens
-from chatserver.errors import UpstreamError
-from chatserver.events import EVENT_BYTES_LIMIT, Event, Reasoning, Token, ToolCall, ToolResult, Usage, decode, record
-from chatserver.providers import Delta, Finish, ModelRequest, ReasoningDelta, TextDelta, ToolCallRequest
+from chatserver.agent import ARGUMENTS_BYTES_LIMIT, CALLS_PER_TURN_LIMIT, Finished, Meter, Step
+from chatserver.events import EVENT_BYTES_LIMIT, Event, Reasoning, Token, ToolCall, ToolResult, decode, record
+from chatserver.providers import Finish, ReasoningDelta, TextDelta
 from chatserver.tools import tool
-from chatserver.tools.execution import ToolThreads
+from tests.scripted_model import (
+    ASKED,
+    WAIT_SECONDS,
+    ScriptedModel,
+    Turn,
+    add,
+    agent,
+    called,
+    gave,
+    results_of,
+    shout,
+    steps_of,
+    still,
+    stop,
+    wants,
+)
 
 pytestmark = pytest.mark.anyio
-
-WAIT_SECONDS = 15.0
-ASKED = ModelRequest(model="m", messages=[{"role": "user", "content": "Hi"}], temperature=0.5, max_output_tokens=9)
-FAILURE = UpstreamError("upstream_truncated", "cut")
-
-Said: TypeAlias = Delta | UpstreamError | anyio.Event
-Turn: TypeAlias = Sequence[Said]
-
-
-class ScriptedModel:
-    """A ``Provider`` of ready turns: deltas, gates that must open first, and failures."""
-
-    def __init__(self, *turns: Turn) -> None:
-        self._turns = iter(turns)
-        self.requests: list[ModelRequest] = []
-        self.open = 0
-        """Streams that were not left yet."""
-
-    @asynccontextmanager
-    async def stream(self, request: ModelRequest) -> AsyncIterator[AsyncIterator[Delta]]:
-        self.requests.append(replace(request, messages=list(request.messages)))
-        self.open += 1
-        try:
-            async with aclosing(self._deltas(next(self._turns))) as deltas:
-                yield deltas
-        finally:
-            self.open -= 1
-
-    async def _deltas(self, turn: Turn) -> AsyncGenerator[Delta, None]:
-        for said in turn:
-            match said:
-                case anyio.Event():
-                    await said.wait()
-                case UpstreamError():
-                    raise said
-                case _:
-                    yield said
-
-
-def stop(input_tokens: int | None = None, output_tokens: int = 0) -> Finish:
-    return Finish("stop", None if input_tokens is None else Usage(input_tokens, output_tokens))
-
-
-def wants(*calls: tuple[str, str, str], usage: Usage | None = None) -> list[Said]:
-    """The end of a turn that calls tools: id, name, arguments."""
-    return [*(ToolCallRequest(*call) for call in calls), Finish("tool_calls", usage)]
-
-
-async def add(a: int, b: int) -> int:
-    """Add."""
-    return a + b
-
-
-def shout(text: str) -> str:
-    """Shout."""
-    return text.upper()
-
-
-async def hang() -> None:
-    await asyncio.get_running_loop().create_future()
-
-
-def agent(model: ScriptedModel, *functions: Callable[..., Any], turns_limit: int = 10) -> Agent:
-    tools = [tool(each) for each in functions or (add, shout, hang)]
-    return Agent(model, {each.name: each for each in tools}, ToolThreads(WAIT_SECONDS, 1000), turns_limit)
-
-
-async def steps_of(made: Agent, meter: Meter | None = None, request: ModelRequest = ASKED) -> list[Step]:
-    """All steps, durations aside."""
-    steps: list[Step] = []
-    with anyio.fail_after(WAIT_SECONDS):
-        async with (
-            anyio.create_task_group() as tasks,
-            aclosing(made.answer(request, meter or Meter(), tasks)) as answer,
-        ):
-            async for step in answer:
-                steps.append(still(step))
-    return steps
-
-
-def still(step: Step) -> Step:
-    return replace(step, duration_ms=0) if isinstance(step, ToolResult) else step
-
-
-def called(call_id: str, name: str, **args: Any) -> ToolCall:
-    return ToolCall(call_id=call_id, tool=name, args=args)
-
-
-def gave(call_id: str, name: str, result: Any) -> ToolResult:
-    return ToolResult(call_id=call_id, tool=name, result=result, is_error=False, truncated=False, duration_ms=0)
-
-
-def results_of(steps: Sequence[Step]) -> list[ToolResult]:
-    return [step for step in steps if isinstance(step, ToolResult)]
-
 
 # ---- what a model says ----------------------------------------------------------------------------------------------
 
@@ -394,139 +312,3 @@ async def test_more_calls_than_a_turn_may_make_are_answered_but_not_made() -> No
     refused = {each.call_id for each in results if each.is_error}
     assert refused == {f"c{n}" for n in range(CALLS_PER_TURN_LIMIT, count)}
     assert len(model.requests[1].messages) == 2 + count
-
-
-# ---- usage ----------------------------------------------------------------------------------------------------------
-
-CALLS = ("c", "add", '{"a":1,"b":2}')
-
-
-async def test_usage_is_what_the_upstream_told_over_all_turns() -> None:
-    meter = Meter()
-    model = ScriptedModel(wants(CALLS, usage=Usage(10, 5)), [TextDelta("3"), stop(20, 1)])
-    await steps_of(agent(model), meter)
-    assert meter.usage() == Usage(30, 6, estimated=False)
-
-
-@pytest.mark.parametrize("tells", [(False, False), (True, False), (False, True)], ids=str)
-async def test_usage_that_is_not_told_is_estimated_and_says_so(tells: tuple[bool, bool]) -> None:
-    meter = Meter()
-    told = [Usage(1000, 500) if each else None for each in tells]
-    said: list[Said] = [ReasoningDelta("r" * 40), TextDelta("t" * 41)]
-    model = ScriptedModel([*said, *wants(CALLS, usage=told[0])], [TextDelta("x" * 8), Finish("stop", told[1])])
-    await steps_of(agent(model), meter)
-    asked = [estimated_tokens([*request.messages, *request.tools]) for request in model.requests]
-    answered = [-(-(40 + 41 + len(CALLS[2])) // 4), 2]
-    parts = [told[turn] or Usage(asked[turn], answered[turn], estimated=True) for turn in (0, 1)]
-    assert meter.usage() == parts[0] + parts[1]
-    assert meter.usage().estimated
-
-
-async def test_usage_is_right_at_any_moment() -> None:
-    """A run may be cancelled at any."""
-    meter = Meter()
-    assert meter.usage() == Usage()
-    model = ScriptedModel([TextDelta("t" * 4), TextDelta("t" * 4), stop(7, 2)])
-    seen: list[Usage] = []
-    async with anyio.create_task_group() as tasks, aclosing(agent(model).answer(ASKED, meter, tasks)) as answer:
-        async for _ in answer:
-            seen.append(meter.usage())
-    asked = estimated_tokens([*model.requests[0].messages, *model.requests[0].tools])
-    assert seen == [Usage(asked, 1, estimated=True), Usage(asked, 2, estimated=True), Usage(7, 2)]
-
-
-# ---- failing and leaving --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("said", [[], [TextDelta("Hel")], [ReasoningDelta("H")], [ToolCallRequest(*CALLS)]])
-async def test_a_failing_model_fails_the_answer(said: list[Said]) -> None:
-    meter = Meter()
-    model = ScriptedModel(wants(CALLS, usage=Usage(10, 5)), [*said, FAILURE])
-    steps: list[Step] = []
-    with pytest.raises(UpstreamError) as failure:
-        await into(steps, agent(model), meter)
-    assert failure.value is FAILURE
-    texts = [each for each in said if not isinstance(each, ToolCallRequest)]
-    assert [still(step) for step in steps[:2]] == [called("c", "add", a=1, b=2), gave("c", "add", 3)]
-    assert len(steps) == 2 + len(texts)
-    assert model.open == 0
-    usage = meter.usage()
-    assert usage.estimated and usage.input_tokens > 10 and usage.output_tokens >= 5 + len(texts)
-
-
-async def into(steps: list[Step], made: Agent, meter: Meter) -> None:
-    """Collect the steps without a task group around a failure: it would wrap it."""
-    async with AsyncExitStack() as stack:
-        tasks = anyio.create_task_group()
-        await tasks.__aenter__()
-        stack.push_async_callback(tasks.__aexit__, None, None, None)
-        answer = await stack.enter_async_context(aclosing(made.answer(ASKED, meter, tasks)))
-        with anyio.fail_after(WAIT_SECONDS):
-            async for step in answer:
-                steps.append(step)
-
-
-def busy_turns() -> Iterator[Turn]:
-    yield [ReasoningDelta("Hm"), TextDelta("Let "), TextDelta("me"), *wants(CALLS, ("d", "shout", '{"text":"a"}'))]
-    yield [TextDelta("Once more"), *wants(("e", "add", '{"a":1,"b":2}'))]
-    yield [TextDelta("Done"), stop()]
-
-
-@pytest.mark.parametrize("count", range(13))
-async def test_leaving_after_any_step_leaves_nothing_behind(count: int) -> None:
-    """Closing the generator is enough: what runs in the caller's tasks ends by itself, and quietly."""
-    model = ScriptedModel(*busy_turns())
-    before = asyncio.all_tasks()
-    with anyio.fail_after(WAIT_SECONDS):
-        async with anyio.create_task_group() as tasks:
-            answer = agent(model).answer(ASKED, Meter(), tasks)
-            steps = [await anext(answer) for _ in range(count)]
-            await answer.aclose()
-            assert model.open == 0
-    assert (count == 12) == (steps[-1:] == [Finished("stop")])
-    assert asyncio.all_tasks() == before
-
-
-async def test_cancelling_while_the_model_speaks_leaves_it_at_once() -> None:
-    model = ScriptedModel([TextDelta("Hel"), anyio.Event(), stop()])
-    steps: list[Step] = []
-    with anyio.fail_after(WAIT_SECONDS), anyio.CancelScope() as scope:
-        async with anyio.create_task_group() as tasks, aclosing(agent(model).answer(ASKED, Meter(), tasks)) as answer:
-            async for step in answer:
-                steps.append(step)
-                scope.cancel()
-    assert steps == [Token(content="Hel")]
-    assert model.open == 0
-
-
-async def test_cancelling_while_tools_run_cancels_them_and_waits_for_none() -> None:
-    entered, left, never = threading.Semaphore(0), threading.Event(), threading.Event()
-
-    async def in_loop() -> None:
-        entered.release()
-        try:
-            await asyncio.get_running_loop().create_future()
-        finally:
-            left.set()
-
-    def plain() -> None:
-        entered.release()
-        never.wait(60)
-
-    model = ScriptedModel(wants(("c", "in_loop", "{}"), ("d", "plain", "{}")), [stop()])
-    steps: list[Step] = []
-
-    async def answer() -> None:
-        async with anyio.create_task_group() as tasks:
-            async for step in agent(model, in_loop, plain).answer(ASKED, Meter(), tasks):
-                steps.append(step)
-
-    with anyio.fail_after(WAIT_SECONDS):
-        async with anyio.create_task_group() as outer:
-            outer.start_soon(answer)
-            for _ in range(2):
-                assert await anyio.to_thread.run_sync(entered.acquire, True, WAIT_SECONDS)
-            outer.cancel_scope.cancel()
-    assert steps == [called("c", "in_loop"), called("d", "plain")]
-    assert await anyio.to_thread.run_sync(left.wait, WAIT_SECONDS)
-    never.set()

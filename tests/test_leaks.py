@@ -14,6 +14,9 @@ import anyio
 import psutil
 import pytest
 
+from chatserver.run import Subscription
+from chatserver.server import HttpProtocol, WebSocketProtocol
+from chatserver.transports.connections import Connection
 from tests.clients import (
     SSE,
     TRANSPORTS,
@@ -214,12 +217,16 @@ async def until_held(server: LiveServer, directory: Path, wanted: dict[str, obje
     assert held(server, directory) == wanted
 
 
-def objects(upstream: FakeUpstream) -> int:
-    """Objects in memory, without the test's own records."""
+KINDS = (HttpProtocol, WebSocketProtocol, Connection, Subscription)
+
+
+def objects(upstream: FakeUpstream) -> tuple[Counter[str], int]:
+    """What is in memory without the test's own records: of each kind that a connection is made of, and in all."""
     for record in (upstream.requests, upstream.replies, upstream.cuts):
         record.clear()
     gc.collect()
-    return len(gc.get_objects())
+    found = gc.get_objects()
+    return Counter(type(each).__name__ for each in found if type(each) in KINDS), len(found)
 
 
 @pytest.mark.timeout(1800)
@@ -238,13 +245,16 @@ async def test_nothing_of_those_who_connect_and_leave_stays_behind(tmp_path: Pat
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(endless.next)  # There is nothing more to read, but WebSocket pings to answer.
                 await world.alone()
-                before = held(server, tmp_path)
+                before, (kinds, _) = held(server, tmp_path), objects(upstream)
                 await world.cycles(first)
                 await until_held(server, tmp_path, before)
-                objects_before, bytes_before = objects(upstream), process.memory_info().rss
+                (kinds_now, total), bytes_before = objects(upstream), process.memory_info().rss
+                assert kinds_now == kinds
                 await world.cycles(then)
                 await until_held(server, tmp_path, before)
-                assert objects(upstream) - objects_before < OBJECTS_LIMIT
+                kinds_now, total_now = objects(upstream)
+                assert kinds_now == kinds
+                assert total_now - total < OBJECTS_LIMIT
                 assert process.memory_info().rss - bytes_before < GROWTH_LIMIT_BYTES
                 tasks.cancel_scope.cancel()
         assert (await cancel(server, endless.run_id)).status == 202

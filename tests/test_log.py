@@ -1,262 +1,35 @@
-"""The event log: whoever reads, from wherever, at whatever speed, gets the run's own events in their one order.
-
-Written against ``EventLogs``; a shared store joins by a line in ``STORES``, which gives it two nodes.
-"""
+"""The event log: whoever reads, from wherever, at whatever speed, gets the run's own events in their one order."""
 
 import asyncio
 import gc
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
-from dataclasses import dataclass
+from contextlib import aclosing
 from types import FunctionType, ModuleType
-from typing import Any, TypeAlias
+from typing import Any
 
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 from msgspec.structs import replace
 
-from chatserver.commands import new_id
-from chatserver.events import (
-    EVENT_BYTES_LIMIT,
-    Done,
-    Error,
-    Event,
-    Reasoning,
-    Record,
-    Start,
-    Token,
-    ToolCall,
-    ToolResult,
-    Usage,
-    decode,
-    fold,
-    record,
+from chatserver.events import EVENT_BYTES_LIMIT, Done, Event, Record, Token, Usage, decode, fold
+from chatserver.log import READ_RECORDS_LIMIT
+from tests.logs import (
+    ENDLESS,
+    SMALL,
+    WAIT_SECONDS,
+    Store,
+    a_run,
+    all_of,
+    appended,
+    end,
+    in_each_store,
+    new_log,
+    seqs,
+    start,
 )
-from chatserver.log import READ_RECORDS_LIMIT, EventLog, EventLogs
-from chatserver.log.memory import MemoryLog, MemoryLogs
-from tests.conftest import Scale
 
-pytestmark = pytest.mark.anyio
-
-WAIT_SECONDS = 20.0
-ENDLESS = 2**40
-"""A budget that no log of a test passes: it is never compacted."""
-SMALL = 20_000
-
-Nodes: TypeAlias = tuple[EventLogs, EventLogs]
-"""A store as the node of the owner sees it, and as another one does."""
-
-
-@asynccontextmanager
-async def memory(budget_bytes: int) -> AsyncIterator[Nodes]:
-    logs = MemoryLogs(budget_bytes)
-    yield logs, logs
-
-
-Store: TypeAlias = Callable[[int], AbstractAsyncContextManager[Nodes]]
-STORES: dict[str, Store] = {"memory": memory}
-
-
-@pytest.fixture(params=STORES)
-def store(request: pytest.FixtureRequest) -> Store:
-    return STORES[request.param]
-
-
-@asynccontextmanager
-async def new_log(store: Store, budget_bytes: int = ENDLESS) -> AsyncIterator[tuple[EventLog, EventLog]]:
-    """A log as its owner has it, and as a reader elsewhere does."""
-    async with store(budget_bytes) as (owner, other):
-        run_id = new_id()
-        log = await owner.create(run_id)
-        found = await other.open(run_id)
-        assert found is not None
-        yield log, found
-
-
-def start() -> Start:
-    return Start(session_id="s", message_id="m", user_message_id="u", model="x", protocol=1, heartbeat_ms=1)
-
-
-def end() -> Error:
-    return Error(code="interrupted", message="", retryable=True)
-
-
-def seqs(records: Iterable[Record]) -> list[int]:
-    return [each.seq for each in records]
-
-
-async def appended(log: EventLog, count: int) -> None:
-    """Tokens until there are ``count`` events."""
-    for number in range(await log.last_seq() + 1, count + 1):
-        await log.append(Token(content=f"{number} "))
-
-
-async def all_of(log: EventLog, after: int = 0) -> list[Record]:
-    with anyio.fail_after(WAIT_SECONDS):
-        return [each async for batch in log.read(after) for each in batch]
-
-
-# ---- hundreds of readers --------------------------------------------------------------------------------------------
-
-
-class Truth:
-    """What was written, and by which it is judged what was read."""
-
-    def __init__(self, run_id: str) -> None:
-        self.run_id = run_id
-        self.drafts: list[Event] = []
-        self.documents: list[bytes] = []
-        self.snapshots: set[bytes] = set()
-        """Those that were seen, each of them right."""
-        self._gates: dict[int, anyio.Event] = {}
-
-    def add(self, draft: Event) -> None:
-        """Before it is appended."""
-        self.drafts.append(draft)
-        self.documents.append(record(replace(draft, run_id=self.run_id, seq=len(self.drafts))).data)
-        if gate := self._gates.pop(len(self.drafts), None):
-            gate.set()
-
-    async def grown_by(self, count: int) -> None:
-        """Time passes by what is written, not by a clock."""
-        await self._gates.setdefault(len(self.drafts) + count, anyio.Event()).wait()
-
-    def check(self, snapshot: Record) -> None:
-        if snapshot.data not in self.snapshots:
-            assert fold([decode(snapshot.data)]) == fold(self.drafts[: snapshot.seq])
-            assert len(snapshot.data) <= EVENT_BYTES_LIMIT
-            self.snapshots.add(snapshot.data)
-
-
-@dataclass
-class Reader:
-    """A client of any manners: it begins anywhere, may be slow, leaves and comes back with its cursor."""
-
-    log: EventLog
-    truth: Truth
-    chance: random.Random
-    pause: Callable[[], Awaitable[None]]
-    cursor: int
-    is_over: bool = False
-
-    async def run(self) -> None:
-        while not self.is_over:
-            match self.chance.randrange(4):
-                case 0:
-                    await self._until_cancelled()
-                case 1:
-                    await self._some(self.chance.randrange(1, 2000))
-                case 2:
-                    await self.pause()
-                    await self._some(self.chance.randrange(1, 200))
-                case _:
-                    await self._some(ENDLESS)
-
-    async def _until_cancelled(self) -> None:
-        """Cancelled wherever it may be at some moment; waiting, or in the middle of a batch."""
-        async with anyio.create_task_group() as tasks:
-
-            async def cancel() -> None:
-                await self.pause()
-                tasks.cancel_scope.cancel()
-
-            tasks.start_soon(cancel)
-            await self._some(ENDLESS)
-            tasks.cancel_scope.cancel()
-
-    async def _some(self, count: int) -> None:
-        """Read so many events at least, then close; a slow one waits after each batch, as for its peer."""
-        is_slow = self.chance.random() < 0.3
-        async with aclosing(self.log.read(self.cursor)) as batches:
-            async for batch in batches:
-                self._take(batch)
-                count -= len(batch)
-                if is_slow and not self.is_over:
-                    await self.pause()
-                if count <= 0:
-                    return
-        assert self.is_over, "the iterator ended before the run did"
-
-    def _take(self, batch: Sequence[Record]) -> None:
-        assert not self.is_over, "a batch behind the terminal event"
-        assert 0 < len(batch) <= READ_RECORDS_LIMIT
-        first, rest = batch[0], batch
-        if first.type == "snapshot":
-            assert first.seq > self.cursor
-            self.truth.check(first)
-            self.cursor, rest = first.seq, batch[1:]
-        assert [each.seq for each in rest] == list(range(self.cursor + 1, self.cursor + 1 + len(rest)))
-        assert [each.data for each in rest] == self.truth.documents[self.cursor : self.cursor + len(rest)]
-        self.cursor = batch[-1].seq
-        self.is_over = batch[-1].is_terminal
-
-
-def a_run(count: int) -> Iterator[Event]:
-    """The drafts of a run of ``count`` events of all kinds, no two alike."""
-    yield start()
-    for number in range(2, count):
-        match number % 100:
-            case 50:
-                yield ToolCall(call_id=f"c{number}", tool="clock", args={"n": number})
-            case 51:
-                yield ToolResult(
-                    call_id=f"c{number - 1}",
-                    tool="clock",
-                    result=number,
-                    is_error=False,
-                    truncated=False,
-                    duration_ms=1,
-                )
-            case rest if rest < 20:
-                yield Reasoning(content=f"<{number}>")
-            case _:
-                yield Token(content=f"{number} ")
-    yield end()
-
-
-@pytest.mark.proof
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("budget_bytes", [ENDLESS, SMALL, 300_000], ids=["whole", "small", "compacted"])
-async def test_no_reader_misses_doubles_or_reorders_an_event(
-    store: Store, budget_bytes: int, seed: int, scale: Scale
-) -> None:
-    """Hundreds of mixed cursors and speeds; cancelled ones, late joiners, some after the end."""
-    chance = random.Random(seed)
-    events_count, readers_count = scale(5_000, 100_000), scale(200, 400)
-    readers: list[Reader] = []
-    with anyio.fail_after(scale(50, 850)):
-        async with new_log(store, budget_bytes) as (log, elsewhere), anyio.create_task_group() as tasks:
-            truth = Truth(log.run_id)
-
-            async def pause() -> None:
-                count = chance.choice([0, 1, 30, events_count // 20])
-                if count and len(truth.drafts) + count <= events_count:
-                    await truth.grown_by(count)
-                else:
-                    await checkpoint()
-
-            def join() -> None:
-                cursor = chance.choice([0, chance.randint(0, len(truth.drafts))])
-                readers.append(Reader(elsewhere, truth, chance, pause, cursor))
-                tasks.start_soon(readers[-1].run)
-
-            arrivals = sorted(chance.randint(-events_count, events_count) for _ in range(readers_count))
-            for seq, draft in enumerate(a_run(events_count), 1):
-                while arrivals and arrivals[0] < seq:
-                    arrivals.pop(0)
-                    join()
-                truth.add(draft)
-                assert await log.append(draft) == seq
-                if chance.random() < 0.05:
-                    await checkpoint()
-            for _ in range(20):
-                join()
-    assert [(reader.cursor, reader.is_over) for reader in readers] == [(events_count, True)] * (readers_count + 20)
-    assert bool(truth.snapshots) == (budget_bytes < ENDLESS)
-
+pytestmark = [pytest.mark.anyio, in_each_store]
 
 # ---- one reader -----------------------------------------------------------------------------------------------------
 
@@ -493,27 +266,3 @@ async def test_a_log_is_found_by_its_run_until_it_is_forgotten(store: Store) -> 
         for _ in range(2):
             owner.forget("one")
         assert await other.open("two") is not None
-
-
-async def test_a_forgotten_log_can_be_read_to_its_end_by_who_has_it() -> None:
-    logs = MemoryLogs(ENDLESS)
-    log = await logs.create("one")
-    reading = log.read(0)
-    for draft in a_run(5):
-        await log.append(draft)
-    logs.forget("one")
-    assert await logs.open("one") is None
-    assert [seqs(batch) async for batch in reading] == [[1, 2, 3, 4, 5]]
-
-
-async def test_a_log_that_a_crash_left_is_read_from_any_cursor() -> None:
-    """It is numbered above every seq that can have been sent."""
-    snapshot = fold([Token(content="kept")]).snapshot("r", 1_000_000)
-    records = [record(snapshot), record(replace(end(), run_id="r", seq=1_000_001))]
-    log = MemoryLog("r", ENDLESS, records)
-    for cursor in (0, 1, 77, 999_999):
-        assert await all_of(log, cursor) == records
-    assert await all_of(log, 1_000_000) == records[1:]
-    assert await all_of(log, 1_000_001) == []
-    with pytest.raises(RuntimeError):
-        await log.append(Token(content="more"))

@@ -1,0 +1,89 @@
+"""What tests of event logs share. They know only ``EventLogs``: a shared store joins by a line in ``STORES``."""
+
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TypeAlias
+
+import anyio
+import pytest
+
+from chatserver.commands import new_id
+from chatserver.events import Error, Event, Reasoning, Record, Start, Token, ToolCall, ToolResult
+from chatserver.log import EventLog, EventLogs
+from chatserver.log.memory import MemoryLogs
+
+WAIT_SECONDS = 20.0
+ENDLESS = 2**40
+"""A budget that no log of a test passes: it is never compacted."""
+SMALL = 20_000
+
+Nodes: TypeAlias = tuple[EventLogs, EventLogs]
+"""A store as the node of the owner sees it, and as another one does."""
+
+
+@asynccontextmanager
+async def memory(budget_bytes: int) -> AsyncIterator[Nodes]:
+    logs = MemoryLogs(budget_bytes)
+    yield logs, logs
+
+
+Store: TypeAlias = Callable[[int], AbstractAsyncContextManager[Nodes]]
+STORES: dict[str, Store] = {"memory": memory}
+in_each_store = pytest.mark.parametrize("store", STORES.values(), ids=STORES)
+
+
+@asynccontextmanager
+async def new_log(store: Store, budget_bytes: int = ENDLESS) -> AsyncIterator[tuple[EventLog, EventLog]]:
+    """A log as its owner has it, and as a reader elsewhere does."""
+    async with store(budget_bytes) as (owner, other):
+        run_id = new_id()
+        log = await owner.create(run_id)
+        found = await other.open(run_id)
+        assert found is not None
+        yield log, found
+
+
+def start() -> Start:
+    return Start(session_id="s", message_id="m", user_message_id="u", model="x", protocol=1, heartbeat_ms=1)
+
+
+def end() -> Error:
+    return Error(code="interrupted", message="", retryable=True)
+
+
+def seqs(records: Iterable[Record]) -> list[int]:
+    return [each.seq for each in records]
+
+
+async def appended(log: EventLog, count: int) -> None:
+    """Tokens until there are ``count`` events."""
+    for number in range(await log.last_seq() + 1, count + 1):
+        await log.append(Token(content=f"{number} "))
+
+
+async def all_of(log: EventLog, after: int = 0) -> list[Record]:
+    with anyio.fail_after(WAIT_SECONDS):
+        return [each async for batch in log.read(after) for each in batch]
+
+
+def a_run(count: int) -> Iterator[Event]:
+    """The drafts of a run of ``count`` events of all kinds, no two alike."""
+    yield start()
+    for number in range(2, count):
+        match number % 100:
+            case 50:
+                yield ToolCall(call_id=f"c{number}", tool="clock", args={"n": number})
+            case 51:
+                yield ToolResult(
+                    call_id=f"c{number - 1}",
+                    tool="clock",
+                    result=number,
+                    is_error=False,
+                    truncated=False,
+                    duration_ms=1,
+                )
+            case rest if rest < 20:
+                yield Reasoning(content=f"<{number}>")
+            case _:
+                yield Token(content=f"{number} ")
+    yield end()

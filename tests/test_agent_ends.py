@@ -1,0 +1,167 @@
+"""The agent's account and its ends: usage at any moment, a model that fails, answers that are left or cancelled."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, aclosing
+
+import anyio
+import pytest
+
+from chatserver.agent import Agent, Finished, Meter, Step
+from chatserver.context import estimated_tokens
+from chatserver.errors import UpstreamError
+from chatserver.events import Token, Usage
+from chatserver.providers import Finish, ReasoningDelta, TextDelta, ToolCallRequest
+from tests.scripted_model import (
+    ASKED,
+    FAILURE,
+    WAIT_SECONDS,
+    Said,
+    ScriptedModel,
+    Turn,
+    agent,
+    called,
+    gave,
+    steps_of,
+    still,
+    stop,
+    wants,
+)
+
+pytestmark = pytest.mark.anyio
+
+# ---- usage ----------------------------------------------------------------------------------------------------------
+
+CALLS = ("c", "add", '{"a":1,"b":2}')
+
+
+async def test_usage_is_what_the_upstream_told_over_all_turns() -> None:
+    meter = Meter()
+    model = ScriptedModel(wants(CALLS, usage=Usage(10, 5)), [TextDelta("3"), stop(20, 1)])
+    await steps_of(agent(model), meter)
+    assert meter.usage() == Usage(30, 6, estimated=False)
+
+
+@pytest.mark.parametrize("tells", [(False, False), (True, False), (False, True)], ids=str)
+async def test_usage_that_is_not_told_is_estimated_and_says_so(tells: tuple[bool, bool]) -> None:
+    meter = Meter()
+    told = [Usage(1000, 500) if each else None for each in tells]
+    said: list[Said] = [ReasoningDelta("r" * 40), TextDelta("t" * 41)]
+    model = ScriptedModel([*said, *wants(CALLS, usage=told[0])], [TextDelta("x" * 8), Finish("stop", told[1])])
+    await steps_of(agent(model), meter)
+    asked = [estimated_tokens([*request.messages, *request.tools]) for request in model.requests]
+    answered = [-(-(40 + 41 + len(CALLS[2])) // 4), 2]
+    parts = [told[turn] or Usage(asked[turn], answered[turn], estimated=True) for turn in (0, 1)]
+    assert meter.usage() == parts[0] + parts[1]
+    assert meter.usage().estimated
+
+
+async def test_usage_is_right_at_any_moment() -> None:
+    """A run may be cancelled at any."""
+    meter = Meter()
+    assert meter.usage() == Usage()
+    model = ScriptedModel([TextDelta("t" * 4), TextDelta("t" * 4), stop(7, 2)])
+    seen: list[Usage] = []
+    async with anyio.create_task_group() as tasks, aclosing(agent(model).answer(ASKED, meter, tasks)) as answer:
+        async for _ in answer:
+            seen.append(meter.usage())
+    asked = estimated_tokens([*model.requests[0].messages, *model.requests[0].tools])
+    assert seen == [Usage(asked, 1, estimated=True), Usage(asked, 2, estimated=True), Usage(7, 2)]
+
+
+# ---- failing and leaving --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("said", [[], [TextDelta("Hel")], [ReasoningDelta("H")], [ToolCallRequest(*CALLS)]])
+async def test_a_failing_model_fails_the_answer(said: list[Said]) -> None:
+    meter = Meter()
+    model = ScriptedModel(wants(CALLS, usage=Usage(10, 5)), [*said, FAILURE])
+    steps: list[Step] = []
+    with pytest.raises(UpstreamError) as failure:
+        await into(steps, agent(model), meter)
+    assert failure.value is FAILURE
+    texts = [each for each in said if not isinstance(each, ToolCallRequest)]
+    assert [still(step) for step in steps[:2]] == [called("c", "add", a=1, b=2), gave("c", "add", 3)]
+    assert len(steps) == 2 + len(texts)
+    assert model.open == 0
+    usage = meter.usage()
+    assert usage.estimated and usage.input_tokens > 10 and usage.output_tokens >= 5 + len(texts)
+
+
+async def into(steps: list[Step], made: Agent, meter: Meter) -> None:
+    """Collect the steps without a task group around a failure: it would wrap it."""
+    async with AsyncExitStack() as stack:
+        tasks = anyio.create_task_group()
+        await tasks.__aenter__()
+        stack.push_async_callback(tasks.__aexit__, None, None, None)
+        answer = await stack.enter_async_context(aclosing(made.answer(ASKED, meter, tasks)))
+        with anyio.fail_after(WAIT_SECONDS):
+            async for step in answer:
+                steps.append(step)
+
+
+def busy_turns() -> Iterator[Turn]:
+    yield [ReasoningDelta("Hm"), TextDelta("Let "), TextDelta("me"), *wants(CALLS, ("d", "shout", '{"text":"a"}'))]
+    yield [TextDelta("Once more"), *wants(("e", "add", '{"a":1,"b":2}'))]
+    yield [TextDelta("Done"), stop()]
+
+
+@pytest.mark.parametrize("count", range(13))
+async def test_leaving_after_any_step_leaves_nothing_behind(count: int) -> None:
+    """Closing the generator is enough: what runs in the caller's tasks ends by itself, and quietly."""
+    model = ScriptedModel(*busy_turns())
+    before = asyncio.all_tasks()
+    with anyio.fail_after(WAIT_SECONDS):
+        async with anyio.create_task_group() as tasks:
+            answer = agent(model).answer(ASKED, Meter(), tasks)
+            steps = [await anext(answer) for _ in range(count)]
+            await answer.aclose()
+            assert model.open == 0
+    assert (count == 12) == (steps[-1:] == [Finished("stop")])
+    assert asyncio.all_tasks() == before
+
+
+async def test_cancelling_while_the_model_speaks_leaves_it_at_once() -> None:
+    model = ScriptedModel([TextDelta("Hel"), anyio.Event(), stop()])
+    steps: list[Step] = []
+    with anyio.fail_after(WAIT_SECONDS), anyio.CancelScope() as scope:
+        async with anyio.create_task_group() as tasks, aclosing(agent(model).answer(ASKED, Meter(), tasks)) as answer:
+            async for step in answer:
+                steps.append(step)
+                scope.cancel()
+    assert steps == [Token(content="Hel")]
+    assert model.open == 0
+
+
+async def test_cancelling_while_tools_run_cancels_them_and_waits_for_none() -> None:
+    entered, left, never = threading.Semaphore(0), threading.Event(), threading.Event()
+
+    async def in_loop() -> None:
+        entered.release()
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            left.set()
+
+    def plain() -> None:
+        entered.release()
+        never.wait(60)
+
+    model = ScriptedModel(wants(("c", "in_loop", "{}"), ("d", "plain", "{}")), [stop()])
+    steps: list[Step] = []
+
+    async def answer() -> None:
+        async with anyio.create_task_group() as tasks:
+            async for step in agent(model, in_loop, plain).answer(ASKED, Meter(), tasks):
+                steps.append(step)
+
+    with anyio.fail_after(WAIT_SECONDS):
+        async with anyio.create_task_group() as outer:
+            outer.start_soon(answer)
+            for _ in range(2):
+                assert await anyio.to_thread.run_sync(entered.acquire, True, WAIT_SECONDS)
+            outer.cancel_scope.cancel()
+    assert steps == [called("c", "in_loop"), called("d", "plain")]
+    assert await anyio.to_thread.run_sync(left.wait, WAIT_SECONDS)
+    never.set()
