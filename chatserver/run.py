@@ -39,6 +39,13 @@ INTERRUPTED = Error(
 INTERNAL = Error(code="internal", message="the server failed; its log says why", retryable=False)
 
 
+def status_of(ending: Terminal) -> RunStatus:
+    """What a run is after its terminal event."""
+    if isinstance(ending, Error):
+        return "failed"
+    return "cancelled" if ending.finish_reason == "cancelled" else "completed"
+
+
 class Run:
     """One run of this process, from its start until its log is forgotten."""
 

@@ -5,6 +5,7 @@ A run belongs to the server, not to a request.
 
 import logging
 from collections import Counter
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -15,12 +16,12 @@ from chatserver.agent import Agent
 from chatserver.commands import ChatRequest, checked, known_form, new_id
 from chatserver.context import dialogue
 from chatserver.errors import BadCursor, ChatError, Draining, NotFound, TooMany
-from chatserver.events import PROTOCOL_VERSION, Error, Start, Terminal, compact, record
+from chatserver.events import PROTOCOL_VERSION, Error, Record, Start, Terminal, compact, record
 from chatserver.log import EventLog, EventLogs
 from chatserver.log.memory import MemoryLog
 from chatserver.providers import ModelRequest
-from chatserver.records import MessageRecord, RunFailure, RunRecord, RunStatus, SessionDetail
-from chatserver.run import INTERNAL, Run, Subscription
+from chatserver.records import MessageRecord, RunFailure, RunRecord, SessionDetail
+from chatserver.run import INTERNAL, Run, Subscription, status_of
 from chatserver.sessions import Begun, Sessions
 from chatserver.settings import Settings
 
@@ -28,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 2.0
 """How much of an answer's text a crash can take; one transaction for all runs, whatever their number."""
+
+STORE_AGAIN_SECONDS = 5.0
+"""Between tries to store an answer that the database does not take: a full disk, a lost server."""
 
 SHUTDOWN_SECONDS = 2.0
 """How long a server that is going down anyway waits for the last answers to be stored."""
@@ -242,43 +246,50 @@ class Runs:
         ending = await run.answer(self._agent, request, self._sessions)
         run.meter.told(None)
         with anyio.CancelScope(shield=True):
-            try:
-                await self._finish(run, ending)
-            except Exception:
-                # Every other run lives in the same task group: one that cannot be ended must not end them.
-                logger.exception("run %s could not be ended", run.run_id)
-            finally:
-                run.over.set()
-                self._active[run.user] -= 1
-                run.retain(self._settings.retention_seconds, lambda: self._forget(run))
+            is_stored = await self._finish(run, ending)
+            run.over.set()
+            self._active[run.user] -= 1
+        if not is_stored:
+            await self._store_late(run)
+        run.retain(self._settings.retention_seconds, lambda: self._forget(run))
 
-    async def _finish(self, run: Run, ending: Terminal) -> None:
-        """Store the answer, then say that it is over: who has seen the terminal event finds the answer stored."""
-        status = _status(ending)
+    async def _finish(self, run: Run, ending: Terminal) -> bool:
+        """Store the answer, then say that it is over; whether it could be stored. If not, the end tells a failure."""
+        is_stored = False
         try:
             last = record(replace(ending, run_id=run.run_id, seq=await run.log.last_seq() + 1))
-            await self._sessions.finish(
-                run.run_id,
-                status=status,
-                answer=await run.log.answer(),
-                records=compact([*await run.log.records(), last], run.run_id),
-                usage=run.meter.usage(),
-                error=RunFailure(ending.code, ending.message) if isinstance(ending, Error) else None,
-            )
+            await self._store(run, ending, [*await run.log.records(), last])
+            is_stored = True
         except Exception:
             logger.exception("the answer of run %s could not be stored", run.run_id)
-            status, ending = "failed", INTERNAL
-        run.become(status)
-        await run.log.append(ending)
+            ending = INTERNAL
+        run.become(status_of(ending))
+        try:
+            await run.log.append(ending)
+        except Exception:
+            # Every other run lives in the same task group: one that cannot be ended must not end them.
+            logger.exception("run %s could not be ended", run.run_id)
+        return is_stored
+
+    async def _store(self, run: Run, ending: Terminal, records: list[Record]) -> None:
+        await self._sessions.finish(
+            run.run_id,
+            status=status_of(ending),
+            answer=await run.log.answer(),
+            records=compact(records, run.run_id),
+            usage=run.meter.usage(),
+            error=RunFailure(ending.code, ending.message) if isinstance(ending, Error) else None,
+        )
+
+    async def _store_late(self, run: Run) -> None:
+        """Go on trying: as long as a run is stored as running, its session takes no other."""
+        while True:
+            await anyio.sleep(STORE_AGAIN_SECONDS)
+            with suppress(Exception):  # Said once, when it failed first.
+                return await self._store(run, INTERNAL, await run.log.records())
 
     def _forget(self, run: Run) -> None:
         """From now on the run is read from where it is stored."""
         run.release()
         if self._runs.pop(run.run_id, None):
             self._logs.forget(run.run_id)
-
-
-def _status(ending: Terminal) -> RunStatus:
-    if isinstance(ending, Error):
-        return "failed"
-    return "cancelled" if ending.finish_reason == "cancelled" else "completed"

@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator
 from typing import Any, cast
+from unittest.mock import patch
 
 import anyio
 import pytest
@@ -10,9 +11,10 @@ from msgspec.structs import asdict
 
 from chatserver.auth import LOCAL_USER
 from chatserver.records import MessageRecord
-from chatserver.sessions import open_sessions
+from chatserver.sessions import Sessions, open_sessions
 from tests.clients import (
     Reading,
+    RefusedError,
     Transport,
     WsReader,
     documents_of,
@@ -22,7 +24,7 @@ from tests.clients import (
     types_of,
 )
 from tests.fake_upstream import Cut, Done, Fin, Gate, Hang, Rst, Step, call, finish, reasoning, role, say, token
-from tests.life import GRACE_SECONDS, HEARTBEAT_SECONDS, answer_in, begun, in_time
+from tests.life import GRACE_SECONDS, HEARTBEAT_SECONDS, answer_in, begun, end_of, in_time
 from tests.proving import Stage, cancelled_from, check_once, each_transport, staged
 
 
@@ -203,3 +205,38 @@ async def test_what_a_run_said_before_it_failed_is_kept_and_marked(
     run, answer = await get_run(stage.server, reading.run_id), await answer_in(stage, reading.run_id)
     assert (run["status"], run["error"]) == ("failed", {"code": error["code"], "message": error["message"]})
     assert (answer["status"], answer["content"]) == ("partial", "So far")
+
+
+@each_transport
+@in_time
+async def test_an_answer_that_the_database_does_not_take_is_stored_as_soon_as_it_does(
+    stage: Stage, transport: Transport, caplog: pytest.LogCaptureFixture
+) -> None:
+    full, finish = anyio.Event(), Sessions.finish
+
+    async def fails_until_there_is_room(self: Sessions, run_id: str, **facts: Any) -> None:
+        if not full.is_set():
+            raise OSError("no space left on device")
+        await finish(self, run_id, **facts)
+
+    session = {"session_id": f"full-{transport}"}
+    with (
+        patch.object(Sessions, "finish", fails_until_there_is_room),
+        patch("chatserver.runs.STORE_AGAIN_SECONDS", 0.01),
+    ):
+        stage.upstream.script(*say("Lost?"))
+        reading = await transport.start(stage.server, session | {"message": "Keep this"})
+        documents = await documents_of(reading)
+        check_once(documents)
+        assert json.loads(documents[-1])["code"] == "internal"
+        with pytest.raises(RefusedError) as refused:
+            await transport.start(stage.server, session | {"message": "And now?"})
+        assert refused.value.code == "run_active"
+        full.set()
+        await end_of(stage, reading.run_id)
+    run, answer = await get_run(stage.server, reading.run_id), await answer_in(stage, reading.run_id)
+    assert (run["status"], run["error"]["code"], run["last_seq"]) == ("failed", "internal", len(documents))
+    assert (answer["status"], answer["content"]) == ("partial", "Lost?")
+    stage.upstream.script(*say("Yes"))
+    assert text_of(await documents_of(await transport.start(stage.server, session | {"message": "Again?"}))) == "Yes"
+    assert caplog.text.count("could not be stored") == 1
