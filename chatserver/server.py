@@ -38,6 +38,10 @@ class HttpProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self.logger = _quiet
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # uvicorn lets a reset connection live until this timer ends.
+
     def send_400_response(self, msg: str) -> None:
         self.transport.write(_no_http())
         self.transport.close()
