@@ -13,8 +13,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from chatserver.commands import NAME_CHARS_LIMIT, NESTING_LIMIT, is_id, nesting, new_id
-from chatserver.context import BYTES_PER_TOKEN, as_text, estimated_tokens
-from chatserver.events import FinishReason, Reasoning, Token, ToolCall, ToolResult, Usage, to_json
+from chatserver.context import as_text
+from chatserver.events import FinishReason, Reasoning, Token, ToolCall, ToolResult, to_json
+from chatserver.limits import Meter
 from chatserver.providers import Finish, ModelRequest, Provider, ReasoningDelta, TextDelta, ToolCallRequest
 from chatserver.tools import Tool
 from chatserver.tools.execution import Outcome, ToolThreads
@@ -34,45 +35,19 @@ class Finished(Struct, frozen=True):
 Step: TypeAlias = Token | Reasoning | ToolCall | ToolResult | Finished
 
 
-class Meter:
-    """The model tokens of a run, right at any moment: what the upstream told, and an estimate where it did not."""
-
-    def __init__(self) -> None:
-        self._told = Usage()
-        self._asked: ModelRequest | None = None
-        self._said_chars = 0
-
-    def ask(self, request: ModelRequest) -> None:
-        self._asked, self._said_chars = request, 0
-
-    def say(self, text: str) -> None:
-        self._said_chars += len(text)
-
-    def told(self, usage: Usage | None) -> None:
-        self._told, self._asked = self._told + (usage or self._estimate()), None
-
-    def usage(self) -> Usage:
-        return self._told + self._estimate()
-
-    def _estimate(self) -> Usage:
-        """The turn that is going on, or that ended without its usage."""
-        if self._asked is None:
-            return Usage()
-        asked = estimated_tokens([*self._asked.messages, *self._asked.tools])
-        return Usage(asked, -(-self._said_chars // BYTES_PER_TOKEN), estimated=True)
-
-
 class Agent(Struct, frozen=True):
-    """A model with tools: ``tasks`` runs the tools, ``turns_limit`` bounds how often the model is asked."""
+    """A model with tools; the limits bound how often, in one answer, the model is asked and a tool is called."""
 
     provider: Provider
     tools: Mapping[str, Tool]
     threads: ToolThreads
     turns_limit: int
+    calls_limit: int
 
     async def answer(self, request: ModelRequest, meter: Meter, tasks: TaskGroup) -> AsyncGenerator[Step, None]:
         """The steps of one answer, the last one ``Finished``.
 
+        What the meter allows is never passed by more than one delta: then the answer ends as too long.
         No cancel scope is open across a ``yield``: the tools run in ``tasks``, the caller's task group.
 
         Raises:
@@ -81,12 +56,18 @@ class Agent(Struct, frozen=True):
         messages, call_ids = list(request.messages), set[str]()
         request = replace(request, messages=messages, tools=[each.specification() for each in self.tools.values()])
         for _ in range(self.turns_limit):
+            if meter.is_spent():
+                yield Finished("length")
+                return
             wanted: list[ToolCallRequest] = []
             said: list[str] = []
             reason: FinishReason = "stop"
             meter.ask(request)
             async with self.provider.stream(request) as deltas:
                 async for delta in deltas:
+                    if meter.is_spent() and not isinstance(delta, Finish):
+                        yield Finished("length")
+                        return
                     match delta:
                         case TextDelta(text):
                             meter.say(text)
@@ -104,6 +85,7 @@ class Agent(Struct, frozen=True):
             if not wanted:
                 yield Finished(reason)
                 return
+            made = len(call_ids)
             calls = [_checked(each, self.tools, call_ids) for each in wanted]
             for call in calls:
                 yield ToolCall(call_id=call.call_id, tool=call.name, args=call.args)
@@ -111,7 +93,7 @@ class Agent(Struct, frozen=True):
             send, receive = anyio.create_memory_object_stream[ToolResult](len(calls))
             with send, receive:
                 for position, call in enumerate(calls):
-                    tasks.start_soon(self._call, call, position, send)
+                    tasks.start_soon(self._call, call, self._refusal(position, made + position), send)
                 for _ in calls:
                     result = await receive.receive()
                     results[result.call_id] = result
@@ -119,10 +101,14 @@ class Agent(Struct, frozen=True):
             messages += _transcript("".join(said), calls, results)
         yield Finished("turn_limit")
 
-    async def _call(self, call: "_Call", position: int, results: MemoryObjectSendStream[ToolResult]) -> None:
-        problem = call.problem
-        if position >= CALLS_PER_TURN_LIMIT:
-            problem = f"at most {CALLS_PER_TURN_LIMIT} calls in one turn"
+    def _refusal(self, in_turn: int, in_answer: int) -> str | None:
+        """Why a call is not made that has so many before it."""
+        if in_turn >= CALLS_PER_TURN_LIMIT:
+            return f"at most {CALLS_PER_TURN_LIMIT} calls in one turn"
+        return f"at most {self.calls_limit} calls in one answer" if in_answer >= self.calls_limit else None
+
+    async def _call(self, call: "_Call", refusal: str | None, results: MemoryObjectSendStream[ToolResult]) -> None:
+        problem = refusal or call.problem
         if problem is None:
             outcome = await self.threads.call(self.tools[call.name], call.args)
         else:

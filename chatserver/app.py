@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
+from secrets import token_urlsafe
 from typing import Any
 
 import anyio
@@ -15,6 +16,7 @@ from chatserver import __version__
 from chatserver.agent import Agent
 from chatserver.auth import Gate
 from chatserver.errors import ChatError, NotFound
+from chatserver.limits import Requests
 from chatserver.log.memory import MemoryLogs
 from chatserver.providers.openai import OpenAIProvider
 from chatserver.runs import Runs
@@ -35,7 +37,7 @@ class App(Litestar):
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "lifespan":
             try:
-                scope["user"] = self.state.gate.user(scope)
+                self.state.gate.origins.check(scope)
                 if scope["type"] == "websocket" and scope["path"].removeprefix(scope["root_path"]) != PATH:
                     raise NotFound("here is no WebSocket")
             except ChatError as error:
@@ -51,6 +53,7 @@ def create_app(settings: Settings) -> Litestar:
     """
     tools = load_tools(settings.tools)
     gate = Gate(settings)
+    demo_key = token_urlsafe()
 
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
@@ -59,13 +62,13 @@ def create_app(settings: Settings) -> Litestar:
             await sessions.interrupt_unfinished()
             provider = await stack.enter_async_context(
                 OpenAIProvider(
-                    api_key=settings.openai_api_key,
+                    api_key=demo_key if settings.is_demo else settings.openai_api_key,
                     base_url=f"{settings.own_url}{demo.PATH}" if settings.is_demo else settings.openai_base_url,
                     idle_seconds=settings.upstream_idle_seconds,
                 )
             )
             threads = ToolThreads(settings.tool_timeout_seconds, settings.max_tool_result_bytes)
-            agent = Agent(provider, tools, threads, settings.max_turns)
+            agent = Agent(provider, tools, threads, settings.max_turns, settings.max_tool_calls_per_run)
             logs = MemoryLogs(settings.max_log_bytes)
             connections = await stack.enter_async_context(
                 Connections(
@@ -75,7 +78,9 @@ def create_app(settings: Settings) -> Litestar:
                 )
             )
             runs = await stack.enter_async_context(Runs(settings, sessions, logs, agent))
-            app.state.parts = Parts(settings, runs, sessions, connections)
+            # Without authentication all are one user, whom nobody else could be kept from asking.
+            requests = Requests(None if settings.auth == "none" else settings.max_requests_per_minute)
+            app.state.parts = Parts(settings, gate, requests, runs, sessions, connections)
             warming = await stack.enter_async_context(anyio.create_task_group())
             warming.start_soon(provider.warm_up)
             yield
@@ -89,8 +94,8 @@ def create_app(settings: Settings) -> Litestar:
         ],
         exception_handlers={Exception: http.problem},
         lifespan=[lifespan],
-        state=State({"gate": gate}),
-        cors_config=_cors(gate.origins) if gate.origins else None,
+        state=State({"gate": gate, "demo_key": demo_key}),
+        cors_config=_cors(gate.origins.allowed) if gate.origins.allowed else None,
         openapi_config=OpenAPIConfig(
             title="chatserver",
             version=__version__,

@@ -4,16 +4,22 @@ ChatError                 an answer to a client: an HTTP problem document, or a 
 ├── BadJson           400 not JSON at all
 ├── BadRequest        400 JSON, but not what was asked for
 ├── BadCursor         400 `after` names no place in the log
+├── BadHttp           400 not HTTP at all
+├── Unauthenticated   401 no, wrong or expired token, or a ticket that was used
 ├── Forbidden         403 a foreign origin or host
 ├── NotFound          404 unknown, malformed, expired or somebody else's
 ├── NotAcceptable     406 no format of a stream meets `Accept`
+├── TooSlow           408 a request that takes too long to come
 ├── RunActive         409 the session is busy with another run
 ├── TooLarge          413 message or body over its limit
 ├── UnsupportedMedia  415 a body that is not `application/json`
 ├── KeyReused         422 an idempotency key with another body
 ├── UpgradeRequired   426 plain HTTP where a WebSocket lives
 ├── TooMany           429 over a limit of the user or the server
-└── Draining          503 going down
+├── HeadTooLarge      431 a URL or headers over their limit
+├── Draining          503 going down
+├── Overloaded        503 more connections than the server takes
+└── Unavailable       503 something that is needed to answer cannot be reached
 UpstreamError             the model's fault: becomes the run's `error` event, never an HTTP status
 SettingsError             the operator's fault: ends the program with one line
 """
@@ -35,8 +41,9 @@ class ChatError(Exception):
     retry_after: int | None = None
     """Seconds after which trying again makes sense; None: never."""
 
-    def __init__(self, detail: str | None = None) -> None:
+    def __init__(self, detail: str | None = None, *, retry_after: int | None = None) -> None:
         super().__init__(detail)
+        self.retry_after = retry_after or self.retry_after
         self.detail = detail or self.sentence or HTTPStatus(self.status).description
 
     def facts(self) -> dict[str, Any]:
@@ -84,6 +91,16 @@ class BadCursor(ChatError):
     status, code = 400, "bad_cursor"
 
 
+class Unauthenticated(ChatError):
+    """One answer for absent, malformed, forged and expired, so that nobody learns how near a guess was."""
+
+    status, code = 401, "unauthenticated"
+    sentence = "a valid token is needed"
+
+    def headers(self) -> dict[str, str]:
+        return {"WWW-Authenticate": "Bearer"}
+
+
 class Forbidden(ChatError):
     status, code = 403, "forbidden"
 
@@ -96,6 +113,11 @@ class NotFound(ChatError):
 
 class NotAcceptable(ChatError):
     status, code = 406, "not_acceptable"
+
+
+class TooSlow(ChatError):
+    status, code = 408, "too_slow"
+    sentence = "the request took too long to come"
 
 
 class RunActive(ChatError):
@@ -135,9 +157,23 @@ class TooMany(ChatError):
     status, code, retry_after = 429, "too_many", 1
 
 
+class HeadTooLarge(ChatError):
+    status, code = 431, "head_too_large"
+    sentence = "the URL and the headers are too long, or too many"
+
+
 class Draining(ChatError):
     status, code, retry_after = 503, "draining", 1
     sentence = "the server is going down; come back at once"
+
+
+class Overloaded(ChatError):
+    status, code, retry_after = 503, "overloaded", 5
+    sentence = "the server has all the connections that it takes"
+
+
+class Unavailable(ChatError):
+    status, code, retry_after = 503, "unavailable", 5
 
 
 class UpstreamError(Exception):

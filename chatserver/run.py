@@ -15,9 +15,10 @@ from typing import Self
 import anyio
 from anyio.abc import TaskGroup
 
-from chatserver.agent import Agent, Finished, Meter
+from chatserver.agent import Agent, Finished
 from chatserver.errors import UpstreamError
 from chatserver.events import Done, Error, FinishReason, Record, Terminal, ToolResult
+from chatserver.limits import Meter
 from chatserver.log import EVENTS_LIMIT, EventLog
 from chatserver.providers import ModelRequest
 from chatserver.records import RunRecord, RunStatus
@@ -49,12 +50,12 @@ def status_of(ending: Terminal) -> RunStatus:
 class Run:
     """One run of this process, from its start until its log is forgotten."""
 
-    def __init__(self, user: str, record: RunRecord, log: EventLog, grace_seconds: float | None) -> None:
+    def __init__(self, user: str, record: RunRecord, log: EventLog, meter: Meter, grace_seconds: float | None) -> None:
         self.user = user
         self.record = record
         self.log = log
+        self.meter = meter
         self.status: RunStatus = "running"
-        self.meter = Meter()
         self.began = monotonic()
         self.subscribers = 0
         self._grace_seconds = grace_seconds

@@ -4,7 +4,6 @@ A run belongs to the server, not to a request.
 """
 
 import logging
-from collections import Counter
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -15,8 +14,9 @@ from msgspec.structs import replace
 from chatserver.agent import Agent
 from chatserver.commands import ChatRequest, checked, known_form, new_id
 from chatserver.context import dialogue
-from chatserver.errors import BadCursor, ChatError, Draining, NotFound, TooMany
+from chatserver.errors import BadCursor, ChatError, Draining, NotFound
 from chatserver.events import PROTOCOL_VERSION, Error, Record, Start, Terminal, compact, record
+from chatserver.limits import Meter, Places
 from chatserver.log import EventLog, EventLogs
 from chatserver.log.memory import MemoryLog
 from chatserver.providers import ModelRequest
@@ -47,7 +47,7 @@ class Runs:
         self._agent = agent
         self._runs: dict[str, Run] = {}
         self._beginning: dict[str, anyio.Event] = {}
-        self._active: Counter[str] = Counter()
+        self._places = Places(settings, sessions.spent_on)
         self._tasks = anyio.create_task_group()
         self.is_draining = False
 
@@ -76,7 +76,9 @@ class Runs:
         """
         request = checked(request, self._settings.max_message_bytes)
         try:
-            self._admit(user)
+            if self.is_draining:
+                raise Draining
+            meter = await self._places.take(user)
         except ChatError:
             # A repeated request starts nothing, so no limit can be against it.
             if found := await self._sessions.earlier(user, request):
@@ -87,9 +89,10 @@ class Runs:
         try:
             begun = await self._sessions.begin(user, request, run_id)
             if begun.is_new:
-                run = await self._begin(user, begun, request)
+                run = await self._begin(user, begun, request, meter)
         finally:
-            self._active[user] -= run is None
+            if run is None:
+                self._places.leave(user, meter)
             self._beginning.pop(run_id).set()
         if run is None:
             return await self.subscribe(user, begun.run.run_id, 0)
@@ -208,16 +211,7 @@ class Runs:
     def _unfinished(self) -> list[Run]:
         return [run for run in self._runs.values() if not run.over.is_set()]
 
-    def _admit(self, user: str) -> None:
-        if self.is_draining:
-            raise Draining
-        if self._active[user] >= self._settings.max_runs_per_user:
-            raise TooMany(f"at most {self._settings.max_runs_per_user} runs at a time")
-        if self._active.total() >= self._settings.max_runs:
-            raise TooMany("the server runs all that it can")
-        self._active[user] += 1
-
-    async def _begin(self, user: str, begun: Begun, request: ChatRequest) -> Run:
+    async def _begin(self, user: str, begun: Begun, request: ChatRequest, meter: Meter) -> Run:
         settings = self._settings
         grace_seconds = settings.grace_seconds if request.on_disconnect == "cancel" else None
         log = await self._logs.create(begun.run.run_id)
@@ -231,7 +225,7 @@ class Runs:
                 heartbeat_ms=round(settings.heartbeat_seconds * 1000),
             )
         )
-        run = self._runs[log.run_id] = Run(user, begun.run, log, grace_seconds)
+        run = self._runs[log.run_id] = Run(user, begun.run, log, meter, grace_seconds)
         return run
 
     def _asked(self, begun: Begun, request: ChatRequest) -> ModelRequest:
@@ -248,7 +242,7 @@ class Runs:
         with anyio.CancelScope(shield=True):
             is_stored = await self._finish(run, ending)
             run.over.set()
-            self._active[run.user] -= 1
+            self._places.leave(run.user, run.meter)
         if not is_stored:
             await self._store_late(run)
         run.retain(self._settings.retention_seconds, lambda: self._forget(run))

@@ -20,7 +20,7 @@ CLOSE_CODES = {
     4400: "frames that are no commands",
     4401: "not authenticated",
     4408: "idle too long",
-    4429: "too many connections or commands",
+    4429: "too many connections, requests, frames or commands",
 }
 
 

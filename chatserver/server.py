@@ -8,21 +8,28 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, cast
 
-import msgspec
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from chatserver import peers
 from chatserver.app import create_app, drain
 from chatserver.errors import BadHttp, SettingsError
+from chatserver.limits import Bucket
 from chatserver.settings import Settings
+from chatserver.strict_http import LINGER_SECONDS, StrictHttp, answer
 from chatserver.transports.connections import TRANSPORT, Message, Receive, Scope, Send
 from chatserver.transports.websocket import BATCH
 
 BACKLOG = 2048
-WS_PING_SECONDS = 20.0
-LINGER_SECONDS = 1.0
+WS_PING_SECONDS = 15.0
+FRAMES_PER_SECOND_LIMIT = 200
+FRAMES_AT_ONCE_LIMIT = 2000
+"""Of one WebSocket, whatever kind they are; a second's worth more is taken after each second."""
+
+TICKS_PER_LOOK = 50
+"""uvicorn ticks ten times a second: every 5 s it is looked who is still there."""
+
 LAST_TASKS_SECONDS = 2
 """After the drain nothing of ours is left; what still hangs is cancelled."""
 
@@ -31,8 +38,8 @@ _quiet = logging.getLogger("chatserver.http")
 _quiet.setLevel(logging.ERROR)  # uvicorn warns of each broken request: a hostile client could fill the log.
 
 
-class HttpProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP, with the transport in reach of the application, and problem documents for what is no HTTP."""
+class HttpProtocol(StrictHttp):
+    """One HTTP connection, with the transport in reach of the application."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
@@ -41,10 +48,6 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._unset_keepalive_if_required()  # uvicorn lets a reset connection live until this timer ends.
-
-    def send_400_response(self, msg: str) -> None:
-        self.transport.write(_no_http())
-        self.transport.close()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -59,13 +62,25 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         if not self.close_sent:
             cast(dict[str, Any], self.scope)["extensions"] |= {TRANSPORT: self.transport, BATCH: {}}
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._frames_left = Bucket(FRAMES_AT_ONCE_LIMIT, FRAMES_PER_SECOND_LIMIT)
+        self._is_deaf = False
+
     def data_received(self, data: bytes) -> None:
-        if self.close_sent and self.conn.parser_exc is not None:
+        if self._is_deaf:
             return
         super().data_received(data)
         if self.conn.handshake_exc is not None and not self.handshake_initiated:
-            self.transport.write(_no_http())  # Too many headers, or too long ones; uvicorn would wait for ever.
+            self.transport.write(answer(BadHttp()))  # Too many headers, or too long ones; uvicorn would wait for ever.
             self.transport.close()
+
+    def handle_events(self) -> None:
+        if self.handshake_complete and any(self._frames_left.take() for _ in self.conn.events) and not self.close_sent:
+            self.conn.events.clear()
+            self.conn.send_close(4429, "too many frames")
+            return self.handle_parser_exception()
+        super().handle_events()
 
     def handle_parser_exception(self) -> None:
         """As uvicorn's, but for a while the peer may go on sending: cut off at once, it would never read why."""
@@ -73,7 +88,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         code, reason = (sent.code, sent.reason) if sent is not None else (1011, "")
         self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
         self.transport.write(b"".join(self.conn.data_to_send()))
-        self.close_sent = True
+        self.close_sent = self._is_deaf = True
         self.transport.resume_reading()
         self.close_timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
@@ -120,6 +135,11 @@ class Server(uvicorn.Server):
         if self.started and self._is_told:
             self._drain_soon()
 
+    async def on_tick(self, counter: int) -> bool:
+        if counter % TICKS_PER_LOOK == 0:
+            await peers.drop_lost(self.server_state.connections)
+        return await super().on_tick(counter)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # Never recorded as captured: uvicorn would raise the signal again at the end, and die of it.
         if self._is_told or self._loop is None:
@@ -142,14 +162,6 @@ class Server(uvicorn.Server):
             await drain(self.app)
         finally:
             self.should_exit = True
-
-
-def _no_http() -> bytes:
-    body = msgspec.json.encode(BadHttp().problem())
-    return (
-        b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\nconnection: close\r\n"
-        b"content-length: %d\r\n\r\n%b" % (len(body), body)
-    )
 
 
 def _is_utf8(data: bytes) -> bool:
@@ -192,6 +204,7 @@ def config(settings: Settings, app: object) -> uvicorn.Config:
         ws_ping_interval=WS_PING_SECONDS,
         ws_ping_timeout=WS_PING_SECONDS,
         timeout_keep_alive=75,
+        limit_concurrency=settings.max_connections,
         timeout_graceful_shutdown=LAST_TASKS_SECONDS,
         lifespan="on",
         access_log=False,
@@ -207,6 +220,7 @@ def bind(settings: Settings) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        peers.watch(sock, settings.send_timeout_seconds)
         sock.bind((settings.host, settings.port))
         sock.listen(BACKLOG)
     except OSError:

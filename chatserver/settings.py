@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, Struct
@@ -19,8 +20,13 @@ Count = Annotated[int, Meta(ge=1)]
 PREFIX = "CHATSERVER_"
 SDK_VARIABLES = {"openai_api_key": "OPENAI_API_KEY", "openai_base_url": "OPENAI_BASE_URL"}
 _SECRET_PARAMETER = re.compile(r"(?i)([^?&=]*(?:pass|secret|token|key)[^&=]*=)[^&]*")
-SECRETS = frozenset({"openai_api_key"})
+SECRETS = frozenset({"openai_api_key", "jwt_secret"})
+SECRET_BYTES_MINIMUM = 32
+"""RFC 7518 section 3.2: a shorter one can be guessed from a single token."""
+
 DEMO_MODEL = "demo"
+CONNECTIONS_OF_ALL = 10_000
+"""Of the one user that there is without authentication."""
 WILDCARD_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
 """Every address of the machine, each with the one that reaches it from the machine itself."""
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -56,13 +62,22 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_frame_bytes: Count = 262144
     max_tool_result_bytes: Annotated[int, Meta(ge=64, le=49152)] = 32768
     max_log_bytes: Count = 1048576
-    max_connections_per_user: Count = 10_000
+    max_connections: Count = 20_000
+    max_connections_per_user: Count = 100
+    max_requests_per_minute: Count = 600
     max_runs: Count = 1000
     max_runs_per_user: Count = 4
     max_turns: Count = 10
+    max_tool_calls_per_run: Count = 100
+    max_tokens_per_run: Count = 1_000_000
+    max_tokens_per_day: Count | None = None
     max_context_tokens: Count = 100_000
 
     auth: str = "none"
+    jwt_secret: str | None = None
+    jwks_url: str | None = None
+    jwt_audience: str | None = None
+    jwt_issuer: str | None = None
     allowed_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
 
@@ -76,6 +91,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """Where this very server is reached from its own machine."""
         host = WILDCARD_HOSTS.get(self.host, self.host)
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    def __repr__(self) -> str:
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in self.shown().items())})"
 
     def shown(self) -> dict[str, Any]:
         """All settings in force, secrets masked, also inside URLs."""
@@ -109,21 +127,51 @@ def load(*sources: Mapping[str, str | None], flags: Mapping[str, Any] | None = N
         raise SettingsError(f"{variable(path.split('[')[0].rstrip('`'))}: {sentence}") from None
     if settings.is_demo and "model" not in values:
         settings = msgspec.structs.replace(settings, model=DEMO_MODEL)
+    if settings.auth == "none" and "max_connections_per_user" not in values:
+        # There is one user, and everybody is that one.
+        settings = msgspec.structs.replace(settings, max_connections_per_user=CONNECTIONS_OF_ALL)
     return _possible(settings)
 
 
 def _possible(settings: Settings) -> Settings:
-    if settings.auth != "none":
-        raise SettingsError(f"{variable('auth')}: only `none` is available in this version")
+    _possible_auth(settings)
     if settings.redis_url:
         raise SettingsError(f"{variable('redis_url')}: a shared event log is not available in this version")
     if settings.workers > 1:
         raise SettingsError(f"{variable('workers')}: more than one worker needs {variable('redis_url')}")
-    if settings.host not in LOOPBACK_HOSTS and not settings.insecure:
+    if settings.auth == "none" and settings.host not in LOOPBACK_HOSTS and not settings.insecure:
         raise SettingsError(
             f"{variable('host')}: without authentication only loopback is served; --insecure serves {settings.host}"
         )
     return settings
+
+
+def _possible_auth(settings: Settings) -> None:
+    if settings.auth not in ("none", "jwt"):
+        raise SettingsError(f"{variable('auth')}: `none` or `jwt`")
+    secret, url = settings.jwt_secret, settings.jwks_url
+    given = [name for name in ("jwt_secret", "jwks_url") if getattr(settings, name) is not None]
+    if settings.auth == "none":
+        if given:  # Who has set it believes that there are doors.
+            raise SettingsError(f"{variable('auth')}: {variable(given[0])} has no effect unless this is `jwt`")
+        return
+    if len(given) != 1:
+        raise SettingsError(
+            f"{variable('auth')}: `jwt` needs either {variable('jwt_secret')} or {variable('jwks_url')}"
+        )
+    if secret is not None and len(secret.encode()) < SECRET_BYTES_MINIMUM:
+        raise SettingsError(f"{variable('jwt_secret')}: at least {SECRET_BYTES_MINIMUM} bytes are needed")
+    if url is not None and not _is_trustworthy(url) and not settings.insecure:
+        raise SettingsError(f"{variable('jwks_url')}: keys come over https only; --insecure takes them as they come")
+
+
+def _is_trustworthy(url: str) -> bool:
+    """Nobody on the way can put another document in the place of this one."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in LOOPBACK_HOSTS)
+    except ValueError:
+        return False
 
 
 def _masked(name: str, value: Any) -> Any:

@@ -43,6 +43,7 @@ def settings_for(upstream_url: str | None, directory: Path, **settings: Any) -> 
         "heartbeat_seconds": 15.0,
         "grace_seconds": 10.0,
         "max_runs_per_user": 1000,
+        "max_connections_per_user": 10_000,
     }
     return Settings(**(defaults | settings))
 

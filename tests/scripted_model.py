@@ -8,9 +8,10 @@ from typing import Any, TypeAlias
 import anyio
 from msgspec.structs import replace
 
-from chatserver.agent import Agent, Meter, Step
+from chatserver.agent import Agent, Step
 from chatserver.errors import UpstreamError
 from chatserver.events import ToolCall, ToolResult, Usage
+from chatserver.limits import Meter
 from chatserver.providers import Delta, Finish, ModelRequest, ToolCallRequest
 from chatserver.tools import tool
 from chatserver.tools.execution import ToolThreads
@@ -76,9 +77,9 @@ async def hang() -> None:
     await asyncio.get_running_loop().create_future()
 
 
-def agent(model: ScriptedModel, *functions: Callable[..., Any], turns_limit: int = 10) -> Agent:
+def agent(model: ScriptedModel, *functions: Callable[..., Any], turns_limit: int = 10, calls_limit: int = 100) -> Agent:
     tools = [tool(each) for each in functions or (add, shout, hang)]
-    return Agent(model, {each.name: each for each in tools}, ToolThreads(WAIT_SECONDS, 1000), turns_limit)
+    return Agent(model, {each.name: each for each in tools}, ToolThreads(WAIT_SECONDS, 1000), turns_limit, calls_limit)
 
 
 async def steps_of(made: Agent, meter: Meter | None = None, request: ModelRequest = ASKED) -> list[Step]:

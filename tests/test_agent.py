@@ -12,8 +12,9 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from chatserver.agent import ARGUMENTS_BYTES_LIMIT, CALLS_PER_TURN_LIMIT, Finished, Meter, Step
+from chatserver.agent import ARGUMENTS_BYTES_LIMIT, CALLS_PER_TURN_LIMIT, Finished, Step
 from chatserver.events import EVENT_BYTES_LIMIT, Event, Reasoning, Token, ToolCall, ToolResult, decode, record
+from chatserver.limits import Meter
 from chatserver.providers import Finish, ReasoningDelta, TextDelta
 from chatserver.tools import tool
 from tests.scripted_model import (

@@ -8,10 +8,11 @@ from contextlib import AsyncExitStack, aclosing
 import anyio
 import pytest
 
-from chatserver.agent import Agent, Finished, Meter, Step
+from chatserver.agent import Agent, Finished, Step
 from chatserver.context import estimated_tokens
 from chatserver.errors import UpstreamError
 from chatserver.events import Token, Usage
+from chatserver.limits import Meter
 from chatserver.providers import Finish, ReasoningDelta, TextDelta, ToolCallRequest
 from tests.scripted_model import (
     ASKED,

@@ -19,6 +19,7 @@ from litestar.routes import HTTPRoute
 from msgspec.structs import fields
 
 from chatserver.app import create_app
+from chatserver.auth import Ticket
 from chatserver.commands import COMMAND_TAGS, COMMAND_TYPES, ChatRequest, checked, command, convert
 from chatserver.errors import ChatError
 from chatserver.events import EVENT_TYPES, BaseEvent, ErrorCode, FinishReason, ToolCallState, Usage, decode
@@ -265,7 +266,7 @@ def fault(document: dict[str, Any]) -> str | None:
         case str(kind) if kind in ANSWERS:
             return None if document.keys() <= ANSWERS[kind] | {"type"} else f"an `{kind}` has other fields"
         case None:
-            kinds = (RunRecord, SessionDetail, SessionRecord, SessionPage)
+            kinds = (RunRecord, SessionDetail, SessionRecord, SessionPage, Ticket)
             is_record = any(_is_whole(document, kind) for kind in kinds)
             return None if is_record else _refusal(document, partial(convert, kind=ChatRequest))
         case kind:

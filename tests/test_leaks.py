@@ -193,7 +193,7 @@ def held(server: LiveServer, directory: Path) -> dict[str, object]:
         "tasks": len(asyncio.all_tasks()),
         "descriptors": descriptors(directory),
         "connections": (server.connections, len(parts.connections), +parts.connections._users),
-        "runs": (len(runs), len(parts.runs._logs._logs), +parts.runs._active),
+        "runs": (len(runs), len(parts.runs._logs._logs), +parts.runs._places._taken),
         "subscribers": sum(run.subscribers for run in runs.values()),
     }
 

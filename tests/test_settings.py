@@ -23,7 +23,7 @@ CONTRACT = {
     "CHATSERVER_MAX_MESSAGE_BYTES": 32768,
     "CHATSERVER_MAX_BODY_BYTES": 1048576,
     "CHATSERVER_MAX_FRAME_BYTES": 262144,
-    "CHATSERVER_MAX_CONNECTIONS_PER_USER": 10_000,  # of the one local user, the only one there is without `jwt`
+    "CHATSERVER_MAX_REQUESTS_PER_MINUTE": 600,
     "CHATSERVER_MAX_RUNS": 1000,
     "CHATSERVER_MAX_RUNS_PER_USER": 4,
     "CHATSERVER_AUTH": "none",
@@ -55,8 +55,8 @@ SAMPLES: dict[str, tuple[str, str, str]] = {
     "max_tool_result_bytes": ("101", "102", "103"),
     "insecure": ("1", "false", "true"),
 }
-ONE_VALUE = {"auth", "redis_url", "workers"}
-"""So far they have only their default."""
+ONE_VALUE = {"auth", "redis_url", "workers", "jwt_secret", "jwks_url"}
+"""So far they have only their default, or belong together."""
 
 
 def samples(name: str) -> tuple[str, str, str]:
@@ -72,6 +72,8 @@ def value(name: str, text: str) -> Any:
             return type(number)(text)
         case tuple():
             return (text,)
+        case None if name == "max_tokens_per_day":
+            return int(text)
         case _:
             return text
 
@@ -143,6 +145,50 @@ def test_beyond_loopback_nothing_is_served_without_authentication(host: str) -> 
         load(flags={"host": host})
     assert load(flags={"host": host, "insecure": True}).host == host
     assert load({"CHATSERVER_HOST": host, "CHATSERVER_INSECURE": "1"}).host == host
+
+
+LONG_SECRET = "s" * 32
+
+
+def test_with_authentication_every_host_is_served() -> None:
+    settings = load({"CHATSERVER_AUTH": "jwt", "CHATSERVER_JWT_SECRET": LONG_SECRET}, flags={"host": "0.0.0.0"})
+    assert (settings.host, settings.auth) == ("0.0.0.0", "jwt")
+
+
+@pytest.mark.parametrize(
+    ("environment", "variable"),
+    [
+        ({"CHATSERVER_AUTH": "jwt"}, "CHATSERVER_AUTH"),
+        ({"CHATSERVER_AUTH": "jwt", "CHATSERVER_JWT_SECRET": "s" * 31}, "CHATSERVER_JWT_SECRET"),
+        (
+            {"CHATSERVER_AUTH": "jwt", "CHATSERVER_JWT_SECRET": LONG_SECRET, "CHATSERVER_JWKS_URL": "https://a/b"},
+            "CHATSERVER_AUTH",
+        ),
+        ({"CHATSERVER_JWT_SECRET": LONG_SECRET}, "CHATSERVER_AUTH"),
+        ({"CHATSERVER_JWKS_URL": "https://a/b"}, "CHATSERVER_AUTH"),
+        ({"CHATSERVER_AUTH": "jwt", "CHATSERVER_JWKS_URL": "http://issuer.example/keys"}, "CHATSERVER_JWKS_URL"),
+        ({"CHATSERVER_AUTH": "jwt", "CHATSERVER_JWKS_URL": "file:///etc/keys"}, "CHATSERVER_JWKS_URL"),
+        ({"CHATSERVER_AUTH": "jwt", "CHATSERVER_JWKS_URL": "http://[::1/keys"}, "CHATSERVER_JWKS_URL"),
+    ],
+    ids=str,
+)
+def test_doors_that_cannot_be_shut_are_refused(environment: dict[str, str], variable: str) -> None:
+    """A secret that can be guessed, keys that anybody on the way can change, settings that only seem to lock."""
+    with pytest.raises(SettingsError, match=rf"\A{variable}: "):
+        load(environment)
+
+
+@pytest.mark.parametrize("url", ["https://issuer.example/keys", "http://127.0.0.1:9/keys", "http://[::1]/keys"])
+def test_keys_come_over_https_or_from_this_machine(url: str) -> None:
+    assert load({"CHATSERVER_AUTH": "jwt", "CHATSERVER_JWKS_URL": url}).jwks_url == url
+
+
+def test_connections_are_fewer_where_there_are_users() -> None:
+    """The contract: 100 of a user; 10,000 where everybody is one."""
+    with_users = load({"CHATSERVER_AUTH": "jwt", "CHATSERVER_JWT_SECRET": LONG_SECRET})
+    assert with_users.max_connections_per_user == 100
+    assert load().max_connections_per_user == 10_000
+    assert load({"CHATSERVER_MAX_CONNECTIONS_PER_USER": "7"}).max_connections_per_user == 7
 
 
 @pytest.mark.parametrize("host", sorted(LOOPBACK_HOSTS))
@@ -219,6 +265,8 @@ def test_a_url_without_a_secret_is_shown_as_it_is(url: str) -> None:
     "settings",
     [
         Settings(openai_api_key=SECRET),
+        Settings(jwt_secret=SECRET),
+        Settings(jwks_url=f"https://issuer/keys?token={SECRET}"),
         *[Settings(database_url=url) for url in URLS],
         *[Settings(openai_base_url=url) for url in API_URLS],
         Settings(redis_url=f"redis://:{SECRET}@cache:6379/0"),
@@ -227,7 +275,7 @@ def test_a_url_without_a_secret_is_shown_as_it_is(url: str) -> None:
 )
 def test_no_secret_is_shown(settings: Settings) -> None:
     shown = settings.shown()
-    assert SECRET not in repr(shown)
+    assert SECRET not in repr(shown) + repr(settings) + str(settings)
     assert any("***" in str(each) for each in shown.values())
 
 
@@ -239,7 +287,13 @@ def test_the_rest_of_a_url_with_a_secret_is_shown(url: str) -> None:
 @pytest.mark.parametrize("name", sorted(FIELDS))
 def test_a_refusal_never_quotes_a_secret(name: str) -> None:
     """Whatever else is wrong, keys and URLs do not get into the message."""
-    secrets = {"OPENAI_API_KEY": SECRET, "CHATSERVER_DATABASE_URL": URLS[0], "OPENAI_BASE_URL": API_URLS[0]}
+    secrets = {
+        "CHATSERVER_AUTH": "jwt",
+        "CHATSERVER_JWT_SECRET": SECRET,
+        "OPENAI_API_KEY": SECRET,
+        "CHATSERVER_DATABASE_URL": URLS[0],
+        "OPENAI_BASE_URL": API_URLS[0],
+    }
     try:
         load(secrets | {"CHATSERVER_REDIS_URL": f"redis://:{SECRET}@cache"} | {variable(name): f"\0{SECRET}"})
     except SettingsError as refusal:

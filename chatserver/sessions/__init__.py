@@ -91,6 +91,10 @@ class Sessions:
         """The log that a finished run left; empty for any other. Whose it is has been asked before (``run``)."""
         return await self._database.read(partial(read.records, run_id=run_id))
 
+    async def spent_on(self, user: str, day: str) -> int:
+        """The model tokens of the user's runs that ended on this day (UTC, ISO 8601), deleted ones too."""
+        return await self._database.read(partial(read.spent_on, user=user, day=day))
+
     async def page(self, user: str, limit: int, cursor: str | None) -> SessionPage:
         """Up to ``limit`` (1 or more) sessions, the last used one first; ``cursor`` is that of the page before.
 

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from msgspec.structs import replace
-from sqlalchemy import Connection, bindparam, select, update
+from sqlalchemy import Connection, bindparam, case, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
 from chatserver.events import (
     EVENT_BYTES_LIMIT,
@@ -22,7 +23,7 @@ from chatserver.events import (
 )
 from chatserver.log import SEQ_LIMIT
 from chatserver.records import RunFailure, RunStatus, timestamp
-from chatserver.sessions.schema import messages, runs, sessions
+from chatserver.sessions.schema import messages, runs, sessions, spendings
 
 INTERRUPTED = RunFailure("interrupted", "the server stopped before the answer was complete")
 
@@ -49,8 +50,20 @@ def finish(
     ended = ended.values(status=status, last_seq=records[-1].seq, usage=usage, finished_at=now, error=error)
     if connection.execute(ended.values(events=b"\n".join(each.data for each in records))).rowcount == 0:
         return
+    if usage is not None:
+        _spend(connection, found.user_id, now[:10], usage.input_tokens + usage.output_tokens)
     said = _said(answer) | {"usage": usage, "status": "complete" if status == "completed" else "partial"}
     connection.execute(update(messages).where(messages.c.message_id == found.message_id).values(said))
+
+
+def _spend(connection: Connection, user: str, day: str, tokens: int) -> None:
+    """Add to what the user has spent on this day; the days before it are forgotten."""
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    query = insert(spendings).values(user_id=user, day=day, tokens=tokens)
+    is_same_day = spendings.c.day == query.excluded.day
+    sum_of_day = case((is_same_day, spendings.c.tokens + query.excluded.tokens), else_=query.excluded.tokens)
+    values = {"day": query.excluded.day, "tokens": sum_of_day}
+    connection.execute(query.on_conflict_do_update(index_elements=["user_id"], set_=values))
 
 
 def _said(answer: Answer) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from chatserver.commands import known_form
 from chatserver.errors import BadCursor, NotFound
 from chatserver.events import Record
 from chatserver.records import MessageRecord, RunRecord, SessionDetail, SessionPage, SessionRecord
-from chatserver.sessions.schema import messages, runs, sessions
+from chatserver.sessions.schema import messages, runs, sessions, spendings
 
 RUN_COLUMNS = [runs.c[name] for name in RunRecord.__struct_fields__]
 MESSAGE_COLUMNS = [messages.c[name] for name in MessageRecord.__struct_fields__]
@@ -57,6 +57,12 @@ def run(connection: Connection, user: str, run_id: str) -> RunRecord:
     if row is None:
         raise NotFound("there is nothing with this id")
     return RunRecord(**row._mapping)
+
+
+def spent_on(connection: Connection, user: str, day: str) -> int:
+    """The tokens of the user's runs that ended on this day."""
+    query = select(spendings.c.tokens).where(spendings.c.user_id == user, spendings.c.day == day)
+    return connection.execute(query).scalar() or 0
 
 
 class _Head(Struct):

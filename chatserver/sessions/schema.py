@@ -1,9 +1,10 @@
-"""The tables of sessions, messages and runs: one schema for SQLite and PostgreSQL. `migrations/` makes them."""
+"""The tables of sessions, messages, runs and spendings: one schema for SQLite and PostgreSQL, made by `migrations/`."""
 
 from typing import Any
 
 import msgspec
 from sqlalchemy import (
+    BigInteger,
     CheckConstraint,
     Column,
     ForeignKeyConstraint,
@@ -81,6 +82,16 @@ messages = Table(
         ondelete="CASCADE",
     ),
     Index("messages_in_order", "user_id", "session_id", "position", unique=True),
+)
+
+# One day of each user, the last one: beside the runs, since those go when their session is deleted.
+spendings = Table(
+    "spendings",
+    metadata,
+    Column("user_id", Text, nullable=False),
+    Column("day", Text, nullable=False),
+    Column("tokens", BigInteger, nullable=False),
+    PrimaryKeyConstraint("user_id", name="pk_spendings"),
 )
 
 runs = Table(

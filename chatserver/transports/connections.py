@@ -3,7 +3,8 @@
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
-from time import monotonic
+from math import inf
+from time import monotonic, time
 from typing import Any, Self, TypeAlias
 
 import anyio
@@ -26,6 +27,9 @@ SLOTS_LIMIT = 64
 SHORTEST_TICK_SECONDS = 0.02
 """The connections are spread over slots, looked at one slot a tick, so that thousands of pings never come at once."""
 
+EXPIRY_TICK_SECONDS = 2.0
+"""How long a connection may outlive what its user showed to get in: so often at least it is looked at."""
+
 FLUSH_SECONDS = 1.0
 """How long a connection that is ended may take for its last words."""
 
@@ -33,12 +37,23 @@ FLUSH_SECONDS = 1.0
 class Connection:
     """One peer's way out: messages in order, never two at a time, watched by the clock.
 
-    ``drop`` is called when the peer has taken nothing for too long, ``drain`` when the server begins to go down.
+    ``drop`` is called when the peer has taken nothing for too long, ``drain`` when the server begins to go down,
+    ``expire`` at ``expires_at`` (Unix time), when nobody knows any more whose connection it is.
     """
 
-    def __init__(self, send: Send, ping: Message | None, drop: Callable[[], None], drain: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        send: Send,
+        ping: Message | None,
+        drop: Callable[[], None],
+        drain: Callable[[], None],
+        expire: Callable[[], None] | None = None,
+        expires_at: float = inf,
+    ) -> None:
         self.drop = drop
         self.drain = drain
+        self.expire = expire or drop
+        self.expires_at = expires_at
         self.is_open = True
         self.wrote_at = monotonic()
         self.writing_since: float | None = None
@@ -65,7 +80,7 @@ class Connections:
     """All open connections of the server. Enter it to start its clock."""
 
     def __init__(self, *, heartbeat_seconds: float, send_timeout_seconds: float, user_limit: int) -> None:
-        interval = min(heartbeat_seconds, send_timeout_seconds) / CHECKS_PER_INTERVAL
+        interval = min(min(heartbeat_seconds, send_timeout_seconds) / CHECKS_PER_INTERVAL, EXPIRY_TICK_SECONDS)
         count = max(1, min(SLOTS_LIMIT, int(interval / SHORTEST_TICK_SECONDS)))
         self._tick_seconds = interval / count
         self._slots: list[set[Connection]] = [set() for _ in range(count)]
@@ -106,6 +121,8 @@ class Connections:
             yield
         finally:
             self._users[user] -= 1
+            if not self._users[user]:
+                del self._users[user]
 
     @contextmanager
     def watched(self, connection: Connection) -> Iterator[None]:
@@ -133,9 +150,11 @@ class Connections:
         while True:
             for slot in self._slots:
                 await anyio.sleep(self._tick_seconds)
-                now = monotonic()
+                now, moment = monotonic(), time()
                 for connection in list(slot):
-                    if connection.writing_since is None:
+                    if moment >= connection.expires_at:
+                        connection.expire()
+                    elif connection.writing_since is None:
                         if now - connection.wrote_at >= self._idle_seconds:
                             self._tasks.start_soon(self._ping, connection)
                     elif now - connection.writing_since >= self._send_timeout_seconds:

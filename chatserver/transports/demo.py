@@ -1,5 +1,6 @@
 """The demo model's endpoint: an OpenAI-compatible server inside this one."""
 
+from hmac import compare_digest
 from typing import Any
 
 import msgspec
@@ -7,18 +8,24 @@ from litestar import Request, Response, post
 from litestar.datastructures import State
 from litestar.response import Stream
 
-from chatserver.errors import BadRequest
+from chatserver.errors import BadRequest, Unauthenticated
 from chatserver.providers.demo import CompletionRequest, Refusal, answer
-from chatserver.transports.http import OPEN_WHILE_DRAINING, body_bytes
+from chatserver.transports.http import OPEN_WHILE_DRAINING, PUBLIC, body_bytes
+from chatserver.transports.parts import parts_of
 
 PATH = "/demo/v1"
 BODY_BYTES_LIMIT = 8 * 1024 * 1024
 """A session's whole context in one request, with room to spare."""
 
 
-@post(f"{PATH}/chat/completions", status_code=200, opt={OPEN_WHILE_DRAINING: True}, include_in_schema=False)
+@post(
+    f"{PATH}/chat/completions", status_code=200, opt={OPEN_WHILE_DRAINING: True, PUBLIC: True}, include_in_schema=False
+)
 async def chat_completions(request: Request[str, Any, State]) -> Response[Any]:
-    """Chat Completions as the demo model answers them."""
+    """Chat Completions as the demo model answers them; where there are users, to this server alone."""
+    given, key = request.headers.get("authorization", ""), f"Bearer {request.app.state.demo_key}"
+    if parts_of(request).settings.auth != "none" and not compare_digest(given.encode(), key.encode()):
+        raise Unauthenticated
     body = await body_bytes(request, BODY_BYTES_LIMIT)
     try:
         said = answer(msgspec.json.decode(body, type=CompletionRequest))

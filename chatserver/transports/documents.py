@@ -6,21 +6,22 @@ from litestar import Request, get
 from litestar.datastructures import State
 
 from chatserver import schema
+from chatserver.transports.http import PUBLIC
 
 
-@get(["/schema", "/schema/openapi.json"], include_in_schema=False)
+@get(["/schema", "/schema/openapi.json"], opt={PUBLIC: True}, include_in_schema=False)
 async def openapi_document(request: Request[str, Any, State]) -> dict[str, Any]:
     """OpenAPI of the HTTP routes."""
     return request.app.openapi_schema.to_schema()
 
 
-@get("/schema/events.json", media_type="application/schema+json", include_in_schema=False)
+@get("/schema/events.json", media_type="application/schema+json", opt={PUBLIC: True}, include_in_schema=False)
 async def events_schema() -> dict[str, Any]:
     """JSON Schema of the events."""
     return schema.events()
 
 
-@get("/schema/asyncapi.json", include_in_schema=False)
+@get("/schema/asyncapi.json", opt={PUBLIC: True}, include_in_schema=False)
 async def asyncapi_document() -> dict[str, Any]:
     """AsyncAPI of the WebSocket."""
     return schema.asyncapi()

@@ -18,6 +18,7 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody
 from litestar.params import FromPath, Parameter
 
+from chatserver.auth import Ticket
 from chatserver.commands import ChatRequest, Rename, checked_title, convert, known_form, parse_json
 from chatserver.commands import cursor as parse_cursor
 from chatserver.errors import BadJson, BadRequest, ChatError, Draining, TooLarge, UnsupportedMedia
@@ -32,6 +33,11 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 OPEN_WHILE_DRAINING = "open_while_draining"
+PUBLIC = "public"
+"""A route that needs no token."""
+
+BY_TICKET = "by_ticket"
+"""A route that a ticket is good for."""
 
 DISCARDED_BYTES_LIMIT = 64 * 1024 * 1024
 DISCARD_SECONDS = 0.5
@@ -40,14 +46,21 @@ PAGE_LIMIT = 100
 PAGE_DEFAULT = 20
 
 
-def admit(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """Guard of every route: are we still open?
+async def admit(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """Guard of every route: are we still open, who is it, and how often has that user asked?
 
     Raises:
         Draining: going down, and this route is not one that helps running answers to end.
+        Unauthenticated, Forbidden, Unavailable: nobody knows who it is.
+        TooMany: the user has asked too often.
     """
-    if parts_of(connection).runs.is_draining and not handler.opt.get(OPEN_WHILE_DRAINING):
+    parts = parts_of(connection)
+    if parts.runs.is_draining and not handler.opt.get(OPEN_WHILE_DRAINING):
         raise Draining
+    if not handler.opt.get(PUBLIC):
+        identity = await parts.gate.identify(connection.scope, by_ticket=bool(handler.opt.get(BY_TICKET)))
+        parts.requests.count(identity.user)
+        connection.scope["user"], connection.scope["auth"] = identity.user, identity
 
 
 def body_of(kind: type[msgspec.Struct]) -> type[Operation]:
@@ -98,7 +111,7 @@ async def read_run(request: Request[str, Any, State], run_id: FromPath[str]) -> 
     return await parts_of(request).runs.record(request.user, run_id)
 
 
-@get("/chat/runs/{run_id:str}/events", responses=STREAM_OR_END)
+@get("/chat/runs/{run_id:str}/events", opt={BY_TICKET: True}, responses=STREAM_OR_END)
 async def read_events(
     request: Request[str, Any, State],
     run_id: FromPath[str],
@@ -157,13 +170,19 @@ async def delete_session(request: Request[str, Any, State], session_id: FromPath
     await parts_of(request).runs.delete_session(request.user, session_id)
 
 
-@get("/livez", opt={OPEN_WHILE_DRAINING: True})
+@post("/chat/tickets", status_code=200)
+async def issue_ticket(request: Request[str, Any, State]) -> Response[Ticket]:
+    """A ticket: good once, for a minute, where no header can be sent."""
+    return Response(parts_of(request).gate.tickets.issue(request.auth), headers={"Cache-Control": "no-store"})
+
+
+@get("/livez", opt={OPEN_WHILE_DRAINING: True, PUBLIC: True})
 async def livez() -> dict[str, str]:
     """The process answers."""
     return {"status": "ok"}
 
 
-@get("/readyz")
+@get("/readyz", opt={PUBLIC: True})
 async def readyz() -> dict[str, str]:
     """New runs are welcome; 503 while draining."""
     return {"status": "ok"}
@@ -250,6 +269,7 @@ ROUTES = [
     read_session,
     rename_session,
     delete_session,
+    issue_ticket,
     livez,
     readyz,
 ]

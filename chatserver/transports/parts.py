@@ -5,6 +5,8 @@ from typing import Any
 from litestar.connection import ASGIConnection
 from msgspec import Struct
 
+from chatserver.auth import Gate
+from chatserver.limits import Requests
 from chatserver.runs import Runs
 from chatserver.sessions import Sessions
 from chatserver.settings import Settings
@@ -15,6 +17,8 @@ class Parts(Struct, frozen=True):
     """The parts of a running server."""
 
     settings: Settings
+    gate: Gate
+    requests: Requests
     runs: Runs
     sessions: Sessions
     connections: Connections

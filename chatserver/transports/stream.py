@@ -47,7 +47,8 @@ class RunStream:
             await self._break_off(scope, receive, at_once=outcome != "failed")
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> str:
-        """How the stream came out: `complete`; `failed` (text that shall be cut); `drained`; `left` or stuck."""
+        """How the stream came out: `complete`; `failed` (text that shall be cut); `drained` (to be ended before the
+        run is); `left` or stuck."""
         outcome = "left"
         async with anyio.create_task_group() as tasks:
             cancel = tasks.cancel_scope.cancel
@@ -59,8 +60,14 @@ class RunStream:
                     outcome = "drained"
                     cancel()
 
+            def expire() -> None:
+                nonlocal outcome
+                outcome = "failed" if isinstance(self._form, PlainText) else "drained"
+                cancel()
+
             ping = _body(self._form.ping) if self._form.ping else None
-            connection = Connection(send, ping, drop=cancel, drain=drain)
+            expires_at = scope["auth"].expires_at
+            connection = Connection(send, ping, drop=cancel, drain=drain, expire=expire, expires_at=expires_at)
             with self._connections.watched(connection):
                 tasks.start_soon(_until_disconnect, receive, tasks.cancel_scope)
                 await connection.write(_body(self._form.opening()))

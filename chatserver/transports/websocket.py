@@ -11,10 +11,21 @@ from anyio.abc import TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from litestar import asgi
 
+from chatserver.auth import Identity
 from chatserver.commands import Attach, Cancel, Command, Detach, Ping, command, cursor, parse_json
 from chatserver.commands import Send as SendCommand
-from chatserver.errors import BadJson, BadRequest, ChatError, Draining, NoCommand, TooMany, UpgradeRequired
+from chatserver.errors import (
+    BadJson,
+    BadRequest,
+    ChatError,
+    Draining,
+    NoCommand,
+    TooMany,
+    Unauthenticated,
+    UpgradeRequired,
+)
 from chatserver.events import Record
+from chatserver.limits import Requests
 from chatserver.run import Subscription
 from chatserver.runs import Runs
 from chatserver.transports.connections import TRANSPORT, Connection, Connections, Receive, Scope, Send
@@ -47,6 +58,7 @@ class Closing(Exception):
         self.reason = reason
 
 
+EXPIRED = Closing(4401, "the token has expired")
 STUCK = Closing(1006, "the peer takes nothing")
 """No close frame could reach this peer: its connection is reset."""
 
@@ -63,10 +75,12 @@ class _Pump:
 class Dialogue:
     """What goes on over one WebSocket."""
 
-    def __init__(self, user: str, runs: Runs, connections: Connections, scope: Scope, send: Send) -> None:
-        self._user = user
-        self._runs = runs
-        self._connections = connections
+    def __init__(self, identity: Identity, parts: Parts, scope: Scope, send: Send) -> None:
+        self._identity = identity
+        self._user = identity.user
+        self._runs: Runs = parts.runs
+        self._requests: Requests = parts.requests
+        self._connections: Connections = parts.connections
         self._send = send
         self._sends_batches = BATCH in scope.get("extensions", {})
         self._pumps: dict[str, _Pump] = {}
@@ -80,7 +94,14 @@ class Dialogue:
     async def run(self, receive: Receive) -> Closing | None:
         """Obey the peer until it leaves (None) or is to be closed."""
         async with anyio.create_task_group() as self._tasks:
-            self._connection = Connection(self._send, PING, drop=lambda: self._close(STUCK), drain=self._drain)
+            self._connection = Connection(
+                self._send,
+                PING,
+                drop=lambda: self._close(STUCK),
+                drain=self._drain,
+                expire=lambda: self._close(EXPIRED),
+                expires_at=self._identity.expires_at,
+            )
             with self._connections.watched(self._connection):
                 inbox, commands = anyio.create_memory_object_stream[str](INBOX_BYTES_LIMIT)
                 self._tasks.start_soon(self._obey_all, commands)
@@ -131,6 +152,8 @@ class Dialogue:
 
     async def _obey_text(self, text: str) -> None:
         """Obey one frame, or say why not."""
+        if self._identity.is_over:
+            raise EXPIRED
         about: dict[str, Any] = {}
         try:
             tree = parse_json(text)
@@ -147,6 +170,8 @@ class Dialogue:
                 raise Closing(4400, "these are no commands") from None
 
     async def _obey(self, wanted: Command, about: dict[str, Any]) -> None:
+        if not isinstance(wanted, Ping):
+            self._requests.count(self._user)
         match wanted:
             case SendCommand():
                 await self._attach(await self._runs.start(self._user, wanted.request()), about)
@@ -223,15 +248,24 @@ async def websocket(scope: Scope, receive: Receive, send: Send) -> None:
     parts: Parts = scope["litestar_app"].state.parts
     if parts.runs.is_draining:
         return await refuse(scope, send, Draining())
-    user = scope["user"]
+    identity: Identity | Unauthenticated
+    try:
+        identity = await parts.gate.identify(scope, by_ticket=True)
+    except Unauthenticated as error:
+        identity = error  # To be told behind the handshake: no browser shows how one was refused.
+    except ChatError as error:
+        return await refuse(scope, send, error)
     await receive()
     offered = SUBPROTOCOL in scope["subprotocols"]
     await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL if offered else None, "headers": []})
     try:
-        with parts.connections.admitted(user):
-            closing = await Dialogue(user, parts.runs, parts.connections, scope, send).run(receive)
-    except TooMany as error:
-        closing = Closing(4429, error.detail)
+        if isinstance(identity, Unauthenticated):
+            raise identity
+        parts.requests.count(identity.user)
+        with parts.connections.admitted(identity.user):
+            closing = await Dialogue(identity, parts, scope, send).run(receive)
+    except (Unauthenticated, TooMany) as error:
+        closing = Closing(4000 + error.status, error.detail)
     except OSError:
         return  # The peer went away in mid send.
     if closing is None or (closing is not STUCK and await _has_said_goodbye(send, closing)):

@@ -1,4 +1,4 @@
-"""Who is talking, and from where. In `none` mode everybody is one local user; a foreign web page still is nobody."""
+"""From where somebody talks: a foreign web page is refused, also by a server that knows no users."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -10,36 +10,35 @@ from chatserver.errors import Forbidden
 from chatserver.settings import LOOPBACK_HOSTS, WILDCARD_HOSTS, Settings
 
 _NO_HOST = re.compile(r"[^a-z0-9.:_\[\]-]")
-LOCAL_USER = "local"
 
 
-class Gate:
+class Origins:
     """Lets a connection in by its `Host` and `Origin`: neither DNS rebinding nor a foreign page gets through."""
 
     def __init__(self, settings: Settings) -> None:
         self._hosts = {host.lower() for host in (*LOOPBACK_HOSTS, settings.host, *settings.allowed_hosts)}
         self._is_everywhere = settings.host in WILDCARD_HOSTS
-        self.origins = {origin.lower().rstrip("/") for origin in settings.allowed_origins}
+        self.allowed = {origin.lower().rstrip("/") for origin in settings.allowed_origins}
 
-    def user(self, scope: Mapping[str, Any]) -> str:
-        """The user behind a connection.
+    def check(self, scope: Mapping[str, Any]) -> None:
+        """Let a connection in, or not.
 
         Raises:
             Forbidden: it comes from a foreign origin, or asks for a host that is not ours.
         """
         headers = scope["headers"]
-        host = _header(headers, b"host").lower()  # Two of them are no host at all.
+        host = header(headers, b"host").lower()  # Two of them are no host at all.
         # DNS rebinding needs a name: who serves all addresses of a machine is asked by any of them.
         by_address = self._is_everywhere and _is_address(_name(host))
         if host not in self._hosts and _name(host) not in self._hosts and not by_address:
             raise Forbidden("this server does not answer for that host")
-        origin = _header(headers, b"origin").lower()
-        if origin and origin not in self.origins and not _is_own(origin, host, scope["scheme"]):
+        origin = header(headers, b"origin").lower()
+        if origin and origin not in self.allowed and not _is_own(origin, host, scope["scheme"]):
             raise Forbidden("this origin is not allowed")
-        return LOCAL_USER
 
 
-def _header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> str:
+def header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> str:
+    """A header's value; of one that comes twice, all values with commas between."""
     return b", ".join(value for key, value in headers if key == name).decode("latin-1").strip()
 
 

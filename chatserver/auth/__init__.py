@@ -1,0 +1,62 @@
+"""Who is talking, and from where: the one door for requests and WebSockets.
+
+A user is named by a token (`Authorization: Bearer`, or the cookie) or by a ticket (`?ticket=`), and each of them is
+good for a time. In `none` mode everybody is one local user, for good.
+"""
+
+from collections.abc import Mapping
+from http.cookies import CookieError, SimpleCookie
+from typing import Any
+from urllib.parse import parse_qs
+
+from chatserver.auth.origins import Origins, header
+from chatserver.auth.tickets import Ticket, Tickets
+from chatserver.auth.tokens import Identity, Tokens, tokens_of
+from chatserver.errors import Forbidden, Unauthenticated
+from chatserver.settings import Settings
+
+__all__ = ["Gate", "Identity", "Ticket"]
+
+LOCAL_USER = "local"
+COOKIE = "chatserver_token"
+SAFE_METHODS = frozenset({"GET", "HEAD"})
+
+
+class Gate:
+    """Lets a connection in by its `Host` and `Origin`, and finds the user behind it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.origins = Origins(settings)
+        self.tickets = Tickets()
+        self._tokens: Tokens | None = tokens_of(settings)
+
+    async def identify(self, scope: Mapping[str, Any], *, by_ticket: bool = False) -> Identity:
+        """The user of a connection. One credential counts: a ticket where it may be one, a header, a cookie.
+
+        Raises:
+            Unauthenticated: there is no good one.
+            Forbidden: a cookie came with what a foreign page can send.
+            Unavailable: tokens cannot be checked now.
+        """
+        query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True) if by_ticket else {}
+        if "ticket" in query:
+            return self.tickets.redeem(",".join(query["ticket"]))
+        if self._tokens is None:
+            return Identity(LOCAL_USER)
+        if credentials := header(scope["headers"], b"authorization"):
+            scheme, _, token = credentials.partition(" ")
+            return await self._tokens.identity(token.strip() if scheme.lower() == "bearer" else "")
+        if token := _cookie(header(scope["headers"], b"cookie")):
+            # A browser adds its cookies to whatever any page asks for, and its Origin to all but plain reading.
+            if scope.get("method") not in SAFE_METHODS and not header(scope["headers"], b"origin"):
+                raise Forbidden("a cookie needs an `Origin` beside it")
+            return await self._tokens.identity(token)
+        raise Unauthenticated
+
+
+def _cookie(cookies: str) -> str:
+    try:
+        morsel = SimpleCookie(cookies).get(COOKIE)
+    except CookieError:
+        return ""
+    return morsel.value if morsel else ""

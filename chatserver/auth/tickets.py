@@ -1,0 +1,72 @@
+"""Tickets: what a browser uses where it can send no header; once, since what is in a URL ends up in somebody's log."""
+
+import secrets
+from collections import Counter
+from math import ceil
+from time import time
+
+from msgspec import Struct
+
+from chatserver.auth.tokens import Identity
+from chatserver.errors import TooMany, Unauthenticated
+
+TICKET_BYTES = 32
+TICKET_SECONDS = 60
+TICKETS_LIMIT = 100
+"""Of one user at a time: as many as one may have connections."""
+
+
+class Ticket(Struct, frozen=True):
+    """What `POST /chat/tickets` answers; ``expires_in`` is in seconds."""
+
+    ticket: str
+    expires_in: int
+
+    def __repr__(self) -> str:
+        return f"Ticket(ticket='***', expires_in={self.expires_in})"
+
+
+class Tickets:
+    """All tickets that are neither used nor too old."""
+
+    def __init__(self) -> None:
+        self._tickets: dict[str, tuple[Identity, float]] = {}  # They all last equally long: the oldest is the first.
+        self._users: Counter[str] = Counter()
+
+    def issue(self, identity: Identity) -> Ticket:
+        """A new ticket of 256 random bits. It lasts no longer than what it was asked for with.
+
+        Raises:
+            TooMany: this user has enough of them.
+        """
+        self._forget_old()
+        if self._users[identity.user] >= TICKETS_LIMIT:
+            raise TooMany(f"at most {TICKETS_LIMIT} tickets at a time", retry_after=TICKET_SECONDS)
+        ticket = secrets.token_urlsafe(TICKET_BYTES)
+        self._tickets[ticket] = identity, time() + TICKET_SECONDS
+        self._users[identity.user] += 1
+        return Ticket(ticket, ceil(min(TICKET_SECONDS, max(0, identity.expires_at - time()))))
+
+    def redeem(self, ticket: str) -> Identity:
+        """Who asked for the ticket. It is used up by this.
+
+        Raises:
+            Unauthenticated: it was never issued, is used up or too old.
+        """
+        self._forget_old()
+        identity, _ = self._tickets.get(ticket, (None, 0.0))
+        if identity is None:
+            raise Unauthenticated
+        self._forget(ticket)
+        if identity.is_over:
+            raise Unauthenticated
+        return identity
+
+    def _forget_old(self) -> None:
+        now = time()
+        while self._tickets and next(iter(self._tickets.values()))[1] <= now:
+            self._forget(next(iter(self._tickets)))
+
+    def _forget(self, ticket: str) -> None:
+        identity, _ = self._tickets.pop(ticket)
+        self._users -= Counter((identity.user,))

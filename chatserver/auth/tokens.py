@@ -1,0 +1,183 @@
+"""Tokens: JSON Web Tokens that somebody else issues; here they are only checked.
+
+The algorithms are pinned to the kind of key: HS256 to the secret, public-key ones to a key set, so that no token can
+choose how it is checked.
+"""
+
+import logging
+from math import inf
+from time import monotonic, time
+from typing import TYPE_CHECKING, Any, Protocol
+
+import anyio
+from msgspec import Struct
+
+from chatserver.errors import Unauthenticated, Unavailable
+from chatserver.settings import Settings
+
+if TYPE_CHECKING:
+    from jwt import PyJWK
+
+logger = logging.getLogger(__name__)
+
+USER_CHARS_LIMIT = 255
+LEEWAY_SECONDS = 10
+"""How much the issuer's clock may be ahead of ours. At `exp` a token is over, to the second."""
+
+PUBLIC_KEY_ALGORITHMS = frozenset(
+    {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
+)
+KEYS_FRESH_SECONDS = 300.0
+"""How long a key that its issuer has withdrawn is still good."""
+
+KEYS_AGAIN_SECONDS = 10.0
+"""Between two fetches at least, however many tokens name keys that are not there."""
+
+KEYS_TIMEOUT_SECONDS = 5.0
+KEY_SET_BYTES_LIMIT = 256 * 1024
+
+
+class Identity(Struct, frozen=True):
+    """A user, and until when (Unix time) this is known."""
+
+    user: str
+    expires_at: float = inf
+
+    @property
+    def is_over(self) -> bool:
+        return self.expires_at <= time()
+
+
+class Tokens(Protocol):
+    """A way to check tokens."""
+
+    async def identity(self, token: str) -> Identity:
+        """Whom a token names.
+
+        Raises:
+            Unauthenticated: it is not good.
+            Unavailable: it cannot be checked now.
+        """
+        ...
+
+
+def tokens_of(settings: Settings) -> Tokens | None:
+    """How tokens are checked; None: there are none."""
+    if settings.auth == "none":
+        return None
+    claims = _Claims(settings.jwt_audience, settings.jwt_issuer)
+    if settings.jwks_url is not None:
+        return KeySet(settings.jwks_url, claims)
+    return Secret(settings.jwt_secret or "", claims)
+
+
+class Secret:
+    """Tokens that are signed with a secret which the issuer and this server share."""
+
+    def __init__(self, secret: str, claims: "_Claims") -> None:
+        self._secret = secret
+        self._claims = claims
+
+    async def identity(self, token: str) -> Identity:
+        return self._claims.checked(token, self._secret, "HS256")
+
+
+class KeySet:
+    """Tokens that are signed with private keys whose public ones are at a URL; fetched when they are needed."""
+
+    def __init__(self, url: str, claims: "_Claims") -> None:
+        self._url = url
+        self._claims = claims
+        self._keys: dict[str | None, PyJWK] = {}
+        self._fetched_at = self._tried_at = -inf
+        self._fetching = anyio.Lock()
+
+    async def identity(self, token: str) -> Identity:
+        key = await self._key(_kid(token))
+        return self._claims.checked(token, key, key.algorithm_name)
+
+    async def _key(self, kid: str | None) -> "PyJWK":
+        if self._find(kid) is None or monotonic() - self._fetched_at > KEYS_FRESH_SECONDS:
+            async with self._fetching:  # Whoever waited here finds what the one before has fetched.
+                if monotonic() - self._tried_at > KEYS_AGAIN_SECONDS:
+                    self._tried_at = monotonic()
+                    await self._fetch()
+        if not self._keys:
+            raise Unavailable("the keys that tokens are checked with cannot be fetched")
+        key = self._find(kid)
+        if key is None:
+            raise Unauthenticated
+        return key
+
+    def _find(self, kid: str | None) -> "PyJWK | None":
+        """The key of this name. A token that names none means the only one."""
+        if kid is None and len(self._keys) == 1:
+            return next(iter(self._keys.values()))
+        return self._keys.get(kid)
+
+    async def _fetch(self) -> None:
+        """Take the key set as it is now; while it cannot be had, the keys of the last one are still good."""
+        import httpx2  # Only who has a key set needs these.
+        import jwt
+
+        try:
+            with anyio.fail_after(KEYS_TIMEOUT_SECONDS):
+                async with httpx2.AsyncClient() as client, client.stream("GET", self._url) as response:
+                    response.raise_for_status()
+                    document = bytearray()
+                    async for piece in response.aiter_bytes():
+                        document += piece
+                        if len(document) > KEY_SET_BYTES_LIMIT:
+                            raise ValueError("too large")
+            keys = jwt.PyJWKSet.from_json(document.decode())
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError, AttributeError, jwt.PyJWTError) as error:
+            # Only its kind: the texts of such errors quote URLs and documents.
+            logger.warning("the key set cannot be fetched: %s", type(error).__name__)
+            return
+        usable = [key for key in keys if key.algorithm_name in PUBLIC_KEY_ALGORITHMS]
+        self._keys = {key.key_id: key for key in usable if key.public_key_use in (None, "sig")}
+        self._fetched_at = monotonic()
+
+
+class _Claims(Struct, frozen=True):
+    """What a token must say beside `sub` and `exp`, where the operator has said so."""
+
+    audience: str | None
+    issuer: str | None
+
+    def checked(self, token: str, key: Any, algorithm: str) -> Identity:
+        """The identity in a token that was signed with this key and says what it must.
+
+        Raises:
+            Unauthenticated: it was not, or does not; which of the two is nobody's business.
+        """
+        import jwt
+
+        try:
+            said = jwt.decode(
+                token,
+                key,
+                algorithms=[algorithm],
+                audience=self.audience,
+                issuer=self.issuer,
+                leeway=LEEWAY_SECONDS,
+                options={"require": ["exp", "sub"]},
+            )
+            identity = Identity(said["sub"], float(said["exp"]))
+        except (jwt.PyJWTError, ValueError, TypeError, OverflowError):
+            raise Unauthenticated from None
+        # Printable: no NUL for a database to choke on, no line end for a log.
+        is_name = 1 <= len(identity.user) <= USER_CHARS_LIMIT and identity.user.isprintable()
+        if not is_name or not identity.expires_at > time():
+            raise Unauthenticated
+        return identity
+
+
+def _kid(token: str) -> str | None:
+    """The name of the key that a token claims to be signed with."""
+    import jwt
+
+    try:
+        return jwt.get_unverified_header(token).get("kid")
+    except (jwt.PyJWTError, ValueError, TypeError):
+        raise Unauthenticated from None

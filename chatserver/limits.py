@@ -1,0 +1,199 @@
+"""How much: requests in a time, runs at a time, and the model tokens of a run and of a user's day."""
+
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from math import ceil, inf
+from time import monotonic
+
+from chatserver.context import BYTES_PER_TOKEN, estimated_tokens
+from chatserver.errors import TooMany
+from chatserver.events import Usage
+from chatserver.providers import ModelRequest
+from chatserver.settings import Settings
+
+USERS_LIMIT = 10_000
+"""So many users are remembered by their requests; past it, those are forgotten who have asked for nothing lately."""
+
+
+class Bucket:
+    """Holds ``size`` drops; one falls out for each thing done, and time fills it up again."""
+
+    __slots__ = ("_at", "_drops", "_per_second", "_size")
+
+    def __init__(self, size: float, per_second: float) -> None:
+        self._size = self._drops = size
+        self._per_second = per_second
+        self._at = monotonic()
+
+    def take(self) -> float:
+        """Take a drop: 0.0; or, of an empty bucket, how many seconds to wait for one."""
+        self._fill()
+        if self._drops < 1:
+            return (1 - self._drops) / self._per_second
+        self._drops -= 1
+        return 0.0
+
+    @property
+    def is_full(self) -> bool:
+        self._fill()
+        return self._drops >= self._size
+
+    def _fill(self) -> None:
+        now = monotonic()
+        self._drops = min(self._size, self._drops + (now - self._at) * self._per_second)
+        self._at = now
+
+
+class Requests:
+    """The requests and commands of each user. ``per_minute`` None: nobody counts."""
+
+    def __init__(self, per_minute: int | None) -> None:
+        self._per_minute = per_minute
+        self._buckets: dict[str, Bucket] = {}
+
+    def count(self, user: str) -> None:
+        """One more.
+
+        Raises:
+            TooMany: it is one too many.
+        """
+        if self._per_minute is None:
+            return
+        bucket = self._buckets.get(user)
+        if bucket is None:
+            if len(self._buckets) >= USERS_LIMIT:
+                self._buckets = {name: each for name, each in self._buckets.items() if not each.is_full}
+            bucket = self._buckets[user] = Bucket(self._per_minute, self._per_minute / 60)
+        if seconds := bucket.take():
+            raise TooMany(f"at most {self._per_minute} requests in a minute", retry_after=ceil(seconds))
+
+
+class Day:
+    """The tokens of one user on one day (UTC): those of runs that are over, and of those that go on."""
+
+    def __init__(self, date: str, limit: int, spent: int) -> None:
+        self.date = date
+        self.meters: set[Meter] = set()
+        self._limit = limit
+        self._spent = spent
+
+    def is_spent(self) -> bool:
+        return self._spent + sum(meter.spent for meter in self.meters) >= self._limit
+
+    def leave(self, meter: "Meter") -> None:
+        if meter in self.meters:
+            self.meters.remove(meter)
+            self._spent += meter.spent
+
+
+class Meter:
+    """The model tokens of a run, right at any moment: what the upstream told, and an estimate where it did not."""
+
+    def __init__(self, limit: float = inf, day: Day | None = None) -> None:
+        self._limit = limit
+        self._day = day
+        self._told = Usage()
+        self._asked_tokens: int | None = None
+        self._said_chars = 0
+        if day is not None:
+            day.meters.add(self)
+
+    def ask(self, request: ModelRequest) -> None:
+        self._asked_tokens, self._said_chars = estimated_tokens([*request.messages, *request.tools]), 0
+
+    def say(self, text: str) -> None:
+        self._said_chars += len(text)
+
+    def told(self, usage: Usage | None) -> None:
+        self._told, self._asked_tokens = self._told + (usage or self._estimate()), None
+
+    def usage(self) -> Usage:
+        return self._told + self._estimate()
+
+    @property
+    def spent(self) -> int:
+        """All tokens of the run. Asked for with every delta, so it makes no ``Usage``."""
+        now = 0 if self._asked_tokens is None else self._asked_tokens - -self._said_chars // BYTES_PER_TOKEN
+        return self._told.input_tokens + self._told.output_tokens + now
+
+    def is_spent(self) -> bool:
+        """Nothing more may be asked or said: the run has what one may have, or the user what a day may have."""
+        return self.spent >= self._limit or (self._day is not None and self._day.is_spent())
+
+    def close(self) -> None:
+        """The run is over, and its usage stored."""
+        if self._day is not None:
+            self._day.leave(self)
+
+    def _estimate(self) -> Usage:
+        """The turn that is going on, or that ended without its usage."""
+        if self._asked_tokens is None:
+            return Usage()
+        return Usage(self._asked_tokens, -(-self._said_chars // BYTES_PER_TOKEN), estimated=True)
+
+
+class Places:
+    """The runs that go on: each has a place, of its user's and of all."""
+
+    def __init__(self, settings: Settings, spent_on: Callable[[str, str], Awaitable[int]]) -> None:
+        """``spent_on`` tells the tokens of a user's runs that are over, on a day."""
+        self._settings = settings
+        self._spent_on = spent_on
+        self._taken: Counter[str] = Counter()
+        self._days: dict[str, Day] = {}
+
+    async def take(self, user: str) -> Meter:
+        """A place for one more run, with the meter of what it may spend; to be given back with ``leave``.
+
+        Raises:
+            TooMany: there is none.
+        """
+        settings = self._settings
+        if self._taken[user] >= settings.max_runs_per_user:
+            raise TooMany(f"at most {settings.max_runs_per_user} runs at a time")
+        if self._taken.total() >= settings.max_runs:
+            raise TooMany("the server runs all that it can")
+        self._taken[user] += 1
+        try:
+            day = await self._day(user)
+            if day is not None and day.is_spent():
+                raise TooMany(f"at most {settings.max_tokens_per_day} tokens in a day", retry_after=_until_midnight())
+            return Meter(settings.max_tokens_per_run, day)
+        except BaseException:
+            self._give_back(user)
+            raise
+
+    def leave(self, user: str, meter: Meter) -> None:
+        """The run is over, its usage stored; or there was none."""
+        meter.close()
+        self._give_back(user)
+
+    def _give_back(self, user: str) -> None:
+        self._taken[user] -= 1
+        if not self._taken[user]:
+            del self._taken[user]
+            self._days.pop(user, None)  # From now on the database knows it.
+
+    async def _day(self, user: str) -> Day | None:
+        limit, today = self._settings.max_tokens_per_day, date_of(datetime.now(UTC))
+        if limit is None:
+            return None
+        day = self._days.get(user)
+        if day is None or day.date != today:
+            spent = await self._spent_on(user, today)
+            day = self._days.get(user)
+            if day is None or day.date != today:
+                day = self._days[user] = Day(today, limit, spent)
+        return day
+
+
+def date_of(moment: datetime) -> str:
+    """The day of a moment, as it is stored."""
+    return moment.astimezone(UTC).date().isoformat()
+
+
+def _until_midnight() -> int:
+    now = datetime.now(UTC)
+    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
+    return ceil((midnight - now).total_seconds())

@@ -1,0 +1,53 @@
+"""Peers that are gone without a word: a machine that was switched off, a phone in a tunnel, a cable that was pulled.
+
+The kernel asks silent ones whether they are there. Of those that have something to acknowledge it knows how long they
+have not, but left alone it would try for a quarter of an hour; whoever merely reads slowly does acknowledge.
+"""
+
+import asyncio
+import socket
+import struct
+from asyncio import Transport
+from collections.abc import Iterable
+from typing import Any
+
+LOST_SECONDS = 15.0
+"""How long a peer may acknowledge nothing of what was sent several times."""
+
+LOST_RETRANSMITS = 3
+AT_A_TIME = 500
+"""Connections that are looked at before the loop may do something else."""
+
+_TCP_INFO = struct.Struct("=2xB5x12I")  # Up to tcpi_last_ack_recv, in milliseconds; see linux/tcp.h.
+
+
+def watch(listening: socket.socket, send_timeout_seconds: float) -> None:
+    """Set what all accepted sockets inherit: idle peers are asked, and stuck bytes end a connection in the end."""
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    stuck_ms = max(1000, round(send_timeout_seconds * 1000))
+    options = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": stuck_ms}
+    for name, value in options.items():
+        if option := getattr(socket, name, None):  # Each system has some of them.
+            listening.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+async def drop_lost(connections: Iterable[Any]) -> None:
+    """Cut the connections (uvicorn's protocols) of peers that are gone."""
+    for number, connection in enumerate(list(connections)):
+        if is_lost(connection.transport):
+            connection.transport.abort()
+        if number % AT_A_TIME == AT_A_TIME - 1:
+            await asyncio.sleep(0)
+
+
+def is_lost(transport: Transport) -> bool:
+    """Whether the peer has not acknowledged anything for too long."""
+    sock = transport.get_extra_info("socket")
+    if sock is None or not hasattr(socket, "TCP_INFO"):
+        return False
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+        retransmits, *numbers = _TCP_INFO.unpack(info)
+    except (OSError, struct.error):
+        return False
+    return bool(retransmits >= LOST_RETRANSMITS and numbers[-1] >= LOST_SECONDS * 1000)
