@@ -26,6 +26,7 @@ from chatserver.tools import load_tools
 from chatserver.tools.execution import ToolThreads
 from chatserver.transports import demo, documents, http
 from chatserver.transports.connections import Connections
+from chatserver.transports.openapi import BY_TOKEN, SECURITY
 from chatserver.transports.parts import Parts
 from chatserver.transports.refusal import refuse
 from chatserver.transports.websocket import PATH, websocket
@@ -99,6 +100,8 @@ def create_app(settings: Settings) -> Litestar:
         openapi_config=OpenAPIConfig(
             title="chatserver",
             version=__version__,
+            components=SECURITY,
+            security=BY_TOKEN,
             path="/schema/openapi",  # Below ours: Litestar answers for whatever is missing under it, in HTML.
             render_plugins=[JsonRenderPlugin()],
         ),

@@ -15,7 +15,7 @@ from chatserver.auth.tokens import Identity, Tokens, tokens_of
 from chatserver.errors import Forbidden, Unauthenticated
 from chatserver.settings import Settings
 
-__all__ = ["Gate", "Identity", "Ticket"]
+__all__ = ["COOKIE", "Gate", "Identity", "Ticket"]
 
 LOCAL_USER = "local"
 COOKIE = "chatserver_token"

@@ -3,27 +3,44 @@
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, Any, TypeVar, cast
 
 import anyio
-import msgspec
 from litestar import HttpMethod, Request, Response, delete, get, patch, post
 from litestar.connection import ASGIConnection
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.handlers import BaseRouteHandler
-from litestar.openapi.datastructures import ResponseSpec
-from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody
 from litestar.params import FromPath, Parameter
 
 from chatserver.auth import Ticket
 from chatserver.commands import ChatRequest, Rename, checked_title, convert, known_form, parse_json
 from chatserver.commands import cursor as parse_cursor
-from chatserver.errors import BadJson, BadRequest, ChatError, Draining, TooLarge, UnsupportedMedia
-from chatserver.events import Event
+from chatserver.errors import (
+    BadCursor,
+    BadJson,
+    BadRequest,
+    ChatError,
+    Draining,
+    NotAcceptable,
+    NotFound,
+    TooLarge,
+    UnsupportedMedia,
+)
 from chatserver.records import RunRecord, SessionDetail, SessionPage, SessionRecord
+from chatserver.transports.openapi import (
+    ALWAYS,
+    BY_NOTHING,
+    BY_TICKET,
+    STARTING,
+    STREAM,
+    STREAM_OR_END,
+    WITH_BODY,
+    WITH_USER,
+    body_of,
+    refusals,
+)
 from chatserver.transports.parts import parts_of
 from chatserver.transports.sse import chosen
 from chatserver.transports.stream import RunStream
@@ -36,7 +53,7 @@ OPEN_WHILE_DRAINING = "open_while_draining"
 PUBLIC = "public"
 """A route that needs no token."""
 
-BY_TICKET = "by_ticket"
+TICKET = "ticket"
 """A route that a ticket is good for."""
 
 DISCARDED_BYTES_LIMIT = 64 * 1024 * 1024
@@ -58,33 +75,17 @@ async def admit(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
     if parts.runs.is_draining and not handler.opt.get(OPEN_WHILE_DRAINING):
         raise Draining
     if not handler.opt.get(PUBLIC):
-        identity = await parts.gate.identify(connection.scope, by_ticket=bool(handler.opt.get(BY_TICKET)))
+        identity = await parts.gate.identify(connection.scope, by_ticket=bool(handler.opt.get(TICKET)))
         parts.requests.count(identity.user)
         connection.scope["user"], connection.scope["auth"] = identity.user, identity
 
 
-def body_of(kind: type[msgspec.Struct]) -> type[Operation]:
-    """Document a body that the handler reads by itself, strictly: Litestar would coerce "1" to 1."""
-    _, definitions = msgspec.json.schema_components([kind])
-
-    @dataclass
-    class WithBody(Operation):
-        def __post_init__(self) -> None:
-            content = OpenAPIMediaType(schema=definitions[kind.__name__])
-            self.request_body = RequestBody(content={"application/json": content}, required=True)
-
-    return WithBody
-
-
-STREAM = {
-    200: ResponseSpec(
-        cast(Any, Event), generate_examples=False, media_type="text/event-stream", description="the run's events"
-    ),
-}
-STREAM_OR_END = STREAM | {204: ResponseSpec(None, description="the run is over and `after` is its end")}
-
-
-@post("/chat/stream", status_code=200, responses=STREAM, operation_class=body_of(ChatRequest))
+@post(
+    "/chat/stream",
+    status_code=200,
+    responses=STREAM | refusals(*STARTING, NotAcceptable),
+    operation_class=body_of(ChatRequest),
+)
 async def start_stream(request: Request[str, Any, State]) -> RunStream:
     """Start a run and stream its events."""
     form = chosen(",".join(request.headers.getall("accept", [])))
@@ -95,7 +96,7 @@ async def start_stream(request: Request[str, Any, State]) -> RunStream:
         return RunStream(subscription, form, parts.connections, place.pop_all())
 
 
-@post("/chat/runs", status_code=202, operation_class=body_of(ChatRequest))
+@post("/chat/runs", status_code=202, responses=refusals(*STARTING), operation_class=body_of(ChatRequest))
 async def start_run(request: Request[str, Any, State]) -> Response[RunRecord]:
     """Start a run without reading it; its grace period begins at once."""
     runs = parts_of(request).runs
@@ -105,13 +106,18 @@ async def start_run(request: Request[str, Any, State]) -> Response[RunRecord]:
     return Response(run, status_code=202, headers={"Location": location})
 
 
-@get("/chat/runs/{run_id:str}")
+@get("/chat/runs/{run_id:str}", responses=refusals(*WITH_USER, NotFound))
 async def read_run(request: Request[str, Any, State], run_id: FromPath[str]) -> RunRecord:
     """A run as it is now."""
     return await parts_of(request).runs.record(request.user, run_id)
 
 
-@get("/chat/runs/{run_id:str}/events", opt={BY_TICKET: True}, responses=STREAM_OR_END)
+@get(
+    "/chat/runs/{run_id:str}/events",
+    opt={TICKET: True},
+    security=BY_TICKET,
+    responses=STREAM_OR_END | refusals(*WITH_USER, BadCursor, NotFound, NotAcceptable),
+)
 async def read_events(
     request: Request[str, Any, State],
     run_id: FromPath[str],
@@ -127,13 +133,18 @@ async def read_events(
         return RunStream(subscription, form, parts.connections, place.pop_all())
 
 
-@post("/chat/runs/{run_id:str}/cancel", status_code=202, opt={OPEN_WHILE_DRAINING: True})
+@post(
+    "/chat/runs/{run_id:str}/cancel",
+    status_code=202,
+    opt={OPEN_WHILE_DRAINING: True},
+    responses=refusals(*WITH_USER, NotFound),
+)
 async def cancel_run(request: Request[str, Any, State], run_id: FromPath[str]) -> RunRecord:
     """End a run; it ends with `done`, finish_reason `cancelled`."""
     return await parts_of(request).runs.cancel(request.user, run_id)
 
 
-@get("/chat/sessions")
+@get("/chat/sessions", responses=refusals(*WITH_USER, BadRequest, BadCursor))
 async def list_sessions(
     request: Request[str, Any, State],
     limit: Annotated[str | None, Parameter(description=f"1 to {PAGE_LIMIT}, default {PAGE_DEFAULT}")] = None,
@@ -145,7 +156,7 @@ async def list_sessions(
     return await parts_of(request).sessions.page(request.user, int(limit or PAGE_DEFAULT), cursor)
 
 
-@get("/chat/sessions/{session_id:str}")
+@get("/chat/sessions/{session_id:str}", responses=refusals(*WITH_USER, BadRequest, NotFound))
 async def read_session(
     request: Request[str, Any, State],
     session_id: FromPath[str],
@@ -157,32 +168,32 @@ async def read_session(
     return await parts_of(request).runs.session(request.user, session_id, branches == "all")
 
 
-@patch("/chat/sessions/{session_id:str}", operation_class=body_of(Rename))
+@patch("/chat/sessions/{session_id:str}", responses=refusals(*WITH_BODY, NotFound), operation_class=body_of(Rename))
 async def rename_session(request: Request[str, Any, State], session_id: FromPath[str]) -> SessionRecord:
     """Give a session another title."""
     title = checked_title(await _read(request, Rename))
     return await parts_of(request).sessions.rename(request.user, known_form(session_id), title)
 
 
-@delete("/chat/sessions/{session_id:str}")
+@delete("/chat/sessions/{session_id:str}", responses=refusals(*WITH_USER, NotFound))
 async def delete_session(request: Request[str, Any, State], session_id: FromPath[str]) -> None:
     """Delete a session with all it holds; an active run is cancelled first."""
     await parts_of(request).runs.delete_session(request.user, session_id)
 
 
-@post("/chat/tickets", status_code=200)
+@post("/chat/tickets", status_code=200, responses=refusals(*WITH_USER))
 async def issue_ticket(request: Request[str, Any, State]) -> Response[Ticket]:
     """A ticket: good once, for a minute, where no header can be sent."""
     return Response(parts_of(request).gate.tickets.issue(request.auth), headers={"Cache-Control": "no-store"})
 
 
-@get("/livez", opt={OPEN_WHILE_DRAINING: True, PUBLIC: True})
+@get("/livez", opt={OPEN_WHILE_DRAINING: True, PUBLIC: True}, security=BY_NOTHING, responses=refusals(*ALWAYS))
 async def livez() -> dict[str, str]:
     """The process answers."""
     return {"status": "ok"}
 
 
-@get("/readyz", opt={PUBLIC: True})
+@get("/readyz", opt={PUBLIC: True}, security=BY_NOTHING, responses=refusals(*ALWAYS, Draining))
 async def readyz() -> dict[str, str]:
     """New runs are welcome; 503 while draining."""
     return {"status": "ok"}

@@ -1,0 +1,88 @@
+"""What the OpenAPI document says of the routes: bodies that are read strictly, streams, and every refusal."""
+
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, cast
+
+import msgspec
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.openapi.spec import Components, OpenAPIMediaType, Operation, RequestBody, SecurityScheme
+from msgspec import Struct
+
+from chatserver import errors
+from chatserver.auth import COOKIE
+from chatserver.errors import ChatError
+from chatserver.events import Event
+
+SECURITY = Components(
+    security_schemes={
+        "token": SecurityScheme(type="http", scheme="bearer", bearer_format="JWT"),
+        "cookie": SecurityScheme(type="apiKey", name=COOKIE, security_scheme_in="cookie"),
+        "ticket": SecurityScheme(type="apiKey", name="ticket", security_scheme_in="query"),
+    }
+)
+BY_TOKEN: list[dict[str, list[str]]] = [{"token": []}, {"cookie": []}]
+BY_TICKET: list[dict[str, list[str]]] = [*BY_TOKEN, {"ticket": []}]
+BY_NOTHING: list[dict[str, list[str]]] = [{}]
+
+ALWAYS = (errors.BadHttp, errors.Forbidden, errors.TooSlow, errors.HeadTooLarge, errors.Overloaded)
+WITH_USER = (*ALWAYS, errors.Unauthenticated, errors.TooMany, errors.Unavailable, errors.Draining)
+WITH_BODY = (*WITH_USER, errors.BadJson, errors.BadRequest, errors.TooLarge, errors.UnsupportedMedia)
+STARTING = (*WITH_BODY, errors.NotFound, errors.RunActive, errors.KeyReused)
+
+
+class FieldProblem(Struct):
+    """A wrong field: where it is (RFC 6901), and what is wrong."""
+
+    pointer: str
+    detail: str
+
+
+class Problem(Struct):
+    """A refusal (RFC 9457); ``code`` is for programs."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    errors: list[FieldProblem] | None = None
+    run_id: str | None = None
+    retry_after: int | None = None
+
+
+def refusals(*kinds: type[ChatError]) -> dict[int, ResponseSpec]:
+    """The refusals of a route as its OpenAPI responses."""
+    by_status: dict[int, list[str]] = {}
+    for kind in kinds:
+        by_status.setdefault(kind.status, []).append(f"`{kind.code}`")
+    return {
+        status: ResponseSpec(
+            Problem,
+            generate_examples=False,
+            media_type=cast(Any, "application/problem+json"),
+            description=f"{HTTPStatus(status).phrase}: {', '.join(codes)}",
+        )
+        for status, codes in by_status.items()
+    }
+
+
+def body_of(kind: type[Struct]) -> type[Operation]:
+    """Document a body that the handler reads by itself, strictly: Litestar would coerce "1" to 1."""
+    _, definitions = msgspec.json.schema_components([kind])
+
+    @dataclass
+    class WithBody(Operation):
+        def __post_init__(self) -> None:
+            content = OpenAPIMediaType(schema=definitions[kind.__name__])
+            self.request_body = RequestBody(content={"application/json": content}, required=True)
+
+    return WithBody
+
+
+STREAM = {
+    200: ResponseSpec(
+        cast(Any, Event), generate_examples=False, media_type="text/event-stream", description="the run's events"
+    ),
+}
+STREAM_OR_END = STREAM | {204: ResponseSpec(None, description="the run is over and `after` is its end")}
