@@ -5,7 +5,6 @@ good for a time. In `none` mode everybody is one local user, for good.
 """
 
 from collections.abc import Mapping
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -55,8 +54,6 @@ class Gate:
 
 
 def _cookie(cookies: str) -> str:
-    try:
-        morsel = SimpleCookie(cookies).get(COOKIE)
-    except CookieError:
-        return ""
-    return morsel.value if morsel else ""
+    """Our cookie's value; as browsers send them, and not spoiled by what others have set."""
+    pairs = (cookie.partition("=") for cookie in cookies.split(";"))
+    return ", ".join(value.strip().strip('"') for name, _, value in pairs if name.strip() == COOKIE)
