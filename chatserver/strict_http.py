@@ -47,7 +47,9 @@ class StrictHttp(HttpToolsProtocol):
         super().connection_made(transport)
         limit = self._connections_limit
         self._is_too_many = limit is not None and len(self.connections) > limit
-        self._wait()
+        if self._is_too_many:
+            self.connections.discard(self)  # Who is only here to be sent away takes nobody's place.
+        self._wait(LINGER_SECONDS if self._is_too_many else None)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
@@ -95,8 +97,8 @@ class StrictHttp(HttpToolsProtocol):
 
     # the clock
 
-    def _wait(self) -> None:
-        self._timer = self.loop.call_later(PATIENCE_SECONDS, self._look)
+    def _wait(self, seconds: float | None = None) -> None:
+        self._timer = self.loop.call_later(PATIENCE_SECONDS if seconds is None else seconds, self._look)
 
     def _stop_waiting(self) -> None:
         if self._timer is not None:
