@@ -39,6 +39,9 @@ class ChatRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     regenerate: str | None = None
     on_disconnect: Literal["cancel", "continue"] = "cancel"
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(…)"  # What a user says is in no log, however it may get there.
+
 
 class Rename(Struct, frozen=True, forbid_unknown_fields=True):
     """Give a session another title."""
@@ -182,6 +185,7 @@ def convert(tree: Any, kind: type[T]) -> T:
         return msgspec.convert(tree, kind)
     except msgspec.ValidationError as error:
         sentence, _, path = str(error).partition(" - at `$.")
+        sentence = sentence.partition(" '")[0]  # A wrong word is not said again: nobody knows what it is.
         raise BadRequest(sentence, f"/{path.rstrip('`')}" if path else "") from None
 
 

@@ -47,6 +47,9 @@ class MessageRecord(Struct, frozen=True, kw_only=True):
     usage: Usage | None
     created_at: str
 
+    def __repr__(self) -> str:
+        return f"MessageRecord(message_id={self.message_id!r}, role={self.role!r}, …)"
+
 
 class SessionRecord(Struct, frozen=True, kw_only=True):
     """A session in a list."""

@@ -18,6 +18,9 @@ class ModelRequest(Struct, frozen=True, kw_only=True):
     temperature: float | None = None
     max_output_tokens: int | None = None
 
+    def __repr__(self) -> str:
+        return f"ModelRequest(model={self.model!r}, …)"
+
 
 class TextDelta(Struct, frozen=True, gc=False):
     """Text to append to the answer."""
