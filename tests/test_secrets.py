@@ -165,11 +165,11 @@ BROKEN += [json.dumps({"message": PROMPT, "on_disconnect": PROMPT}), json.dumps(
 
 async def test_no_refusal_quotes_what_a_user_says(place: Place) -> None:
     async with await WsReader.connect(place.server, headers=bearer(TOKEN)) as reader:
-        for body in BROKEN:
+        for text in BROKEN:
             for path in ("/chat/runs", "/chat/stream"):
-                assert 400 <= await place.ask("POST", path, body, bearer(TOKEN)) < 500
-            assert await place.ask("POST", "/chat/runs", body, bearer(TOKEN) | {"Content-Type": "text/plain"}) == 415
-            reader.send_text(body.replace("{", '{"type": "send", ', 1))
+                assert 400 <= await place.ask("POST", path, text, bearer(TOKEN)) < 500
+            assert await place.ask("POST", "/chat/runs", text, bearer(TOKEN) | {"Content-Type": "text/plain"}) == 415
+            reader.send_text(text.replace("{", '{"type": "send", ', 1))
             place.said.append(json.dumps(await reader.answer()))
             reader.send({"type": "ping"})
             await reader.until("pong")
