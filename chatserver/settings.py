@@ -109,7 +109,8 @@ def load(*sources: Mapping[str, str | None], flags: Mapping[str, Any] | None = N
         raise SettingsError(f"{variable(path.split('[')[0].rstrip('`'))}: {sentence}") from None
     if settings.is_demo and "model" not in values:
         settings = msgspec.structs.replace(settings, model=DEMO_MODEL)
-    return _possible(settings)
+    path = settings.root_path.strip("/")
+    return _possible(msgspec.structs.replace(settings, root_path=f"/{path}" if path else ""))
 
 
 def _possible(settings: Settings) -> Settings:
