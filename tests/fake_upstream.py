@@ -177,7 +177,7 @@ def reasoning(text: str, field: str = "reasoning_content") -> Chunk:
 
 def tool_fragment(
     index: int | None = 0,
-    id: str | None = None,
+    id: str | int | None = None,
     name: str | None = None,
     arguments: Any = None,
 ) -> Chunk:
@@ -201,7 +201,7 @@ def finish(reason: str | None = "stop", usage: Mapping[str, Any] | None = None) 
     return chunk({}, reason) if usage is None else chunk({}, reason, usage=usage)
 
 
-def counted(input_tokens: int, output_tokens: int) -> dict[str, int]:
+def counted(input_tokens: Any, output_tokens: Any) -> dict[str, Any]:
     """A usage object."""
     total = input_tokens + output_tokens
     return {"prompt_tokens": input_tokens, "completion_tokens": output_tokens, "total_tokens": total}

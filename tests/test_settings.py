@@ -177,6 +177,12 @@ def test_the_demo_answers_when_no_upstream_is_named(settings: Settings, is_demo:
     assert settings.is_demo == is_demo
 
 
+@pytest.mark.parametrize("path", ["api/v2", "/api/v2", "api/v2/", "//api/v2//"])
+def test_a_root_path_has_one_form(path: str) -> None:
+    assert load({"CHATSERVER_ROOT_PATH": path}).root_path == "/api/v2"
+    assert load({"CHATSERVER_ROOT_PATH": "/"}).root_path == ""
+
+
 def test_the_demo_model_goes_by_the_name_it_was_given() -> None:
     assert load().model == DEMO_MODEL
     assert load({"CHATSERVER_MODEL": "mine"}).model == load(flags={"model": "mine"}).model == "mine"
