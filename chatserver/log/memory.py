@@ -1,8 +1,8 @@
 """The event log in this process's memory."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
-from anyio import Event as Signal
 from anyio.lowlevel import checkpoint
 from msgspec.structs import replace
 
@@ -25,7 +25,7 @@ class MemoryLog:
         self._last_seq = self._records[-1].seq if self._records else 0
         self._answer = Answer()
         self._folded_seq = 0
-        self._arrival: Signal | None = None
+        self._waiting: list[asyncio.Future[None]] = []
         self._closed = bool(self._records) and self._records[-1].is_terminal
 
     async def append(self, draft: Event) -> int:
@@ -53,8 +53,7 @@ class MemoryLog:
             elif self._closed:
                 return
             else:
-                self._arrival = self._arrival or Signal()
-                await self._arrival.wait()
+                await self._arrival()
 
     async def last_seq(self) -> int:
         return self._last_seq
@@ -72,10 +71,23 @@ class MemoryLog:
         self._closed = True
         self._wake()
 
+    async def _arrival(self) -> None:
+        """Wait for the next append. A future a reader, since an event would make its own and look for it again."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if waiter in self._waiting:
+                self._waiting.remove(waiter)
+            raise
+
     def _wake(self) -> None:
-        if self._arrival is not None:
-            self._arrival.set()
-            self._arrival = None
+        if self._waiting:
+            woken, self._waiting = self._waiting, []
+            for waiter in woken:
+                if not waiter.done():
+                    waiter.set_result(None)
 
     def _following(self, cursor: int) -> Sequence[Record]:
         if cursor >= self._last_seq:

@@ -4,8 +4,8 @@ This is the seam for other APIs of the SDK: another decoder beside ``chunks``, a
 """
 
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager, suppress
 from threading import Lock
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -103,27 +103,47 @@ class OpenAIProvider:
                 await anyio.sleep(delay)
 
     async def _attempt(self, body: bytes, decoder: TurnDecoder) -> AsyncGenerator[Delta, None]:
-        response = await self._open(body)
-        events, heard_at = SSEDecoder(), monotonic()
-        try:
-            async with aclosing(response.aiter_bytes() if _is_encoded(response) else response.aiter_raw()) as source:
-                while chunk := await self._next(source, decoder, heard_at):
-                    if found := events.feed(chunk):
-                        for delta in decoder.feed(found):
-                            yield delta
-                        heard_at = monotonic()  # Only now: how long the consumer took is not the upstream's silence.
-                if not decoder.has_finished:
-                    for delta in decoder.feed(events.flush()):
+        events = SSEDecoder()
+        async with self._reading(body, decoder) as reads:
+            heard_at = monotonic()
+            async for chunk in reads:
+                if found := events.feed(chunk):
+                    for delta in decoder.feed(found):
                         yield delta
-        except EventTooLong:
-            raise UpstreamError("llm_error", "the model server sent an event without end") from None
-        finally:
-            with anyio.CancelScope(shield=True):
-                await response.aclose()
+                    if decoder.has_finished:
+                        break
+                    heard_at = monotonic()  # Only now: how long the consumer took is not the upstream's silence.
+                elif monotonic() - heard_at > self._idle_seconds:
+                    raise _silent()  # The client's read timeout ends silence; comments alone are silence too.
+            else:
+                for delta in decoder.feed(events.flush()):
+                    yield delta
+            if decoder.has_finished:
+                async with aclosing(_last_words(reads, decoder)) as words:
+                    async for chunk in words:
+                        for delta in decoder.feed(events.feed(chunk)):
+                            yield delta
         if not decoder.has_finished:
             raise _cut(decoder)
         for delta in decoder.finish():
             yield delta
+
+    @asynccontextmanager
+    async def _reading(self, body: bytes, decoder: TurnDecoder) -> AsyncIterator[AsyncGenerator[bytes, None]]:
+        """The bytes of the answer to a request; leaving ends it, and whatever goes wrong is an error of ours."""
+        import httpx2
+
+        response = await self._open(body)
+        try:
+            async with aclosing(_reads(response)) as reads:
+                yield reads
+        except EventTooLong:
+            raise UpstreamError("llm_error", "the model server sent an event without end") from None
+        except (httpx2.TransportError, httpx2.DecodingError) as error:
+            raise _silent() if isinstance(error, httpx2.ReadTimeout) else _cut(decoder) from None
+        finally:
+            with anyio.CancelScope(shield=True):
+                await response.aclose()
 
     async def _open(self, body: bytes) -> "httpx2.Response":
         """Send the request and wait for the head of a stream."""
@@ -158,24 +178,6 @@ class OpenAIProvider:
             raise UpstreamError("llm_error", "the model server did not answer with a stream")
         return response
 
-    async def _next(self, source: AsyncIterator[bytes], decoder: TurnDecoder, heard_at: float) -> bytes:
-        """The next bytes, b"" at the end. The client's read timeout ends silence; comments alone are silence too."""
-        import httpx2
-
-        try:
-            if decoder.has_finished:
-                patience = END_SECONDS if decoder.is_over else LAST_WORDS_SECONDS
-                with anyio.move_on_after(heard_at + patience - monotonic()):
-                    return await anext(source, b"")
-                return b""
-            if monotonic() - heard_at > self._idle_seconds:
-                raise _silent()
-            return await anext(source, b"")
-        except (httpx2.TransportError, httpx2.DecodingError) as error:
-            if decoder.has_finished:
-                return b""
-            raise _silent() if isinstance(error, httpx2.ReadTimeout) else _cut(decoder) from None
-
 
 def backoff() -> Iterator[float]:
     """Seconds to wait before each further try: full steps of 0.25 s doubled, with jitter."""
@@ -200,8 +202,29 @@ def _body(request: ModelRequest) -> bytes:
     return msgspec.json.encode(body)
 
 
-def _is_encoded(response: "httpx2.Response") -> bool:
-    return response.headers.get("content-encoding", "identity").lower() != "identity"
+def _reads(response: "httpx2.Response") -> AsyncGenerator[bytes, None]:
+    """The body as it comes; past the response's own iterator, which would only count, where nothing is compressed."""
+    if response.headers.get("content-encoding", "identity").lower() != "identity":
+        return response.aiter_bytes()
+    return cast("AsyncGenerator[bytes, None]", aiter(cast(AsyncIterable[bytes], response.stream)))
+
+
+async def _last_words(reads: AsyncGenerator[bytes, None], decoder: TurnDecoder) -> AsyncGenerator[bytes, None]:
+    """What comes after a finish_reason, as far as it comes in time; whatever befalls it now, the answer is whole."""
+    import httpx2
+
+    deadline = monotonic() + LAST_WORDS_SECONDS
+    with suppress(httpx2.TransportError, httpx2.DecodingError):
+        while not decoder.is_over:
+            chunk = b""
+            with anyio.move_on_after(deadline - monotonic()):
+                chunk = await anext(reads, b"")
+            if not chunk:
+                return
+            yield chunk
+        with anyio.move_on_after(END_SECONDS):
+            async for _ in reads:
+                pass
 
 
 def _silent() -> UpstreamError:

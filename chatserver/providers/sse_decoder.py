@@ -1,7 +1,5 @@
 """Server-Sent Events from bytes, without I/O, as WHATWG defines them for `data` and `event`."""
 
-from collections.abc import Iterator
-
 EVENT_BYTES_LIMIT = 1024 * 1024
 """A longer line or event is no model's chunk; the largest seen in use are tool arguments of some 100 KB."""
 
@@ -33,7 +31,9 @@ class SSEDecoder:
         is_inside = b"\n" not in chunk and b"\r" not in chunk and not self._holds_cr
         if is_inside and self._rest_bytes <= EVENT_BYTES_LIMIT:
             return []  # Joined only once a line ends: many small pieces must not cost their square.
-        events = [event for line in self._lines(b"".join(self._rest)) for event in self._read(line)]
+        events: list[tuple[bytes, bytes]] = []
+        for line in self._lines(b"".join(self._rest)):
+            self._read(line, events)
         if self._rest_bytes + self._data_bytes > EVENT_BYTES_LIMIT:
             raise EventTooLong
         return events
@@ -57,10 +57,10 @@ class SSEDecoder:
         self._rest, self._rest_bytes = [rest] if rest else [], len(rest)
         return lines
 
-    def _read(self, line: bytes) -> Iterator[tuple[bytes, bytes]]:
+    def _read(self, line: bytes, events: list[tuple[bytes, bytes]]) -> None:
         if not line:
             if self._data:
-                yield self._type, b"\n".join(self._data)
+                events.append((self._type, b"\n".join(self._data)))
             self._type, self._data, self._data_bytes = b"", [], 0
         elif line.startswith(b"data:"):
             self._data.append(line[6:] if line.startswith(b"data: ") else line[5:])
@@ -72,4 +72,4 @@ class SSEDecoder:
             self._data_bytes += len(line)
         elif line.startswith((b"{", b"error:")):
             # No field of the standard, but how servers say that they failed where a stream was asked for.
-            yield b"error", line
+            events.append((b"error", line))
