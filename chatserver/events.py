@@ -189,9 +189,12 @@ def decode(document: bytes) -> Event:
     return _decoder.decode(document)
 
 
+_TEXTS = (Token, Reasoning)
+
+
 def pieces(draft: Event) -> Sequence[Event]:
     """A draft as the events it takes: one, or several when its text is longer than one event may be."""
-    if not isinstance(draft, Token | Reasoning) or len(draft.content) <= TEXT_CHARS_PER_EVENT:
+    if not isinstance(draft, _TEXTS) or len(draft.content) <= TEXT_CHARS_PER_EVENT:
         return (draft,)
     starts = range(0, len(draft.content), TEXT_CHARS_PER_EVENT)
     return [type(draft)(content=draft.content[start : start + TEXT_CHARS_PER_EVENT]) for start in starts]

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
 
 from anyio.lowlevel import checkpoint
 from msgspec.structs import replace
@@ -53,7 +54,15 @@ class MemoryLog:
             elif self._closed:
                 return
             else:
-                await self._arrival()
+                # A future a reader: an event would make its own, and look for it again afterwards.
+                waiter = asyncio.get_running_loop().create_future()
+                self._waiting.append(waiter)
+                try:
+                    await waiter
+                except asyncio.CancelledError:
+                    with suppress(ValueError):
+                        self._waiting.remove(waiter)
+                    raise
 
     async def last_seq(self) -> int:
         return self._last_seq
@@ -70,17 +79,6 @@ class MemoryLog:
     async def close(self) -> None:
         self._closed = True
         self._wake()
-
-    async def _arrival(self) -> None:
-        """Wait for the next append. A future a reader, since an event would make its own and look for it again."""
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiting.append(waiter)
-        try:
-            await waiter
-        except asyncio.CancelledError:
-            if waiter in self._waiting:
-                self._waiting.remove(waiter)
-            raise
 
     def _wake(self) -> None:
         if self._waiting:

@@ -53,14 +53,15 @@ class Connection(asyncio.Protocol):
         return self._status, self._headers
 
     async def read(self) -> bytes:
-        """All that has come of the body since the last read; b"" at its end.
+        """All that has come of the body since the last read.
 
         Raises:
+            StopAsyncIteration: that was all.
             httpx2.TransportError: it was cut off, or the peer is silent.
         """
         while not self._parts:
             if self._is_complete:
-                return b""
+                raise StopAsyncIteration
             await self._news()
         data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts = []

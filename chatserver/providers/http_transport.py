@@ -6,7 +6,7 @@ Where the environment names a proxy, the client's own transport is used as ever.
 """
 
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeAlias
 
 import anyio
@@ -18,6 +18,9 @@ KEEPALIVE_SECONDS = 4.0
 """Less than the 5 s after which Node and uvicorn close: a request must not meet a connection that is just going."""
 
 KEEPALIVE_LIMIT = 100
+BODY = "chatserver.body"
+"""Extension of our responses: the body as the connection gives it, one `bytes` a read of the socket."""
+
 Origin: TypeAlias = tuple[str, str, int]
 
 
@@ -48,9 +51,8 @@ class HttpTransport(httpx2.AsyncBaseTransport):
         except BaseException:
             connection.close()
             raise
-        return httpx2.Response(
-            status, headers=headers, stream=_Body(connection, lambda: self._keep(origin, connection))
-        )
+        body = _Body(connection, lambda: self._keep(origin, connection))
+        return httpx2.Response(status, headers=headers, stream=body, extensions={BODY: body})
 
     async def aclose(self) -> None:
         for kept in self._idle.values():
@@ -93,9 +95,13 @@ class _Body(httpx2.AsyncByteStream):
         self._connection: Connection | None = connection
         self._leave = leave
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        while self._connection is not None and (data := await self._connection.read()):
-            yield data
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    def __anext__(self) -> Awaitable[bytes]:
+        if self._connection is None:
+            raise httpx2.StreamClosed
+        return self._connection.read()
 
     async def aclose(self) -> None:
         if self._connection is not None:
