@@ -52,6 +52,7 @@ HOMES = {
     "sqlalchemy": ("sessions/",),
     "uvicorn": ("server.py", "cli.py"),
     "uvloop": ("server.py",),
+    "websockets": ("server.py",),
 }
 """Where a library may be imported: nowhere else does the program know that it exists."""
 

@@ -188,6 +188,16 @@ class Connection(asyncio.Protocol):
             self._lasts = bool(self._parser.should_keep_alive())
 
 
+async def addresses(host: str, port: int) -> list[str]:
+    """A host's addresses, in the order in which the system would have them tried.
+
+    Raises:
+        OSError: it has none.
+    """
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(each[4][0]) for each in found))
+
+
 async def connected(host: str, port: int, tls: ssl.SSLContext | None) -> Connection:
     """A connection to the first address of a host that answers, with its TLS handshake done.
 
@@ -195,7 +205,6 @@ async def connected(host: str, port: int, tls: ssl.SSLContext | None) -> Connect
         OSError: none answers.
     """
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     first: Connection | None = None
     failures: list[OSError] = []
 
@@ -215,9 +224,9 @@ async def connected(host: str, port: int, tls: ssl.SSLContext | None) -> Connect
 
     try:
         async with anyio.create_task_group() as tasks:
-            for address in dict.fromkeys(each[4][0] for each in found):
+            for address in await addresses(host, port):
                 failed = anyio.Event()
-                tasks.start_soon(attempt, str(address), failed)
+                tasks.start_soon(attempt, address, failed)
                 with anyio.move_on_after(ADDRESS_SECONDS):
                     await failed.wait()
     except BaseException:
@@ -225,5 +234,5 @@ async def connected(host: str, port: int, tls: ssl.SSLContext | None) -> Connect
             first.close()
         raise
     if first is None:
-        raise failures[-1] if failures else OSError("the host has no address")
+        raise failures[-1]
     return first
