@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import socket
+import struct
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, cast
@@ -13,6 +14,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.protocol import State
 
 from chatserver.app import create_app, drain
 from chatserver.errors import BadHttp, SettingsError
@@ -94,11 +96,9 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
                 self.handshake_complete = True  # Refused is complete too; uvicorn would log it as a fault of the app.
             return
         await self.writable.wait()
-        if self.disconnected or self.close_sent:
+        if self.disconnected or self.close_sent or self.conn.state is not State.OPEN:
             raise ClientDisconnected
-        for document in batch:
-            self.conn.send_text(document)
-        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.transport.write(b"".join([part for document in batch for part in (_text_head(len(document)), document)]))
 
 
 class Server(uvicorn.Server):
@@ -150,6 +150,13 @@ def _no_http() -> bytes:
         b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\nconnection: close\r\n"
         b"content-length: %d\r\n\r\n%b" % (len(body), body)
     )
+
+
+def _text_head(length: int) -> bytes:
+    """What stands before a text frame's payload, whole and unmasked (RFC 6455, 5.2): websockets' own takes 5 µs."""
+    if length < 126:
+        return bytes((0x81, length))
+    return struct.pack("!BBH", 0x81, 126, length) if length < 65536 else struct.pack("!BBQ", 0x81, 127, length)
 
 
 def _is_utf8(data: bytes) -> bool:

@@ -124,15 +124,12 @@ class TurnDecoder:
 
     def __init__(self) -> None:
         self.has_begun = False
+        self.has_finished = False
         self.is_over = False
         self._reason: str | None = None
         self._usage: Usage | None = None
         self._calls: list[_Pending] = []
         self._text, self._reasoning = _Cleaner(), _Cleaner()
-
-    @property
-    def has_finished(self) -> bool:
-        return self._reason is not None
 
     def feed(self, events: Iterable[tuple[bytes, bytes]]) -> Iterator[Delta]:
         """The deltas in some events of the stream, each a type and a chunk.
@@ -153,7 +150,7 @@ class TurnDecoder:
                 self._usage = Usage(read, _count(chunk.usage.completion_tokens) or 0)
             for choice in chunk.choices or ():
                 if choice.finish_reason:
-                    self._reason = choice.finish_reason
+                    self._reason, self.has_finished = choice.finish_reason, True
                 if (delta := choice.delta or choice.message) is not None:
                     yield from self._read(delta)
 
@@ -176,7 +173,8 @@ class TurnDecoder:
                 yield ToolCallRequest(call.call_id, call.name, call.arguments + call.cleaner.rest())
         yield Finish(reason, self._usage)  # type: ignore[arg-type]  # the keys and values above are the literals
 
-    def _read(self, delta: _Delta) -> Iterator[Delta]:
+    def _read(self, delta: _Delta) -> list[Delta]:
+        found: list[Delta] = []
         thought, content = delta.reasoning_content or delta.reasoning, delta.content
         if isinstance(content, list):
             thought = thought or "".join(each.text or "" for part in content for each in part.thinking or ())
@@ -184,15 +182,16 @@ class TurnDecoder:
         if thought and isinstance(thought, str):
             self.has_begun = True
             if thought := self._reasoning.clean(thought):
-                yield ReasoningDelta(thought)
+                found.append(ReasoningDelta(thought))
         if text := content or delta.refusal:
             self.has_begun = True
             if text := self._text.clean(text):
-                yield TextDelta(text)
+                found.append(TextDelta(text))
         for fragment in delta.tool_calls or ():
             self._collect(fragment)
         if delta.function_call is not None:
             self._collect(_ToolCall(index=0, function=delta.function_call))
+        return found
 
     def _collect(self, fragment: _ToolCall) -> None:
         self.has_begun = True

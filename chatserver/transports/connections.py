@@ -1,5 +1,6 @@
 """Open connections, whatever their transport: one way out each, and one clock that keeps them alive for all."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
@@ -44,7 +45,7 @@ class Connection:
         self.writing_since: float | None = None
         self._send = send
         self._ping = ping
-        self._lock = anyio.Lock(fast_acquire=True)
+        self._lock = asyncio.Lock()  # anyio's asks for the current task each time: 1.5 µs more a write.
 
     async def write(self, message: Message) -> None:
         """Send one message after those before it; waits while the peer takes nothing."""
