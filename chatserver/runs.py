@@ -56,8 +56,7 @@ class Runs:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
-        with anyio.move_on_after(SHUTDOWN_SECONDS, shield=True):
-            await self._interrupt()
+        await self._interrupt()
         for run in self._runs.values():
             run.release()
         self._tasks.cancel_scope.cancel()
@@ -208,10 +207,11 @@ class Runs:
             kept = now
 
     async def _interrupt(self) -> None:
-        for run in self._unfinished():
-            run.interrupt()
-        for run in self._unfinished():
-            await run.over.wait()
+        with anyio.move_on_after(SHUTDOWN_SECONDS, shield=True):
+            for run in self._unfinished():
+                run.interrupt()
+            for run in self._unfinished():
+                await run.over.wait()
 
     def _unfinished(self) -> list[Run]:
         return [run for run in self._runs.values() if not run.over.is_set()]

@@ -3,12 +3,15 @@
 This is the seam for other APIs of the SDK: another decoder beside ``chunks``, another path and body.
 """
 
+import logging
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, suppress
+from ipaddress import ip_address
 from threading import Lock
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Self, cast
+from urllib.parse import urlsplit
 
 import anyio
 import msgspec
@@ -22,6 +25,8 @@ from chatserver.providers.sse_decoder import EventTooLong, SSEDecoder
 if TYPE_CHECKING:
     import httpx2
     import openai
+
+logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 5.0
 RETRIES_LIMIT = 2
@@ -52,7 +57,10 @@ class OpenAIProvider:
 
     async def warm_up(self) -> None:
         """Import the SDK (about a second) beside the loop, before the first run needs it."""
-        await self._client()
+        try:
+            await self._client()
+        except Exception:
+            logger.exception("no model server can be asked")
 
     async def _client(self) -> "openai.AsyncOpenAI":
         if self._sdk is None:
@@ -76,7 +84,11 @@ class OpenAIProvider:
             base_url=self._base_url,
             max_retries=0,
             timeout=httpx2.Timeout(self._idle_seconds, connect=min(CONNECT_SECONDS, self._idle_seconds)),
-            http_client=HttpClient(follow_redirects=True, event_hooks={"response": [read_refusal]}),
+            http_client=HttpClient(
+                follow_redirects=True,
+                event_hooks={"response": [read_refusal]},
+                trust_env=not _is_local(self._base_url),  # No proxy leads to this very machine.
+            ),
         )
 
     @asynccontextmanager
@@ -86,7 +98,7 @@ class OpenAIProvider:
 
     async def _deltas(self, request: ModelRequest) -> AsyncGenerator[Delta, None]:
         """The turn's deltas, tried again as long as nothing of the answer has come."""
-        body, began, delays = _body(request), monotonic(), backoff()
+        body, began, delays = self._body(request), monotonic(), backoff()
         while True:
             events, decoder = SSEDecoder(), TurnDecoder()
             try:
@@ -112,6 +124,23 @@ class OpenAIProvider:
                         "upstream_unavailable", "the model server is not available", retryable=True
                     ) from None
                 await anyio.sleep(delay)
+
+    def _body(self, request: ModelRequest) -> bytes:
+        """The request's JSON, encoded once: given a dict, the SDK would walk through every message of the session."""
+        body: dict[str, Any] = {
+            "model": request.model,
+            "messages": request.messages,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        if request.tools:
+            body["tools"] = request.tools
+        if request.temperature is not None:
+            body["temperature"] = request.temperature
+        if request.max_output_tokens is not None:
+            # OpenAI's newer models refuse the old name, other servers may not know the new one.
+            body["max_tokens" if self._base_url else "max_completion_tokens"] = request.max_output_tokens
+        return msgspec.json.encode(body)
 
     @asynccontextmanager
     async def _reading(self, body: bytes, decoder: TurnDecoder) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -164,27 +193,17 @@ class OpenAIProvider:
         return response
 
 
+def _is_local(url: str | None) -> bool:
+    host = urlsplit(url or "").hostname or ""
+    with suppress(ValueError):
+        return ip_address(host).is_loopback
+    return host == "localhost" or host.endswith(".localhost")
+
+
 def backoff() -> Iterator[float]:
     """Seconds to wait before each further try: full steps of 0.25 s doubled, with jitter."""
     for attempt in range(RETRIES_LIMIT):
         yield 0.25 * 2**attempt * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing
-
-
-def _body(request: ModelRequest) -> bytes:
-    """The request's JSON, encoded once: given as a dict, the SDK would walk through every message of the session."""
-    body: dict[str, Any] = {
-        "model": request.model,
-        "messages": request.messages,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-    if request.tools:
-        body["tools"] = request.tools
-    if request.temperature is not None:
-        body["temperature"] = request.temperature
-    if request.max_output_tokens is not None:
-        body["max_tokens"] = request.max_output_tokens
-    return msgspec.json.encode(body)
 
 
 def _reads(response: "httpx2.Response") -> AsyncGenerator[bytes, None]:
