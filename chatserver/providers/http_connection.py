@@ -47,6 +47,8 @@ class Connection(asyncio.Protocol):
         self._unread_bytes = 0
         self._is_framed = self._is_complete = self._lasts = self._is_paused = False
         self._error: httpx2.TransportError | None = None
+        if self._is_lost or self._transport.is_closing():
+            raise httpx2.ReadError("the connection was closed before the request")
         self._transport.write(message)
         while not self._status:
             await self._news()
@@ -91,8 +93,6 @@ class Connection(asyncio.Protocol):
 
     async def _news(self) -> None:
         """Wait until something has come. One timer serves all waits: it is set anew when it goes off, not each time."""
-        if self._error is None and self._is_lost:
-            self._error = httpx2.RemoteProtocolError("the connection was closed before a request")
         if self._error is not None:
             raise self._error
         self._waiting_since = self._loop.time()
@@ -204,7 +204,7 @@ async def connected(host: str, port: int, tls: ssl.SSLContext | None) -> Connect
     Raises:
         OSError: none answers.
     """
-    loop = asyncio.get_running_loop()
+    loop, found = asyncio.get_running_loop(), await addresses(host, port)
     first: Connection | None = None
     failures: list[OSError] = []
 
@@ -224,7 +224,7 @@ async def connected(host: str, port: int, tls: ssl.SSLContext | None) -> Connect
 
     try:
         async with anyio.create_task_group() as tasks:
-            for address in await addresses(host, port):
+            for address in found:
                 failed = anyio.Event()
                 tasks.start_soon(attempt, address, failed)
                 with anyio.move_on_after(ADDRESS_SECONDS):
