@@ -236,6 +236,28 @@ async def test_a_server_without_keys_is_asked_without_one(upstream: FakeUpstream
         assert text_of(await ask(provider)) == "Hi"
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_a_model_on_this_machine_is_asked_past_any_proxy(
+    upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "socks5h://127.0.0.1:9")
+    upstream.always(*say("Hi"))
+    async with provider_for(upstream.url.replace("127.0.0.1", host)) as provider:
+        assert text_of(await ask(provider)) == "Hi"
+
+
+async def test_a_client_that_cannot_be_made_fails_turns_and_not_the_server(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "nonsense://x")
+    async with provider_for("https://no-such-host.invalid/v1") as provider:
+        await provider.warm_up()
+        assert "no model server can be asked" in caplog.text
+        with pytest.raises(ValueError, match="nonsense"):
+            await ask(provider)
+
+
 async def test_turns_use_one_connection_one_after_the_other(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
     """A new connection is a TLS handshake before the first token."""
     upstream.always(*say("Hi", 2))

@@ -129,6 +129,8 @@ class TurnDecoder:
         self._reason: str | None = None
         self._usage: Usage | None = None
         self._calls: list[_Pending] = []
+        self._by_id: dict[str, list[_Pending]] = {}
+        self._by_index: dict[int | None, _Pending] = {}
         self._text, self._reasoning = _Cleaner(), _Cleaner()
 
     def feed(self, events: Iterable[tuple[bytes, bytes]]) -> Iterator[Delta]:
@@ -213,19 +215,17 @@ class TurnDecoder:
         every call as number 0. Without an id the index decides, unless that call is whole and this one has a name.
         Without both a name begins a call.
         """
-        function, id = fragment.function or _Function(), cleaned(str(fragment.id or ""))
-        if id:
-            indexes = (None, fragment.index)
-            known = [call for call in self._calls if call.call_id == id]
-            known = [call for call in known if fragment.index is None or call.index in indexes]
-            if known:
-                return known[-1]
-        if not (function.name and (id or fragment.index is None)):
-            same = [call for call in self._calls if fragment.index in (None, call.index)]
-            if same and not (function.name and function.arguments and same[-1].is_whole):
-                return same[-1]
-        is_taken = not id or any(call.call_id == id for call in self._calls)
-        call = _Pending(f"call_{new_id()}" if is_taken else id, fragment.index)
+        function, id, index = fragment.function or _Function(), cleaned(str(fragment.id or "")), fragment.index
+        for known in reversed(self._by_id.get(id, ())):
+            if index is None or known.index in (None, index):
+                return known
+        if not (function.name and (id or index is None)):
+            same = self._by_index.get(index) if index is not None else self._calls[-1] if self._calls else None
+            if same and not (function.name and function.arguments and same.is_whole):
+                return same
+        call = _Pending(id if id and id not in self._by_id else f"call_{new_id()}", index)
+        self._by_id.setdefault(id or call.call_id, []).append(call)
+        self._by_index[index] = call
         self._calls.append(call)
         return call
 
