@@ -31,11 +31,15 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--quick", is_flag=True, help="A small part of everything, once: does the lab work? Its times say nothing.")
+@click.option(
+    "--quick", is_flag=True, help="A small part of everything, once: does the lab work? Its times say nothing."
+)
 @click.option("--only", multiple=True, type=click.Choice([each.name for each in SCENARIOS]), help="These scenarios.")
 @click.option("--rounds", type=click.IntRange(1), default=ROUNDS, show_default=True)
 @click.option("--seed", type=int, default=SEED, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True, help="Folder of the results.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True, help="Folder of the results."
+)
 @click.option("--compare", type=click.Path(path_type=Path, exists=True), help="An earlier recording.")
 def run(quick: bool, only: tuple[str, ...], rounds: int, seed: int, out: Path, compare: Path | None) -> None:
     """Measure, write down every observation, and report."""
@@ -59,7 +63,13 @@ def run(quick: bool, only: tuple[str, ...], rounds: int, seed: int, out: Path, c
     writer.write(environment(**versions(PEERS), **facts))
     failures = []
     plan = list(turns(scenarios, rounds))
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
     with Conductor(seed) as conductor, Progress(*columns, console=console, refresh_per_second=1) as progress:
         checking = progress.add_task("are the contenders' answers whole?", total=None)
         rejected = verify(conductor, {each.contender for each in plan})
@@ -127,7 +137,9 @@ def model(port: int) -> None:
 
     async def serve() -> None:
         async with upstream.serving(Schedule(), port) as served:
-            click.echo(f"OPENAI_BASE_URL={served.url}  a message is e.g. lab:100,20,0,0 (tokens, a second, key, silence)")
+            click.echo(
+                f"OPENAI_BASE_URL={served.url}  a message is e.g. lab:100,20,0,0 (tokens, a second, key, silence)"
+            )
             await asyncio.Event().wait()
 
     asyncio.run(serve())

@@ -4,7 +4,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,11 +11,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from benchmarks import nginx
+from benchmarks.bench import Seen
 from benchmarks.load import Order
-from benchmarks.measures import Seen
 from benchmarks.processes import cores
 from benchmarks.scenarios import Scenario
-from benchmarks.servers import CONTENDERS, MODULES, ROOT, TITLES, Contender, Server, pinned, running
+from benchmarks.servers import CONTENDERS, ROOT, TITLES, Contender, Server, pinned, running
 from chatserver.bench.observations import Observation
 
 ATTEMPTS = 3
@@ -109,10 +108,10 @@ class Conductor:
         mark = (scenario.name, turn.round, turn.contender)
         if mark in self._full:
             return None
-        for _ in range(ATTEMPTS):
-            seen = self._measured(turn)
-            if not (seen.latency_refusal or seen.refusal):
-                break
+        seen = self._measured(turn)
+        for _ in range(ATTEMPTS - 1):
+            if seen.latency_refusal or seen.refusal:
+                seen = self._measured(turn)
         if scenario.stops_when_full and seen.values.get("delivered_share", 0.0) < FULL_SHARE:
             self._full.add(mark)
         return Observation(

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from time import monotonic_ns
 from typing import Any
 
-from benchmarks.measures import Bench, Seen, paced
+from benchmarks.bench import Bench, Seen
 from benchmarks.proxy import Weather, distant
 from benchmarks.readers import RunReader
 from benchmarks.script import Script
+from benchmarks.times import paced
 from chatserver.bench.connections import CONNECTIONS, TRANSPORTS, AnyConnection, Target
-from chatserver.bench.schedule import NS
 
 OPENING = 100
 """How many connections are made at a time."""
@@ -51,7 +51,9 @@ async def _read_together(bench: Bench, seen: Seen, count: int, rate: float, seco
         for reader in readers:
             await reader.over.wait()
     lost = [reader.lost_and_doubled(tokens) for reader in readers]
-    seen.values["lost_events"], seen.values["doubled_events"] = (float(sum(column)) for column in zip(*lost, strict=True))
+    seen.values["lost_events"], seen.values["doubled_events"] = (
+        float(sum(column)) for column in zip(*lost, strict=True)
+    )
     if any(map(any, lost)):
         seen.refusal = "events were lost or came twice"
     for connection in connections:
@@ -165,14 +167,18 @@ async def resume(bench: Bench, *, drops: int) -> Seen:
         connection.attach(reader.run_id, reader.last_seq, reader)
         await asyncio.wait_for(reader.over.wait(), 10)
         if len(reader.arrivals) > count:
-            waits["resume_switched_us" if number % 2 else "resume_us"].append((reader.arrivals[count][0] - back) // 1000)
+            waits["resume_switched_us" if number % 2 else "resume_us"].append(
+                (reader.arrivals[count][0] - back) // 1000
+            )
         connection.close()
     for reader in readers:
         seen.samples["delivery_us"] += [arrival[1] for arrival in reader.arrivals]
         seen.samples["at_ms"] += [(arrival[0] - begin) // 1_000_000 for arrival in reader.arrivals]
     seen.samples |= waits
     lost = [reader.lost_and_doubled(tokens) for reader in readers]
-    seen.values["lost_events"], seen.values["doubled_events"] = (float(sum(column)) for column in zip(*lost, strict=True))
+    seen.values["lost_events"], seen.values["doubled_events"] = (
+        float(sum(column)) for column in zip(*lost, strict=True)
+    )
     if any(map(any, lost)) or any(each.problem for each in readers):
         seen.refusal = "events were lost or came twice"
     return seen
@@ -186,6 +192,4 @@ async def far_away(bench: Bench, *, delay_ms: float, jitter_ms: float, stall_ms:
         return await paced(there, **params)
 
 
-MEASURES: dict[str, Callable[..., Any]] = {
-    each.__name__: each for each in (many_readers, keepalive, resume, far_away)
-}
+MEASURES: dict[str, Callable[..., Any]] = {each.__name__: each for each in (many_readers, keepalive, resume, far_away)}

@@ -9,8 +9,8 @@ import msgspec
 import uvloop
 from msgspec import Struct
 
-from benchmarks import fleet, upstream
-from benchmarks.measures import MEASURES, Bench, Seen
+from benchmarks import costs, fleet, times, upstream
+from benchmarks.bench import Bench, Seen
 from chatserver.bench.connections import Target, Transport
 from chatserver.bench.schedule import Schedule
 
@@ -28,16 +28,14 @@ class Order(Struct, frozen=True):
 
 async def main() -> None:
     schedule = Schedule()
-    measures = MEASURES | fleet.MEASURES
+    measures = costs.MEASURES | times.MEASURES | fleet.MEASURES
     async with upstream.serving(schedule) as model:
         print(model.url, flush=True)  # noqa: T201 - the other end of the pipe reads it
         lines = asyncio.StreamReader()
         await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
         while line := await lines.readline():
             order = msgspec.json.decode(line, type=Order)
-            bench = Bench(
-                Target("127.0.0.1", order.port), order.transport, order.pid, model, schedule, order.seed
-            )
+            bench = Bench(Target("127.0.0.1", order.port), order.transport, order.pid, model, schedule, order.seed)
             try:
                 seen = await measures[order.measure](bench, **order.params)
             except Exception as error:  # noqa: BLE001 - the contender is marked, the lab goes on

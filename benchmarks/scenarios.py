@@ -130,7 +130,11 @@ SCENARIOS = (
             "growth",
             "From 1 stream to 5,000",
             "5 tokens a second each. A step that delivers less than 95 % in time is the last one: the knee.",
-            (*latency("delivery_us", "delivery", 50, 99), CPU, Metric("delivered_share", "delivered in time", "%", scale=100, lower_is_better=False)),
+            (
+                *latency("delivery_us", "delivery", 50, 99),
+                CPU,
+                Metric("delivered_share", "delivered in time", "%", scale=100, lower_is_better=False),
+            ),
             steps="streams",
         ),
         "paced",
@@ -171,7 +175,10 @@ SCENARIOS = (
             "readers",
             "Many readers of one run",
             "CPU of the server with 500 readers less that with one, for each event: no peer can do this.",
-            (Metric("cpu_us_per_further_event", "CPU of a further event", "µs"), *latency("delivery_us", "delivery", 50, 99)),
+            (
+                Metric("cpu_us_per_further_event", "CPU of a further event", "µs"),
+                *latency("delivery_us", "delivery", 50, 99),
+            ),
         ),
         "many_readers",
         {0: {"readers": 500, "rate": 20, "seconds": 1.0}},
@@ -182,8 +189,8 @@ SCENARIOS = (
         Chapter(
             "resume",
             "Dropped and back",
-            "Readers that are cut off and come back 30 ms later, from there to the first event that is new; every other "
-            "one comes back on the other transport. Events lost and doubled: 0 and 0, or the measurement is refused.",
+            "Readers that are cut off and come back 30 ms later, from there to the first event that is new; every "
+            "other one comes back on the other transport. Lost and doubled events: 0 and 0, or it does not count.",
             (
                 *latency("resume_us", "back on the same", 50, 99),
                 *latency("resume_switched_us", "back on the other", 50, 99),

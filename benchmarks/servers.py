@@ -128,4 +128,4 @@ def _wait_until_open(process: "subprocess.Popen[bytes]", port: int, log: Path) -
             time.sleep(0.05)
         else:
             return
-    raise NotStarted(f"{process.args}: {log.read_text()[-2000:]}")
+    raise NotStarted(f"{process.args!r}: {log.read_text()[-2000:]}")

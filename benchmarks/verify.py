@@ -60,7 +60,7 @@ def check(documents: Iterable[bytes], tokens: int) -> None:
         raise Rejected(f"the events are {kinds[:3]} … {kinds[-3:]}")
     if [each["seq"] for each in events] != list(range(1, len(events) + 1)):
         raise Rejected("the events are not numbered 1, 2, 3 …")
-    indices = [index_of(each["content"]) for each in events[1:-1]]
+    indices = [index_of(str(each["content"])) for each in events[1:-1]]
     if indices != list(range(tokens)):
         seen = set(indices)
         lost, doubled = tokens - len(seen), len(indices) - len(seen)

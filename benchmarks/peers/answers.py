@@ -1,8 +1,10 @@
 """An answer through the openai SDK as its documentation iterates one: shared by the peers on ASGI frameworks."""
 
 from collections.abc import AsyncIterator
+from typing import cast
 
 import openai
+from openai.types.chat import ChatCompletionMessageParam
 
 from benchmarks.peers import words
 from benchmarks.peers.words import Document
@@ -13,7 +15,8 @@ client = openai.AsyncOpenAI(max_retries=0)
 
 async def said(messages: list[dict[str, str]]) -> AsyncIterator[str]:
     """The model's words, one by one."""
-    stream = await client.chat.completions.create(model="lab", messages=messages, stream=True)  # type: ignore[call-overload]
+    asked = cast("list[ChatCompletionMessageParam]", messages)
+    stream = await client.chat.completions.create(model="lab", messages=asked, stream=True)
     async with stream:
         async for chunk in stream:
             if chunk.choices and (text := chunk.choices[0].delta.content):

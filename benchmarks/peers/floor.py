@@ -89,7 +89,7 @@ class Answer:
         connection = idle.pop() if idle else None
         if connection is None:
             loop = asyncio.get_running_loop()
-            _, connection = await loop.create_connection(ModelConnection, UPSTREAM.hostname, UPSTREAM.port)
+            _, connection = await loop.create_connection(ModelConnection, UPSTREAM.hostname or "", UPSTREAM.port or 80)
         connection.ask(self, encode({"model": "lab", "stream": True, "messages": messages}))
 
     def chunks(self, lines: list[bytes]) -> None:
@@ -143,7 +143,8 @@ class ClientConnection(asyncio.Protocol):
             return self.upgrade(head, lowered)
         if head.startswith(b"GET"):
             self.received = b""
-            return self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+            self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+            return
         length = int(lowered.partition(b"content-length: ")[2].split(b"\r\n", 1)[0])
         if len(body) >= length:
             self.received = body[length:]
@@ -171,7 +172,8 @@ class ClientConnection(asyncio.Protocol):
             mask, payload = self.received[at - 4 : at], self.received[at : at + length]
             opcode, self.received = self.received[0] & 0x0F, self.received[at + length :]
             if opcode != 1:
-                return self.transport.close()
+                self.transport.close()
+                return
             text = bytes(byte ^ mask[place % 4] for place, byte in enumerate(payload))
             Answer(self.transport.write, websocket_frame, b"").begin(msgspec.json.decode(text))
 

@@ -1,4 +1,4 @@
-"""What was seen, as it was seen: one JSON line each. Every number of a report is computed from these, at any later time."""
+"""What was seen, as it was seen: one JSON line each. Every number of a report is computed from these, whenever."""
 
 import gzip
 from collections.abc import Iterable, Iterator

@@ -47,7 +47,9 @@ def told(comparison: Comparison | None) -> str:
     return f"{number(comparison.middle)}×{interval}{doubt}"
 
 
-def compared(found: dict[tuple[str, str, int], list[Observation]], metric: Metric) -> dict[tuple[str, str, int], Comparison]:
+def compared(
+    found: dict[tuple[str, str, int], list[Observation]], metric: Metric
+) -> dict[tuple[str, str, int], Comparison]:
     """Each contender against chatserver on the same transport; chatserver's WebSocket against its SSE."""
     rounds = {key: by_round(seen, metric) for key, seen in found.items()}
     results = {}
