@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from benchmarks import nginx, upstream
 from benchmarks.conductor import Conductor, Turn, chosen, record, turns
 from benchmarks.processes import cores, raise_files_limit
-from benchmarks.scenarios import CHAPTERS, SCENARIOS
+from benchmarks.scenarios import CHAPTERS, COVER, SCENARIOS
 from benchmarks.servers import LIMITS, TITLES
 from benchmarks.verify import verify
 from chatserver.bench import observations, page, tables
@@ -72,7 +72,8 @@ def run(quick: bool, only: tuple[str, ...], rounds: int, seed: int, out: Path, c
     )
     with Conductor(seed) as conductor, Progress(*columns, console=console, refresh_per_second=1) as progress:
         checking = progress.add_task("are the contenders' answers whole?", total=None)
-        rejected = verify(conductor, {each.contender for each in plan})
+        made_here = any(each.scenario.without_model for each in plan)
+        rejected = verify(conductor, {each.contender for each in plan}, without_model=made_here)
         for line in rejected.values():
             console.print(f"rejected: {line}", style="red")
         plan = [each for each in plan if each.contender not in rejected]
@@ -111,11 +112,14 @@ def _report(path: Path, compare: Path | None, console: Console) -> None:
         earlier = observations.read(compare) if compare else None
     except ValueError as error:
         raise click.ClickException(str(error)) from None
-    tables.show(recording, CHAPTERS, console)
+    tables.show(recording, CHAPTERS, console, earlier)
     name = path.name.removesuffix(".gz").removesuffix(".jsonl")
     made = path.with_name(f"{name}.html")
     made.write_text(page.html(recording, CHAPTERS, earlier))
     console.print(f"\nobservations  {path}\nreport        {made}")
+    if picture := page.picture(recording, COVER):
+        path.with_name(f"{name}.svg").write_text(picture)
+        console.print(f"for README    {path.with_name(f'{name}.svg')}")
 
 
 @main.command()

@@ -18,7 +18,7 @@ from benchmarks.scenarios import Scenario
 from benchmarks.servers import CONTENDERS, ROOT, TITLES, Contender, Server, pinned, running
 from chatserver.bench.observations import Observation
 
-ATTEMPTS = 3
+ATTEMPTS = 2
 """How often a measurement that the lab itself spoiled is made; the last one counts, refused or not."""
 
 FULL_SHARE = 0.95
@@ -72,7 +72,7 @@ def turns(scenarios: Sequence[Scenario], rounds: int) -> Iterator[Turn]:
         ]
         if scenario.measure == "keepalive":  # The usual stack pings over SSE only.
             fit = [each for each in fit if each != Contender("usual", "WebSocket")]
-        for number in range(1, rounds + 1):
+        for number in range(1, min(rounds, scenario.rounds_limit) + 1):
             shift = number % len(fit)
             for contender in fit[shift:] + fit[:shift]:
                 for step in scenario.steps:
@@ -125,7 +125,7 @@ class Conductor:
 
     def _measured(self, turn: Turn) -> Seen:
         scenario, contender = turn.scenario, turn.contender
-        name = "chatserver_log" if scenario.without_model and contender.name == "chatserver" else contender.name
+        name = contender.without_model if scenario.without_model else contender.name
         params: dict[str, Any] = dict(scenario.steps[turn.step])
         if scenario.measure == "keepalive":
             params["can_attach"] = contender.name == "chatserver"

@@ -32,7 +32,7 @@ MODULES = {
 TITLES = {
     "chatserver": "chatserver",
     "usual": "FastAPI + sse-starlette",
-    "native": "FastAPI native SSE",
+    "native": "FastAPI native",
     "litestar": "Litestar's own",
     "floor": "Python floor",
 }
@@ -55,6 +55,11 @@ class Contender(Struct, frozen=True):
 
     name: str
     transport: Transport
+
+    @property
+    def without_model(self) -> str:
+        """The name of the server that makes the tokens itself: peers do, this one has a twin for it."""
+        return "chatserver_log" if self.name == "chatserver" else self.name
 
     @property
     def title(self) -> str:

@@ -104,14 +104,15 @@ def answer(target: Target, transport: Transport, script: Script) -> list[bytes]:
         return documents
 
 
-def verify(conductor: "Conductor", contenders: Collection[Contender] = CONTENDERS) -> dict[Contender, str]:
-    """Ask each contender for every kind of script; those that fail, with the reason."""
+def verify(
+    conductor: "Conductor", contenders: Collection[Contender] = CONTENDERS, *, without_model: bool = True
+) -> dict[Contender, str]:
+    """Ask each contender for every kind of script it will be timed with; those that fail, with the reason."""
     rejected: dict[Contender, str] = {}
     for contender in contenders:
-        ours = contender.name == "chatserver"
-        servers = [(contender.name, SCRIPTS), ("chatserver_log" if ours else contender.name, MADE_SCRIPTS)]
+        asked = [(contender.name, SCRIPTS), (contender.without_model, MADE_SCRIPTS)][: 1 + without_model]
         try:
-            for name, scripts in servers:
+            for name, scripts in asked:
                 server = conductor.server(name)
                 for script in scripts:
                     check(answer(Target("127.0.0.1", server.port), contender.transport, script), script.tokens)

@@ -147,7 +147,7 @@ def dots(
 def whiskers(rows: Sequence[tuple[str, str, float, float, float]], title: str) -> str:
     """Ratios with their intervals, one row each: name, classes, middle, low, high. The line is 1: no difference."""
     height = TOP + 22 * len(rows) + BOTTOM
-    axis = logarithmic([1.0, *[value for row in rows for value in row[2:]]], 210, WIDTH - 60)
+    axis = logarithmic([1.0, *[value for row in rows for value in row[2:]]], 250, WIDTH - 60)
     parts = []
     for value, text in axis.ticks:
         parts.append(f'<path class="axis" d="M{axis.at(value)} {TOP}V{height - BOTTOM}"/>')
@@ -156,7 +156,7 @@ def whiskers(rows: Sequence[tuple[str, str, float, float, float]], title: str) -
     for place, (name, classes, middle, low, high) in enumerate(rows):
         y = TOP + 22 * place + 11
         color = classes.split()[0]
-        parts.append(f'<text class="name" x="200" y="{y + 4}" text-anchor="end">{escape(name)}</text>')
+        parts.append(f'<text class="name" x="236" y="{y + 4}" text-anchor="end">{escape(name)}</text>')
         parts.append(
             f'<path class="whisker {color}" d="M{axis.at(low)} {y}H{axis.at(high)}'
             f'M{axis.at(low)} {y - 4}v8M{axis.at(high)} {y - 4}v8"/>'

@@ -2,6 +2,7 @@
 
 import gzip
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -83,7 +84,7 @@ def write(path: Path, lines: Iterable[Line]) -> None:
 
 
 def _lines(path: Path) -> Iterator[Line]:
-    with _open(path, "rb") as file:
+    with _open(path, "rb") as file, suppress(EOFError):  # A run that was broken off leaves its file without an end.
         for line in file:
             yield _decode(line)
 
@@ -96,7 +97,7 @@ def read(path: Path) -> Recording:
     """
     try:
         environment, *rest = _lines(path)
-    except (msgspec.DecodeError, ValueError, EOFError) as error:
+    except (msgspec.DecodeError, ValueError, gzip.BadGzipFile) as error:
         raise ValueError(f"{path} is no recording: {error}") from None
     if not isinstance(environment, Environment):
         raise ValueError(f"{path} is no recording: it does not begin with its environment")

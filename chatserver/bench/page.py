@@ -29,8 +29,7 @@ STYLE = Path(__file__).with_name("page.css").read_text()
 def html(recording: Recording, chapters: Sequence[Chapter], earlier: Recording | None = None) -> str:
     """The whole page; with an ``earlier`` recording, each number also says how it changed since."""
     facts = recording.environment
-    contenders = list(dict.fromkeys(each.contender for each in recording.observations))
-    contenders.sort(key=lambda name: name != "chatserver")
+    contenders = _names(recording)
     body = [
         "<h1>How fast is it?</h1>",
         f'<p class="soft">{escape(facts.began_at)} · commit {escape(facts.facts.get("commit", "–"))} · '
@@ -54,6 +53,19 @@ def html(recording: Recording, chapters: Sequence[Chapter], earlier: Recording |
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>chatserver bench</title><style>{STYLE}</style>{''.join(body)}</html>\n"
     )
+
+
+def picture(recording: Recording, chapter: Chapter) -> str:
+    """A chapter's ratios as an SVG file of its own, light or dark; empty where nothing was measured."""
+    names = _names(recording)
+    drawn = _ratios(chapter, groups(recording.of(chapter.scenario)), names).partition("<figcaption")[0]
+    return drawn.replace("><title>", f"><style>{STYLE}svg {{ background: var(--paper); }}</style><title>", 1)
+
+
+def _names(recording: Recording) -> list[str]:
+    """All contenders, this server first: their places are their colours."""
+    names = list(dict.fromkeys(each.contender for each in recording.observations))
+    return sorted(names, key=lambda name: name != "chatserver")
 
 
 def _transports(recording: Recording, contender: str) -> list[str]:

@@ -11,7 +11,7 @@ from msgspec import Struct
 from chatserver.bench.observations import Observation
 
 LONGEST_US = 120_000_000
-RESAMPLES = 4000
+RESAMPLES = 2000
 ROUNDS_FOR_A_VERDICT = 5
 CONFIDENCE = 0.95
 
@@ -78,7 +78,7 @@ def histogram(samples: Iterable[int]) -> HdrHistogram:
 def percentile(samples: Sequence[int], percent: float) -> float:
     """A percentile of samples; the value of the sample itself, without interpolation."""
     ordered = sorted(samples)
-    return float(ordered[min(len(ordered) - 1, max(0, math.ceil(percent / 100 * len(ordered)) - 1))])
+    return float(ordered[min(len(ordered) - 1, max(0, math.ceil(round(percent / 100 * len(ordered), 6)) - 1))])
 
 
 def spread(values: Sequence[float]) -> Spread | None:

@@ -60,8 +60,8 @@ def compared(
     return results
 
 
-def show(recording: Recording, chapters: Sequence[Chapter], console: Console) -> None:
-    """Print everything that was measured."""
+def show(recording: Recording, chapters: Sequence[Chapter], console: Console, earlier: Recording | None = None) -> None:
+    """Print everything that was measured; with an ``earlier`` recording, also how it changed since."""
     facts = " · ".join(f"{name} {value}" for name, value in recording.environment.facts.items())
     console.print(f"[bold]{recording.environment.command}[/]  {recording.environment.began_at}\n{facts}", style="dim")
     for chapter in chapters:
@@ -76,12 +76,16 @@ def show(recording: Recording, chapters: Sequence[Chapter], console: Console) ->
             table.add_column(f"{metric.title}\n{metric.unit}", justify="right")
         table.add_column("first column × chatserver's [95 %]", min_width=16)
         ratios = compared(found, chapter.metrics[0])
+        since = groups(earlier.of(chapter.scenario)) if earlier else {}
         for (contender, transport, step), seen in found.items():
             cells = []
             for metric in chapter.metrics:
                 if values := spread(list(by_round(seen, metric).values())):
                     low_high = f"\n[dim]{number(values.low)}–{number(values.high)}[/]" if values.rounds > 1 else ""
-                    cells.append(number(values.middle) + low_high)
+                    change = ratio(
+                        by_round(seen, metric), by_round(since.get((contender, transport, step), []), metric)
+                    )
+                    cells.append(number(values.middle) + low_high + (f"\n{told(change)} of earlier" if change else ""))
                 else:
                     cells.append("–")
             label = f"{step:,} {chapter.steps} · " if step else ""
