@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from benchmarks import nginx, upstream
+from benchmarks import goals, nginx, upstream
 from benchmarks.conductor import Conductor, Turn, chosen, record, turns
 from benchmarks.processes import cores, raise_files_limit
 from benchmarks.scenarios import CHAPTERS, COVER, SCENARIOS
@@ -56,6 +56,8 @@ def run(quick: bool, only: tuple[str, ...], rounds: int, seed: int, out: Path, c
         "settings": " ".join(f"{name}={value}" for name, value in LIMITS.items()),
         "nginx": "not installed: nothing was measured behind it" if nginx.binary() is None else "installed",
     }
+    if nginx.binary() is None:
+        console.print("nginx is not installed: nothing is measured behind it.", style="yellow")
     if server_core == load_core:
         console.print("There is one core only: the load takes its time from the servers.", style="yellow")
     path = out / f"{'quick' if quick else 'bench'}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.jsonl.gz"
@@ -113,6 +115,7 @@ def _report(path: Path, compare: Path | None, console: Console) -> None:
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     tables.show(recording, CHAPTERS, console, earlier)
+    console.print(goals.table(recording))
     name = path.name.removesuffix(".gz").removesuffix(".jsonl")
     made = path.with_name(f"{name}.html")
     made.write_text(page.html(recording, CHAPTERS, earlier))

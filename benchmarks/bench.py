@@ -75,10 +75,10 @@ def per_token(seen: Seen, tokens: int, bytes_in: int) -> dict[str, float]:
         return {"tokens": 0}
     return {
         "tokens": tokens,
-        "cpu_usper_token": seen.values["server_cpu_s"] * 1e6 / tokens,
+        "cpu_us_per_token": seen.values["server_cpu_s"] * 1e6 / tokens,
         "tokens_per_s": tokens / seen.values["wall_s"],
         "tokens_per_core_s": tokens / max(1e-9, seen.values["server_cpu_s"]),
-        "bytesper_token": bytes_in / tokens,
+        "bytes_per_token": bytes_in / tokens,
     }
 
 

@@ -101,10 +101,10 @@ SCENARIOS = (
             "Runs at random moments, 32 a second. A fresh connection includes making it. The first event may come "
             "before the model answers, the first token cannot.",
             (
-                *latency("connect_us", "connection", 50),
+                *latency("first_token_warm_us", "first token, used", 50, 99),
                 *latency("first_event_cold_us", "first event, fresh", 50, 99),
                 *latency("first_event_warm_us", "first event, used", 50, 99),
-                *latency("first_token_warm_us", "first token, used", 50, 99),
+                *latency("connect_us", "connection", 50),
             ),
             curve="first_token_warm_us",
         ),

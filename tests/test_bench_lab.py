@@ -14,9 +14,11 @@ from benchmarks import upstream
 from benchmarks.bench import Bench, Seen
 from benchmarks.fleet import many_readers, resume
 from benchmarks.proxy import Weather, distant
+from benchmarks.scenarios import SCENARIOS
 from benchmarks.script import Script, content, delivered_us, index_of
 from benchmarks.times import first_event, paced
 from benchmarks.verify import Rejected, check, sse_documents
+from chatserver.bench import observations
 from chatserver.bench.connections import TRANSPORTS, Target, Transport, frames, text_frame
 from chatserver.bench.schedule import NS, Schedule, poisson
 from chatserver.bench.statistics import percentile
@@ -178,9 +180,17 @@ def test_the_same_seed_makes_the_same_arrivals_at_the_wanted_rate() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="the lab reads the kernel's account of processes")
 def test_a_quick_run_goes_through(tmp_path: Path) -> None:
     """A part of `just bench-quick`, in a process as there; its times are not looked at."""
-    scenarios = ["resume", "readers"]
+    scenarios = ["long", "far", "resume"]
     command = [sys.executable, "-m", "benchmarks", "run", "--quick", "--out", str(tmp_path)]
     command += [part for name in scenarios for part in ("--only", name)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=55, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "rejected" not in done.stdout and list(tmp_path.glob("quick-*.html"))
+    recording = observations.read(next(tmp_path.glob("quick-*.jsonl.gz")))
+    for scenario in SCENARIOS:
+        if scenario.name in scenarios:
+            seen = recording.of(scenario.name)
+            assert {each.transport for each in seen} == set(TRANSPORTS)
+            for metric in scenario.chapter.metrics:
+                # Two drops are one for each way back, and a busy machine may have its times refused.
+                assert all(metric.of(each) is not None or each.latency_refusal for each in seen), metric
