@@ -22,6 +22,7 @@ from chatserver.bench.schedule import Schedule
 RESULTS = Path("bench")
 SEED = 7
 ROUNDS = 5
+MINUTES = 14.0
 PEERS = ("fastapi", "starlette", "sse-starlette", "httpx2", "pydantic")
 
 
@@ -36,12 +37,15 @@ def main() -> None:
 )
 @click.option("--only", multiple=True, type=click.Choice([each.name for each in SCENARIOS]), help="These scenarios.")
 @click.option("--rounds", type=click.IntRange(1), default=ROUNDS, show_default=True)
+@click.option("--minutes", type=float, default=MINUTES, show_default=True, help="No turn begins later than this.")
 @click.option("--seed", type=int, default=SEED, show_default=True)
 @click.option(
     "--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True, help="Folder of the results."
 )
 @click.option("--compare", type=click.Path(path_type=Path, exists=True), help="An earlier recording.")
-def run(quick: bool, only: tuple[str, ...], rounds: int, seed: int, out: Path, compare: Path | None) -> None:
+def run(
+    quick: bool, only: tuple[str, ...], rounds: int, minutes: float, seed: int, out: Path, compare: Path | None
+) -> None:
     """Measure, write down every observation, and report."""
     console = Console()
     rounds = 1 if quick else rounds
@@ -90,8 +94,10 @@ def run(quick: bool, only: tuple[str, ...], rounds: int, seed: int, out: Path, c
             if observation.refusal:
                 failures.append(observation)
 
-        record(conductor, plan, write, on_turn)
+        left = record(conductor, plan, minutes * 60, write, on_turn)
     writer.close()
+    if left:
+        console.print(f"Time was up: {left} of {len(plan)} turns are missing, the last rounds.", style="yellow")
     _report(path, compare, console)
     if quick and (failures or rejected):
         sys.exit(1)

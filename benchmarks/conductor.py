@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -22,6 +23,8 @@ ATTEMPTS = 2
 """How often a measurement that the lab itself spoiled is made; the last one counts, refused or not."""
 
 FULL_SHARE = 0.95
+HOPELESS_SHARE = 0.5
+"""So little comes of a server that is full, even while another program has the load's core."""
 
 
 class Load:
@@ -65,18 +68,26 @@ class Turn(Struct, frozen=True):
 
 
 def turns(scenarios: Sequence[Scenario], rounds: int) -> Iterator[Turn]:
-    """In every round every contender once, each round in another order: whoever is first has a colder machine."""
-    for scenario in scenarios:
-        fit = [
-            each for each in CONTENDERS if each.name in scenario.contenders and each.transport in scenario.transports
-        ]
-        if scenario.measure == "keepalive":  # The usual stack pings over SSE only.
-            fit = [each for each in fit if each != Contender("usual", "WebSocket")]
-        for number in range(1, min(rounds, scenario.rounds_limit) + 1):
-            shift = number % len(fit)
-            for contender in fit[shift:] + fit[:shift]:
-                for step in scenario.steps:
-                    yield Turn(scenario, number, contender, step)
+    """Round by round every scenario, in it every contender, each round in another order.
+
+    Whoever is first meets a colder machine; and a run that ends early has as many rounds of one as of the other.
+    """
+    for number in range(1, rounds + 1):
+        for scenario in scenarios:
+            if number <= scenario.rounds_limit:
+                fit = contenders(scenario)
+                shift = number % len(fit)
+                for contender in fit[shift:] + fit[:shift]:
+                    for step in scenario.steps:
+                        yield Turn(scenario, number, contender, step)
+
+
+def contenders(scenario: Scenario) -> list[Contender]:
+    """Who takes part in a scenario."""
+    fit = [each for each in CONTENDERS if each.name in scenario.contenders and each.transport in scenario.transports]
+    if scenario.measure == "keepalive":  # The usual stack pings over SSE only.
+        fit.remove(Contender("usual", "WebSocket"))
+    return fit
 
 
 class Conductor:
@@ -112,7 +123,8 @@ class Conductor:
         for _ in range(ATTEMPTS - 1):
             if seen.latency_refusal or seen.refusal:
                 seen = self._measured(turn)
-        if scenario.stops_when_full and seen.values.get("delivered_share", 0.0) < FULL_SHARE:
+        limit = HOPELESS_SHARE if seen.latency_refusal else FULL_SHARE
+        if scenario.stops_when_full and seen.values.get("delivered_share", 0.0) < limit:
             self._full.add(mark)
         return Observation(
             round=turn.round,
@@ -151,10 +163,18 @@ def chosen(scenarios: Sequence[Scenario], only: Sequence[str], *, quick: bool) -
 
 
 def record(
-    conductor: Conductor, plan: Sequence[Turn], write: Callable[[Observation], None], on_turn: Callable[[Turn], None]
-) -> None:
-    """All turns of a plan, each written down as soon as it was taken."""
-    for turn in plan:
+    conductor: Conductor,
+    plan: Sequence[Turn],
+    seconds: float,
+    write: Callable[[Observation], None],
+    on_turn: Callable[[Turn], None],
+) -> int:
+    """All turns of a plan for which there is time, each written down as soon as it was taken; how many were left."""
+    deadline = time.monotonic() + seconds
+    for place, turn in enumerate(plan):
+        if time.monotonic() > deadline:
+            return len(plan) - place
         on_turn(turn)
         if observation := conductor.take(turn):
             write(observation)
+    return 0

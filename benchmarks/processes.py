@@ -2,6 +2,7 @@
 
 import os
 import resource
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 FILES_LIMIT = 65_536
 """5,000 streams through a proxy are 20,000 sockets, and some to spare."""
 
-PAGE_BYTES = resource.getpagesize()
+CPU_CLOCK = 2
+"""As clock_getcpuclockid(3) makes the id of a process's clock; a part of Linux that does not change."""
 
 
 def tree(pid: int) -> Iterator[int]:
@@ -22,12 +24,11 @@ def tree(pid: int) -> Iterator[int]:
 
 
 def cpu_ns(pid: int) -> int:
-    """CPU time of a process tree in ns, from the scheduler's own account of each thread."""
+    """CPU time of a process tree in ns: the clock of each process, which knows its ended threads too."""
     total = 0
     for each in tree(pid):
         with suppress(OSError):
-            for task in Path(f"/proc/{each}/task").iterdir():
-                total += int((task / "schedstat").read_text().split()[0])
+            total += time.clock_gettime_ns((~each << 3) | CPU_CLOCK)
     return total
 
 

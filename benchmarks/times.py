@@ -62,7 +62,7 @@ async def paced(bench: Bench, *, streams: int, rate: float, seconds: float, ramp
     for connection in opened:
         connection.drop()
     seen.values |= per_token(seen, tokens_in, bytes_in)
-    seen.values["delivered_share"] = tokens_in / max(1.0, streams * rate * seconds)
+    seen.values["delivered_share"] = min(1.0, (tokens_in + streams**0.5) / (streams * rate * seconds))
     seen.values["unfinished_runs"] = late
     if not late:
         check(seen, readers, wanted)
