@@ -17,6 +17,8 @@ from chatserver.bench.schedule import NS, Schedule
 LATENESS_P99_LIMIT_US = 5_000
 """A load that is so late says nothing about a server: some other program had its core."""
 
+BOTTLENECK = "the load was the bottleneck"
+
 END_SECONDS = 3.0
 SETTLED_SHARE = 0.05
 SETTLE_SECONDS = 5.0

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks import counting
-from benchmarks.bench import END_SECONDS, Bench, Seen, all_over, check, one_run, per_token
+from benchmarks.bench import BOTTLENECK, END_SECONDS, Bench, Seen, all_over, check, one_run, per_token
 from benchmarks.processes import resident_bytes
 from benchmarks.readers import RunReader
 from benchmarks.script import Script
@@ -24,7 +24,7 @@ async def saturated(bench: Bench, *, streams: int, tokens: int, pace: str) -> Se
         counted = await counting.count(bench.target, bench.transport, script, streams)
     seen.values |= per_token(seen, counted.tokens, counted.bytes_in)
     if seen.values["load_busy_share"] > BUSY_LIMIT:
-        seen.refusal = "the load was the bottleneck"
+        seen.refusal = BOTTLENECK
     return seen
 
 

@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from benchmarks.proxy import Weather, distant
 from benchmarks.scenarios import SCENARIOS
 from benchmarks.script import Script, content, delivered_us, index_of
 from benchmarks.times import first_event, paced
-from benchmarks.verify import Rejected, check, sse_documents
+from benchmarks.verify import Rejected, answer, check, sse_documents
 from chatserver.bench import observations
 from chatserver.bench.connections import TRANSPORTS, Target, Transport, frames, text_frame
 from chatserver.bench.schedule import NS, Schedule, poisson
@@ -109,6 +109,24 @@ def test_a_whole_answer_passes() -> None:
 def test_a_lossy_peer_is_rejected(broken: list[bytes], reason: str) -> None:
     with pytest.raises(Rejected, match=reason):
         check(broken, 3)
+
+
+@pytest.mark.parametrize(("indices", "is_whole"), [([0, 1, 2], True), ([0, 2], False), ([0, 1, 1, 2], False)])
+async def test_a_server_is_rejected_for_what_it_loses_or_doubles(indices: list[int], is_whole: bool) -> None:
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"}")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")
+        for document in documents(indices):
+            event = json.loads(document)
+            writer.write(b"id: %d\nevent: %b\ndata: %b\n\n" % (event["seq"], event["type"].encode(), document))
+        writer.close()
+
+    server = await asyncio.start_server(peer, "127.0.0.1", 0)
+    async with server:
+        target = Target("127.0.0.1", server.sockets[0].getsockname()[1])
+        answered = await asyncio.to_thread(answer, target, "SSE", Script(3))
+        with nullcontext() if is_whole else pytest.raises(Rejected):
+            check(answered, 3)
 
 
 @pytest.mark.parametrize(
