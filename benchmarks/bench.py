@@ -18,6 +18,7 @@ LATENESS_P99_LIMIT_US = 5_000
 """A load that is so late says nothing about a server: some other program had its core."""
 
 BOTTLENECK = "the load was the bottleneck"
+LATE = "the load was late"
 
 END_SECONDS = 3.0
 SETTLED_SHARE = 0.05
@@ -103,7 +104,7 @@ def lateness(seen: Seen, schedule: Schedule) -> None:
         seen.values["load_late_p50_us"] = late[len(late) // 2] / 1000
         seen.values["load_late_p99_us"] = late[len(late) * 99 // 100] / 1000
         if seen.values["load_late_p99_us"] > LATENESS_P99_LIMIT_US:
-            seen.latency_refusal = "the load was late"
+            seen.latency_refusal = LATE
 
 
 async def all_over(readers: list[RunReader], patience_seconds: float) -> None:

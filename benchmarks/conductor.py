@@ -12,7 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from benchmarks import nginx
-from benchmarks.bench import Seen
+from benchmarks.bench import LATE, Seen
 from benchmarks.load import Order
 from benchmarks.processes import cores
 from benchmarks.scenarios import Scenario
@@ -121,9 +121,9 @@ class Conductor:
             return None
         seen = self._measured(turn)
         for _ in range(ATTEMPTS - 1):
-            if seen.latency_refusal or seen.refusal:
+            if seen.latency_refusal == LATE or seen.refusal:
                 seen = self._measured(turn)
-        limit = HOPELESS_SHARE if seen.latency_refusal else FULL_SHARE
+        limit = HOPELESS_SHARE if seen.latency_refusal == LATE else FULL_SHARE
         if scenario.stops_when_full and seen.values.get("delivered_share", 0.0) < limit:
             self._full.add(mark)
         return Observation(

@@ -8,7 +8,7 @@ from rich.table import Table
 from benchmarks.scenarios import CPU
 from benchmarks.servers import TITLES
 from chatserver.bench.observations import Recording
-from chatserver.bench.statistics import Comparison, Metric, by_round, ratio, spread
+from chatserver.bench.statistics import ROUNDS_FOR_A_VERDICT, Comparison, Metric, by_round, ratio, spread
 from chatserver.bench.tables import number
 
 
@@ -101,5 +101,6 @@ def table(recording: Recording) -> Table:
             continue
         interval = f"{number(seen.middle)}{unit} [{number(seen.low)}, {number(seen.high)}]"
         met = "met" if seen.high <= goal.limit else "missed" if seen.low > goal.limit else "open"
+        met += ", few rounds" * (seen.rounds < ROUNDS_FOR_A_VERDICT)
         made.add_row(goal.title, goal.transport, f"≤ {number(goal.limit)}{unit}{of}", interval, str(seen.rounds), met)
     return made
