@@ -7,7 +7,7 @@ from html import escape
 from msgspec import Struct
 
 WIDTH, HEIGHT = 560, 300
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 40
+LEFT, RIGHT, TOP, BOTTOM = 58, 24, 14, 40
 
 
 class Axis(Struct, frozen=True):
@@ -101,9 +101,9 @@ def svg(parts: Sequence[str], title: str, height: float = HEIGHT) -> str:
 
 
 def plot(
-    lines: Sequence[Line], x: Axis, y: Axis, titles: tuple[str, str, str], *, marks: Sequence[tuple[float, str]] = ()
+    lines: Sequence[Line], x: Axis, y: Axis, titles: tuple[str, str, str], *, marks: Sequence[tuple[float, float]] = ()
 ) -> str:
-    """Lines with their bands; ``marks`` are places on the x axis that mean something."""
+    """Lines with their bands; ``marks`` are points with a ring around them."""
     parts = frame(x, y, titles[1], titles[2])
     for line in lines:
         if len(line.band) > 1:
@@ -120,15 +120,7 @@ def plot(
                 f'<circle class="{line.classes.split()[0]}" cx="{x.at(a)}" cy="{y.at(v)}" r="3"/>'
                 for a, v in line.points
             ]
-    for place, (at, text) in enumerate(marks):
-        parts.append(f'<path class="mark" d="M{x.at(at)} {TOP}V{HEIGHT - BOTTOM}"><title>{escape(text)}</title></path>')
-        if text:
-            anchor = "end" if x.at(at) > WIDTH * 0.6 else "start"
-            shift = -5 if anchor == "end" else 5
-            parts.append(
-                f'<text class="marked" x="{x.at(at) + shift}" y="{TOP + 12 + 14 * place}" text-anchor="{anchor}">'
-                f"{escape(text)}</text>"
-            )
+    parts += [f'<circle class="mark" cx="{x.at(at)}" cy="{y.at(value)}" r="7"/>' for at, value in marks]
     return svg(parts, titles[0])
 
 

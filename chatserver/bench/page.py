@@ -122,7 +122,7 @@ def _cell(metric: Metric, seen: list[Observation], since: list[Observation]) -> 
 def _pictures(chapter: Chapter, found: Groups, contenders: Sequence[str]) -> Iterator[str]:
     yield _ratios(chapter, found, contenders)
     if chapter.steps:
-        for metric in chapter.metrics[:3]:
+        for metric in (*chapter.metrics[:2], *[each for each in chapter.metrics[2:] if each.unit == "µs"]):
             yield _growth(chapter, metric, found, contenders)
     if chapter.curve:
         curves = {key: _pooled(seen, chapter.curve) for key, seen in found.items()}
@@ -199,7 +199,7 @@ def _ecdf(chapter: Chapter, curves: dict[tuple[str, str, int], list[int]], conte
 
 
 def _growth(chapter: Chapter, metric: Metric, found: Groups, contenders: Sequence[str]) -> str:
-    lines, marks = [], []
+    lines, marks, knees = [], [], []
     delivered = Metric("delivered_share", "", "%", scale=100)
     for contender, transport in dict.fromkeys(key[:2] for key in found):
         points, band = [], []
@@ -213,7 +213,8 @@ def _growth(chapter: Chapter, metric: Metric, found: Groups, contenders: Sequenc
             lines.append(Line(f"{contender} {transport}", _classes(contenders, contender, transport), points, band))
         last = spread(list(by_round(found[contender, transport, steps[-1]], delivered).values()))
         if last and last.middle < KNEE_SHARE:
-            marks.append((float(steps[-1]), f"{contender} {transport}: {last.middle:.0f} % at {steps[-1]:,}"))
+            marks += points[-1:]
+            knees.append(f"{contender} {transport} {last.middle:.0f} % at {steps[-1]:,}")
     if not lines:
         return ""
     x = charts.logarithmic([at for line in lines for at, _ in line.points], LEFT, WIDTH - RIGHT)
@@ -228,12 +229,9 @@ def _growth(chapter: Chapter, metric: Metric, found: Groups, contenders: Sequenc
     y = charts.logarithmic(
         [v for line in lines for _, low, high in line.band for v in (low, high)], HEIGHT - BOTTOM, TOP
     )
-    marks = marks if metric.unit == "ms" else []
-    return charts.plot(
-        lines, x, y, (f"{metric.title} by {chapter.steps}", chapter.steps, metric.unit), marks=marks
-    ) + _caption(
-        f"{metric.title}; red: the knee, where less than {KNEE_SHARE:g} % came in time." if marks else metric.title
-    )
+    titles = (f"{metric.title} by {chapter.steps}", chapter.steps, metric.unit)
+    knee = f". Knee (ringed), what came in time: {'; '.join(knees)}." if knees else ""
+    return charts.plot(lines, x, y, titles, marks=marks) + _caption(f"{metric.title}{knee}")
 
 
 def _series(chapter: Chapter, name: str, last: Observation) -> str:
