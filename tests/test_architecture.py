@@ -28,6 +28,7 @@ ROOMS = (
     "transports",
     "app",
     "server",
+    "bench",
     "cli",
     "__main__",
 )
@@ -40,7 +41,8 @@ HOMES = {
     "asyncpg": ("sessions/",),
     "click": ("cli.py",),
     "dotenv": ("cli.py",),
-    "httptools": ("providers/http_connection.py",),
+    "hdrh": ("bench/",),
+    "httptools": ("bench/", "providers/http_connection.py"),
     "httpx2": (
         "providers/http_connection.py",
         "providers/http_transport.py",
@@ -49,6 +51,7 @@ HOMES = {
     ),
     "litestar": ("transports/", "auth.py", "app.py"),
     "openai": ("providers/openai.py", "providers/refusals.py"),
+    "rich": ("bench/",),
     "sqlalchemy": ("sessions/",),
     "uvicorn": ("server.py", "cli.py"),
     "uvloop": ("server.py",),
@@ -151,7 +154,7 @@ def test_every_room_and_home_exists() -> None:
         (
             "providers/demo.py",
             "import httptools",
-            "providers/demo.py:1: `httptools` is imported outside providers/http_connection.py",
+            "providers/demo.py:1: `httptools` is imported outside bench/, providers/http_connection.py",
         ),
         ("runs.py", "from sqlalchemy.ext import asyncio", "runs.py:1: `sqlalchemy` is imported outside sessions/"),
         ("app.py", "import uvicorn.config", "app.py:1: `uvicorn` is imported outside server.py, cli.py"),
