@@ -1,8 +1,8 @@
 """HTTP/1.1 for the SDK's client, with nothing between the socket and the body but one parser in C.
 
-The client's own transport costs more than all the rest of a token's way: about 70 µs for each read, of which this one
-takes 3. It does what model servers need and no more: POST and GET, keepalive, TLS, every way a body can be framed.
-Where the environment names a proxy, the client's own transport is used as ever.
+With the client's own transport, a token that comes alone takes the server twice the time (measured: 113 and 54 µs, the
+whole way from socket to socket). This one does what model servers need and no more: POST and GET, keepalive, TLS, every
+way a body can be framed. Where the environment names a proxy, the client's own transport is used as ever.
 """
 
 import ssl

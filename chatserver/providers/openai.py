@@ -207,7 +207,7 @@ def backoff() -> Iterator[float]:
 
 
 def _reads(response: "httpx2.Response") -> AsyncGenerator[bytes, None]:
-    """The body as it comes: from the connection itself where it can be, since each iterator around it costs 1 µs."""
+    """The body as it comes: from the connection itself where it can be, past the iterators that only count."""
     from chatserver.providers.http_transport import BODY
 
     if response.headers.get("content-encoding", "identity").lower() != "identity":

@@ -43,7 +43,7 @@ class SSEDecoder:
     def _whole(self, chunk: bytes) -> list[tuple[bytes, bytes]] | None:
         """The events of a chunk that is nothing but whole ones in the commonest form, as nearly all are.
 
-        It takes half as long as the way for all others.
+        It takes about half as long as the way for all others.
         """
         if not chunk.startswith(b"data: ") or not chunk.endswith(b"\n\n") or self._rest or self._data or self._type:
             return None
