@@ -6,7 +6,7 @@ set positional-arguments
 export PATH := justfile_directory() / ".venv/bin:" + env("PATH")
 
 # Debian packages that tests use beyond Python's. Without them those tests are skipped, but never in CI.
-debian_packages := "postgresql"
+debian_packages := "postgresql chromium"
 
 lock_command := "uv pip compile --quiet --system-certs --universal --python-version 3.11 --generate-hashes --no-emit-index-url --group build --custom-compile-command 'just lock'"
 
@@ -19,12 +19,24 @@ serve *options: _package
     chatserver serve "$@"
 
 # install what the tests need, then run them; arguments go to pytest: `just test tests/test_events.py -k fold`
-test *arguments: _package _services
+test *arguments: _package _services _node
     pytest -n auto --dist loadgroup "$@"
 
 # the promises of PROTOCOL.md at full length, one after the other: minutes, not seconds
-proofs *arguments: _package _services
+proofs *arguments: _package _services _node
     CHATSERVER_PROOFS=full pytest -m proof --timeout 1800 "$@"
+
+# the latency lab in full: under 15 minutes; on fewer than 2 idle cores it says less. `just bench --only paced --only first`
+bench *options: _package
+    python -m benchmarks run "$@"
+
+# does the lab work, and is every contender's answer whole? Under a minute, nothing about speed
+bench-quick: _package
+    python -m benchmarks run --quick
+
+# a recording's report anew; of the newest one where none is named: `just bench-report FILE --compare OLDER`
+bench-report *arguments: _package
+    python -m benchmarks report "$@"
 
 # rules of style and likely bugs
 lint: _package
@@ -43,9 +55,11 @@ format: _package
 # all that CI holds, the quick ones first
 check: lint types test
 
-# write the checked-in JSON Schema anew from the events and commands
-schema: _package
+# write the checked-in schemas and types anew from the events and commands
+schema: _package _node
     chatserver schema clients
+    mv clients/events.d.ts clients/web/
+    tests/web/node_modules/.bin/tsc --project clients/web --noEmit false --declaration --emitDeclarationOnly --stripInternal
 
 # resolve the locks anew after a change of pyproject.toml; `just lock --upgrade` takes the newest of everything
 lock *options: _package
@@ -61,6 +75,16 @@ _package:
     [[ -x .venv/bin/pip ]] || python3 -m venv .venv
     pip install --quiet --requirement requirements-dev.lock
     pip install --quiet --no-deps --no-build-isolation --editable .
+    touch "$stamp"
+
+# the npm packages that check the browser client, as locked; Node 20 or newer is not installed here
+_node:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    stamp=tests/web/node_modules/.package-lock.json
+    if [[ $stamp -nt tests/web/package-lock.json ]]; then exit; fi
+    if ! command -v npm >/dev/null; then echo "npm is not installed; tests that need Node are skipped"; exit; fi
+    npm ci --prefix tests/web --silent --no-audit --no-fund
     touch "$stamp"
 
 # the Debian packages, where this user may install them; otherwise a word about what will be skipped

@@ -130,7 +130,8 @@ def load(*sources: Mapping[str, str | None], flags: Mapping[str, Any] | None = N
     if settings.auth == "none" and "max_connections_per_user" not in values:
         # There is one user, and everybody is that one.
         settings = msgspec.structs.replace(settings, max_connections_per_user=CONNECTIONS_OF_ALL)
-    return _possible(settings)
+    path = settings.root_path.strip("/")
+    return _possible(msgspec.structs.replace(settings, root_path=f"/{path}" if path else ""))
 
 
 def _possible(settings: Settings) -> Settings:
@@ -139,6 +140,8 @@ def _possible(settings: Settings) -> Settings:
         raise SettingsError(f"{variable('redis_url')}: a shared event log is not available in this version")
     if settings.workers > 1:
         raise SettingsError(f"{variable('workers')}: more than one worker needs {variable('redis_url')}")
+    if settings.openai_base_url and not _is_http(settings.openai_base_url):
+        raise SettingsError(f"{variable('openai_base_url')}: is no http:// or https:// URL")
     if settings.auth == "none" and settings.host not in LOOPBACK_HOSTS and not settings.insecure:
         raise SettingsError(
             f"{variable('host')}: without authentication only loopback is served; --insecure serves {settings.host}"
@@ -167,10 +170,14 @@ def _possible_auth(settings: Settings) -> None:
 
 def _is_trustworthy(url: str) -> bool:
     """Nobody on the way can put another document in the place of this one."""
+    return _is_http(url) and (url.startswith("https:") or urlsplit(url).hostname in LOOPBACK_HOSTS)
+
+
+def _is_http(url: str) -> bool:
     try:
         parts = urlsplit(url)
-        return parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in LOOPBACK_HOSTS)
-    except ValueError:
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # The port is no number, or too large; a bracket is missing.
         return False
 
 
