@@ -134,6 +134,7 @@ async def place(anyio_backend: str) -> AsyncIterator[Place]:
         place = Place(server, json.loads((await reading.take(2))[0]))
         place.before = await place.seen()
         yield place
+        assert await place.seen() == place.before, "also what takes its time has not happened"
         reading.cut()
 
 

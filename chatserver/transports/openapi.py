@@ -2,17 +2,16 @@
 
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import msgspec
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Components, OpenAPIMediaType, Operation, RequestBody, SecurityScheme
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from chatserver import errors
 from chatserver.auth import COOKIE
 from chatserver.errors import ChatError
-from chatserver.events import Event
 
 SECURITY = Components(
     security_schemes={
@@ -51,6 +50,14 @@ class Problem(Struct):
     retry_after: int | None = None
 
 
+class ServerSentEvent(Struct):
+    """One event of a stream, as it is framed; other lines than these are none."""
+
+    id: Annotated[str, Meta(description="the event's `seq`")]
+    event: Annotated[str, Meta(description="the event's `type`")]
+    data: Annotated[str, Meta(description="the event, a JSON document as `/schema/events.json` has it")]
+
+
 def refusals(*kinds: type[ChatError]) -> dict[int, ResponseSpec]:
     """The refusals of a route as its OpenAPI responses."""
     by_status: dict[int, list[str]] = {}
@@ -82,7 +89,7 @@ def body_of(kind: type[Struct]) -> type[Operation]:
 
 STREAM = {
     200: ResponseSpec(
-        cast(Any, Event), generate_examples=False, media_type="text/event-stream", description="the run's events"
+        ServerSentEvent, generate_examples=False, media_type="text/event-stream", description="the run's events"
     ),
 }
 STREAM_OR_END = STREAM | {204: ResponseSpec(None, description="the run is over and `after` is its end")}

@@ -1,0 +1,173 @@
+"""The proofs of the doors have a way to fail too: a fault in the product turns the one that is there for it red."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractContextManager, asynccontextmanager
+from dataclasses import dataclass
+from math import inf
+from typing import Any, TypeAlias
+from unittest.mock import patch
+
+import anyio
+import pytest
+
+from chatserver import strict_http
+from chatserver.auth import Gate, Identity
+from chatserver.auth.origins import Origins
+from chatserver.auth.tickets import Tickets
+from chatserver.limits import Bucket, Meter, Requests
+from chatserver.run import Run
+from chatserver.runs import Runs
+from chatserver.transports.connections import Connection
+from tests import test_isolation, test_limits, test_slow_requests, test_tickets, test_tokens
+from tests.clients import SSE, request
+from tests.conftest import Scale
+from tests.fake_upstream import FakeUpstream, say
+from tests.live import LiveServer, live_server
+from tests.users import guarded_server, of
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.proof,
+    # A proof that is broken off leaves its clients as they are.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+HANG_SECONDS = 6.0
+"""When a proof that a fault makes wait for ever counts as red."""
+
+RED = (AssertionError, TimeoutError, LookupError, ValueError)
+"""How a proof says so; the last two where an answer is not even of the form that a refusal has."""
+
+Proof: TypeAlias = Callable[[Scale], Awaitable[None]]
+
+
+@asynccontextmanager
+async def place() -> AsyncIterator[test_isolation.Place]:
+    async for made in test_isolation.place.__wrapped__("asyncio"):  # type: ignore[attr-defined]
+        yield made
+
+
+@asynccontextmanager
+async def server() -> AsyncIterator[LiveServer]:
+    async with FakeUpstream() as upstream, guarded_server(upstream.url, max_requests_per_minute=100_000) as live:
+        upstream.always(*say("An answer."))
+        yield live
+
+
+# ---- proofs ---------------------------------------------------------------------------------------------------------
+
+
+async def everybody_is_refused(_: Scale) -> None:
+    async with place() as at:
+        await test_isolation.test_no_route_answers_without_a_good_credential(at, "GET", "/chat/sessions", "garbage")
+
+
+async def foreign_is_not_found(_: Scale) -> None:
+    async with place() as at:
+        await test_isolation.test_what_is_somebody_elses_is_not_found_as_if_there_were_none(at, "GET", EVENTS)
+
+
+async def foreign_is_not_found_by_command(_: Scale) -> None:
+    async with place() as at:
+        await test_isolation.test_no_command_reaches_what_is_somebody_elses(at, "attach")
+
+
+EVENTS = "/chat/runs/{run_id}/events"
+
+
+async def one_use(scale: Scale) -> None:
+    async with server() as live:
+        await test_tickets.test_of_a_thousand_uses_at_once_one_is_accepted(live, scale)
+
+
+async def streams_end(_: Scale) -> None:
+    await test_tokens.test_a_stream_ends_with_its_token_and_a_new_one_takes_it_up_without_loss(SSE)
+
+
+async def cookies_need_an_origin(_: Scale) -> None:
+    async with server() as live:
+        await test_tokens.test_a_cookie_beside_a_foreign_origin_is_worth_nothing(live, "https://evil.example")
+
+
+async def requests_are_counted(_: Scale) -> None:
+    await test_limits.test_too_many_requests_are_refused_on_both_transports_until_the_time_to_wait_is_over()
+
+
+async def floods_are_shut_off(_: Scale) -> None:
+    await test_limits.test_a_flood_of_frames_of_whatever_kind_is_shut_off("pings")
+
+
+async def runs_end_when_spent(_: Scale) -> None:
+    await test_limits.test_a_run_that_has_spent_its_tokens_ends_with_length(SSE)
+
+
+async def slow_requests_end(_: Scale) -> None:
+    async with live_server(None) as live:
+        with patch.object(strict_http, "PATIENCE_SECONDS", 0.3):
+            await test_slow_requests.test_a_request_that_does_not_come_is_told_so(live, None, (b"GET", b" "))
+
+
+# ---- faults ---------------------------------------------------------------------------------------------------------
+
+
+async def _ann(*_: Any, **__: Any) -> Identity:
+    return Identity("ann")
+
+
+async def _found(self: Runs, user: str, run_id: str) -> Run | None:
+    return self._runs.get(run_id)
+
+
+def _redeemed_again(self: Tickets, ticket: str) -> Identity:
+    return self._tickets[ticket][0]
+
+
+def _never_expires(self: Connection, *args: Any, **kwargs: Any) -> None:
+    _init(self, *args, **kwargs | {"expires_at": inf})
+
+
+_init = Connection.__init__
+
+
+@dataclass(frozen=True)
+class Case:
+    fault: Callable[[], AbstractContextManager[Any]]
+    proof: Proof
+
+    def __str__(self) -> str:
+        return self.proof.__name__
+
+
+CASES = [
+    Case(lambda: patch.object(Gate, "identify", _ann), everybody_is_refused),
+    Case(lambda: patch.object(Runs, "_find", _found), foreign_is_not_found),
+    Case(lambda: patch.object(Runs, "_find", _found), foreign_is_not_found_by_command),
+    Case(lambda: patch.object(Tickets, "redeem", _redeemed_again), one_use),
+    Case(lambda: patch.object(Connection, "__init__", _never_expires), streams_end),
+    Case(lambda: patch.object(Origins, "check", lambda *_: None), cookies_need_an_origin),
+    Case(lambda: patch.object(Requests, "count", lambda *_: None), requests_are_counted),
+    Case(lambda: patch.object(Bucket, "take", lambda _: 0.0), floods_are_shut_off),
+    Case(lambda: patch.object(Meter, "is_spent", lambda _: False), runs_end_when_spent),
+    Case(lambda: patch.object(strict_http.StrictHttp, "_look", lambda _: None), slow_requests_end),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+async def test_a_fault_turns_its_proof_red(case: Case, scale: Scale) -> None:
+    red = False
+    with case.fault(), anyio.move_on_after(HANG_SECONDS) as patience:
+        try:
+            await case.proof(scale)
+        except BaseExceptionGroup as group:
+            red = group.split(RED)[1] is None
+        except RED:
+            red = True
+    assert red or patience.cancelled_caught, "the proof stays green"
+
+
+async def test_without_a_fault_they_are_green(scale: Scale) -> None:
+    for case in CASES:
+        await case.proof(scale)
+    async with server() as live:
+        assert (await request(live, "GET", "/chat/sessions", headers=of("ann"))).status == 200
