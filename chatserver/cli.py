@@ -33,7 +33,12 @@ def main(context: click.Context) -> None:
 
 def _flags(command: F) -> F:
     for option in (
-        click.option("--insecure", is_flag=True, default=None, help="Serve beyond loopback without authentication."),
+        click.option(
+            "--insecure",
+            is_flag=True,
+            default=None,
+            help="Serve beyond loopback without authentication; take JWT keys over plain HTTP.",
+        ),
         click.option("--root-path", help="Path under which a reverse proxy shows the server."),
         click.option("--workers", type=int, help="Processes; more than 1 needs a shared event log.  [default: 1]"),
         click.option("--port", type=int, help="0 takes a free one.  [default: 8000]"),
@@ -122,8 +127,9 @@ def _banner(settings: Settings) -> str:
     upstream = "the built-in demo model (set OPENAI_API_KEY or OPENAI_BASE_URL for a real one)"
     if not settings.is_demo:
         upstream = f"{settings.model} at {settings.shown()['openai_base_url'] or 'OpenAI'}"
+    who = "" if settings.auth == "none" else '-H "Authorization: Bearer $TOKEN" '
     return (
         f"chatserver {__version__} on {url}, answering with {upstream}\n"
-        f"  curl -N {url}/chat/stream -H 'Content-Type: application/json' "
+        f"  curl -N {url}/chat/stream {who}-H 'Content-Type: application/json' "
         """-d '{"message": "What time is it in Tokyo, and what is 17 * 23?"}'"""
     )

@@ -278,7 +278,7 @@ async def test_no_json_makes_the_server_fail(place: Place, scale: Scale) -> None
 async def test_the_server_is_as_its_openapi_document_says(place: Place, scale: Scale, tmp_path: Path) -> None:
     """schemathesis: cases from the served document, and answers held against it."""
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
-    count = ["--max-examples", str(scale(3, 500))]
+    count = ["--max-examples", str(scale(3, 300))]
     count += ["--header", f"Authorization: Bearer {token_of(seconds=86_400)}"]
     tool = Path(sys.executable).with_name("schemathesis")
     command = [
