@@ -43,9 +43,10 @@ format: _package
 # all that CI holds, the quick ones first
 check: lint types test
 
-# write the checked-in JSON Schema anew from the events and commands
+# write the checked-in schemas and types anew from the events and commands
 schema: _package
     chatserver schema clients
+    mv clients/events.d.ts clients/web/
 
 # resolve the locks anew after a change of pyproject.toml; `just lock --upgrade` takes the newest of everything
 lock *options: _package

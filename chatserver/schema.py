@@ -1,5 +1,6 @@
-"""The contract as documents that programs read: JSON Schema of the events, AsyncAPI of the WebSocket."""
+"""The contract as documents that programs read: JSON Schema and TypeScript of the events, AsyncAPI of the WebSocket."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -61,6 +62,47 @@ def asyncapi() -> dict[str, Any]:
     }
 
 
+def typescript() -> str:
+    """The events as TypeScript: an interface each, and `ChatEvent`, the union that `type` tells apart."""
+    document = schema()
+    names = {each["$ref"].rpartition("/")[2] for each in document["anyOf"]}
+
+    def kind(node: dict[str, Any]) -> str:
+        match node:
+            case {"$ref": reference}:
+                name = reference.rpartition("/")[2]
+                return f"{name}Event" if name in names else str(name)
+            case {"anyOf": choices}:
+                return " | ".join(map(kind, choices))
+            case {"enum": values}:
+                return " | ".join(msgspec.json.encode(value).decode() for value in values)
+            case {"type": "array", "items": item}:
+                return f"{kind(item)}[]"
+            case {"type": name}:
+                return _TYPESCRIPT[name]
+            case _:
+                return "unknown"
+
+    def lines() -> Iterator[str]:
+        yield "// Written by `chatserver schema` from the server's events.\n"
+        for name, definition in document["$defs"].items():
+            yield f"/** {definition['description'].replace('``', '`')} */"
+            yield f"export interface {kind({'$ref': name})} {{"
+            yield from (f"  {field}: {kind(node)};" for field, node in definition["properties"].items())
+            yield "}\n"
+        yield f"export type ChatEvent = {' | '.join(map(kind, document['anyOf']))};"
+
+    return "\n".join(lines()) + "\n"
+
+
+_TYPESCRIPT = {
+    "string": "string",
+    "integer": "number",
+    "number": "number",
+    "boolean": "boolean",
+    "null": "null",
+    "object": "Record<string, unknown>",
+}
 _PROBLEM = {"status": "integer", "code": "string", "message": "string"}
 _REFERENCE = "#/components/schemas/{name}"
 

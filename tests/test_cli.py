@@ -113,12 +113,13 @@ def test_schema_writes_the_documents_that_are_served(elsewhere: Path) -> None:
     assert run("schema", str(elsewhere)).exit_code == 0
     for name, document in {"events.json": schema.events(), "asyncapi.json": schema.asyncapi()}.items():
         assert msgspec.json.decode((elsewhere / name).read_bytes()) == document
+    assert (elsewhere / "events.d.ts").read_text() == schema.typescript()
     inside = elsewhere / "inside"
     inside.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(inside)
         assert run("schema").exit_code == 0
-    for name in ("events.json", "asyncapi.json"):
+    for name in ("events.json", "asyncapi.json", "events.d.ts"):
         assert (inside / name).read_bytes() == (elsewhere / name).read_bytes()
 
 

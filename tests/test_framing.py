@@ -855,17 +855,19 @@ async def test_every_document_of_a_run_is_valid_by_the_schema_of_events(place: P
                 validator.validate({key: value for key, value in event.items() if key != name})
 
 
-def files_in(folder: Path) -> dict[str, bytes]:
-    return {each.name: each.read_bytes() for each in folder.glob("*.json")}
+def files_in(*folders: Path) -> dict[str, bytes]:
+    return {each.name: each.read_bytes() for folder in folders for each in folder.glob("*.*")}
 
 
 async def test_the_schemas_that_are_checked_in_are_those_of_the_program(place: Place, tmp_path: Path) -> None:
     with anyio.fail_after(2 * WAIT_SECONDS):
         await anyio.run_process([sys.executable, "-m", "chatserver", "schema", str(tmp_path)], cwd=CLIENTS.parent)
-    written, kept = files_in(tmp_path), files_in(CLIENTS)
-    assert set(written) == {"events.json", "asyncapi.json"}
+    written, kept = files_in(tmp_path), files_in(CLIENTS, CLIENTS / "web")
+    assert set(written) == {"events.json", "asyncapi.json", "events.d.ts"}
     for name, data in written.items():
-        assert kept[name] == data, "run `python -m chatserver schema clients`"
+        assert kept[name] == data, "run `just schema`"
+    del written["events.d.ts"]
+    for name, data in written.items():
         media_types = ("application/schema+json", "application/json")
         assert json.loads(data) == await document_at(place.server, f"/schema/{name}", *media_types)
 

@@ -1,0 +1,766 @@
+/**
+ * The chatserver client: one answer, over WebSocket or SSE, through cuts, sleep and a change of transport.
+ *
+ *     const chat = connect("https://chat.example.org");
+ *     for await (const event of chat.send("Hello")) if (event.type === "token") show(event.content);
+ *
+ *     chat ──has──▶ lines ──carry──▶ runs ──yield──▶ events
+ *
+ * A `Run` is one answer and a cursor into its log. A `Line` is one connection at a time, made again until its runs are
+ * over: one for all runs over WebSocket, one for each over SSE. What differs between the two is in `overWebSocket` and
+ * `overFetch`, and nowhere else. PROTOCOL.md of the server is the contract.
+ */
+
+/** @import { ChatEvent, DoneEvent, ErrorEvent, ToolCallState, Usage } from "./events.js" */
+
+/** @typedef {"auto" | "ws" | "sse"} Transport `auto`: WebSocket, or SSE where no WebSocket gets through */
+/** @typedef {"idle" | "connecting" | "open" | "stalled" | "waiting" | "offline" | "closed"} State */
+/**
+ * @typedef {object} Options
+ * @property {Transport} [transport] default `auto`
+ * @property {() => string | Promise<string>} [token] asked before each connection and request
+ * @property {typeof WebSocket} [WebSocket] for runtimes without one, such as Node 20
+ * @property {typeof fetch} [fetch] for cookies, proxies and tests
+ * @property {(tries: number) => number} [backoff] ms to wait after so many losses without progress
+ * @property {number} [heartbeatMs] the server's heartbeat, until a `start` event tells it
+ */
+/**
+ * @typedef {object} ChatRequest
+ * @property {string} [sessionId] absent: a new session
+ * @property {string} [idempotencyKey] absent: one is made, so that a repeated request starts nothing twice
+ * @property {string} [model]
+ * @property {string} [system]
+ * @property {number} [temperature]
+ * @property {number} [maxOutputTokens]
+ * @property {string} [regenerate] the user's message to answer again; with a text, to edit
+ * @property {"cancel" | "continue"} [onDisconnect]
+ */
+/** @typedef {{ approve: boolean, args?: Record<string, unknown>, reason?: string }} Verdict */
+/**
+ * @typedef {object} Frame what went over the wire, as it went
+ * @property {number} at `performance.now()`
+ * @property {"ws" | "sse"} transport
+ * @property {"in" | "out"} way
+ * @property {string} text
+ */
+/** @typedef {{ state: [State, { delayMs?: number, reason?: unknown }], frame: [Frame] }} Happenings */
+
+const HEARTBEAT_MS = 15_000;
+const SILENT_HEARTBEATS = 2.5; // After so many without a byte a connection is dead, whatever it says of itself.
+const PATIENCE_MS = 2_500; // For the first word of a WebSocket that may not get through, and for the answer to a check.
+const CONNECT_MS = 10_000;
+const BACKOFF_MS = 500;
+const BACKOFF_LIMIT_MS = 20_000;
+const TIMER_LIMIT_MS = 2 ** 31 - 1;
+const MISSES_LIMIT = 3; // Handshakes that fail in a row before a WebSocket that has worked is given up for SSE.
+const LOST_CODES = [1001, 1005, 1006, 1011, 1012, 1013, 1014, 1015, 4408, 4429]; // Any other close is final.
+
+/** Full jitter: any wait up to a limit that doubles. @param {number} tries */
+const fullJitter = (tries) => Math.random() * Math.min(BACKOFF_LIMIT_MS, BACKOFF_MS * 2 ** tries);
+
+/** The transport that got through to a server, remembered for the page. @type {Map<string, "ws" | "sse">} */
+const gotThrough = new Map();
+
+/** What the server refused, or why a connection was lost. `isFinal`: asking again would not help. */
+export class ChatError extends Error {
+  /**
+   * @param {string} message
+   * @param {{ status?: number, code?: string, retryAfter?: number, runId?: string, errors?: object[],
+   *           isFinal?: boolean, atOnce?: boolean, cause?: unknown }} [facts]
+   */
+  constructor(message, { status = 0, code = "lost", retryAfter, runId, errors, isFinal, atOnce = false, cause } = {}) {
+    super(message, { cause });
+    this.name = "ChatError";
+    this.status = status;
+    this.code = code;
+    /** Seconds. */
+    this.retryAfter = retryAfter;
+    /** With `run_active`: the run that is going. */
+    this.runId = runId;
+    this.errors = errors;
+    this.isFinal = isFinal ?? (status >= 400 && status < 500 && ![408, 425, 429].includes(status));
+    /** @internal come back without waiting */
+    this.atOnce = atOnce;
+  }
+}
+
+/** A chat with a server. Nothing is sent until there is something to say. @param {string | URL} [url] default: where
+ *  the page is @param {Options} [options] */
+export function connect(url = "", options = {}) {
+  return new Chat(url, options);
+}
+
+/** All runs of a page, and the lines that carry them. */
+class Chat {
+  /** @type {Set<Line>} */ #lines = new Set();
+  /** @type {Transport} */ #transport;
+  /** @type {State} */ #state = "idle";
+  /** @type {Map<string, Set<Function>>} */ #listeners = new Map();
+  #closing = new AbortController();
+  #misses = 0;
+
+  /** @internal @param {string | URL} url @param {Options} options */
+  constructor(url, options) {
+    const base = globalThis.document?.baseURI;
+    /** @internal */ this.url = String(base ? new URL(url, base) : url).replace(/[?#].*$/, "").replace(/\/+$/, "");
+    /** @internal */ this.options = options;
+    /** @internal */ this.WebSocket = options.WebSocket ?? globalThis.WebSocket;
+    /** @internal */ this.backoff = options.backoff ?? fullJitter;
+    /** @internal */ this.heartbeatMs = options.heartbeatMs ?? HEARTBEAT_MS;
+    this.#transport = options.transport ?? "auto";
+    const once = { signal: this.#closing.signal };
+    const listen = globalThis.addEventListener?.bind(globalThis);
+    listen?.("online", () => this.wake(true), once);
+    listen?.("offline", () => this.#lines.forEach((line) => line.enter("offline")), once);
+    listen?.("pageshow", () => this.wake(), once);
+    globalThis.document?.addEventListener("resume", () => this.wake(), once);
+    globalThis.document?.addEventListener("visibilitychange", () => document.hidden || this.wake(), once);
+  }
+
+  /**
+   * Ask. The answer is read in a loop; it comes whether or not anybody loops.
+   * @param {string | null} text null: only with `regenerate`
+   * @param {ChatRequest & { signal?: AbortSignal }} [request] `signal` leaves the answer; it does not cancel it
+   */
+  send(text, { signal, ...fields } = {}) {
+    const { idempotencyKey = newKey(), ...rest } = fields;
+    /** @type {Record<string, unknown>} */
+    const request = { message: text ?? undefined, idempotency_key: idempotencyKey };
+    for (const [name, value] of Object.entries(rest)) {
+      request[name.replace(/[A-Z]/g, (capital) => "_" + capital.toLowerCase())] = value;
+    }
+    return this.#begin(new Run(this, request, null, 0), signal);
+  }
+
+  /**
+   * Read a run that exists: after a reload, in another tab. Without `after` it is read from its start.
+   * @param {string} runId @param {{ after?: number, signal?: AbortSignal }} [where]
+   */
+  attach(runId, { after = 0, signal } = {}) {
+    return this.#begin(new Run(this, {}, runId, after), signal);
+  }
+
+  /** @param {Run} run @param {AbortSignal} [signal] */
+  #begin(run, signal) {
+    if (this.#state === "closed") throw new ChatError("the chat is closed", { code: "closed", isFinal: true });
+    const leave = () => run.fail(signal?.reason);
+    signal?.addEventListener("abort", leave, { once: true });
+    if (signal?.aborted) leave();
+    else this.#place(run);
+    return run;
+  }
+
+  /** Put a run on the line that carries it, a new one if need be. @param {Run} run @param {number} [tries] */
+  #place(run, tries = 0) {
+    const via = this.via;
+    let line = [...this.#lines].find((each) => via === "ws" && each.via === via);
+    if (!line) this.#lines.add((line = new Line(this, via, tries)));
+    line.add(run);
+  }
+
+  /** What is asked for; setting it moves every answer that is going over, and none loses or repeats an event. */
+  get transport() {
+    return this.#transport;
+  }
+
+  set transport(transport) {
+    this.#transport = transport;
+    this.#misses = 0;
+    if (transport === "auto") gotThrough.delete(this.url);
+    for (const line of [...this.#lines]) if (line.via !== this.via) this.move(line);
+  }
+
+  /** What is used now, for the next connection. @returns {"ws" | "sse"} */
+  get via() {
+    if (!this.WebSocket) return "sse";
+    if (!globalThis.ReadableStream) return "ws";
+    if (this.#transport !== "auto") return this.#transport;
+    const known = gotThrough.get(this.url);
+    return known === "sse" || this.#misses >= (known ? MISSES_LIMIT : 1) ? "sse" : "ws";
+  }
+
+  /** @internal A line's runs go on over the transport of now. @param {Line} line @param {number} [tries] */
+  move(line, tries) {
+    const runs = [...line.runs];
+    line.leave();
+    for (const run of runs) this.#place(run, tries);
+  }
+
+  /** @internal Learn from a connection that is over whether its transport gets through. @param {Line} line */
+  learn(line) {
+    if (this.#transport !== "auto") return;
+    if (line.hasHeard) {
+      gotThrough.set(this.url, line.via);
+      this.#misses = 0;
+    } else this.#misses = line.via === "ws" ? this.#misses + 1 : 0;
+  }
+
+  /** @internal Whether a WebSocket that stays silent is soon given up. */
+  get isUnsure() {
+    return this.#transport === "auto" && gotThrough.get(this.url) !== "ws";
+  }
+
+  /** @returns {State} */
+  get state() {
+    return this.#state;
+  }
+
+  /**
+   * @template {keyof Happenings} T @param {T} what @param {(...facts: Happenings[T]) => void} listener
+   * @returns {() => void} takes the listener off again
+   */
+  on(what, listener) {
+    const listeners = this.#listeners.get(what) ?? new Set();
+    this.#listeners.set(what, listeners.add(listener));
+    return () => void listeners.delete(listener);
+  }
+
+  /** @template {keyof Happenings} T @param {T} what @param {Happenings[T]} facts */
+  #emit(what, ...facts) {
+    this.#listeners.get(what)?.forEach((listener) => listener(...facts));
+  }
+
+  /** @internal @param {"ws" | "sse"} transport @param {"in" | "out"} way @param {string} text */
+  show(transport, way, text) {
+    if (this.#listeners.has("frame")) this.#emit("frame", { at: performance.now(), transport, way, text });
+  }
+
+  /** @internal The chat is in the worst state that one of its lines is in. @param {object} [detail] */
+  update(detail = {}) {
+    /** @type {State[]} */ const order = ["idle", "open", "connecting", "stalled", "waiting", "offline"];
+    const states = [...this.#lines].map((line) => order.indexOf(line.runs.size ? line.state : "idle"));
+    const state = this.#closing.signal.aborted ? "closed" : order[Math.max(0, ...states)];
+    if (state === this.#state && state !== "waiting") return;
+    this.#state = state;
+    this.#emit("state", state, detail);
+  }
+
+  /** @internal @param {Line} line */
+  drop(line) {
+    this.#lines.delete(line);
+    this.update();
+  }
+
+  /** See whether the connections live; where one does not, go on over a new one. For `AppState` and `NetInfo`.
+   *  @param {boolean} [hasMoved] the network is another one: a silent connection is dead */
+  wake(hasMoved = false) {
+    for (const line of this.#lines) line.check(hasMoved);
+  }
+
+  /** Cut all connections, as a tunnel would. The answers go on. */
+  cut() {
+    for (const line of this.#lines) line.lose(new ChatError("cut", { atOnce: true }));
+  }
+
+  /** Leave all runs. They can be attached to again. */
+  close() {
+    this.#closing.abort();
+    for (const line of [...this.#lines]) {
+      for (const run of line.runs) run.fail(new ChatError("the chat is closed", { code: "closed", isFinal: true }));
+      line.leave();
+    }
+    this.update();
+  }
+
+  /**
+   * A request with the token, to a path of the server.
+   * @param {string} path such as `/chat/sessions` @param {RequestInit} [init]
+   * @returns {Promise<Response>}
+   * @throws {ChatError} it was refused
+   */
+  async request(path, init = {}) {
+    const headers = new Headers(init.headers);
+    if (init.body) headers.set("Content-Type", "application/json");
+    if (this.options.token) headers.set("Authorization", `Bearer ${await this.options.token()}`);
+    const response = await (this.options.fetch ?? fetch)(this.url + path, { cache: "no-store", ...init, headers });
+    if (response.ok) return response;
+    const problem = await response.json().catch(() => ({}));
+    const { status } = response;
+    throw refusal({ retry_after: response.headers.get("Retry-After"), ...problem, status, message: problem.detail });
+  }
+
+  /**
+   * @internal Tell the server about a run, over its WebSocket if it has one, until the server has answered.
+   * @param {Run} run @param {string} type @param {Record<string, unknown>} fields @param {string} path
+   */
+  async command(run, type, fields, path) {
+    await run.named;
+    for (let tries = 0; run.id && !run.isOver; ) {
+      try {
+        const { order } = run.line ?? {};
+        if (order) await new Promise((...settle) => order({ type, run_id: run.id, ...fields }, ...settle));
+        else await this.request(`/chat/runs/${run.id}/${path}`, { method: "POST", body: JSON.stringify(fields) });
+        return;
+      } catch (error) {
+        if (error instanceof ChatError && error.isFinal) throw error;
+        const delay = waitMs(error) ?? this.backoff(tries++);
+        await new Promise((resolve) => setTimeout(resolve, delay));
+      }
+    }
+  }
+}
+
+/** One answer. What it holds is as of the last event that the loop over it was given. @implements {AsyncIterable<ChatEvent>} */
+class Run {
+  /** The run's id, once the server has said it. @type {string | null} */ id;
+  /** The cursor to attach with. @type {number} */ seq;
+  /** @type {string | null} */ sessionId = null;
+  /** @type {string | null} */ messageId = null;
+  /** @type {string | null} */ userMessageId = null;
+  text = "";
+  reasoning = "";
+  /** @type {ToolCallState[]} */ toolCalls = [];
+  /** @type {Usage | null} */ usage = null;
+  /** The terminal event. @type {DoneEvent | ErrorEvent | null} */ end = null;
+
+  #chat;
+  /** @type {ChatEvent[]} */ #arrived = [];
+  /** @type {unknown} */ #failure;
+  #stir = () => {};
+  #name = () => {};
+
+  /** @internal @param {Chat} chat @param {Record<string, unknown>} request @param {string | null} id @param {number} after */
+  constructor(chat, request, id, after) {
+    this.#chat = chat;
+    this.id = id;
+    this.seq = after;
+    /** @internal What asks for it, again and again if need be. */ this.request = request;
+    /** @internal The newest event that has arrived. */ this.cursor = after;
+    /** @internal Nothing more will arrive. */ this.isOver = false;
+    /** @internal @type {Line | null} */ this.line = null;
+    /** @internal The id is known, or will never be. @type {Promise<void>} */
+    this.named = id ? Promise.resolve() : new Promise((resolve) => (this.#name = resolve));
+  }
+
+  /** End the run, for every reader. @returns {Promise<void>} the server has obeyed; the end comes as an event */
+  cancel() {
+    return this.#chat.command(this, "cancel", {}, "cancel");
+  }
+
+  /** Approve or deny a tool call. @param {string} callId @param {Verdict} verdict @returns {Promise<void>} */
+  answer(callId, verdict) {
+    return this.#chat.command(this, "answer", { call_id: callId, ...verdict }, `tool_calls/${callId}`);
+  }
+
+  /** Stop reading, as leaving the loop does. The run goes on. */
+  detach() {
+    this.#finish(true);
+  }
+
+  /** The events, once. @returns {AsyncGenerator<ChatEvent, void, void>} */
+  async *[Symbol.asyncIterator]() {
+    try {
+      for (;;) {
+        for (let event; (event = this.#arrived.shift()); ) yield this.#fold(event);
+        if (this.#failure) throw this.#failure;
+        if (this.isOver) return;
+        await /** @type {Promise<void>} */ (new Promise((resolve) => (this.#stir = resolve)));
+      }
+    } finally {
+      this.detach();
+    }
+  }
+
+  /** @param {ChatEvent} event */
+  #fold(event) {
+    this.seq = event.seq;
+    switch (event.type) {
+      case "start":
+        this.sessionId = event.session_id;
+        this.messageId = event.message_id;
+        this.userMessageId = event.user_message_id;
+        break;
+      case "token":
+        this.text += event.content;
+        break;
+      case "reasoning":
+        this.reasoning += event.content;
+        break;
+      case "tool_call": {
+        const { type, run_id, seq, ...call } = event;
+        this.toolCalls.push({ ...call, result: null, is_error: null, truncated: null, duration_ms: null });
+        break;
+      }
+      case "tool_result": {
+        const { type, run_id, seq, ...result } = event;
+        this.toolCalls = this.toolCalls.map((call) => (call.call_id === event.call_id ? { ...call, ...result } : call));
+        break;
+      }
+      case "snapshot":
+        this.text = event.content;
+        this.reasoning = event.reasoning;
+        this.toolCalls = [...event.tool_calls];
+        break;
+      case "done":
+        this.sessionId = event.session_id;
+        this.messageId = event.message_id;
+        this.usage = event.usage;
+      case "error":
+        this.end = event;
+    }
+    return event;
+  }
+
+  /** @internal Take an event that arrived. @param {ChatEvent} event @returns {boolean} whether it was a new one */
+  take(event) {
+    if (this.isOver || event.seq <= this.cursor) return false;
+    if (event.seq > this.cursor + 1 && event.type !== "snapshot") {
+      this.fail(new ChatError(`event ${event.seq} follows ${this.cursor}`, { code: "gap", isFinal: true }));
+      return false;
+    }
+    this.cursor = event.seq;
+    this.is(event.run_id);
+    this.#arrived.push(event);
+    this.#stir();
+    if (event.type === "done" || event.type === "error") this.#finish(false);
+    return true;
+  }
+
+  /** @internal The server has said which run this is. @param {string} id */
+  is(id) {
+    this.id = id;
+    this.#name();
+  }
+
+  /** @internal Nothing more is to come, and that is well. */
+  finish() {
+    this.#finish(false);
+  }
+
+  /** @internal @param {unknown} reason what the loop throws, behind the events that have arrived */
+  fail(reason) {
+    if (!this.isOver) this.#failure = reason;
+    this.#finish(true);
+  }
+
+  /** @param {boolean} isLeft */
+  #finish(isLeft) {
+    if (this.isOver) return;
+    this.isOver = true;
+    this.line?.drop(this, isLeft);
+    this.#name();
+    this.#stir();
+  }
+}
+
+/**
+ * One connection at a time, made again until its runs are over. Both transports live by this:
+ *
+ *     connecting ──▶ open ──no byte──▶ stalled ──▶ connecting
+ *         ▲            │
+ *         └─ waiting ◀─┴─ lost        (offline: waiting while the device says that it has no network)
+ *
+ * @internal
+ */
+class Line {
+  /** @type {State} */ state = "connecting";
+  /** @type {Set<Run>} */ runs = new Set();
+  /** Whether anything came over the connection of now. */ hasHeard = false;
+  /** Say a command and hear how it went. WebSocket, while it is open. @type {Order | undefined} */ order;
+
+  #heardAt = 0;
+  #deadline = 0;
+  /** @type {ReturnType<typeof setTimeout> | undefined} */ #timer;
+  #connection = new AbortController();
+  #isLiving = false;
+  #hasLeft = false;
+  /** @type {(() => void) | undefined} */ #hurry;
+
+  /** @param {Chat} chat @param {"ws" | "sse"} via @param {number} tries losses in a row without progress */
+  constructor(chat, via, tries) {
+    this.chat = chat;
+    this.via = via;
+    this.tries = tries;
+  }
+
+  /** @param {Run} run */
+  add(run) {
+    this.runs.add(run);
+    run.line = this;
+    if (!this.#isLiving) void this.#live();
+    else if (this.order) ask(this, run);
+    if (this.#hurry || this.#isSilent) this.check();
+    this.chat.update();
+  }
+
+  /** A run is over, or has been left. @param {Run} run @param {boolean} isLeft */
+  drop(run, isLeft) {
+    this.runs.delete(run);
+    run.line = null;
+    const isShared = [...this.runs].some((other) => other.id === run.id);
+    if (isLeft && this.via === "sse") this.leave();
+    else if (isLeft && run.id && !isShared) this.order?.({ type: "detach", run_id: run.id });
+    if (!this.runs.size) this.#hurry?.();
+    this.chat.update();
+  }
+
+  /** Give the connection up, and never come back. */
+  leave() {
+    this.#hasLeft = true;
+    this.runs.clear();
+    this.#hurry?.();
+    this.lose(new ChatError("left"));
+    this.chat.drop(this);
+  }
+
+  /** Connect, listen, lose, wait; again. */
+  async #live() {
+    this.#isLiving = true;
+    while (this.runs.size) {
+      const loss = await this.#connect();
+      if (this.#hasLeft) return;
+      this.chat.learn(this);
+      const { via } = this.chat;
+      if (via === "sse" && this.via === "ws" && !(loss.status === 401)) return this.chat.move(this, this.tries);
+      if (loss.isFinal) this.#fail(loss);
+      if (this.runs.size) await this.#pause(loss);
+      if (this.#hasLeft) return;
+      if (via !== this.via && this.runs.size) return this.chat.move(this, this.tries);
+    }
+    this.chat.drop(this);
+  }
+
+  /** One connection, from its first byte to its loss. @returns {Promise<ChatError>} why it was lost */
+  async #connect() {
+    this.hasHeard = false;
+    this.#connection = new AbortController();
+    this.enter("connecting");
+    const isUnsure = this.via === "ws" && this.chat.isUnsure;
+    this.#expect(isUnsure ? PATIENCE_MS : Math.min(CONNECT_MS, SILENT_HEARTBEATS * this.chat.heartbeatMs));
+    try {
+      await (this.via === "ws" ? overWebSocket : overFetch)(this, this.#connection.signal);
+      return new ChatError("the stream ended");
+    } catch (error) {
+      return error instanceof ChatError ? error : new ChatError("the connection was lost", { cause: error });
+    } finally {
+      clearTimeout(this.#timer);
+      this.order = undefined;
+    }
+  }
+
+  /** @param {ChatError} loss */
+  async #pause(loss) {
+    const isOffline = globalThis.navigator?.onLine === false;
+    const asked = waitMs(loss);
+    const delayMs = asked ?? (loss.atOnce && !this.tries ? 0 : isOffline ? BACKOFF_LIMIT_MS : this.chat.backoff(this.tries));
+    this.tries++;
+    this.enter(isOffline ? "offline" : "waiting", { delayMs, reason: loss });
+    let timer;
+    await /** @type {Promise<void>} */ (
+      new Promise((resolve) => {
+        timer = setTimeout(resolve, delayMs);
+        if (asked === undefined || this.#hasLeft) this.#hurry = resolve;
+      })
+    );
+    clearTimeout(timer);
+    this.#hurry = undefined;
+  }
+
+  /** The server will have none of this: those who had no answer yet are to blame, or else all. @param {ChatError} loss */
+  #fail(loss) {
+    const runs = [...this.runs];
+    const unanswered = runs.filter((run) => !run.id);
+    for (const run of unanswered.length ? unanswered : runs) run.fail(loss);
+  }
+
+  /** @param {State} state @param {object} [detail] */
+  enter(state, detail) {
+    this.state = state;
+    this.chat.update(detail);
+  }
+
+  /** Something came, if only a comment. */
+  hear() {
+    this.hasHeard = true;
+    this.#heardAt = Date.now();
+    this.#deadline = this.#heardAt + SILENT_HEARTBEATS * this.chat.heartbeatMs;
+    if (this.state !== "open") this.enter("open");
+  }
+
+  /** An event came. @param {Run} run @param {ChatEvent} event */
+  take(run, event) {
+    if (event.type === "start") this.chat.heartbeatMs = event.heartbeat_ms;
+    if (run.take(event)) this.tries = 0;
+  }
+
+  /** @param {number} ms */
+  #expect(ms) {
+    this.#deadline = Date.now() + ms;
+    this.#watch();
+  }
+
+  /** Wake at the deadline, which may have moved by then. By the clock on the wall: timers stand still in sleep. */
+  #watch() {
+    clearTimeout(this.#timer);
+    const left = this.#deadline - Date.now();
+    if (left > 0) this.#timer = setTimeout(() => this.#watch(), left);
+    else {
+      this.enter("stalled");
+      this.lose(new ChatError("nothing came for too long", { atOnce: true }));
+    }
+  }
+
+  get #isSilent() {
+    return this.hasHeard && Date.now() - this.#heardAt > this.chat.heartbeatMs;
+  }
+
+  /** Is it alive? If it is waiting to try again, try now. @param {boolean} [hasMoved] */
+  check(hasMoved = false) {
+    if (this.#hurry) this.#hurry();
+    else if (this.hasHeard && this.#isSilent) this.#expect(0);
+    else if (this.hasHeard) {
+      this.order?.({ type: "ping" });
+      const isAnswered = this.order || hasMoved;
+      const left = isAnswered ? 0 : this.#heardAt + this.chat.heartbeatMs - Date.now();
+      this.#expect(left + PATIENCE_MS);
+    }
+  }
+
+  /** The connection is over, from our side. @param {ChatError} loss */
+  lose(loss) {
+    this.#connection.abort(loss);
+  }
+}
+
+/** @typedef {(command: Record<string, unknown>, accept?: (answer: any) => void, refuse?: (error: ChatError) => void) => void} Order */
+
+/** Carry all runs of a line over one WebSocket. @param {Line} line @param {AbortSignal} signal */
+async function overWebSocket(line, signal) {
+  const { chat } = line;
+  let url = chat.url.replace(/^http/, "ws") + "/chat/ws";
+  if (chat.options.token) {
+    const response = await chat.request("/chat/tickets", { method: "POST", signal });
+    url += `?ticket=${encodeURIComponent((await response.json()).ticket)}`;
+  }
+  signal.throwIfAborted();
+  const socket = new chat.WebSocket(url, "chatserver.v1");
+  /** @type {Map<string, { accept?: (answer: any) => void, refuse?: (error: ChatError) => void }>} */
+  const asked = new Map();
+  try {
+    await new Promise((_, lose) => {
+      signal.addEventListener("abort", () => lose(signal.reason));
+      socket.onopen = () => {
+        let refs = 0;
+        line.order = (command, accept, refuse) => {
+          const ref = command.type === "ping" ? undefined : String(++refs);
+          if (ref) asked.set(ref, { accept, refuse });
+          const text = JSON.stringify({ ...command, ref });
+          chat.show("ws", "out", text);
+          socket.send(text);
+        };
+        line.order({ type: "ping" });
+        for (const run of line.runs) ask(line, run);
+      };
+      socket.onmessage = ({ data }) => {
+        chat.show("ws", "in", data);
+        line.hear();
+        const message = JSON.parse(data);
+        const { accept, refuse } = asked.get(message.ref) ?? {};
+        asked.delete(message.ref);
+        if (message.seq) for (const run of line.runs) if (run.id === message.run_id) line.take(run, message);
+        if (message.type === "accepted") accept?.(message);
+        if (message.type === "rejected") refuse?.(refusal(message));
+      };
+      socket.onerror = () => {}; // A close follows, and says more.
+      socket.onclose = ({ code, reason }) => {
+        if (code !== 1006) line.hear();
+        const isFinal = !LOST_CODES.includes(code);
+        const facts = { status: code > 4000 ? code - 4000 : 0, code: String(code), isFinal, atOnce: code === 1012 };
+        lose(new ChatError(`closed with ${code} ${reason}`, facts));
+      };
+    });
+  } finally {
+    socket.onopen = socket.onmessage = socket.onclose = null;
+    socket.close();
+    for (const { refuse } of asked.values()) refuse?.(new ChatError("the connection was lost"));
+  }
+}
+
+/** Ask for a run over a line's WebSocket: start it, or go on where it was. @param {Line} line @param {Run} run */
+function ask(line, run) {
+  const order = /** @type {Order} */ (line.order);
+  const same = [...line.runs].filter((other) => other.id && other.id === run.id);
+  const after = Math.min(run.cursor, ...same.map((other) => other.cursor)); // The server has one cursor for all of them.
+  order(
+    run.id ? { type: "attach", run_id: run.id, after } : { type: "send", ...run.request },
+    ({ run_id, ended }) => {
+      if (!line.runs.has(run)) return order({ type: "detach", run_id });
+      run.is(run_id);
+      if (ended) run.finish();
+    },
+    (error) => {
+      if (error.isFinal) return run.fail(error);
+      const again = () => line.order === order && line.runs.has(run) && ask(line, run);
+      if (error.code !== "lost") setTimeout(again, waitMs(error) ?? line.chat.backoff(line.tries++));
+    },
+  );
+}
+
+/** Carry a line's one run over SSE. @param {Line} line @param {AbortSignal} signal */
+async function overFetch(line, signal) {
+  const { chat, runs } = line;
+  const [run] = runs;
+  const path = run.id ? `/chat/runs/${run.id}/events` : "/chat/stream";
+  /** @type {RequestInit} */
+  const init = { signal, headers: { Accept: "text/event-stream", "Last-Event-ID": String(run.cursor) } };
+  if (!run.id) Object.assign(init, { method: "POST", body: JSON.stringify(run.request) });
+  if (!run.id) init.headers = { Accept: "text/event-stream" };
+  chat.show("sse", "out", `${run.id ? `GET ${path}\nLast-Event-ID: ${run.cursor}` : `POST ${path}\n\n${init.body}`}`);
+  const response = await chat.request(path, init);
+  line.hear();
+  if (response.status === 204) return run.finish();
+  if (!response.headers.get("Content-Type")?.startsWith("text/event-stream")) throw new ChatError("this is no stream");
+  const reader = /** @type {ReadableStream<Uint8Array>} */ (response.body).getReader();
+  const decoder = new TextDecoder();
+  const parse = eventStream((data) => line.take(run, JSON.parse(data)));
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done || signal.aborted) return;
+    line.hear();
+    const text = decoder.decode(value, { stream: true });
+    chat.show("sse", "in", text);
+    parse(text);
+  }
+}
+
+/**
+ * A parser of `text/event-stream`, fed with text cut anywhere.
+ * @param {(data: string) => void} dispatch gets the data of each event
+ * @returns {(text: string) => void}
+ */
+export function eventStream(dispatch) {
+  let rest = "";
+  let endedWithCr = false;
+  /** @type {string[]} */ let data = [];
+  return (text) => {
+    if (!text) return;
+    if (endedWithCr && text[0] === "\n") text = text.slice(1); // The line has ended already.
+    endedWithCr = text.endsWith("\r") || (endedWithCr && !text);
+    const lines = (rest + text).split(/\r\n|\r|\n/);
+    rest = /** @type {string} */ (lines.pop());
+    for (const line of lines) {
+      if (line === "" && data.length) {
+        dispatch(data.join("\n"));
+        data = [];
+      }
+      if (line === "data" || line.startsWith("data:")) data.push(line.slice(line[5] === " " ? 6 : 5));
+    }
+  };
+}
+
+/** What the server refused: a problem document or a `rejected` frame. @param {any} problem */
+function refusal({ message, status, code = `http_${status}`, retry_after, run_id, errors }) {
+  const seconds = Number.isNaN(Number(retry_after)) ? (Date.parse(retry_after) - Date.now()) / 1000 : Number(retry_after);
+  const retryAfter = retry_after != null && seconds >= 0 ? seconds : undefined;
+  return new ChatError(message ?? `refused with ${status}`, { status, code, retryAfter, runId: run_id, errors });
+}
+
+/** How long an error asks to wait. @param {any} error */
+function waitMs(error) {
+  return error?.retryAfter === undefined ? undefined : Math.min(TIMER_LIMIT_MS, error.retryAfter * 1000);
+}
+
+/** Unique is enough: the server keeps the keys of each user apart. `randomUUID` is for secure pages only. */
+function newKey() {
+  return globalThis.crypto?.randomUUID?.() ?? [Date.now(), Math.random(), Math.random()].join("-");
+}

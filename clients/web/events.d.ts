@@ -1,0 +1,109 @@
+// Written by `chatserver schema` from the server's events.
+
+/** The run has begun; the first event, sent before the upstream answers. */
+export interface StartEvent {
+  type: "start";
+  run_id: string;
+  seq: number;
+  session_id: string;
+  message_id: string;
+  user_message_id: string;
+  model: string;
+  protocol: number;
+  heartbeat_ms: number;
+}
+
+/** Text to append to the answer. */
+export interface TokenEvent {
+  type: "token";
+  run_id: string;
+  seq: number;
+  content: string;
+}
+
+/** Reasoning text to append, where the model gives any. */
+export interface ReasoningEvent {
+  type: "reasoning";
+  run_id: string;
+  seq: number;
+  content: string;
+}
+
+/** The agent calls a tool; the arguments are complete. */
+export interface ToolCallEvent {
+  type: "tool_call";
+  run_id: string;
+  seq: number;
+  call_id: string;
+  tool: string;
+  args: Record<string, unknown>;
+  needs_approval: boolean;
+}
+
+/** What a tool call gave back, or what went wrong. */
+export interface ToolResultEvent {
+  type: "tool_result";
+  run_id: string;
+  seq: number;
+  call_id: string;
+  tool: string;
+  result: unknown;
+  is_error: boolean;
+  truncated: boolean;
+  duration_ms: number;
+}
+
+/** All state up to and including this `seq`; sent instead of older events that were compacted away. */
+export interface SnapshotEvent {
+  type: "snapshot";
+  run_id: string;
+  seq: number;
+  content: string;
+  reasoning: string;
+  tool_calls: ToolCallState[];
+}
+
+/** A tool call with its result, as `snapshot` events and stored messages hold it; no result yet: `None`. */
+export interface ToolCallState {
+  call_id: string;
+  tool: string;
+  args: Record<string, unknown>;
+  needs_approval: boolean;
+  result: unknown;
+  is_error: boolean | null;
+  truncated: boolean | null;
+  duration_ms: number | null;
+}
+
+/** Terminal: the run has ended and the answer is stored. */
+export interface DoneEvent {
+  type: "done";
+  run_id: string;
+  seq: number;
+  session_id: string;
+  message_id: string;
+  finish_reason: "cancelled" | "content_filter" | "length" | "stop" | "turn_limit";
+  total_tokens: number;
+  usage: Usage;
+  duration_ms: number;
+}
+
+/** Model tokens that a run took; `estimated` when the upstream did not say. */
+export interface Usage {
+  input_tokens: number;
+  output_tokens: number;
+  estimated: boolean;
+}
+
+/** Terminal: the run has failed; what it produced until then is stored and marked. */
+export interface ErrorEvent {
+  type: "error";
+  run_id: string;
+  seq: number;
+  code: "auth_failed" | "context_length" | "internal" | "interrupted" | "llm_error" | "rate_limited" | "upstream_timeout" | "upstream_truncated" | "upstream_unavailable";
+  message: string;
+  retryable: boolean;
+  retry_after: number | null;
+}
+
+export type ChatEvent = StartEvent | TokenEvent | ReasoningEvent | ToolCallEvent | ToolResultEvent | SnapshotEvent | DoneEvent | ErrorEvent;
