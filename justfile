@@ -6,7 +6,7 @@ set positional-arguments
 export PATH := justfile_directory() / ".venv/bin:" + env("PATH")
 
 # Debian packages that tests use beyond Python's. Without them those tests are skipped, but never in CI.
-debian_packages := "postgresql"
+debian_packages := "postgresql chromium"
 
 lock_command := "uv pip compile --quiet --system-certs --universal --python-version 3.11 --generate-hashes --no-emit-index-url --group build --custom-compile-command 'just lock'"
 
@@ -19,11 +19,11 @@ serve *options: _package
     chatserver serve "$@"
 
 # install what the tests need, then run them; arguments go to pytest: `just test tests/test_events.py -k fold`
-test *arguments: _package _services
+test *arguments: _package _services _node
     pytest -n auto --dist loadgroup "$@"
 
 # the promises of PROTOCOL.md at full length, one after the other: minutes, not seconds
-proofs *arguments: _package _services
+proofs *arguments: _package _services _node
     CHATSERVER_PROOFS=full pytest -m proof --timeout 1800 "$@"
 
 # rules of style and likely bugs
@@ -62,6 +62,16 @@ _package:
     [[ -x .venv/bin/pip ]] || python3 -m venv .venv
     pip install --quiet --requirement requirements-dev.lock
     pip install --quiet --no-deps --no-build-isolation --editable .
+    touch "$stamp"
+
+# the npm packages that check the browser client, as locked; Node 20 or newer is not installed here
+_node:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    stamp=tests/web/node_modules/.package-lock.json
+    if [[ $stamp -nt tests/web/package-lock.json ]]; then exit; fi
+    if ! command -v npm >/dev/null; then echo "npm is not installed; tests that need Node are skipped"; exit; fi
+    npm ci --prefix tests/web --silent --no-audit --no-fund
     touch "$stamp"
 
 # the Debian packages, where this user may install them; otherwise a word about what will be skipped

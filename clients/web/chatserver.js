@@ -19,7 +19,7 @@
  * @typedef {object} Options
  * @property {Transport} [transport] default `auto`
  * @property {() => string | Promise<string>} [token] asked before each connection and request
- * @property {typeof WebSocket} [WebSocket] for runtimes without one, such as Node 20
+ * @property {new (url: string, protocol: string) => any} [WebSocket] for runtimes without one, such as Node 20
  * @property {typeof fetch} [fetch] for cookies, proxies and tests
  * @property {(tries: number) => number} [backoff] ms to wait after so many losses without progress
  * @property {number} [heartbeatMs] the server's heartbeat, until a `start` event tells it
@@ -79,19 +79,28 @@ export class ChatError extends Error {
     this.runId = runId;
     this.errors = errors;
     this.isFinal = isFinal ?? (status >= 400 && status < 500 && ![408, 425, 429].includes(status));
-    /** @internal come back without waiting */
+    /** Worth coming back without a wait. */
     this.atOnce = atOnce;
   }
 }
 
-/** A chat with a server. Nothing is sent until there is something to say. @param {string | URL} [url] default: where
- *  the page is @param {Options} [options] */
-export function connect(url = "", options = {}) {
+/**
+ * A chat with a server. Nothing is sent until there is something to say.
+ * @param {string | URL} [url] default: the folder that the page is in
+ * @param {Options} [options]
+ */
+export function connect(url = ".", options = {}) {
   return new Chat(url, options);
 }
 
 /** All runs of a page, and the lines that carry them. */
-class Chat {
+export class Chat {
+  /** @internal */ url;
+  /** @internal */ options;
+  /** @internal */ WebSocket;
+  /** @internal */ backoff;
+  /** @internal */ heartbeatMs;
+
   /** @type {Set<Line>} */ #lines = new Set();
   /** @type {Transport} */ #transport;
   /** @type {State} */ #state = "idle";
@@ -102,11 +111,11 @@ class Chat {
   /** @internal @param {string | URL} url @param {Options} options */
   constructor(url, options) {
     const base = globalThis.document?.baseURI;
-    /** @internal */ this.url = String(base ? new URL(url, base) : url).replace(/[?#].*$/, "").replace(/\/+$/, "");
-    /** @internal */ this.options = options;
-    /** @internal */ this.WebSocket = options.WebSocket ?? globalThis.WebSocket;
-    /** @internal */ this.backoff = options.backoff ?? fullJitter;
-    /** @internal */ this.heartbeatMs = options.heartbeatMs ?? HEARTBEAT_MS;
+    this.url = String(base ? new URL(url, base) : url).replace(/[?#].*$/, "").replace(/\/+$/, "");
+    this.options = options;
+    this.WebSocket = options.WebSocket ?? globalThis.WebSocket;
+    this.backoff = options.backoff ?? fullJitter;
+    this.heartbeatMs = options.heartbeatMs ?? HEARTBEAT_MS;
     this.#transport = options.transport ?? "auto";
     const once = { signal: this.#closing.signal };
     const listen = globalThis.addEventListener?.bind(globalThis);
@@ -143,7 +152,7 @@ class Chat {
   /** @param {Run} run @param {AbortSignal} [signal] */
   #begin(run, signal) {
     if (this.#state === "closed") throw new ChatError("the chat is closed", { code: "closed", isFinal: true });
-    const leave = () => run.fail(signal?.reason);
+    const leave = () => run.fail(signal?.reason ?? new ChatError("aborted", { code: "aborted", isFinal: true }));
     signal?.addEventListener("abort", leave, { once: true });
     if (signal?.aborted) leave();
     else this.#place(run);
@@ -173,7 +182,7 @@ class Chat {
   /** What is used now, for the next connection. @returns {"ws" | "sse"} */
   get via() {
     if (!this.WebSocket) return "sse";
-    if (!globalThis.ReadableStream) return "ws";
+    if (!globalThis.ReadableStream) return "ws"; // React Native: its fetch has no streams.
     if (this.#transport !== "auto") return this.#transport;
     const known = gotThrough.get(this.url);
     return known === "sse" || this.#misses >= (known ? MISSES_LIMIT : 1) ? "sse" : "ws";
@@ -181,18 +190,15 @@ class Chat {
 
   /** @internal A line's runs go on over the transport of now. @param {Line} line @param {number} [tries] */
   move(line, tries) {
-    const runs = [...line.runs];
+    this.#lines.delete(line);
+    for (const run of line.runs) this.#place(run, tries);
     line.leave();
-    for (const run of runs) this.#place(run, tries);
   }
 
-  /** @internal Learn from a connection that is over whether its transport gets through. @param {Line} line */
-  learn(line) {
-    if (this.#transport !== "auto") return;
-    if (line.hasHeard) {
-      gotThrough.set(this.url, line.via);
-      this.#misses = 0;
-    } else this.#misses = line.via === "ws" ? this.#misses + 1 : 0;
+  /** @internal Remember whether a line's transport got through. @param {Line} line @param {boolean} hasGotThrough */
+  learn({ via }, hasGotThrough) {
+    if (this.#transport === "auto" && hasGotThrough) gotThrough.set(this.url, via);
+    this.#misses = hasGotThrough || via === "sse" ? 0 : this.#misses + 1;
   }
 
   /** @internal Whether a WebSocket that stays silent is soon given up. */
@@ -217,7 +223,15 @@ class Chat {
 
   /** @template {keyof Happenings} T @param {T} what @param {Happenings[T]} facts */
   #emit(what, ...facts) {
-    this.#listeners.get(what)?.forEach((listener) => listener(...facts));
+    this.#listeners.get(what)?.forEach((listener) => {
+      try {
+        listener(...facts);
+      } catch (error) {
+        setTimeout(() => {
+          throw error; // The page's own: its console shall have it, our connections shall not.
+        });
+      }
+    });
   }
 
   /** @internal @param {"ws" | "sse"} transport @param {"in" | "out"} way @param {string} text */
@@ -285,7 +299,7 @@ class Chat {
    */
   async command(run, type, fields, path) {
     await run.named;
-    for (let tries = 0; run.id && !run.isOver; ) {
+    for (let tries = 0; run.id && !run.hasEnded; ) {
       try {
         const { order } = run.line ?? {};
         if (order) await new Promise((...settle) => order({ type, run_id: run.id, ...fields }, ...settle));
@@ -301,7 +315,7 @@ class Chat {
 }
 
 /** One answer. What it holds is as of the last event that the loop over it was given. @implements {AsyncIterable<ChatEvent>} */
-class Run {
+export class Run {
   /** The run's id, once the server has said it. @type {string | null} */ id;
   /** The cursor to attach with. @type {number} */ seq;
   /** @type {string | null} */ sessionId = null;
@@ -313,7 +327,14 @@ class Run {
   /** @type {Usage | null} */ usage = null;
   /** The terminal event. @type {DoneEvent | ErrorEvent | null} */ end = null;
 
+  /** @internal What asks for it, again and again if need be. */ request;
+  /** @internal The newest event that has arrived. */ cursor;
+  /** @internal Its last event has arrived. */ hasEnded = false;
+  /** @internal @type {Line | null} */ line = null;
+  /** @internal The id is known, or will never be. @type {Promise<void>} */ named;
+
   #chat;
+  #isOver = false;
   /** @type {ChatEvent[]} */ #arrived = [];
   /** @type {unknown} */ #failure;
   #stir = () => {};
@@ -324,11 +345,8 @@ class Run {
     this.#chat = chat;
     this.id = id;
     this.seq = after;
-    /** @internal What asks for it, again and again if need be. */ this.request = request;
-    /** @internal The newest event that has arrived. */ this.cursor = after;
-    /** @internal Nothing more will arrive. */ this.isOver = false;
-    /** @internal @type {Line | null} */ this.line = null;
-    /** @internal The id is known, or will never be. @type {Promise<void>} */
+    this.request = request;
+    this.cursor = after;
     this.named = id ? Promise.resolve() : new Promise((resolve) => (this.#name = resolve));
   }
 
@@ -353,7 +371,7 @@ class Run {
       for (;;) {
         for (let event; (event = this.#arrived.shift()); ) yield this.#fold(event);
         if (this.#failure) throw this.#failure;
-        if (this.isOver) return;
+        if (this.#isOver) return;
         await /** @type {Promise<void>} */ (new Promise((resolve) => (this.#stir = resolve)));
       }
     } finally {
@@ -403,7 +421,7 @@ class Run {
 
   /** @internal Take an event that arrived. @param {ChatEvent} event @returns {boolean} whether it was a new one */
   take(event) {
-    if (this.isOver || event.seq <= this.cursor) return false;
+    if (this.#isOver || event.seq <= this.cursor) return false;
     if (event.seq > this.cursor + 1 && event.type !== "snapshot") {
       this.fail(new ChatError(`event ${event.seq} follows ${this.cursor}`, { code: "gap", isFinal: true }));
       return false;
@@ -412,7 +430,7 @@ class Run {
     this.is(event.run_id);
     this.#arrived.push(event);
     this.#stir();
-    if (event.type === "done" || event.type === "error") this.#finish(false);
+    if (event.type === "done" || event.type === "error") this.finish();
     return true;
   }
 
@@ -424,19 +442,20 @@ class Run {
 
   /** @internal Nothing more is to come, and that is well. */
   finish() {
+    this.hasEnded = true;
     this.#finish(false);
   }
 
   /** @internal @param {unknown} reason what the loop throws, behind the events that have arrived */
   fail(reason) {
-    if (!this.isOver) this.#failure = reason;
+    if (!this.#isOver) this.#failure = reason;
     this.#finish(true);
   }
 
   /** @param {boolean} isLeft */
   #finish(isLeft) {
-    if (this.isOver) return;
-    this.isOver = true;
+    if (this.#isOver) return;
+    this.#isOver = true;
     this.line?.drop(this, isLeft);
     this.#name();
     this.#stir();
@@ -464,7 +483,9 @@ class Line {
   #connection = new AbortController();
   #isLiving = false;
   #hasLeft = false;
-  /** @type {(() => void) | undefined} */ #hurry;
+  /** Ends the wait. @type {(() => void) | undefined} */ #hurry;
+  #mayHurry = true;
+  /** Why we gave the connection up. @type {ChatError | undefined} */ #loss;
 
   /** @param {Chat} chat @param {"ws" | "sse"} via @param {number} tries losses in a row without progress */
   constructor(chat, via, tries) {
@@ -497,7 +518,6 @@ class Line {
   /** Give the connection up, and never come back. */
   leave() {
     this.#hasLeft = true;
-    this.runs.clear();
     this.#hurry?.();
     this.lose(new ChatError("left"));
     this.chat.drop(this);
@@ -509,13 +529,12 @@ class Line {
     while (this.runs.size) {
       const loss = await this.#connect();
       if (this.#hasLeft) return;
-      this.chat.learn(this);
-      const { via } = this.chat;
-      if (via === "sse" && this.via === "ws" && !(loss.status === 401)) return this.chat.move(this, this.tries);
-      if (loss.isFinal) this.#fail(loss);
-      if (this.runs.size) await this.#pause(loss);
+      if (!this.hasHeard) this.chat.learn(this, loss.isFinal && this.via === "sse");
+      const isBarred = this.chat.via !== this.via && this.via === "ws" && loss.status !== 401;
+      if (loss.isFinal && !isBarred) this.#fail(loss);
+      if (this.runs.size && !isBarred) await this.#pause(loss);
       if (this.#hasLeft) return;
-      if (via !== this.via && this.runs.size) return this.chat.move(this, this.tries);
+      if (this.runs.size && this.chat.via !== this.via) return this.chat.move(this, this.tries);
     }
     this.chat.drop(this);
   }
@@ -523,15 +542,16 @@ class Line {
   /** One connection, from its first byte to its loss. @returns {Promise<ChatError>} why it was lost */
   async #connect() {
     this.hasHeard = false;
+    this.#loss = undefined;
     this.#connection = new AbortController();
     this.enter("connecting");
     const isUnsure = this.via === "ws" && this.chat.isUnsure;
     this.#expect(isUnsure ? PATIENCE_MS : Math.min(CONNECT_MS, SILENT_HEARTBEATS * this.chat.heartbeatMs));
     try {
       await (this.via === "ws" ? overWebSocket : overFetch)(this, this.#connection.signal);
-      return new ChatError("the stream ended");
+      return this.#loss ?? new ChatError("the stream ended");
     } catch (error) {
-      return error instanceof ChatError ? error : new ChatError("the connection was lost", { cause: error });
+      return this.#loss ?? (error instanceof ChatError ? error : new ChatError("the connection was lost", { cause: error }));
     } finally {
       clearTimeout(this.#timer);
       this.order = undefined;
@@ -540,16 +560,17 @@ class Line {
 
   /** @param {ChatError} loss */
   async #pause(loss) {
-    const isOffline = globalThis.navigator?.onLine === false;
     const asked = waitMs(loss);
-    const delayMs = asked ?? (loss.atOnce && !this.tries ? 0 : isOffline ? BACKOFF_LIMIT_MS : this.chat.backoff(this.tries));
+    const delayMs = asked ?? (loss.atOnce && !this.tries ? 0 : this.chat.backoff(this.tries));
     this.tries++;
-    this.enter(isOffline ? "offline" : "waiting", { delayMs, reason: loss });
+    if (!delayMs) return;
+    this.enter(globalThis.navigator?.onLine === false ? "offline" : "waiting", { delayMs, reason: loss });
+    this.#mayHurry = asked === undefined;
     let timer;
     await /** @type {Promise<void>} */ (
       new Promise((resolve) => {
         timer = setTimeout(resolve, delayMs);
-        if (asked === undefined || this.#hasLeft) this.#hurry = resolve;
+        this.#hurry = resolve;
       })
     );
     clearTimeout(timer);
@@ -571,6 +592,7 @@ class Line {
 
   /** Something came, if only a comment. */
   hear() {
+    if (!this.hasHeard) this.chat.learn(this, true);
     this.hasHeard = true;
     this.#heardAt = Date.now();
     this.#deadline = this.#heardAt + SILENT_HEARTBEATS * this.chat.heartbeatMs;
@@ -579,7 +601,7 @@ class Line {
 
   /** An event came. @param {Run} run @param {ChatEvent} event */
   take(run, event) {
-    if (event.type === "start") this.chat.heartbeatMs = event.heartbeat_ms;
+    if (event.type === "start") this.#expect(SILENT_HEARTBEATS * (this.chat.heartbeatMs = event.heartbeat_ms));
     if (run.take(event)) this.tries = 0;
   }
 
@@ -606,8 +628,8 @@ class Line {
 
   /** Is it alive? If it is waiting to try again, try now. @param {boolean} [hasMoved] */
   check(hasMoved = false) {
-    if (this.#hurry) this.#hurry();
-    else if (this.hasHeard && this.#isSilent) this.#expect(0);
+    if (this.#hurry) this.#mayHurry && this.#hurry();
+    else if (this.#isSilent) this.#expect(0);
     else if (this.hasHeard) {
       this.order?.({ type: "ping" });
       const isAnswered = this.order || hasMoved;
@@ -618,7 +640,8 @@ class Line {
 
   /** The connection is over, from our side. @param {ChatError} loss */
   lose(loss) {
-    this.#connection.abort(loss);
+    this.#loss = loss;
+    this.#connection.abort();
   }
 }
 
@@ -632,13 +655,13 @@ async function overWebSocket(line, signal) {
     const response = await chat.request("/chat/tickets", { method: "POST", signal });
     url += `?ticket=${encodeURIComponent((await response.json()).ticket)}`;
   }
-  signal.throwIfAborted();
-  const socket = new chat.WebSocket(url, "chatserver.v1");
+  if (signal.aborted) return;
+  /** @type {WebSocket} */ const socket = new chat.WebSocket(url, "chatserver.v1");
   /** @type {Map<string, { accept?: (answer: any) => void, refuse?: (error: ChatError) => void }>} */
   const asked = new Map();
   try {
     await new Promise((_, lose) => {
-      signal.addEventListener("abort", () => lose(signal.reason));
+      signal.addEventListener("abort", lose);
       socket.onopen = () => {
         let refs = 0;
         line.order = (command, accept, refuse) => {
@@ -711,40 +734,37 @@ async function overFetch(line, signal) {
   if (response.status === 204) return run.finish();
   if (!response.headers.get("Content-Type")?.startsWith("text/event-stream")) throw new ChatError("this is no stream");
   const reader = /** @type {ReadableStream<Uint8Array>} */ (response.body).getReader();
-  const decoder = new TextDecoder();
   const parse = eventStream((data) => line.take(run, JSON.parse(data)));
   for (;;) {
     const { value, done } = await reader.read();
     if (done || signal.aborted) return;
     line.hear();
-    const text = decoder.decode(value, { stream: true });
-    chat.show("sse", "in", text);
-    parse(text);
+    chat.show("sse", "in", parse(value));
   }
 }
 
 /**
- * A parser of `text/event-stream`, fed with text cut anywhere.
+ * A parser of `text/event-stream`, fed with bytes that may be cut anywhere.
  * @param {(data: string) => void} dispatch gets the data of each event
- * @returns {(text: string) => void}
+ * @returns {(bytes: Uint8Array) => string} takes bytes, gives their text
  */
 export function eventStream(dispatch) {
+  const decoder = new TextDecoder(); // It takes the BOM away, and keeps what is left of a character.
   let rest = "";
   let endedWithCr = false;
   /** @type {string[]} */ let data = [];
-  return (text) => {
-    if (!text) return;
-    if (endedWithCr && text[0] === "\n") text = text.slice(1); // The line has ended already.
-    endedWithCr = text.endsWith("\r") || (endedWithCr && !text);
-    const lines = (rest + text).split(/\r\n|\r|\n/);
+  return (bytes) => {
+    const text = decoder.decode(bytes, { stream: true });
+    const lines = (rest + (endedWithCr && text[0] === "\n" ? text.slice(1) : text)).split(/\r\n|\r|\n/);
+    if (text) endedWithCr = text.endsWith("\r"); // That line has ended; a LF may still belong to its end.
     rest = /** @type {string} */ (lines.pop());
     for (const line of lines) {
-      if (line === "" && data.length) {
-        dispatch(data.join("\n"));
-        data = [];
-      }
-      if (line === "data" || line.startsWith("data:")) data.push(line.slice(line[5] === " " ? 6 : 5));
+      if (line.startsWith("data:")) data.push(line.slice(line[5] === " " ? 6 : 5));
+      if (line || !data.length) continue;
+      dispatch(data.join("\n"));
+      data = [];
     }
+    return text;
   };
 }
 
