@@ -332,7 +332,8 @@ export function textOf(tree) {
 
 /** A link; an image is one too: to load it would tell somebody what was said. @param {string} href @param {Tree[]} children */
 function anchor(href, children, isImage = false) {
-  return { tag: "a", attrs: isImage ? { href, class: "image" } : { href }, children: children.filter(Boolean) };
+  /** @type {Record<string, string>} */ const attrs = isImage ? { href, class: "image" } : { href };
+  return { tag: "a", attrs, children: children.filter(Boolean) };
 }
 
 /** @param {string} text @param {number} at how often its character is repeated from here on */

@@ -25,8 +25,9 @@ export function patch(parent, before, now) {
     const child = parent.childNodes[i];
     if (was === undefined) parent.append(make(is));
     else if (typeof was === "string" && typeof is === "string") write(/** @type {Text} */ (child), was, is);
-    else if (isAlike(was, is)) patch(/** @type {Element} */ (child), was.children, is.children);
-    else child.replaceWith(make(is));
+    else if (typeof was !== "string" && typeof is !== "string" && isAlike(was, is)) {
+      patch(/** @type {Element} */ (child), was.children, is.children);
+    } else child.replaceWith(make(is));
   }
   for (let i = before.length; i > now.length; i--) parent.lastChild?.remove();
 }
@@ -61,9 +62,9 @@ function write(text, was, is) {
   else text.data = is;
 }
 
-/** Whether one element can become the other. @param {Tree} was @param {Tree} is @returns {boolean} */
+/** Whether one element can become the other. @param {TreeNode} was @param {TreeNode} is */
 function isAlike(was, is) {
-  if (typeof was === "string" || typeof is === "string" || was.tag !== is.tag) return false;
+  if (was.tag !== is.tag) return false;
   const [a, b] = [was.attrs ?? {}, is.attrs ?? {}];
   return Object.keys(a).length === Object.keys(b).length && Object.entries(a).every(([name, value]) => b[name] === value);
 }

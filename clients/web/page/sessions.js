@@ -81,12 +81,16 @@ export class Sessions {
   /** @param {HTMLElement} item @param {Entry} entry */
   #rename(item, entry) {
     const field = el("input", { type: "text", value: entry.title, "aria-label": "New name", maxlength: 200 });
+    let isOver = false; // Taking the field away takes the focus from it, and that is a reason to keep the name too.
     const leave = () => {
+      isOver = true;
       field.remove();
       this.#draw();
       /** @type {HTMLElement | null} */ (this.#list.querySelector(`[data-id="${CSS.escape(entry.session_id)}"] a`))?.focus();
     };
     const keep = async () => {
+      if (isOver) return;
+      isOver = true;
       const title = field.value.trim();
       if (title && title !== entry.title) {
         try {
@@ -104,7 +108,7 @@ export class Sessions {
       if (event.key === "Enter" && !event.isComposing) void keep();
       else if (event.key === "Escape") leave();
     });
-    field.addEventListener("blur", () => field.isConnected && void keep());
+    field.addEventListener("blur", () => void keep());
     item.replaceChildren(field);
     field.focus();
     field.select();

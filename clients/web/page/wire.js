@@ -11,6 +11,7 @@ const FRAMES_LIMIT = 400;
 const METERS_LIMIT = 50;
 const SHOWN_CHARS_LIMIT = 2000;
 
+const encoder = new TextEncoder();
 const ARROWS = { in: "↓", out: "↑" };
 const NAMES = { ws: "WebSocket", sse: "SSE" };
 
@@ -44,7 +45,7 @@ export class Wire {
     };
     if (transport === "ws") return take(text);
     this.#take = take;
-    this.#parse(text);
+    this.#parse(encoder.encode(text));
   }
 
   /** @type {(data: string) => void} */ #take = () => {};
@@ -70,7 +71,6 @@ export class Drawer {
   #sum = { frames: 0, in: 0, out: 0 };
   #isDue = false;
   #begin = 0;
-  #encoder = new TextEncoder();
   #list = part("frames");
 
   /** @param {Chat} chat */
@@ -83,7 +83,7 @@ export class Drawer {
   }
 
   /** @param {boolean} [isOpen] */
-  toggle(isOpen = part("wire").hidden) {
+  toggle(isOpen = Boolean(part("wire").hidden)) {
     part("wire").hidden = !isOpen;
     part("open-wire").setAttribute("aria-expanded", String(isOpen));
     document.body.classList.toggle("with-wire", isOpen);
@@ -108,7 +108,7 @@ export class Drawer {
       this.#drawn--;
     }
     this.#sum.frames++;
-    this.#sum[frame.way] += this.#encoder.encode(frame.text).length;
+    this.#sum[frame.way] += encoder.encode(frame.text).length;
     if (this.#isDue || part("wire").hidden) return;
     this.#isDue = true;
     requestAnimationFrame(() => this.#draw());
@@ -140,7 +140,7 @@ export class Drawer {
       "li", { class: `frame ${transport} ${way}` },
       el("span", { class: "time" }, `${((at - this.#begin) / 1000).toFixed(3)}`),
       el("span", { class: "way", title: name }, el("span", { class: "unseen" }, name), ARROWS[way]),
-      el("span", { class: "bytes" }, size(this.#encoder.encode(text).length)),
+      el("span", { class: "bytes" }, size(encoder.encode(text).length)),
       el("code", {}, ...lit(transport === "sse" && way === "in" ? shown.replaceAll("\n", "↵\n").trimEnd() : shown)),
     );
   }
