@@ -44,9 +44,10 @@ format: _package
 check: lint types test
 
 # write the checked-in schemas and types anew from the events and commands
-schema: _package
+schema: _package _node
     chatserver schema clients
     mv clients/events.d.ts clients/web/
+    tests/web/node_modules/.bin/tsc --project clients/web --noEmit false --declaration --emitDeclarationOnly --stripInternal
 
 # resolve the locks anew after a change of pyproject.toml; `just lock --upgrade` takes the newest of everything
 lock *options: _package

@@ -20,7 +20,7 @@ from tests.live import ServerProcess
 from tests.proving import seeded
 from tests.web_client import CLIENT, HEARTBEAT_SECONDS, TOOLS, check_answers, get, harmed, long_answer
 
-pytestmark = [pytest.mark.proof, pytest.mark.xdist_group("chromium")]
+pytestmark = pytest.mark.proof
 
 SWITCHES = (
     *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--disable-quic"),
@@ -29,6 +29,9 @@ SWITCHES = (
 PAGE = "page.html"
 BEFORE, AFTER = 12, 30
 """Tokens of an answer before and behind its gate."""
+
+PATIENCE_SECONDS = 40.0
+"""How long a test may take before it counts as a hang."""
 
 each_transport = pytest.mark.parametrize("transport", ["sse", "ws"])
 
@@ -66,13 +69,17 @@ def halves(gate: asyncio.Event) -> Act:
 
 
 @asynccontextmanager
-async def open_page(browser: Browser, chaos: Chaos, **options: Any) -> AsyncIterator[Page]:
+async def open_page(
+    browser: Browser, chaos: Chaos, patience_seconds: float = PATIENCE_SECONDS, **options: Any
+) -> AsyncIterator[Page]:
     """The test page, in a profile of its own."""
     context = await browser.new_context()
     try:
-        yield await new_tab(context, chaos, **options)
+        with anyio.fail_after(patience_seconds):
+            yield await new_tab(context, chaos, **options)
     finally:
-        await context.close()
+        with anyio.CancelScope(shield=True):
+            await context.close()
 
 
 async def new_tab(context: BrowserContext, chaos: Chaos, **options: Any) -> Page:
@@ -125,13 +132,12 @@ async def test_the_page_shows_the_answer_through_cuts(
     chromium: Browser, transport: str, hops: int, scale: Scale
 ) -> None:
     act = long_answer(scale(150, 500))
-    async with harmed(act, files()) as chaos, open_page(chromium, chaos, transport=transport) as page:
+    async with harmed(act, files()) as chaos, open_page(chromium, chaos, scale(40, 900), transport=transport) as page:
         chaos.faults, read = cuts(seeded()), list[Any]()
-        with anyio.fail_after(scale(40, 600)):
-            while not read or chaos.cuts.total() < scale(10, 170):
-                await page.evaluate("hops => void ask('tell me', {}, {hops, keep: false})", hops)
-                read.append(await finished(page))
-                await check_answers(chaos.server, read)
+        while chaos.cuts.total() < scale(10, 170):
+            await page.evaluate("hops => void ask('tell me', {}, {hops, keep: false})", hops)
+            read.append(await finished(page))
+            await check_answers(chaos.server, read)
 
 
 # ---- what happens to pages ------------------------------------------------------------------------------------------
@@ -204,15 +210,14 @@ async def test_two_tabs_read_one_run(chromium: Browser) -> None:
 @each_transport
 async def test_a_server_that_was_gone_is_come_back_to(chromium: Browser, transport: str, scale: Scale) -> None:
     gate = asyncio.Event()
-    async with harmed(halves(gate), files()) as chaos, open_page(chromium, chaos, transport=transport) as page:
+    async with harmed(halves(gate), files()) as chaos, open_page(chromium, chaos, 90, transport=transport) as page:
         await ask(page, onDisconnect="continue")
         chaos.go()
         gate.set()
-        with anyio.fail_after(scale(20, 60)):
-            await page.wait_for_function("seen.states.filter(state => state === 'stalled').length > 1")
-            await asyncio.sleep(scale(0, 30))  # The lid is shut for so long; nothing is waited for.
-            chaos.come_back()
-            await check_page(page, chaos)
+        await page.wait_for_function("seen.states.filter(state => state === 'stalled').length > 1")
+        await asyncio.sleep(scale(0, 30))  # So long the lid is shut; nothing is waited for.
+        chaos.come_back()
+        await check_page(page, chaos)
 
 
 @each_transport
@@ -230,8 +235,9 @@ async def test_a_server_that_is_replaced_is_gone_on_with(chromium: Browser, tran
             answer = await finished(page)
             assert answer["end"]["code"] == "interrupted"
             assert await server.wait() == 0
+            asked = len(chaos.requests)
             await page.evaluate("void ask('once more')")
-            await page.wait_for_function("chat.state === 'waiting'")
+            await chaos.until_requested("", asked + 3)
             gate.set()
             await server.start()
             await check_page(page, chaos, posts=1000)

@@ -396,7 +396,8 @@ export class Run {
         break;
       case "tool_call": {
         const { type, run_id, seq, ...call } = event;
-        this.toolCalls.push({ ...call, result: null, is_error: null, truncated: null, duration_ms: null });
+        const open = { ...call, result: null, is_error: null, truncated: null, duration_ms: null };
+        this.toolCalls = [...this.toolCalls, open];
         break;
       }
       case "tool_result": {

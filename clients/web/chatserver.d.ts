@@ -1,0 +1,190 @@
+/**
+ * The chatserver client: one answer, over WebSocket or SSE, through cuts, sleep and a change of transport.
+ *
+ *     const chat = connect("https://chat.example.org");
+ *     for await (const event of chat.send("Hello")) if (event.type === "token") show(event.content);
+ *
+ *     chat ──has──▶ lines ──carry──▶ runs ──yield──▶ events
+ *
+ * A `Run` is one answer and a cursor into its log. A `Line` is one connection at a time, made again until its runs are
+ * over: one for all runs over WebSocket, one for each over SSE. What differs between the two is in `overWebSocket` and
+ * `overFetch`, and nowhere else. PROTOCOL.md of the server is the contract.
+ */
+import type { ChatEvent, DoneEvent, ErrorEvent, ToolCallState, Usage } from "./events.js";
+export type Transport = "auto" | "ws" | "sse";
+export type State = "idle" | "connecting" | "open" | "stalled" | "waiting" | "offline" | "closed";
+export type Options = {
+    /**
+     * default `auto`
+     */
+    transport?: Transport;
+    /**
+     * asked before each connection and request
+     */
+    token?: () => string | Promise<string>;
+    /**
+     * for runtimes without one, such as Node 20
+     */
+    WebSocket?: new (url: string, protocol: string) => any;
+    /**
+     * for cookies, proxies and tests
+     */
+    fetch?: typeof fetch;
+    /**
+     * ms to wait after so many losses without progress
+     */
+    backoff?: (tries: number) => number;
+    /**
+     * the server's heartbeat, until a `start` event tells it
+     */
+    heartbeatMs?: number;
+};
+export type ChatRequest = {
+    /**
+     * absent: a new session
+     */
+    sessionId?: string;
+    /**
+     * absent: one is made, so that a repeated request starts nothing twice
+     */
+    idempotencyKey?: string;
+    model?: string;
+    system?: string;
+    temperature?: number;
+    maxOutputTokens?: number;
+    /**
+     * the user's message to answer again; with a text, to edit
+     */
+    regenerate?: string;
+    onDisconnect?: "cancel" | "continue";
+};
+export type Verdict = {
+    approve: boolean;
+    args?: Record<string, unknown>;
+    reason?: string;
+};
+export type Frame = {
+    /**
+     * `performance.now()`
+     */
+    at: number;
+    transport: "ws" | "sse";
+    way: "in" | "out";
+    text: string;
+};
+export type Happenings = {
+    state: [State, {
+        delayMs?: number;
+        reason?: unknown;
+    }];
+    frame: [Frame];
+};
+/** What the server refused, or why a connection was lost. `isFinal`: asking again would not help. */
+export declare class ChatError extends Error {
+    status: number;
+    code: string;
+    /** Seconds. */
+    retryAfter: number | undefined;
+    /** With `run_active`: the run that is going. */
+    runId: string | undefined;
+    errors: object[] | undefined;
+    isFinal: boolean;
+    /** Worth coming back without a wait. */
+    atOnce: boolean;
+    /**
+     * @param {string} message
+     * @param {{ status?: number, code?: string, retryAfter?: number, runId?: string, errors?: object[],
+     *           isFinal?: boolean, atOnce?: boolean, cause?: unknown }} [facts]
+     */
+    constructor(message: string, { status, code, retryAfter, runId, errors, isFinal, atOnce, cause }?: {
+        status?: number;
+        code?: string;
+        retryAfter?: number;
+        runId?: string;
+        errors?: object[];
+        isFinal?: boolean;
+        atOnce?: boolean;
+        cause?: unknown;
+    });
+}
+/**
+ * A chat with a server. Nothing is sent until there is something to say.
+ * @param {string | URL} [url] default: the folder that the page is in
+ * @param {Options} [options]
+ */
+export declare function connect(url?: string | URL, options?: Options): Chat;
+/** All runs of a page, and the lines that carry them. */
+export declare class Chat {
+    #private;
+    /**
+     * Ask. The answer is read in a loop; it comes whether or not anybody loops.
+     * @param {string | null} text null: only with `regenerate`
+     * @param {ChatRequest & { signal?: AbortSignal }} [request] `signal` leaves the answer; it does not cancel it
+     */
+    send(text: string | null, { signal, ...fields }?: ChatRequest & {
+        signal?: AbortSignal;
+    }): Run;
+    /**
+     * Read a run that exists: after a reload, in another tab. Without `after` it is read from its start.
+     * @param {string} runId @param {{ after?: number, signal?: AbortSignal }} [where]
+     */
+    attach(runId: string, { after, signal }?: {
+        after?: number;
+        signal?: AbortSignal;
+    }): Run;
+    /** What is asked for; setting it moves every answer that is going over, and none loses or repeats an event. */
+    get transport(): Transport;
+    set transport(transport: Transport);
+    /** What is used now, for the next connection. @returns {"ws" | "sse"} */
+    get via(): "ws" | "sse";
+    /** @returns {State} */
+    get state(): State;
+    /**
+     * @template {keyof Happenings} T @param {T} what @param {(...facts: Happenings[T]) => void} listener
+     * @returns {() => void} takes the listener off again
+     */
+    on<T extends keyof Happenings>(what: T, listener: (...facts: Happenings[T]) => void): () => void;
+    /** See whether the connections live; where one does not, go on over a new one. For `AppState` and `NetInfo`.
+     *  @param {boolean} [hasMoved] the network is another one: a silent connection is dead */
+    wake(hasMoved?: boolean): void;
+    /** Cut all connections, as a tunnel would. The answers go on. */
+    cut(): void;
+    /** Leave all runs. They can be attached to again. */
+    close(): void;
+    /**
+     * A request with the token, to a path of the server.
+     * @param {string} path such as `/chat/sessions` @param {RequestInit} [init]
+     * @returns {Promise<Response>}
+     * @throws {ChatError} it was refused
+     */
+    request(path: string, init?: RequestInit): Promise<Response>;
+}
+/** One answer. What it holds is as of the last event that the loop over it was given. @implements {AsyncIterable<ChatEvent>} */
+export declare class Run implements AsyncIterable<ChatEvent> {
+    #private;
+    /** The run's id, once the server has said it. @type {string | null} */ id: string | null;
+    /** The cursor to attach with. @type {number} */ seq: number;
+    /** @type {string | null} */ sessionId: string | null;
+    /** @type {string | null} */ messageId: string | null;
+    /** @type {string | null} */ userMessageId: string | null;
+    text: string;
+    reasoning: string;
+    /** @type {ToolCallState[]} */ toolCalls: ToolCallState[];
+    /** @type {Usage | null} */ usage: Usage | null;
+    /** The terminal event. @type {DoneEvent | ErrorEvent | null} */ end: DoneEvent | ErrorEvent | null;
+    /** End the run, for every reader. @returns {Promise<void>} the server has obeyed; the end comes as an event */
+    cancel(): Promise<void>;
+    /** Approve or deny a tool call. @param {string} callId @param {Verdict} verdict @returns {Promise<void>} */
+    answer(callId: string, verdict: Verdict): Promise<void>;
+    /** Stop reading, as leaving the loop does. The run goes on. */
+    detach(): void;
+    /** The events, once. @returns {AsyncGenerator<ChatEvent, void, void>} */
+    [Symbol.asyncIterator](): AsyncGenerator<ChatEvent, void, void>;
+}
+export type Order = (command: Record<string, unknown>, accept?: (answer: any) => void, refuse?: (error: ChatError) => void) => void;
+/**
+ * A parser of `text/event-stream`, fed with bytes that may be cut anywhere.
+ * @param {(data: string) => void} dispatch gets the data of each event
+ * @returns {(bytes: Uint8Array) => string} takes bytes, gives their text
+ */
+export declare function eventStream(dispatch: (data: string) => void): (bytes: Uint8Array) => string;

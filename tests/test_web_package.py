@@ -1,0 +1,132 @@
+"""The browser client as a package: types, size, contents; and the client alone, against a hand-made server."""
+
+import gzip
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from chatserver import __version__
+from tests.web_client import CLIENT, TOOLS, WEB, node, tool, wrong
+
+SIZE_LIMIT_BYTES = 5000
+SECONDS = 50
+
+
+def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+
+
+def outcome(client: Path = CLIENT) -> subprocess.CompletedProcess[str]:
+    """The tests in ``tests/web``, of a client."""
+    return run("env", f"CHATSERVER_CLIENT={client}", node(), "--test-reporter=tap", TOOLS / "client.test.mjs")
+
+
+def test_the_client_alone() -> None:
+    done = outcome()
+    assert done.returncode == 0, done.stdout
+    assert int(re.findall(r"^# pass (\d+)", done.stdout, re.MULTILINE)[0]) > 50
+
+
+WRONG = {
+    "closed with 1012 is come": ("1011, 1012,", "1011,"),
+    "closed with 4401 is final": ("4408, 4429]", "4401, 4408, 4429]"),
+    "429 with a header is obeyed": ("this.#mayHurry && this.#hurry()", "this.#hurry()"),
+    "waits longer each time": ("if (run.take(event)) this.tries = 0;", "run.take(event);"),
+    "and remembers": ("gotThrough.set(this.url, via)", "void via"),
+    "comments and pings count": ("SILENT_HEARTBEATS = 2.5", "SILENT_HEARTBEATS = 2.3"),
+    "drops a duplicate": ("event.seq <= this.cursor", "event.seq < this.cursor"),
+    "LF, cut anywhere": ('text.endsWith("\\r")', "false"),
+    "never|by GET|leaves a stream alone": ("this.#heardAt + this.chat.heartbeatMs - Date.now()", "-PATIENCE_MS"),
+    "detached from, not cancelled": ('{ type: "detach", run_id: run.id }', '{ type: "cancel", run_id: run.id }'),
+    "with its key": ("idempotency_key: idempotencyKey", "get idempotency_key() { return newKey(); }"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_fault_of_the_client_is_found(name: str, tmp_path: Path) -> None:
+    done = outcome(wrong(tmp_path, WRONG[name]))
+    assert done.returncode == 1
+    failed = re.findall(r"^ *not ok \d+ - (.*)$", done.stdout, re.MULTILINE)
+    assert any(re.search(name, each) for each in failed), failed
+
+
+def test_it_is_typed_strictly() -> None:
+    done = run(tool("tsc"), "--project", WEB)
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_wrong_type_is_found(tmp_path: Path) -> None:
+    wrong(tmp_path, ("this.text += event.content", "this.text += event.contents"))
+    for name in ("tsconfig.json", "events.d.ts"):
+        (tmp_path / name).write_bytes((WEB / name).read_bytes())
+    assert "TS2551" in run(tool("tsc"), "--project", tmp_path).stdout
+
+
+def test_its_declarations_are_those_of_its_source(tmp_path: Path) -> None:
+    emit = ["--noEmit", "false", "--declaration", "--emitDeclarationOnly", "--stripInternal", "--outDir", str(tmp_path)]
+    done = run(tool("tsc"), "--project", WEB, *emit)
+    assert done.returncode == 0, done.stdout
+    made, kept = (tmp_path / "chatserver.d.ts").read_text(), (WEB / "chatserver.d.ts").read_text()
+    assert made == kept, "run `just schema`"
+
+
+def test_who_uses_it_has_its_types(tmp_path: Path) -> None:
+    (tmp_path / "node_modules").mkdir()
+    (tmp_path / "node_modules" / "chatserver").symlink_to(WEB)
+    (tmp_path / "use.ts").write_text(
+        """
+        import { connect, type Run, type State } from "chatserver";
+        import type { ChatEvent } from "chatserver/events";
+
+        const chat = connect("https://chat.example.org", { transport: "auto", token: async () => "t" });
+        const off: () => void = chat.on("state", (state: State, { delayMs }) => console.log(state, delayMs));
+        const run: Run = chat.send("Hello", { sessionId: "s", idempotencyKey: "k" });
+        for await (const event of run) {
+          const any: ChatEvent = event;
+          if (event.type === "token") console.log(event.content.length);
+          // @ts-expect-error: only a token has it
+          else console.log(event.content);
+          if (event.type === "done") console.log(event.usage.input_tokens, any.seq);
+        }
+        const text: string = run.text;
+        // @ts-expect-error: no such transport
+        chat.transport = "carrier pigeon";
+        await run.answer("call", { approve: true });
+        off();
+        export { text };
+        """
+    )
+    options = ["--strict", "--noEmit", "--target", "es2022", "--module", "esnext", "--moduleResolution", "bundler"]
+    done = run(tool("tsc"), *options, "--types", "", "--lib", "es2023,dom,dom.iterable", tmp_path / "use.ts")
+    assert done.returncode == 0, done.stdout
+
+
+def test_it_is_small() -> None:
+    minified = subprocess.run(
+        [tool("esbuild"), CLIENT, "--minify", "--format=esm"], capture_output=True, timeout=SECONDS, check=True
+    ).stdout
+    size = len(gzip.compress(minified, 9, mtime=0))
+    assert size <= SIZE_LIMIT_BYTES, f"{size} bytes"
+
+
+def test_the_package_holds_what_it_promises() -> None:
+    package = json.loads((WEB / "package.json").read_text())
+    assert (package["name"], package["version"], package["type"]) == ("chatserver", __version__, "module")
+    assert not [name for name in package if name.endswith("ependencies")]
+    for entry in package["exports"].values():
+        for path in [entry] if isinstance(entry, str) else entry.values():
+            assert (WEB / path).is_file() and Path(path).name in package["files"]
+    packed = json.loads(run("npm", "pack", "--dry-run", "--json", "--silent", WEB).stdout)
+    (tarball,) = packed if isinstance(packed, list) else packed.values()
+    assert {each["path"] for each in tarball["files"]} == {*package["files"], "package.json", "README.md"}
+
+
+def test_it_needs_nothing() -> None:
+    assert not re.findall(r"^\s*import\s|\brequire\(|\bimport\(", CLIENT.read_text(), re.MULTILINE)
+
+
+def test_the_locked_packages_name_no_registry() -> None:
+    assert "resolved" not in (TOOLS / "package-lock.json").read_text()
