@@ -1,4 +1,4 @@
-"""The page in Chromium, as its tests drive it: one browser for a module, a profile for each test, gates in the answers."""
+"""The page in Chromium, as its tests drive it: a browser for a module, a profile for each test, gates in answers."""
 
 import asyncio
 import shutil
@@ -10,13 +10,14 @@ import pytest
 from playwright.async_api import Browser, Locator, Page, async_playwright, expect
 
 from tests.fake_upstream import Done, FakeUpstream, Gate, Step, finish, role, token, usage
-from tests.live import LiveServer, live_server
+from tests.live import ROOT, LiveServer, live_server
 
 SWITCHES = (
     *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--disable-quic"),
     *("--disable-component-update", "--disable-sync"),
 )
 WAIT_MS = 15_000
+PROBES = (ROOT / "tests" / "page" / "probes.js").read_text().partition("*/")[2].strip()
 
 
 @asynccontextmanager
@@ -51,9 +52,12 @@ async def opened(browser: Browser, url: str, **context: Any) -> AsyncIterator["D
 @asynccontextmanager
 async def chatting(browser: Browser, **context: Any) -> AsyncIterator[tuple["Driver", LiveServer, FakeUpstream]]:
     """The page of a server whose model says what the test scripts."""
-    async with FakeUpstream() as upstream, live_server(upstream.url) as server:
-        async with opened(browser, f"{server.url}/", **context) as driver:
-            yield driver, server, upstream
+    async with (
+        FakeUpstream() as upstream,
+        live_server(upstream.url) as server,
+        opened(browser, f"{server.url}/", **context) as driver,
+    ):
+        yield driver, server, upstream
 
 
 class Driver:
@@ -83,6 +87,10 @@ class Driver:
     def answer(self) -> Locator:
         """The newest one."""
         return self.page.locator(".answer").last
+
+    async def probe(self, name: str, given: object = None) -> Any:
+        """What a member of ``tests/page/probes.js`` finds."""
+        return await self.page.evaluate(f"(given) => {PROBES}.{name}(given)", given)
 
     async def send(self, text: str) -> None:
         await self.page.fill("#message", text)

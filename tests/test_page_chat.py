@@ -249,14 +249,19 @@ async def test_a_tool_call_waits_for_approval(chromium: Browser, approve: bool) 
     run = {"run_id": "r1"}
     start = {"session_id": "s1", "message_id": "m2", "user_message_id": "m1", "model": "m", "protocol": 1}
     asked = {"call_id": "c1", "tool": "delete_file", "args": {"path": "a.txt"}, "needs_approval": True}
-    result = {"call_id": "c1", "tool": "delete_file", "result": "gone" if approve else "denied", "is_error": not approve}
+    result = {
+        "call_id": "c1",
+        "tool": "delete_file",
+        "result": "gone" if approve else "denied",
+        "is_error": not approve,
+    }
     usage = {"input_tokens": 1, "output_tokens": 1, "estimated": False}
     end = {"session_id": "s1", "message_id": "m2", "finish_reason": "stop", "total_tokens": 2, "usage": usage}
-    first = [
+    first: list[dict[str, object]] = [
         {"type": "start", **run, "seq": 1, **start, "heartbeat_ms": 15000},
         {"type": "tool_call", **run, "seq": 2, **asked},
     ]
-    rest = [
+    rest: list[dict[str, object]] = [
         {"type": "tool_result", **run, "seq": 3, **result, "truncated": False, "duration_ms": 3},
         {"type": "done", **run, "seq": 4, **end, "duration_ms": 9},
     ]
@@ -291,7 +296,9 @@ async def test_a_tool_call_waits_for_approval(chromium: Browser, approve: bool) 
 
 async def test_reasoning_is_folded(chromium: Browser) -> None:
     async with chatting(chromium) as (page, _, upstream):
-        upstream.script(role(), reasoning("First this, "), reasoning("then that."), token("So it is."), finish(), Done())
+        upstream.script(
+            role(), reasoning("First this, "), reasoning("then that."), token("So it is."), finish(), Done()
+        )
         await page.send("Think")
         await page.answered("So it is.")
         thoughts = page.answer.locator(".reasoning")
@@ -419,12 +426,11 @@ async def test_it_fits_a_phone(chromium: Browser) -> None:
         gate = asyncio.Event()
         code = "\n```\n" + "x" * 200 + "\n```\n\n| a | b |\n|---|---|\n| " + "y" * 90 + " | z |\n"
         upstream.script(*parts("w" * 120, code, gate, "End."))
-        wide = "document.documentElement.scrollWidth > innerWidth || document.querySelector('main').scrollWidth > innerWidth"
-        assert not await page.page.evaluate(wide)
+        assert not await page.probe("isTooWide")
         await page.page.fill("#message", "long" * 60)
         await page("#send").tap()
         await expect(page.answer.locator("td").first).to_be_visible()
-        assert not await page.page.evaluate(wide)
+        assert not await page.probe("isTooWide")
         gate.set()
         await page.answered("End.")
         await page("#open-sidebar").tap()
@@ -433,34 +439,19 @@ async def test_it_fits_a_phone(chromium: Browser) -> None:
         await expect(page("#sessions a")).not_to_be_in_viewport()
         await page("#open-wire").tap()
         await expect(page("#frames li").first).to_be_visible()
-        assert not await page.page.evaluate(wide)
-
-
-NAMELESS = """[...document.querySelectorAll("button, a[href], input, textarea, summary, [role=img]")].filter((each) =>
-  each.checkVisibility() && !(each.getAttribute("aria-label") || each.textContent.trim() || each.labels?.[0]?.textContent.trim()))
-  .map((each) => each.outerHTML)"""
-
-FAINT = """(() => {
-  const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
-  const rgb = (color) => { canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1); return [...canvas.getImageData(0, 0, 1, 1).data]; };
-  const light = ([r, g, b]) => [r, g, b].map((c) => c / 255).map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4).reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
-  const behind = (each) => { for (let at = each; at; at = at.parentElement) { const color = rgb(getComputedStyle(at).backgroundColor); if (color[3] > 250) return color; } return [255, 255, 255, 255]; };
-  return [...document.querySelectorAll("body *")].filter((each) => each.checkVisibility({opacityProperty: true, visibilityProperty: true}) && !each.closest("svg, :disabled, .unseen")
-      && [...each.childNodes].some((node) => node.nodeType === 3 && node.data.trim()))
-    .map((each) => { const [a, b] = [light(rgb(getComputedStyle(each).color)), light(behind(each))].sort(); return [(b + 0.05) / (a + 0.05), each.className || each.tagName, each.textContent.slice(0, 30)]; })
-    .filter(([ratio]) => ratio < 4.5);
-})()"""
-"""Texts whose contrast is under 4.5 to 1."""
+        assert not await page.probe("isTooWide")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_it_can_be_read_and_heard(chromium: Browser, scheme: str) -> None:
     async with chatting(chromium, color_scheme=scheme) as (page, _, upstream):
-        assert await page.page.evaluate(NAMELESS) == []
-        assert await page.page.evaluate(FAINT) == []
+        assert await page.probe("nameless") == []
+        assert await page.probe("faint") == []
         upstream.script(*call("calculator", {"expression": "1 / 0"}))
         code = "```python\n# c\ndef f(x: Any) -> str:\n    return 'a' + g(1)\n```\n"
-        upstream.script(*say(f"A **word**, [a link](https://a.example), `code`.\n\n{code}\n> quoted\n\n| a |\n|---|\n| b |"))
+        upstream.script(
+            *say(f"A **word**, [a link](https://a.example), `code`.\n\n{code}\n> quoted\n\n| a |\n|---|\n| b |")
+        )
         upstream.script(*refuse(500), *refuse(500))
         upstream.always(*refuse(400))
         await page.send("First")
@@ -469,8 +460,8 @@ async def test_it_can_be_read_and_heard(chromium: Browser, scheme: str) -> None:
         await page("#open-wire").click()
         await page.send("Second")
         await expect(page.answer.locator(".failure")).to_be_visible()
-        assert await page.page.evaluate(NAMELESS) == []
-        assert await page.page.evaluate(FAINT) == []
+        assert await page.probe("nameless") == []
+        assert await page.probe("faint") == []
 
 
 async def test_nothing_moves_for_those_who_asked_for_that(chromium: Browser) -> None:
@@ -479,6 +470,6 @@ async def test_nothing_moves_for_those_who_asked_for_that(chromium: Browser) -> 
         upstream.script(role(), *parts(gate, "Yes."))
         await page.send("Hello")
         await expect(page(".pending")).to_be_visible()
-        assert await page.page.evaluate("document.getAnimations().filter((each) => each.playState === 'running').length") == 0
+        assert await page.probe("moving") == 0
         gate.set()
         await page.answered("Yes.")

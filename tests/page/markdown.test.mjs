@@ -5,6 +5,7 @@ import { test } from "node:test";
 
 import { Markdown, parse } from "../../clients/web/page/markdown.js";
 import { PAYLOADS } from "./payloads.mjs";
+import { sample } from "./sample.mjs";
 
 /** A tree in the notation of HTML, short: no attributes but links'. */
 const show = (tree) => {
@@ -163,35 +164,3 @@ test("no text takes more than a moment", () => {
 });
 
 const depth = (trees) => Math.max(0, ...trees.map((tree) => (typeof tree === "string" ? 0 : 1 + depth(tree.children))));
-
-/** About 8 KB as a model writes: prose, lists, tables, code. */
-export function sample() {
-  const part = `## Rivers and how they meet
-
-A **river** is more than *water*: it carries [sediment](https://example.org/sediment), \`salt\` and time. Where two of them
-meet, the slower one gives way, and what it carried falls to the ground.
-
-1. The source is small.
-   - It may be a spring, or a glacier.
-   - It is **cold** either way.
-2. The middle is long.
-
-| river | length | country |
-|:--|--:|---|
-| Spree | 403 km | Germany |
-| Tama | 138 km | Japan |
-
-\`\`\`python
-def confluence(a: float, b: float) -> float:
-    """Where two rivers meet."""
-    return max(a, b)  # The slower one gives way.
-
-for length in (403, 138):
-    print(confluence(length, 100))
-\`\`\`
-
-> What flows does not come back.
-
-`;
-  return part.repeat(Math.ceil(8192 / part.length)).slice(0, 8192);
-}
