@@ -17,7 +17,7 @@ from tests.live import ROOT, LiveServer, live_server
 WEB = ROOT / "clients" / "web"
 PAGE = WEB / "page"
 
-LINES_LIMIT = 360
+LINES_LIMIT = 300
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ async def test_a_question_is_answered_and_kept(chromium: Browser) -> None:
         await page.page.keyboard.press("Enter")
         await expect(page(".question .bubble")).to_have_text("first line\nsecond line")
         await expect(page.answer.locator("strong")).to_have_text("bo")
-        await expect(page("#state")).to_have_text("open · WebSocket")
+        await expect(page("#state")).to_have_text("open · WS")
         await expect(page("#stop")).to_be_visible()
         gate.set()
         await page.answered()
@@ -45,7 +45,7 @@ async def test_a_question_is_answered_and_kept(chromium: Browser) -> None:
         await expect(page.answer.locator("td")).to_have_text(["1", "2"])
         await expect(page.answer.locator("footer .badge")).to_have_text("WebSocket")
         await expect(page.answer.locator("footer .facts")).to_contain_text("first token")
-        await expect(page.answer.locator("footer .facts")).to_contain_text("12in4out")
+        await expect(page.answer.locator("footer .facts")).to_contain_text("tokens12in4out")
         await expect(page("#sessions a[aria-current]")).to_have_text("first line")
         await expect(page("#title")).to_have_text("first line")
         assert "#/s/" in page.page.url
@@ -74,7 +74,7 @@ async def test_the_transport_may_change_in_mid_answer(chromium: Browser, first: 
         await page.send("Say much")
         await expect(page.answer).to_contain_text("word19")
         await page.use(then)
-        await expect(page("#state")).to_have_text(f"open · {'SSE' if then == 'sse' else 'WebSocket'}")
+        await expect(page("#state")).to_have_text(f"open · {'SSE' if then == 'sse' else 'WS'}")
         gate.set()
         await page.answered()
         assert (await page.answer.locator(".prose").inner_text()).strip() == ALL

@@ -40,6 +40,17 @@ test("runs count, not values: one slow run among few proves nothing", () => {
   assert.equal(difference(even, slow).isMeasurable, false);
 });
 
+test("the difference is that of the medians", () => {
+  const [a, b] = [[[1, 9, 4], [7]], [[10, 2], [5, 6, 30]]];
+  assert.equal(difference(a, b).value, summary(b.flat()).median - summary(a.flat()).median);
+});
+
+test("thousands of values take no time", () => {
+  const begin = performance.now();
+  difference(runs(20, noise(3), 100), runs(20, noise(4), 100));
+  assert.ok(performance.now() - begin < 2000);
+});
+
 test("the same numbers give the same interval", () => {
   const [a, b] = [runs(20, noise(1)), runs(21, noise(2))];
   assert.deepEqual(difference(a, b), difference(a, b));

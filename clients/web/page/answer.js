@@ -22,7 +22,7 @@ const FAILURES = {
 
 /** Text that grows in one element. */
 class Flow {
-  /** @type {import("./inline.js").Node[]} */ #drawn = [];
+  /** @type {import("./tree.js").Node[]} */ #drawn = [];
   #markdown = new Markdown();
   #announced = 0;
   isDirty = false;
@@ -257,7 +257,7 @@ export class AnswerView {
       const { input_tokens: read, output_tokens: written, estimated } = this.#usage;
       const about = `Tokens read and written, ${estimated ? "estimated: the model did not say" : "as the model counts them"}`;
       const mark = estimated ? "~" : "";
-      facts.push(el("span", { class: "fact", title: about }, el("b", {}, `${mark}${read}`), "in", el("b", {}, `${mark}${written}`), "out"));
+      facts.push(el("span", { class: "fact", title: about }, "tokens", el("b", {}, `${mark}${read}`), "in", el("b", {}, `${mark}${written}`), "out"));
     }
     if (meter && meter.gaps.length > 1) facts.push(el("span", { class: "plot" }, gapPlot(meter.gaps)));
     if (this.#foot.dataset.note) facts.push(el("span", { class: "note" }, this.#foot.dataset.note));

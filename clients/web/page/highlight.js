@@ -3,7 +3,7 @@
  * names that are called. `state` is what a line leaves open for the next one: a comment or a string.
  */
 
-/** @import { Tree } from "./inline.js" */
+/** @import { Tree } from "./tree.js" */
 /**
  * @typedef {object} Language
  * @property {Set<string>} words

@@ -5,8 +5,10 @@
  * were ended, so that half a link or one asterisk does not flicker.
  */
 
-/** @typedef {{ tag: string, attrs?: Record<string, string>, children: Tree[] }} Node */
-/** @typedef {Node | string} Tree */
+import { decoded, ENTITY, safeUrl, unescape, URL_CHARS_LIMIT } from "./address.js";
+import { anchor, append, textOf } from "./tree.js";
+
+/** @import { Tree } from "./tree.js" */
 /**
  * @typedef {object} Item a place in the list that becomes the tree
  * @property {Tree} tree
@@ -20,32 +22,8 @@
  */
 
 const DEPTH_LIMIT = 16; // Nesting beyond it is shown as it was written: a deep tree overflows a browser's stack.
-const URL_CHARS_LIMIT = 2048;
 const SPECIAL = /[\\`*_~[\]!<&\n]|https?:\/\/|www\.(?=[a-z0-9])/gi;
 const PUNCTUATION = /[\p{P}\p{S}]/u;
-const ENTITIES = new Map(Object.entries({
-  amp: "&", lt: "<", gt: ">", quot: '"', apos: "'", nbsp: " ", copy: "©", reg: "®", trade: "™", hellip: "…",
-  mdash: "—", ndash: "–", lsquo: "‘", rsquo: "’", ldquo: "“", rdquo: "”", laquo: "«", raquo: "»", bull: "•",
-  middot: "·", times: "×", divide: "÷", deg: "°", plusmn: "±", euro: "€", pound: "£", yen: "¥", sect: "§",
-  larr: "←", rarr: "→", uarr: "↑", darr: "↓", harr: "↔", le: "≤", ge: "≥", ne: "≠", infin: "∞",
-}));
-const ENTITY = /&(?:#x([0-9a-f]{1,6})|#([0-9]{1,7})|([a-z]{2,8}));/iy;
-
-/**
- * The address of a link, if it is one that may be clicked: http, https or mailto, and nobody's name in it.
- * @param {string} text @returns {string | null}
- */
-export function safeUrl(text) {
-  if (text.length > URL_CHARS_LIMIT || !/^(?:https?:\/\/|mailto:)[^\s\\\p{C}]+$/iu.test(text)) return null;
-  try {
-    const url = new URL(text);
-    const isWeb = url.protocol === "https:" || url.protocol === "http:";
-    if (!isWeb && url.protocol !== "mailto:") return null;
-    return url.username || url.password ? null : url.href;
-  } catch {
-    return null;
-  }
-}
 
 /** @param {string} text @param {boolean} [isOpen] @returns {Tree[]} */
 export function parseInline(text, isOpen = false) {
@@ -71,13 +49,10 @@ class Inline {
     while (this.#at < text.length) {
       special.lastIndex = this.#at;
       const found = special.exec(text);
-      if (!found) {
-        this.#push(text.slice(this.#at));
-        break;
-      }
-      if (found.index > this.#at) this.#push(text.slice(this.#at, found.index));
-      this.#at = found.index;
-      this.#step(found[0]);
+      const end = found?.index ?? text.length;
+      if (end > this.#at) this.#push(text.slice(this.#at, end));
+      this.#at = end;
+      if (found) this.#step(found[0]);
     }
     this.#emphasise(this.#head);
     if (this.isOpen) this.#close();
@@ -317,41 +292,9 @@ function depthOf(item, end = null) {
   return depth;
 }
 
-/** @param {Tree[]} trees @param {Tree} tree */
-export function append(trees, tree) {
-  const last = trees.length - 1;
-  if (typeof tree !== "string") trees.push(tree);
-  else if (tree && typeof trees[last] === "string") trees[last] += tree;
-  else if (tree) trees.push(tree);
-}
-
-/** @param {Tree} tree @returns {string} */
-export function textOf(tree) {
-  return typeof tree === "string" ? tree : tree.tag === "br" ? "\n" : tree.children.map(textOf).join("");
-}
-
-/** A link; an image is one too: to load it would tell somebody what was said. @param {string} href @param {Tree[]} children */
-function anchor(href, children, isImage = false) {
-  /** @type {Record<string, string>} */ const attrs = isImage ? { href, class: "image" } : { href };
-  return { tag: "a", attrs, children: children.filter(Boolean) };
-}
-
 /** @param {string} text @param {number} at how often its character is repeated from here on */
 function runLength(text, at) {
   let end = at + 1;
   while (text[end] === text[at]) end++;
   return end - at;
-}
-
-/** @param {string} text */
-function unescape(text) {
-  return text.replace(/\\([!-/:-@[-`{-~])/g, "$1").replace(new RegExp(ENTITY, "gi"), (...found) => decoded(found));
-}
-
-/** @param {ArrayLike<string>} found a match of ENTITY */
-function decoded(found) {
-  if (found[3]) return ENTITIES.get(found[3]) ?? found[0];
-  const code = found[1] ? parseInt(found[1], 16) : parseInt(found[2], 10);
-  const isText = code >= 32 && code <= 0x10ffff && !(code >= 0xd800 && code <= 0xdfff);
-  return isText ? String.fromCodePoint(code) : "\ufffd";
 }

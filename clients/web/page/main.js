@@ -16,7 +16,7 @@ import { Drawer, Wire } from "./wire.js";
 
 const DEMO_SUGGESTIONS = ["What time is it in Tokyo, and what is 17 * 23?", "Think about rivers.", "Count to 500", "Fail with 429"];
 const SUGGESTIONS = ["Explain Server-Sent Events and WebSocket in a table.", "Write a binary search in Python, with a test.", "What can you do for me?"];
-const NAMES = { ws: "WebSocket", sse: "SSE" };
+const NAMES = { ws: "WS", sse: "SSE" };
 
 const chat = connect("", { transport: remembered() });
 const wire = new Wire(chat);
@@ -72,10 +72,12 @@ function entitle(title) {
 }
 
 function showBusy() {
+  const isLosingFocus = [part("send"), part("stop")].includes(/** @type {HTMLElement} */ (document.activeElement));
   part("send").hidden = thread.isBusy;
   part("stop").hidden = !thread.isBusy;
   /** @type {HTMLButtonElement} */ (part("cut")).disabled = !thread.isBusy;
   document.body.classList.toggle("busy", thread.isBusy);
+  if (isLosingFocus) (thread.isBusy ? part("stop") : message).focus();
 }
 
 /** @param {boolean} isShown on screens that have no room for it beside the chat */
@@ -84,6 +86,7 @@ function showSidebar(isShown) {
   part("shade").hidden = !isShown;
   part("open-sidebar").setAttribute("aria-expanded", String(isShown));
   if (isShown) part("new").focus();
+  else if (part("sidebar").contains(document.activeElement) && matchMedia("(max-width: 56rem)").matches) part("open-sidebar").focus();
 }
 
 /** @returns {Transport} */
@@ -144,7 +147,10 @@ function fit() {
 /** @param {string[]} texts */
 function suggest(texts) {
   part("suggestions").replaceChildren(...texts.map((text) =>
-    el("li", {}, el("button", { type: "button", onclick: () => void thread.send(text) }, text))));
+    el("li", {}, el("button", { type: "button", onclick: () => {
+      void thread.send(text);
+      message.focus();
+    } }, text))));
 }
 
 async function learn() {

@@ -5,9 +5,9 @@
  * The parser makes nothing else than what is let through here; this is the second lock on the same door.
  */
 
-import { safeUrl } from "./inline.js";
+import { safeUrl } from "./address.js";
 
-/** @import { Node as TreeNode, Tree } from "./inline.js" */
+/** @import { Node as TreeNode, Tree } from "./tree.js" */
 
 const TAGS = new Set(
   "a blockquote br button code del div em h1 h2 h3 h4 h5 h6 hr li ol p pre span strong table tbody td th thead tr ul".split(" "),

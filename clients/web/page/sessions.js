@@ -125,6 +125,7 @@ export class Sessions {
     announce("Deleted");
     this.hooks.onDeleted(entry.session_id);
     await this.refresh();
+    if (document.activeElement === document.body) part("new").focus();
   }
 }
 

@@ -1,7 +1,8 @@
 /** The conversation that is open: its messages, and the run that is writing the newest one. */
 
-import { announce, copyButton, el, iconButton, part } from "./dom.js";
 import { AnswerView } from "./answer.js";
+import { announce, el, part } from "./dom.js";
+import { questionView } from "./question.js";
 
 /** @import { Chat, Wire } from "./wire.js" */
 /** @typedef {ReturnType<Chat["send"]>} Run */
@@ -14,7 +15,7 @@ export class Thread {
   /** @type {string | null} */ sessionId = null;
   /** @type {Run | null} */ #run = null;
   #isSending = false;
-  #updatedAt = "";
+  /** The newest message that is shown. @type {string | null} */ #newest = null;
   #follows = true;
   #opening = 0;
   #messages = part("messages");
@@ -42,7 +43,7 @@ export class Thread {
     if (sessionId !== null && sessionId === this.sessionId) return;
     this.#leave();
     this.sessionId = sessionId;
-    this.#updatedAt = "";
+    this.#newest = null;
     this.#messages.replaceChildren();
     this.#welcome(sessionId === null);
     this.hooks.onTitle("New chat");
@@ -60,13 +61,14 @@ export class Thread {
     try {
       session = await (await this.chat.request(`/chat/sessions/${this.sessionId}`)).json();
     } catch (error) {
-      if (opening === this.#opening && !this.#updatedAt) this.#missing(error);
+      if (opening === this.#opening && !this.#newest) this.#missing(error);
       return;
     }
     if (opening !== this.#opening || this.#isSending) return;
     this.hooks.onTitle(session.title || "New chat");
-    if (session.updated_at === this.#updatedAt && !session.active_run_id) return;
-    this.#updatedAt = session.updated_at;
+    const newest = session.messages.at(-1)?.message_id ?? null;
+    if (newest === this.#newest && !session.active_run_id) return; // What was measured here is known only here.
+    this.#newest = newest;
     this.#messages.replaceChildren();
     for (const message of session.messages) this.#stored(message, session);
     this.#toEnd();
@@ -158,6 +160,7 @@ export class Thread {
       for await (const event of run) {
         if (event.type === "start") {
           if (question) question.dataset.id = event.user_message_id;
+          this.#newest = event.message_id;
           view.meter = this.wire.meter(event.run_id);
           view.meter.sentAt = sentAt;
           if (sentAt !== null) this.hooks.onChange();
@@ -172,7 +175,6 @@ export class Thread {
       if (this.#run === run) {
         this.#run = this.#live = null;
         this.#isSending = false;
-        this.#updatedAt = "mine";
         this.hooks.onChange();
       }
     }
@@ -225,12 +227,7 @@ export class Thread {
 
   /** @param {string} text @param {string | null} id */
   #question(text, id) {
-    const bubble = el("div", { class: "bubble" }, text);
-    const question = el("article", { class: "question", "aria-label": "You" }, bubble);
-    const edit = iconButton("edit", "Edit", () => this.#edit(question, bubble), { class: "icon edit" });
-    question.prepend(el("div", { class: "actions" }, copyButton("Copy", () => text), edit));
-    question.dataset.text = text;
-    if (id) question.dataset.id = id;
+    const question = questionView(text, id, () => !this.#isSending, (found, now) => void this.again(found, now));
     this.#messages.append(question);
     return question;
   }
@@ -239,37 +236,6 @@ export class Thread {
   editLast() {
     const questions = this.#messages.querySelectorAll(".question");
     /** @type {HTMLElement | null | undefined} */ (questions[questions.length - 1]?.querySelector(".edit"))?.click();
-  }
-
-  /** @param {HTMLElement} question @param {HTMLElement} bubble */
-  #edit(question, bubble) {
-    if (this.#isSending || question.querySelector("form")) return;
-    const field = el("textarea", { "aria-label": "Edit the message", rows: 1 });
-    field.value = question.dataset.text ?? "";
-    const leave = () => {
-      form.remove();
-      bubble.hidden = false;
-      question.classList.remove("editing");
-    };
-    const form = el("form", { class: "editor", onsubmit: (/** @type {Event} */ event) => {
-      event.preventDefault();
-      const text = field.value.trim();
-      leave();
-      if (text && text !== question.dataset.text) void this.again(question, text);
-    } }, field, el("div", { class: "row" },
-      el("button", { type: "button", class: "plain", onclick: leave }, "Cancel"), el("button", { class: "primary" }, "Ask this instead")));
-    field.addEventListener("keydown", (event) => {
-      if (event.key === "Escape") leave();
-      else if (event.key === "Enter" && !event.shiftKey && !event.isComposing) form.requestSubmit();
-      else return;
-      event.preventDefault();
-      event.stopPropagation();
-      part("message").focus();
-    });
-    bubble.hidden = true;
-    question.classList.add("editing");
-    question.prepend(form);
-    field.focus();
   }
 
   /** @param {boolean} isNew */
