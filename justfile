@@ -26,6 +26,18 @@ test *arguments: _package _services _node
 proofs *arguments: _package _services _node
     CHATSERVER_PROOFS=full pytest -m proof --timeout 1800 "$@"
 
+# the latency lab in full: under 15 minutes; on fewer than 2 idle cores it says less. `just bench --only paced --only first`
+bench *options: _package
+    python -m benchmarks run "$@"
+
+# does the lab work, and is every contender's answer whole? Under a minute, nothing about speed
+bench-quick: _package
+    python -m benchmarks run --quick
+
+# a recording's report anew; of the newest one where none is named: `just bench-report FILE --compare OLDER`
+bench-report *arguments: _package
+    python -m benchmarks report "$@"
+
 # rules of style and likely bugs
 lint: _package
     ruff check .

@@ -1,6 +1,5 @@
 """The agent: ask the model, stream what it says, call the tools it wants, ask again. A pure async generator."""
 
-import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
 from typing import Any, TypeAlias
@@ -13,7 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from chatserver.commands import NAME_CHARS_LIMIT, NESTING_LIMIT, is_id, nesting, new_id
-from chatserver.context import BYTES_PER_TOKEN, as_text, estimated_tokens
+from chatserver.context import BYTES_PER_TOKEN, as_text, call_upstream, estimated_tokens
 from chatserver.events import FinishReason, Reasoning, Token, ToolCall, ToolResult, Usage, to_json
 from chatserver.providers import Finish, ModelRequest, Provider, ReasoningDelta, TextDelta, ToolCallRequest
 from chatserver.tools import Tool
@@ -180,10 +179,7 @@ def _arguments(text: str) -> dict[str, Any]:
 
 def _transcript(said: str, calls: list[_Call], results: Mapping[str, ToolResult]) -> list[dict[str, Any]]:
     """A turn with its tool calls, as the next turn is told of it."""
-    made = [
-        {"id": call.call_id, "type": "function", "function": {"name": call.name, "arguments": json.dumps(call.args)}}
-        for call in calls
-    ]
+    made = [call_upstream(call.call_id, call.name, call.args) for call in calls]
     told = [
         {"role": "tool", "tool_call_id": call.call_id, "content": as_text(results[call.call_id].result)}
         for call in calls

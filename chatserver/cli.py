@@ -88,6 +88,26 @@ def write_schema(folder: Path) -> None:
         (folder / name).write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
 
 
+@main.command()
+@click.argument("url")
+@click.option(
+    "--message", default="Count to 50", show_default=True, help="What is asked; the demo model understands it."
+)
+@click.option("--model", help="Another model than the server's own.")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--runs", type=click.IntRange(1), default=3, show_default=True, help="Of each kind in each round.")
+@click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="Sent with every request.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("bench.html"), show_default=True, help="Report.")
+def bench(url: str, out: Path, **options: Any) -> None:
+    """Compare SSE and WebSocket of the chatserver at URL: first event, each event, coming back."""
+    try:
+        from chatserver.bench import command
+    except ModuleNotFoundError as error:
+        raise click.ClickException(f"{error.name} is missing: pip install 'chatserver[bench]'") from None
+    if problem := command.run(url, out, **options):
+        raise click.ClickException(problem)
+
+
 def _settings(flags: dict[str, Any]) -> Settings:
     try:
         return load(dotenv_values(".env"), os.environ, flags=flags)

@@ -1,15 +1,18 @@
 """What goes upstream of a session: its messages as Chat Completions has them, within a token budget."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from chatserver.events import ToolCallState
 from chatserver.records import MessageRecord
 
 BYTES_PER_TOKEN = 4
 """A rule of thumb for English and code; used for budgets, and for usage that an upstream does not tell."""
+
+TOOL_NAME_CHARS = 64
+_NO_NAME = re.compile("[^A-Za-z0-9_-]")
 
 
 def estimated_tokens(value: object) -> int:
@@ -45,16 +48,19 @@ def _upstream(message: MessageRecord) -> list[dict[str, Any]]:
     calls = [call for call in message.tool_calls if call.is_error is not None]
     result: list[dict[str, Any]] = []
     if calls:
-        result.append({"role": "assistant", "content": None, "tool_calls": [_call(call) for call in calls]})
+        made = [call_upstream(call.call_id, call.tool, call.args) for call in calls]
+        result.append({"role": "assistant", "content": None, "tool_calls": made})
         result += [{"role": "tool", "tool_call_id": call.call_id, "content": as_text(call.result)} for call in calls]
     if message.content:
         result.append({"role": "assistant", "content": message.content})
     return result
 
 
-def _call(call: ToolCallState) -> dict[str, Any]:
-    arguments = msgspec.json.encode(call.args).decode()
-    return {"id": call.call_id, "type": "function", "function": {"name": call.tool, "arguments": arguments}}
+def call_upstream(call_id: str, name: str, args: dict[str, Any]) -> dict[str, Any]:
+    """A tool call as the API has it. A name that a model made up may be one that its own server then refuses."""
+    name = _NO_NAME.sub("_", name)[:TOOL_NAME_CHARS] or "_"
+    arguments = msgspec.json.encode(args).decode()
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def as_text(result: Any) -> str:

@@ -4,7 +4,7 @@ An event is made as a draft (``Token(content="Hi")``) by whoever knows the fact,
 ``seq`` by the log that appends it. ``fold`` is the only place that accumulates an answer.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -189,14 +189,15 @@ def decode(document: bytes) -> Event:
     return _decoder.decode(document)
 
 
-def pieces(draft: Event) -> Iterator[Event]:
+_TEXTS = (Token, Reasoning)
+
+
+def pieces(draft: Event) -> Sequence[Event]:
     """A draft as the events it takes: one, or several when its text is longer than one event may be."""
-    match draft:
-        case Token() | Reasoning() if len(draft.content) > TEXT_CHARS_PER_EVENT:
-            for start in range(0, len(draft.content), TEXT_CHARS_PER_EVENT):
-                yield type(draft)(content=draft.content[start : start + TEXT_CHARS_PER_EVENT])
-        case _:
-            yield draft
+    if not isinstance(draft, _TEXTS) or len(draft.content) <= TEXT_CHARS_PER_EVENT:
+        return (draft,)
+    starts = range(0, len(draft.content), TEXT_CHARS_PER_EVENT)
+    return [type(draft)(content=draft.content[start : start + TEXT_CHARS_PER_EVENT]) for start in starts]
 
 
 class Answer(Struct, frozen=True):

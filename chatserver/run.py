@@ -9,18 +9,20 @@ unless it was told to continue.
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
 from time import monotonic
 from typing import Self
 
 import anyio
 from anyio.abc import TaskGroup
+from msgspec.structs import replace
 
 from chatserver.agent import Agent, Finished, Meter
 from chatserver.errors import UpstreamError
-from chatserver.events import Done, Error, FinishReason, Record, Terminal, ToolResult
+from chatserver.events import Done, Error, FinishReason, Record, Terminal, ToolResult, compact, record
 from chatserver.log import EVENTS_LIMIT, EventLog
 from chatserver.providers import ModelRequest
-from chatserver.records import RunRecord, RunStatus
+from chatserver.records import RunFailure, RunRecord, RunStatus
 from chatserver.sessions import Sessions
 
 logger = logging.getLogger(__name__)
@@ -33,17 +35,13 @@ TRANSITIONS: dict[RunStatus, frozenset[RunStatus]] = {
     "failed": frozenset(),
 }
 
+STORE_AGAIN_SECONDS = 5.0
+"""Between tries to store an answer that the database does not take: a full disk, a lost server."""
+
 INTERRUPTED = Error(
     code="interrupted", message="the server stopped before the answer was complete", retryable=True, retry_after=None
 )
 INTERNAL = Error(code="internal", message="the server failed; its log says why", retryable=False)
-
-
-def status_of(ending: Terminal) -> RunStatus:
-    """What a run is after its terminal event."""
-    if isinstance(ending, Error):
-        return "failed"
-    return "cancelled" if ending.finish_reason == "cancelled" else "completed"
 
 
 class Run:
@@ -160,6 +158,42 @@ class Run:
                 await steps.aclose()
         raise AssertionError("an agent's last step is Finished")
 
+    async def finish(self, ending: Terminal, sessions: Sessions) -> bool:
+        """Store the answer, then say that it is over; whether it could be stored. If not, the end tells a failure."""
+        is_stored = False
+        try:
+            last = record(replace(ending, run_id=self.run_id, seq=await self.log.last_seq() + 1))
+            await self._store(ending, [*await self.log.records(), last], sessions)
+            is_stored = True
+        except Exception:
+            logger.exception("the answer of run %s could not be stored", self.run_id)
+            ending = INTERNAL
+        self.become(_status(ending))
+        try:
+            await self.log.append(ending)
+        except Exception:
+            # Every other run lives in the same task group: one that cannot be ended must not end them.
+            logger.exception("run %s could not be ended", self.run_id)
+        self.over.set()
+        return is_stored
+
+    async def store_late(self, sessions: Sessions) -> None:
+        """Go on trying: as long as a run is stored as running, its session takes no other."""
+        while True:
+            await anyio.sleep(STORE_AGAIN_SECONDS)
+            with suppress(Exception):  # Said once, when it failed first.
+                return await self._store(INTERNAL, await self.log.records(), sessions)
+
+    async def _store(self, ending: Terminal, records: list[Record], sessions: Sessions) -> None:
+        await sessions.finish(
+            self.run_id,
+            status=_status(ending),
+            answer=await self.log.answer(),
+            records=compact(records, self.run_id),
+            usage=self.meter.usage(),
+            error=RunFailure(ending.code, ending.message) if isinstance(ending, Error) else None,
+        )
+
 
 class Subscription:
     """One reader of one run. Made, it counts; leaving it is a disconnect, never a cancel."""
@@ -194,3 +228,9 @@ class Subscription:
     def read(self) -> AsyncGenerator[Sequence[Record], None]:
         """The one generator that every transport sends from."""
         return self._log.read(self._after)
+
+
+def _status(ending: Terminal) -> RunStatus:
+    if isinstance(ending, Error):
+        return "failed"
+    return "cancelled" if ending.finish_reason == "cancelled" else "completed"

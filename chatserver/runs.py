@@ -5,7 +5,6 @@ A run belongs to the server, not to a request.
 
 import logging
 from collections import Counter
-from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -16,12 +15,12 @@ from chatserver.agent import Agent
 from chatserver.commands import ChatRequest, checked, known_form, new_id
 from chatserver.context import dialogue
 from chatserver.errors import BadCursor, ChatError, Draining, NotFound, TooMany
-from chatserver.events import PROTOCOL_VERSION, Error, Record, Start, Terminal, compact, record
+from chatserver.events import PROTOCOL_VERSION, Start
 from chatserver.log import EventLog, EventLogs
 from chatserver.log.memory import MemoryLog
 from chatserver.providers import ModelRequest
-from chatserver.records import MessageRecord, RunFailure, RunRecord, SessionDetail
-from chatserver.run import INTERNAL, Run, Subscription, status_of
+from chatserver.records import MessageRecord, RunRecord, SessionDetail
+from chatserver.run import Run, Subscription
 from chatserver.sessions import Begun, Sessions
 from chatserver.settings import Settings
 
@@ -29,9 +28,6 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 2.0
 """How much of an answer's text a crash can take; one transaction for all runs, whatever their number."""
-
-STORE_AGAIN_SECONDS = 5.0
-"""Between tries to store an answer that the database does not take: a full disk, a lost server."""
 
 SHUTDOWN_SECONDS = 2.0
 """How long a server that is going down anyway waits for the last answers to be stored."""
@@ -47,6 +43,7 @@ class Runs:
         self._agent = agent
         self._runs: dict[str, Run] = {}
         self._beginning: dict[str, anyio.Event] = {}
+        self._deleting: dict[str, anyio.Event] = {}
         self._active: Counter[str] = Counter()
         self._tasks = anyio.create_task_group()
         self.is_draining = False
@@ -59,8 +56,7 @@ class Runs:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
-        with anyio.move_on_after(SHUTDOWN_SECONDS, shield=True):
-            await self._interrupt()
+        await self._interrupt()
         for run in self._runs.values():
             run.release()
         self._tasks.cancel_scope.cancel()
@@ -75,6 +71,7 @@ class Runs:
             BadRequest, TooLarge, NotFound, RunActive, KeyReused, TooMany, Draining: nothing was started.
         """
         request = checked(request, self._settings.max_message_bytes)
+        await self._deleted(user)
         try:
             self._admit(user)
         except ChatError:
@@ -158,17 +155,27 @@ class Runs:
         Raises:
             NotFound: this user has no such session.
         """
-        for beginning in list(self._beginning.values()):
-            await beginning.wait()
-        runs = [
-            run for run in self._runs.values() if run.user == user and run.record.session_id == known_form(session_id)
-        ]
-        for run in runs:
-            run.cancel()
-            await run.over.wait()
-        await self._sessions.delete(user, known_form(session_id))
-        for run in runs:
-            self._forget(run)
+        session_id = known_form(session_id)
+        await self._deleted(user)
+        deleting = self._deleting[user] = anyio.Event()
+        try:
+            for beginning in list(self._beginning.values()):
+                await beginning.wait()
+            runs = [run for run in self._runs.values() if (run.user, run.record.session_id) == (user, session_id)]
+            for run in runs:
+                run.cancel()
+                await run.over.wait()
+            await self._sessions.delete(user, session_id)
+            for run in runs:
+                self._forget(run)
+        finally:
+            del self._deleting[user]
+            deleting.set()
+
+    async def _deleted(self, user: str) -> None:
+        """Wait while a session of the user is being deleted: a run that began in it meanwhile would be an orphan."""
+        while deleting := self._deleting.get(user):
+            await deleting.wait()
 
     async def drain(self) -> None:
         """No new runs; those that go on may end by themselves for ``drain_seconds``, then they are interrupted."""
@@ -200,10 +207,11 @@ class Runs:
             kept = now
 
     async def _interrupt(self) -> None:
-        for run in self._unfinished():
-            run.interrupt()
-        for run in self._unfinished():
-            await run.over.wait()
+        with anyio.move_on_after(SHUTDOWN_SECONDS, shield=True):
+            for run in self._unfinished():
+                run.interrupt()
+            for run in self._unfinished():
+                await run.over.wait()
 
     def _unfinished(self) -> list[Run]:
         return [run for run in self._runs.values() if not run.over.is_set()]
@@ -246,47 +254,11 @@ class Runs:
         ending = await run.answer(self._agent, request, self._sessions)
         run.meter.told(None)
         with anyio.CancelScope(shield=True):
-            is_stored = await self._finish(run, ending)
-            run.over.set()
+            is_stored = await run.finish(ending, self._sessions)
             self._active[run.user] -= 1
         if not is_stored:
-            await self._store_late(run)
+            await run.store_late(self._sessions)
         run.retain(self._settings.retention_seconds, lambda: self._forget(run))
-
-    async def _finish(self, run: Run, ending: Terminal) -> bool:
-        """Store the answer, then say that it is over; whether it could be stored. If not, the end tells a failure."""
-        is_stored = False
-        try:
-            last = record(replace(ending, run_id=run.run_id, seq=await run.log.last_seq() + 1))
-            await self._store(run, ending, [*await run.log.records(), last])
-            is_stored = True
-        except Exception:
-            logger.exception("the answer of run %s could not be stored", run.run_id)
-            ending = INTERNAL
-        run.become(status_of(ending))
-        try:
-            await run.log.append(ending)
-        except Exception:
-            # Every other run lives in the same task group: one that cannot be ended must not end them.
-            logger.exception("run %s could not be ended", run.run_id)
-        return is_stored
-
-    async def _store(self, run: Run, ending: Terminal, records: list[Record]) -> None:
-        await self._sessions.finish(
-            run.run_id,
-            status=status_of(ending),
-            answer=await run.log.answer(),
-            records=compact(records, run.run_id),
-            usage=run.meter.usage(),
-            error=RunFailure(ending.code, ending.message) if isinstance(ending, Error) else None,
-        )
-
-    async def _store_late(self, run: Run) -> None:
-        """Go on trying: as long as a run is stored as running, its session takes no other."""
-        while True:
-            await anyio.sleep(STORE_AGAIN_SECONDS)
-            with suppress(Exception):  # Said once, when it failed first.
-                return await self._store(run, INTERNAL, await run.log.records())
 
     def _forget(self, run: Run) -> None:
         """From now on the run is read from where it is stored."""

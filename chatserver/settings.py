@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, Struct
@@ -109,7 +110,8 @@ def load(*sources: Mapping[str, str | None], flags: Mapping[str, Any] | None = N
         raise SettingsError(f"{variable(path.split('[')[0].rstrip('`'))}: {sentence}") from None
     if settings.is_demo and "model" not in values:
         settings = msgspec.structs.replace(settings, model=DEMO_MODEL)
-    return _possible(settings)
+    path = settings.root_path.strip("/")
+    return _possible(msgspec.structs.replace(settings, root_path=f"/{path}" if path else ""))
 
 
 def _possible(settings: Settings) -> Settings:
@@ -119,11 +121,21 @@ def _possible(settings: Settings) -> Settings:
         raise SettingsError(f"{variable('redis_url')}: a shared event log is not available in this version")
     if settings.workers > 1:
         raise SettingsError(f"{variable('workers')}: more than one worker needs {variable('redis_url')}")
+    if settings.openai_base_url and not _is_http(settings.openai_base_url):
+        raise SettingsError(f"{variable('openai_base_url')}: is no http:// or https:// URL")
     if settings.host not in LOOPBACK_HOSTS and not settings.insecure:
         raise SettingsError(
             f"{variable('host')}: without authentication only loopback is served; --insecure serves {settings.host}"
         )
     return settings
+
+
+def _is_http(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # The port is no number, or too large; a bracket is missing.
+        return False
 
 
 def _masked(name: str, value: Any) -> Any:

@@ -169,7 +169,7 @@ class Chaos:
         left = fault.after
         while data := await reader.read(fault.size):
             if self.is_gone:
-                return await self._hang(reader)
+                return await writer.wait_closed()  # The end of the answer does not come through either.
             if fault.kind in ("fin", "rst", "freeze"):
                 data, left = data[:left], left - len(data)
             writer.write(data)

@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeAlias
+from typing import Any, Protocol, Self, TypeAlias, cast
 
 WAIT_SECONDS = 10.0
 """How long a test waits for something that a client should do at once, on a busy machine."""
@@ -177,7 +177,7 @@ def reasoning(text: str, field: str = "reasoning_content") -> Chunk:
 
 def tool_fragment(
     index: int | None = 0,
-    id: str | None = None,
+    id: str | int | None = None,
     name: str | None = None,
     arguments: Any = None,
 ) -> Chunk:
@@ -201,7 +201,7 @@ def finish(reason: str | None = "stop", usage: Mapping[str, Any] | None = None) 
     return chunk({}, reason) if usage is None else chunk({}, reason, usage=usage)
 
 
-def counted(input_tokens: int, output_tokens: int) -> dict[str, int]:
+def counted(input_tokens: Any, output_tokens: Any) -> dict[str, Any]:
     """A usage object."""
     total = input_tokens + output_tokens
     return {"prompt_tokens": input_tokens, "completion_tokens": output_tokens, "total_tokens": total}
@@ -401,8 +401,7 @@ class _Connection(asyncio.Protocol):
     # what the event loop calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
         self.task = asyncio.get_running_loop().create_task(self._serve())
         self.upstream.add(self)
 

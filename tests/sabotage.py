@@ -128,7 +128,7 @@ async def _stored_as(change: Callable[[Record], Iterable[Record]]) -> AsyncItera
     def changed(records: list[Record], run_id: str, keep: int = 0) -> list[Record]:
         return [new for old in compact(records, run_id, keep) for new in change(old)]
 
-    with patch("chatserver.runs.compact", changed):
+    with patch("chatserver.run.compact", changed):
         yield
 
 

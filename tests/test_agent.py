@@ -312,3 +312,14 @@ async def test_more_calls_than_a_turn_may_make_are_answered_but_not_made() -> No
     refused = {each.call_id for each in results if each.is_error}
     assert refused == {f"c{n}" for n in range(CALLS_PER_TURN_LIMIT, count)}
     assert len(model.requests[1].messages) == 2 + count
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("multi_tool_use.parallel", "multi_tool_use_parallel"), ("", "_"), ("größe 1", "gr__e_1"), ("x" * 99, "x" * 64)],
+)
+async def test_a_name_that_the_model_made_up_is_told_in_a_form_that_its_server_takes(name: str, told: str) -> None:
+    model = ScriptedModel(wants(("c", name, "{}")), [TextDelta("Sorry"), stop()])
+    steps = await steps_of(agent(model))
+    assert [each.tool for each in steps if isinstance(each, ToolCall | ToolResult)] == [name, name]
+    assert model.requests[1].messages[1]["tool_calls"][0]["function"]["name"] == told

@@ -629,6 +629,13 @@ async def test_a_method_that_a_route_has_not_is_not_allowed_and_the_others_are_n
             assert {each.strip() for each in response.headers["allow"].split(",")} >= methods
 
 
+async def test_the_methods_of_a_route_are_named_under_a_root_path_too() -> None:
+    async with live_server(None, root_path="/api") as server:
+        response = await ask(server, "PUT", "/livez")
+        problem_of(response, 405, "method_not_allowed")
+        assert "GET" in response.headers["allow"]
+
+
 @pytest.mark.parametrize("path", ROUTES)
 async def test_head_is_answered_without_a_body(place: Place, path: str) -> None:
     lines = [f"HEAD {path} HTTP/1.1", "Host: 127.0.0.1", "Connection: close", "", ""]

@@ -236,6 +236,28 @@ async def test_a_server_without_keys_is_asked_without_one(upstream: FakeUpstream
         assert text_of(await ask(provider)) == "Hi"
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_a_model_on_this_machine_is_asked_past_any_proxy(
+    upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "socks5h://127.0.0.1:9")
+    upstream.always(*say("Hi"))
+    async with provider_for(upstream.url.replace("127.0.0.1", host)) as provider:
+        assert text_of(await ask(provider)) == "Hi"
+
+
+async def test_a_client_that_cannot_be_made_fails_turns_and_not_the_server(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "nonsense://x")
+    async with provider_for("https://no-such-host.invalid/v1") as provider:
+        await provider.warm_up()
+        assert "no model server can be asked" in caplog.text
+        with pytest.raises(ValueError, match="nonsense"):
+            await ask(provider)
+
+
 async def test_turns_use_one_connection_one_after_the_other(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
     """A new connection is a TLS handshake before the first token."""
     upstream.always(*say("Hi", 2))
@@ -495,6 +517,10 @@ async def test_wrong_bytes_in_a_comment_do_not_matter(upstream: FakeUpstream, pr
             ("tool-calls-null", [chunk({"tool_calls": None})]),
             ("tool-calls-empty", [chunk({"tool_calls": []})]),
             ("error-null", [Chunk({"error": None, "choices": []})]),
+            ("error-empty", [Chunk({"error": "", "choices": []})]),
+            ("error-empty-object", [Chunk({"error": {}, "choices": []})]),
+            ("error-false", [Chunk({"error": False, "choices": []})]),
+            ("reasoning-an-object", [chunk({"reasoning": {"effort": "low"}})]),
             ("azure-filter-results", [Chunk({"choices": [], "prompt_filter_results": [{"prompt_index": 0}]})]),
             ("unknown-fields", [Chunk({"choices": [{"delta": {"x": [1]}, "y": {}}], "z": "obfuscation"})]),
         ]
@@ -511,6 +537,12 @@ async def test_content_in_parts_is_their_text(upstream: FakeUpstream, provider: 
     parts = [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]
     upstream.script(chunk({"content": parts}), finish(), Done())
     assert text_of(await ask(provider)) == "Hi"
+
+
+async def test_thinking_among_the_parts_is_reasoning(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
+    thinking = {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}
+    upstream.script(chunk({"content": [thinking, {"type": "text", "text": "Hi"}]}), finish(), Done())
+    assert await ask(provider) == [ReasoningDelta("hm"), HI, STOP]
 
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
@@ -546,6 +578,16 @@ async def test_a_finish_reason_is_one_of_ours(
 ) -> None:
     upstream.script(token("Hi"), finish(said), Done())
     assert await ask(provider) == [HI, Finish(reason, None)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("reason", ["error", "abort", "cancelled"])
+async def test_a_finish_reason_that_is_a_failure_is_an_error(
+    upstream: FakeUpstream, provider: OpenAIProvider, reason: str
+) -> None:
+    upstream.script(token("Half an ans"), finish(reason), Done())
+    with pytest.raises(UpstreamError) as caught:
+        await ask(provider)
+    assert (caught.value.code, caught.value.retryable) == ("llm_error", True)
 
 
 @pytest.mark.parametrize("reason", ["length", "content_filter"])
@@ -589,6 +631,9 @@ async def test_the_finish_may_come_with_the_last_text(upstream: FakeUpstream, pr
             ("null", [finish(usage=None)], None),
             ("empty", [finish(), Chunk({"choices": [], "usage": {}})], None),
             ("of-null", [finish(), Chunk({"choices": [], "usage": {"prompt_tokens": None}})], None),
+            ("fractions", [finish(), Chunk({"choices": [], "usage": counted(3.0, 4.0)})], Usage(3, 4)),
+            ("negative", [finish(), usage(-3, 4)], Usage(0, 4)),
+            ("text", [finish(), Chunk({"choices": [], "usage": counted("3", "4")})], None),
         ]
     ),
 )
@@ -603,6 +648,7 @@ async def test_usage_is_found_wherever_it_comes(
 
 A = ("a", "clock", '{"zone":"UTC"}')
 B = ("b", "sum", '{"x":[1,2]}')
+ANONYMOUS: list[tuple[str | None, str, str]] = [(None, *A[1:]), (None, *B[1:])]
 
 
 def fragments_of_old_kind() -> list[Step]:
@@ -728,6 +774,18 @@ TOOL_CASES: list[tuple[str, list[Step], list[tuple[str | None, str, str]]]] = [
         ],
         [A],
     ),
+    ("without-id-both-with-index-0", [tool_fragment(0, None, *A[1:]), tool_fragment(0, None, *B[1:])], ANONYMOUS),
+    ("id-empty-both-with-index-0", [tool_fragment(0, "", *A[1:]), tool_fragment(0, "", *B[1:])], ANONYMOUS),
+    (
+        "id-decides-where-an-index-is-missing",
+        [
+            tool_fragment(0, "a", "clock", '{"zone":'),
+            tool_fragment(1, *B),
+            tool_fragment(None, "a", arguments='"UTC"}'),
+        ],
+        [A, B],
+    ),
+    ("id-a-number", [tool_fragment(0, 7, *A[1:])], [("7", *A[1:])]),
     ("arguments-as-an-object", [tool_fragment(0, "a", "clock", {"zone": "UTC"})], [A]),
     ("arguments-null", [tool_fragment(0, "a", "clock", None)], [("a", "clock", "")]),
     ("arguments-broken", [tool_fragment(0, "a", "clock", '{"zone"')], [("a", "clock", '{"zone"')]),

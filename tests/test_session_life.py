@@ -2,10 +2,14 @@
 
 import json
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
+from unittest.mock import patch
 
+import anyio
 import pytest
 
+from chatserver.sessions import Sessions
 from tests.clients import TRANSPORTS, RefusedError, Transport, documents_of, get_run, is_terminal, request, text_of
 from tests.fake_upstream import say
 from tests.life import GRACE_SECONDS, HEARTBEAT_SECONDS, begun, in_time, is_cut
@@ -162,3 +166,27 @@ async def test_a_session_is_deleted_with_all_it_holds_and_its_active_run_is_canc
     assert talk.session_id not in [each["session_id"] for each in listed]
     await talk.ask("Nice to meet you", message="Hi again")
     assert await talk.contents("?branches=all") == ["Hi again", "Nice to meet you"]
+
+
+@each_transport
+@in_time
+async def test_a_message_to_a_session_that_is_being_deleted_begins_it_anew(stage: Stage, transport: Transport) -> None:
+    talk = Talk(stage, transport, f"deleted-and-begun-{transport}")
+    await talk.ask("Hello", message="Hi")
+    gate, delete = anyio.Event(), Sessions.delete
+
+    async def late(self: Sessions, user: str, session_id: str) -> None:
+        await gate.wait()
+        await delete(self, user, session_id)
+
+    async def remove() -> None:
+        assert (await request(stage.server, "DELETE", talk.path)).status == 204
+
+    with patch.object(Sessions, "delete", late):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(remove)
+            tasks.start_soon(partial(talk.ask, "Hello again", message="Hi again"))
+            for _ in range(3):  # By then the server has both.
+                await request(stage.server, "GET", "/livez")
+            gate.set()
+    assert await talk.contents("?branches=all") == ["Hi again", "Hello again"]

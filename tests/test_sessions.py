@@ -822,12 +822,23 @@ async def test_a_database_of_a_newer_version_is_left_alone(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", ["", "nonsense", "mysql://host/db", "sqlite://", "sqlite:///:memory:", "postgresql://127.0.0.1:1/none"]
+    "wrong",
+    [
+        *("", "nonsense", "mysql://host/db", "sqlite://", "sqlite:///:memory:"),
+        *("postgresql://127.0.0.1:1/none", "postgresql://127.0.0.1:1/none?connect_timeout=soon"),
+        "postgresql://127.0.0.1:1/none?nonsense=1",
+    ],
 )
 async def test_a_url_that_cannot_be_used_is_told_in_a_line(wrong: str) -> None:
     with fail_after(SECONDS), pytest.raises(SettingsError, match=r"^CHATSERVER_DATABASE_URL: .+$"):
         async with open_sessions(wrong):
             pass
+
+
+async def test_a_url_made_for_other_drivers_is_understood(postgres_url: str) -> None:
+    parameters = "sslmode=prefer&channel_binding=prefer&connect_timeout=5"
+    async with open_sessions(f"{postgres_url}{'&' if '?' in postgres_url else '?'}{parameters}"):
+        pass
 
 
 async def test_a_file_that_cannot_be_used_is_told_in_a_line(tmp_path: Path) -> None:

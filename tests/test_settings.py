@@ -177,6 +177,20 @@ def test_the_demo_answers_when_no_upstream_is_named(settings: Settings, is_demo:
     assert settings.is_demo == is_demo
 
 
+@pytest.mark.parametrize(
+    "url", ["localhost:8000", "ftp://a/v1", "http://", "http://a:b/v1", "http://a:99999", "http://["]
+)
+def test_an_upstream_that_has_no_address_is_refused(url: str) -> None:
+    with pytest.raises(SettingsError, match=r"^OPENAI_BASE_URL: "):
+        load({"OPENAI_BASE_URL": url})
+
+
+@pytest.mark.parametrize("path", ["api/v2", "/api/v2", "api/v2/", "//api/v2//"])
+def test_a_root_path_has_one_form(path: str) -> None:
+    assert load({"CHATSERVER_ROOT_PATH": path}).root_path == "/api/v2"
+    assert load({"CHATSERVER_ROOT_PATH": "/"}).root_path == ""
+
+
 def test_the_demo_model_goes_by_the_name_it_was_given() -> None:
     assert load().model == DEMO_MODEL
     assert load({"CHATSERVER_MODEL": "mine"}).model == load(flags={"model": "mine"}).model == "mine"

@@ -3,8 +3,9 @@
 import asyncio
 import json
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,7 +19,7 @@ from tests.conftest import Scale
 from tests.fake_upstream import Act, Done, FakeUpstream, Gate, Reply, Step, finish, role, token
 from tests.live import ServerProcess
 from tests.proving import seeded
-from tests.web_client import CLIENT, HEARTBEAT_SECONDS, TOOLS, check_answers, get, harmed, long_answer
+from tests.web_client import CLIENT, HEARTBEAT_SECONDS, PACE, TOOLS, check_answers, get, harmed, long_answer, wrong
 
 pytestmark = pytest.mark.proof
 
@@ -31,7 +32,12 @@ BEFORE, AFTER = 12, 30
 """Tokens of an answer before and behind its gate."""
 
 PATIENCE_SECONDS = 40.0
-"""How long a test may take before it counts as a hang."""
+"""How long a test may take before it counts as a hang, on a busy machine."""
+
+NEVER_MS = 10**8
+
+CONNECT_MS = 7000
+"""More than the 5 s for which Chromium holds WebSockets back when many have failed."""
 
 each_transport = pytest.mark.parametrize("transport", ["sse", "ws"])
 
@@ -68,15 +74,41 @@ def halves(gate: asyncio.Event) -> Act:
     return steps
 
 
+@dataclass
+class Scene:
+    """A page in mid answer: it has come to the answer's gate."""
+
+    page: Page
+    chaos: Chaos
+    gate: asyncio.Event
+    transport: str
+
+
+@asynccontextmanager
+async def scene(
+    browser: Browser, transport: str, client: Path = CLIENT, patience_seconds: float = PATIENCE_SECONDS, **options: Any
+) -> AsyncIterator[Scene]:
+    gate = asyncio.Event()
+    options |= {"patience_seconds": patience_seconds, "transport": transport}
+    async with harmed(halves(gate), files(client)) as chaos, open_page(browser, chaos, **options) as page:
+        await ask(page, onDisconnect="continue")
+        yield Scene(page, chaos, gate, transport)
+
+
 @asynccontextmanager
 async def open_page(
     browser: Browser, chaos: Chaos, patience_seconds: float = PATIENCE_SECONDS, **options: Any
 ) -> AsyncIterator[Page]:
     """The test page, in a profile of its own."""
-    context = await browser.new_context()
+    context, page = await browser.new_context(), None
     try:
         with anyio.fail_after(patience_seconds):
-            yield await new_tab(context, chaos, **options)
+            page = await new_tab(context, chaos, **options)
+            yield page
+    except TimeoutError as error:
+        seen = await page.evaluate("[chat.state, chat.via, seen, JSON.stringify(sessionStorage)]") if page else None
+        error.add_note(f"{seen} {chaos.requests} {chaos.open} open")
+        raise
     finally:
         with anyio.CancelScope(shield=True):
             await context.close()
@@ -84,7 +116,9 @@ async def open_page(
 
 async def new_tab(context: BrowserContext, chaos: Chaos, **options: Any) -> Page:
     page = await context.new_page()
-    options |= {"heartbeatMs": HEARTBEAT_SECONDS * 1000}
+    if options["transport"] == "ws":
+        options = {"connectMs": CONNECT_MS} | options
+    options = PACE | options
     await page.goto(f"{chaos.url}/web/{PAGE}#{quote(json.dumps(options))}")
     await is_ready(page)
     return page
@@ -143,81 +177,88 @@ async def test_the_page_shows_the_answer_through_cuts(
 # ---- what happens to pages ------------------------------------------------------------------------------------------
 
 
+async def comes_online(scene: Scene) -> None:
+    """The device has no network for a while. The page would wait for ever between two tries, were it not told."""
+    await scene.page.context.set_offline(True)
+    await scene.page.wait_for_function("chat.state === 'offline'")
+    if scene.transport == "sse":
+        scene.chaos.reset_all()  # Chromium's emulation lets a stream that is open go on; a WebSocket falls silent.
+    scene.gate.set()
+    await scene.page.wait_for_function("seen.losses > 0")
+    await scene.page.context.set_offline(False)
+    await check_page(scene.page, scene.chaos)
+
+
+async def thaws(scene: Scene) -> None:
+    """The tab is frozen, and its connections die."""
+    devtools = await scene.page.context.new_cdp_session(scene.page)
+    await devtools.send("Page.setWebLifecycleState", {"state": "frozen"})
+    scene.chaos.reset_all()
+    scene.gate.set()
+    await devtools.send("Page.setWebLifecycleState", {"state": "active"})
+    await check_page(scene.page, scene.chaos)
+
+
+async def goes_back(scene: Scene) -> None:
+    """The user goes to another page and comes back: this one was kept, its connections were not."""
+    await scene.page.goto(f"{scene.chaos.url}/web/other.html")
+    scene.gate.set()
+    await scene.page.go_back(wait_until="commit")
+    await scene.page.wait_for_function("seen.pageshow.includes(true)")
+    await check_page(scene.page, scene.chaos)
+
+
+async def reloads(scene: Scene) -> None:
+    """The page begins anew with what it kept: a run, a number and the text up to it."""
+    await scene.page.reload()
+    await is_ready(scene.page)
+    assert await scene.page.evaluate("seen.restored") == BEFORE + 1
+    scene.gate.set()
+    await check_page(scene.page, scene.chaos)
+
+
+async def reads_in_two_tabs(scene: Scene) -> None:
+    """Another tab reads the same run, over the other transport."""
+    other = "sse" if scene.transport == "ws" else "ws"
+    second = await new_tab(scene.page.context, scene.chaos, transport=other)
+    run_id = await scene.page.evaluate("JSON.parse(sessionStorage.run).id")
+    await second.evaluate("id => void (window.finished = show(chat.attach(id)))", run_id)
+    await shows(second, BEFORE - 1)
+    scene.gate.set()
+    await check_page(scene.page, scene.chaos)
+    await check_page(second, scene.chaos)
+
+
+async def outlives_silence(scene: Scene, seconds: float = 0) -> None:
+    """The server is gone without a word, as behind a lid that was shut; later it is there again."""
+    await scene.page.evaluate("seen.states = []")
+    scene.chaos.go()
+    scene.gate.set()
+    await scene.page.wait_for_function("seen.states.filter(state => state === 'stalled').length > 1")
+    await asyncio.sleep(seconds)  # So long the lid is shut; nothing is waited for.
+    scene.chaos.come_back()
+    await check_page(scene.page, scene.chaos)
+
+
 @each_transport
 async def test_a_device_without_a_network_comes_back(chromium: Browser, transport: str) -> None:
-    gate = asyncio.Event()
-    async with harmed(halves(gate), files()) as chaos, open_page(chromium, chaos, transport=transport) as page:
-        await ask(page)
-        await page.context.set_offline(True)
-        await page.wait_for_function("chat.state === 'offline'")
-        if transport == "sse":
-            chaos.reset_all()  # Chromium's emulation lets a stream that is open go on; a WebSocket falls silent.
-        gate.set()
-        await page.wait_for_function("seen.states.filter(state => state === 'connecting').length > 1")
-        await page.context.set_offline(False)
-        await check_page(page, chaos)
+    async with scene(chromium, transport, backoffMs=NEVER_MS) as each:
+        await comes_online(each)
 
 
 @each_transport
-async def test_a_frozen_tab_goes_on_where_it_was(chromium: Browser, transport: str) -> None:
-    gate = asyncio.Event()
-    async with harmed(halves(gate), files()) as chaos, open_page(chromium, chaos, transport=transport) as page:
-        await ask(page)
-        devtools = await page.context.new_cdp_session(page)
-        await devtools.send("Page.setWebLifecycleState", {"state": "frozen"})
-        chaos.reset_all()
-        gate.set()
-        await devtools.send("Page.setWebLifecycleState", {"state": "active"})
-        await check_page(page, chaos)
-
-
-@each_transport
-async def test_a_page_that_is_come_back_to_goes_on_where_it_was(chromium: Browser, transport: str) -> None:
-    gate = asyncio.Event()
-    async with harmed(halves(gate), files()) as chaos, open_page(chromium, chaos, transport=transport) as page:
-        await ask(page)
-        await page.goto(f"{chaos.url}/web/other.html")
-        gate.set()
-        await page.go_back(wait_until="commit")
-        await page.wait_for_function("seen.pageshow.includes(true)")
-        await check_page(page, chaos)
-
-
-@each_transport
-async def test_a_reload_in_mid_answer_goes_on_where_it_was(chromium: Browser, transport: str) -> None:
-    gate = asyncio.Event()
-    async with harmed(halves(gate), files()) as chaos, open_page(chromium, chaos, transport=transport) as page:
-        await ask(page)
-        await page.reload()
-        await is_ready(page)
-        assert await page.evaluate("seen.restored") == BEFORE + 1
-        gate.set()
-        await check_page(page, chaos)
-
-
-async def test_two_tabs_read_one_run(chromium: Browser) -> None:
-    gate = asyncio.Event()
-    async with harmed(halves(gate), files()) as chaos, open_page(chromium, chaos, transport="ws") as first:
-        await ask(first)
-        second = await new_tab(first.context, chaos, transport="sse")
-        run_id = await first.evaluate("JSON.parse(sessionStorage.run).id")
-        await second.evaluate("id => void (window.finished = show(chat.attach(id)))", run_id)
-        await shows(second, BEFORE - 1)
-        gate.set()
-        assert (await check_page(first, chaos))["text"] == (await check_page(second, chaos))["text"]
+@pytest.mark.parametrize("proof", [thaws, goes_back, reloads, reads_in_two_tabs])
+async def test_the_answer_goes_on_where_it_was(
+    chromium: Browser, transport: str, proof: Callable[[Scene], Awaitable[None]]
+) -> None:
+    async with scene(chromium, transport) as each:
+        await proof(each)
 
 
 @each_transport
 async def test_a_server_that_was_gone_is_come_back_to(chromium: Browser, transport: str, scale: Scale) -> None:
-    gate = asyncio.Event()
-    async with harmed(halves(gate), files()) as chaos, open_page(chromium, chaos, 90, transport=transport) as page:
-        await ask(page, onDisconnect="continue")
-        chaos.go()
-        gate.set()
-        await page.wait_for_function("seen.states.filter(state => state === 'stalled').length > 1")
-        await asyncio.sleep(scale(0, 30))  # So long the lid is shut; nothing is waited for.
-        chaos.come_back()
-        await check_page(page, chaos)
+    async with scene(chromium, transport, patience_seconds=90, connectMs=scale(1500, CONNECT_MS)) as each:
+        await outlives_silence(each, scale(0, 30))
 
 
 @each_transport
@@ -228,7 +269,7 @@ async def test_a_server_that_is_replaced_is_gone_on_with(chromium: Browser, tran
         async with (
             ServerProcess(upstream.url, tmp_path, heartbeat_seconds=HEARTBEAT_SECONDS, drain_seconds=0.5) as server,
             Chaos(server, files()) as chaos,
-            open_page(chromium, chaos, transport=transport) as page,
+            open_page(chromium, chaos, transport=transport, backoffMs=300) as page,
         ):
             await ask(page)
             server.terminate()
@@ -244,10 +285,8 @@ async def test_a_server_that_is_replaced_is_gone_on_with(chromium: Browser, tran
 
 
 async def test_a_browsers_own_event_source_reads_a_run_to_its_end(chromium: Browser) -> None:
-    gate = asyncio.Event()
-    async with harmed(halves(gate), files()) as chaos, open_page(chromium, chaos, transport="sse") as page:
-        await ask(page)
-        await page.evaluate(
+    async with scene(chromium, "sse") as each:
+        await each.page.evaluate(
             """() => {
                 window.texts = [];
                 window.source = new EventSource("../chat/runs/" + JSON.parse(sessionStorage.run).id + "/events");
@@ -257,8 +296,55 @@ async def test_a_browsers_own_event_source_reads_a_run_to_its_end(chromium: Brow
                 }));
             }"""
         )
-        await page.wait_for_function(f"texts.length === {BEFORE}")
-        chaos.reset_all()
-        gate.set()
-        answer = await check_page(page, chaos)
-        assert await page.evaluate("ended") == answer["text"]
+        await each.page.wait_for_function(f"texts.length === {BEFORE}")
+        each.chaos.reset_all()
+        each.gate.set()
+        answer = await check_page(each.page, each.chaos)
+        assert await each.page.evaluate("ended") == answer["text"]
+
+
+# ---- clients that are wrong -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A client with a fault, the proof that finds it, and what that says; nothing: it hangs."""
+
+    proof: Callable[[Scene], Awaitable[None]]
+    transport: str
+    changes: tuple[tuple[str, str], ...]
+    verdict: str | None = None
+    backoff_ms: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.proof.__name__}-{self.transport}-{self.changes[0][1]}"
+
+
+DEAF = (('listen?.("online"', 'listen?.("outline"'),)
+WITHOUT_A_WATCH = (("if (left > 0) this.#timer", "if (left > 0 || this.hasHeard) this.#timer"),)
+CURSOR_TOO_HIGH = (("new Run(this, {}, runId, after)", "new Run(this, {}, runId, after + 1)"),)
+CURSOR_TOO_LOW = (("new Run(this, {}, runId, after)", "new Run(this, {}, runId, after - 1)"),)
+STARTS_AGAIN = (("const path = run.id ?", "run.id = null; const path = run.id ?"),)
+MINDS_NOTHING = (
+    ("event.seq <= this.cursor", "false"),
+    ('event.seq > this.cursor + 1 && event.type !== "snapshot"', "false"),
+)
+FROM_THE_START = (("after }", "after: 0 }"), *MINDS_NOTHING)
+WRONG = [
+    Wrong(comes_online, "sse", DEAF, backoff_ms=NEVER_MS),
+    Wrong(comes_online, "ws", WITHOUT_A_WATCH),
+    Wrong(outlives_silence, "sse", WITHOUT_A_WATCH),
+    Wrong(outlives_silence, "ws", WITHOUT_A_WATCH),
+    Wrong(reloads, "sse", CURSOR_TOO_HIGH, "gap|assert ''"),
+    Wrong(reloads, "ws", CURSOR_TOO_LOW, "assert '0 1"),
+    Wrong(thaws, "sse", STARTS_AGAIN, "POST /chat/stream"),
+    Wrong(goes_back, "ws", FROM_THE_START, "assert '0 1"),
+]
+
+
+@pytest.mark.parametrize("case", WRONG, ids=str)
+async def test_a_wrong_client_is_found(chromium: Browser, case: Wrong, tmp_path: Path) -> None:
+    client = wrong(tmp_path, *case.changes)
+    with pytest.raises(AssertionError if case.verdict else TimeoutError, match=case.verdict):
+        async with scene(chromium, case.transport, client, 6, connectMs=1500, backoffMs=case.backoff_ms) as each:
+            await case.proof(each)

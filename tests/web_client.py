@@ -26,6 +26,8 @@ CLIENT = WEB / "chatserver.js"
 HEARTBEAT_SECONDS = 0.3
 """A frozen connection is given up after 2.5 of them."""
 
+PACE = {"heartbeatMs": HEARTBEAT_SECONDS * 1000, "connectMs": 1500}
+
 
 @cache
 def node() -> str:
@@ -73,7 +75,7 @@ async def harmed(act: Act, files: Mapping[str, bytes] | None = None, **settings:
 
 async def answers_of_node(chaos: Chaos, module: Path = CLIENT, **script: Any) -> list[dict[str, Any]]:
     """What ``tests/web/reader.mjs`` read."""
-    script |= {"module": str(module), "url": chaos.url, "heartbeatMs": HEARTBEAT_SECONDS * 1000}
+    script |= {"module": str(module), "url": chaos.url, **PACE}
     done = await anyio.run_process([node(), str(TOOLS / "reader.mjs"), json.dumps(script)], check=False)
     assert done.returncode == 0, done.stderr.decode()
     answers: list[dict[str, Any]] = json.loads(done.stdout)["answers"]

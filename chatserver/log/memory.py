@@ -1,8 +1,9 @@
 """The event log in this process's memory."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
 
-from anyio import Event as Signal
 from anyio.lowlevel import checkpoint
 from msgspec.structs import replace
 
@@ -25,7 +26,7 @@ class MemoryLog:
         self._last_seq = self._records[-1].seq if self._records else 0
         self._answer = Answer()
         self._folded_seq = 0
-        self._arrival: Signal | None = None
+        self._waiting: list[asyncio.Future[None]] = []
         self._closed = bool(self._records) and self._records[-1].is_terminal
 
     async def append(self, draft: Event) -> int:
@@ -53,8 +54,15 @@ class MemoryLog:
             elif self._closed:
                 return
             else:
-                self._arrival = self._arrival or Signal()
-                await self._arrival.wait()
+                # A future a reader: an event would make its own, and look for it again afterwards.
+                waiter = asyncio.get_running_loop().create_future()
+                self._waiting.append(waiter)
+                try:
+                    await waiter
+                except asyncio.CancelledError:
+                    with suppress(ValueError):
+                        self._waiting.remove(waiter)
+                    raise
 
     async def last_seq(self) -> int:
         return self._last_seq
@@ -73,9 +81,11 @@ class MemoryLog:
         self._wake()
 
     def _wake(self) -> None:
-        if self._arrival is not None:
-            self._arrival.set()
-            self._arrival = None
+        if self._waiting:
+            woken, self._waiting = self._waiting, []
+            for waiter in woken:
+                if not waiter.done():
+                    waiter.set_result(None)
 
     def _following(self, cursor: int) -> Sequence[Record]:
         if cursor >= self._last_seq:

@@ -7,6 +7,7 @@ field that a client does not need; what is not needed is not looked at.
 
 import json
 from collections.abc import Iterable, Iterator
+from math import isfinite
 from typing import Any
 
 import msgspec
@@ -18,6 +19,9 @@ from chatserver.events import Usage
 from chatserver.providers import Delta, Finish, ReasoningDelta, TextDelta, ToolCallRequest
 
 FINISH_REASONS = {"length": "length", "max_tokens": "length", "content_filter": "content_filter"}
+FAILURES = frozenset({"error", "abort", "cancelled"})
+"""Reasons that some servers give for an answer that is none: a router whose model failed, a server that let it go."""
+
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 ARGUMENTS_CHARS_LIMIT = 1024 * 1024
 
@@ -29,18 +33,19 @@ class _Function(Struct):
 
 class _ToolCall(Struct):
     index: int | None = None
-    id: str | None = None
+    id: Any = None
     function: _Function | None = None
 
 
 class _Part(Struct):
     text: str | None = None
+    thinking: list["_Part"] | None = None
 
 
 class _Delta(Struct):
     content: str | list[_Part] | None = None
-    reasoning: str | None = None
-    reasoning_content: str | None = None
+    reasoning: Any = None
+    reasoning_content: Any = None
     refusal: str | None = None
     tool_calls: list[_ToolCall] | None = None
     function_call: _Function | None = None
@@ -53,8 +58,8 @@ class _Choice(Struct):
 
 
 class _Usage(Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: Any = None
+    completion_tokens: Any = None
 
 
 class _Chunk(Struct):
@@ -98,6 +103,14 @@ class _Pending:
         self.arguments = ""
         self.cleaner = _Cleaner()
 
+    @property
+    def is_whole(self) -> bool:
+        """Nothing can follow: the arguments are a JSON object already."""
+        try:
+            return isinstance(json.loads(self.arguments), dict)
+        except (ValueError, RecursionError):
+            return False
+
 
 _decode = msgspec.json.Decoder(_Chunk).decode
 
@@ -111,15 +124,14 @@ class TurnDecoder:
 
     def __init__(self) -> None:
         self.has_begun = False
+        self.has_finished = False
         self.is_over = False
         self._reason: str | None = None
         self._usage: Usage | None = None
         self._calls: list[_Pending] = []
+        self._by_id: dict[str, list[_Pending]] = {}
+        self._by_index: dict[int | None, _Pending] = {}
         self._text, self._reasoning = _Cleaner(), _Cleaner()
-
-    @property
-    def has_finished(self) -> bool:
-        return self._reason is not None
 
     def feed(self, events: Iterable[tuple[bytes, bytes]]) -> Iterator[Delta]:
         """The deltas in some events of the stream, each a type and a chunk.
@@ -133,23 +145,29 @@ class TurnDecoder:
             if self.is_over:
                 return
             chunk = _parse(data)
-            says_wrong = chunk.choices is None and (chunk.message is not None or chunk.detail is not None)
-            if kind == b"error" or chunk.error is not None or chunk.object == "error" or says_wrong:
+            says_wrong = chunk.choices is None and (chunk.error, chunk.message, chunk.detail) != (None, None, None)
+            if kind == b"error" or chunk.error or chunk.object == "error" or says_wrong:
                 raise UpstreamError("llm_error", "the model server reported an error in mid answer")
-            if chunk.usage is not None and chunk.usage.prompt_tokens is not None:
-                self._usage = Usage(chunk.usage.prompt_tokens, chunk.usage.completion_tokens or 0)
+            if chunk.usage is not None and (read := _count(chunk.usage.prompt_tokens)) is not None:
+                self._usage = Usage(read, _count(chunk.usage.completion_tokens) or 0)
             for choice in chunk.choices or ():
                 if choice.finish_reason:
-                    self._reason = choice.finish_reason
+                    self._reason, self.has_finished = choice.finish_reason, True
                 if (delta := choice.delta or choice.message) is not None:
                     yield from self._read(delta)
 
     def finish(self) -> Iterator[Delta]:
-        """The collected tool calls and the finish of an answer that has its finish_reason."""
+        """The collected tool calls and the finish of an answer that has its finish_reason.
+
+        Raises:
+            UpstreamError: `llm_error`: the reason is a failure.
+        """
         if half := self._reasoning.rest():
             yield ReasoningDelta(half)
         if half := self._text.rest():
             yield TextDelta(half)
+        if self._reason in FAILURES:
+            raise UpstreamError("llm_error", "the model server gave the answer up", retryable=True)
         # Some servers say `stop` although they called tools; a cut answer's calls are not whole.
         reason = FINISH_REASONS.get(self._reason or "", "tool_calls" if self._calls else "stop")
         if reason == "tool_calls":
@@ -157,22 +175,25 @@ class TurnDecoder:
                 yield ToolCallRequest(call.call_id, call.name, call.arguments + call.cleaner.rest())
         yield Finish(reason, self._usage)  # type: ignore[arg-type]  # the keys and values above are the literals
 
-    def _read(self, delta: _Delta) -> Iterator[Delta]:
-        if thought := delta.reasoning_content or delta.reasoning:
+    def _read(self, delta: _Delta) -> list[Delta]:
+        found: list[Delta] = []
+        thought, content = delta.reasoning_content or delta.reasoning, delta.content
+        if isinstance(content, list):
+            thought = thought or "".join(each.text or "" for part in content for each in part.thinking or ())
+            content = "".join(part.text or "" for part in content)
+        if thought and isinstance(thought, str):
             self.has_begun = True
             if thought := self._reasoning.clean(thought):
-                yield ReasoningDelta(thought)
-        content = delta.content
-        if isinstance(content, list):
-            content = "".join(part.text or "" for part in content)
+                found.append(ReasoningDelta(thought))
         if text := content or delta.refusal:
             self.has_begun = True
             if text := self._text.clean(text):
-                yield TextDelta(text)
+                found.append(TextDelta(text))
         for fragment in delta.tool_calls or ():
             self._collect(fragment)
         if delta.function_call is not None:
             self._collect(_ToolCall(index=0, function=delta.function_call))
+        return found
 
     def _collect(self, fragment: _ToolCall) -> None:
         self.has_begun = True
@@ -191,22 +212,26 @@ class TurnDecoder:
         """The call that a fragment belongs to; a new one where it begins one.
 
         A known id decides. A new id with a name begins a call even under an index in use, since some servers count
-        every call as number 0. Without an id the index decides, and without both a name begins a call.
+        every call as number 0. Without an id the index decides, unless that call is whole and this one has a name.
+        Without both a name begins a call.
         """
-        begins = fragment.function is not None and bool(fragment.function.name)
-        indexes = (None, fragment.index)
-        known = [call for call in self._calls if call.call_id == fragment.id and call.index in indexes]
-        if fragment.id and known:
-            return known[-1]
-        if not (fragment.id and begins) and not (fragment.index is None and begins):
-            same = [call for call in self._calls if fragment.index in (None, call.index)]
-            if same:
-                return same[-1]
-        id = cleaned(fragment.id or "")
-        is_taken = not id or any(call.call_id == id for call in self._calls)
-        call = _Pending(f"call_{new_id()}" if is_taken else id, fragment.index)
+        function, id, index = fragment.function or _Function(), cleaned(str(fragment.id or "")), fragment.index
+        for known in reversed(self._by_id.get(id, ())):
+            if index is None or known.index in (None, index):
+                return known
+        if not (function.name and (id or index is None)):
+            same = self._by_index.get(index) if index is not None else self._calls[-1] if self._calls else None
+            if same and not (function.name and function.arguments and same.is_whole):
+                return same
+        call = _Pending(id if id and id not in self._by_id else f"call_{new_id()}", index)
+        self._by_id.setdefault(id or call.call_id, []).append(call)
+        self._by_index[index] = call
         self._calls.append(call)
         return call
+
+
+def _count(value: object) -> int | None:
+    return max(0, round(value)) if isinstance(value, int | float) and isfinite(value) else None
 
 
 def cleaned(text: str) -> str:

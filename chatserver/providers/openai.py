@@ -3,14 +3,15 @@
 This is the seam for other APIs of the SDK: another decoder beside ``chunks``, another path and body.
 """
 
+import logging
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, suppress
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from ipaddress import ip_address
 from threading import Lock
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Self, cast
+from urllib.parse import urlsplit
 
 import anyio
 import msgspec
@@ -18,11 +19,14 @@ import msgspec
 from chatserver.errors import UpstreamError
 from chatserver.providers import Delta, ModelRequest
 from chatserver.providers.chunks import TurnDecoder
+from chatserver.providers.refusals import Lost, read_refusal, refusal
 from chatserver.providers.sse_decoder import EventTooLong, SSEDecoder
 
 if TYPE_CHECKING:
     import httpx2
     import openai
+
+logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 5.0
 RETRIES_LIMIT = 2
@@ -32,30 +36,6 @@ LAST_WORDS_SECONDS = 2.0
 
 END_SECONDS = 0.1
 """How long after [DONE] the end of the body is waited for: only then can the connection be used again."""
-
-REFUSAL_BYTES_LIMIT = 64 * 1024
-REFUSAL_SECONDS = 2.0
-"""How much of a refusal's body is read, and how long: its status counts, its words only help to tell why."""
-
-RETRY_AFTER_SECONDS_LIMIT = 366 * 86400.0
-"""A longer wait is a mistake, not advice."""
-
-CONTEXT_WORDS = (
-    "context_length",
-    "context length",
-    "context size",
-    "context window",
-    "maximum context",
-    "exceed_context",
-    "maximum model length",
-    "prompt is too long",
-    "input is too long",
-    "too many tokens",
-)
-
-
-class _Lost(Exception):
-    """The connection or the server failed before the first token: worth another try."""
 
 
 class OpenAIProvider:
@@ -77,7 +57,10 @@ class OpenAIProvider:
 
     async def warm_up(self) -> None:
         """Import the SDK (about a second) beside the loop, before the first run needs it."""
-        await self._client()
+        try:
+            await self._client()
+        except Exception:
+            logger.exception("no model server can be asked")
 
     async def _client(self) -> "openai.AsyncOpenAI":
         if self._sdk is None:
@@ -94,15 +77,17 @@ class OpenAIProvider:
         import httpx2
         import openai
 
+        from chatserver.providers.http_transport import HttpClient
+
         return openai.AsyncOpenAI(
             api_key=self._api_key or "none",  # The SDK insists; a local server does not look at it.
             base_url=self._base_url,
             max_retries=0,
             timeout=httpx2.Timeout(self._idle_seconds, connect=min(CONNECT_SECONDS, self._idle_seconds)),
-            http_client=openai.DefaultAsyncHttpxClient(
-                # Runs are limited by the server's settings; a second, silent queue would only hide it.
-                limits=httpx2.Limits(max_connections=None, max_keepalive_connections=100),
-                event_hooks={"response": [_read_refusal]},
+            http_client=HttpClient(
+                follow_redirects=True,
+                event_hooks={"response": [read_refusal]},
+                trust_env=not _is_local(self._base_url),  # No proxy leads to this very machine.
             ),
         )
 
@@ -113,15 +98,26 @@ class OpenAIProvider:
 
     async def _deltas(self, request: ModelRequest) -> AsyncGenerator[Delta, None]:
         """The turn's deltas, tried again as long as nothing of the answer has come."""
-        body, began, delays = _body(request), monotonic(), backoff()
+        body, began, delays = self._body(request), monotonic(), backoff()
         while True:
-            decoder = TurnDecoder()
+            events, decoder = SSEDecoder(), TurnDecoder()
             try:
-                async with aclosing(self._attempt(body, decoder)) as deltas:
-                    async for delta in deltas:
-                        yield delta
-                return
-            except _Lost:
+                async with self._reading(body, decoder) as reads:
+                    heard_at = monotonic()
+                    async for chunk in reads:
+                        if found := events.feed(chunk):
+                            for delta in decoder.feed(found):
+                                yield delta
+                            if decoder.has_finished:
+                                break
+                            heard_at = monotonic()  # Only now: how long the consumer took is no silence upstream.
+                        elif monotonic() - heard_at > self._idle_seconds:
+                            raise _silent()  # The client's read timeout ends silence; comments alone are silence too.
+                    async with aclosing(_rest(reads, events, decoder)) as rest:
+                        async for delta in rest:
+                            yield delta
+                    return
+            except Lost:
                 delay = next(delays, None)
                 if delay is None or monotonic() + delay - began > RETRY_DEADLINE_SECONDS:
                     raise UpstreamError(
@@ -129,28 +125,39 @@ class OpenAIProvider:
                     ) from None
                 await anyio.sleep(delay)
 
-    async def _attempt(self, body: bytes, decoder: TurnDecoder) -> AsyncGenerator[Delta, None]:
+    def _body(self, request: ModelRequest) -> bytes:
+        """The request's JSON, encoded once: given a dict, the SDK would walk through every message of the session."""
+        body: dict[str, Any] = {
+            "model": request.model,
+            "messages": request.messages,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        if request.tools:
+            body["tools"] = request.tools
+        if request.temperature is not None:
+            body["temperature"] = request.temperature
+        if request.max_output_tokens is not None:
+            # OpenAI's newer models refuse the old name, other servers may not know the new one.
+            body["max_tokens" if self._base_url else "max_completion_tokens"] = request.max_output_tokens
+        return msgspec.json.encode(body)
+
+    @asynccontextmanager
+    async def _reading(self, body: bytes, decoder: TurnDecoder) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The bytes of the answer to a request; leaving ends it, and whatever goes wrong is an error of ours."""
+        import httpx2
+
         response = await self._open(body)
-        events, heard_at = SSEDecoder(), monotonic()
         try:
-            async with aclosing(response.aiter_bytes() if _is_encoded(response) else response.aiter_raw()) as source:
-                while chunk := await self._next(source, decoder, heard_at):
-                    if found := events.feed(chunk):
-                        for delta in decoder.feed(found):
-                            yield delta
-                        heard_at = monotonic()  # Only now: how long the consumer took is not the upstream's silence.
-                if not decoder.has_finished:
-                    for delta in decoder.feed(events.flush()):
-                        yield delta
+            async with aclosing(_reads(response)) as reads:
+                yield reads
         except EventTooLong:
             raise UpstreamError("llm_error", "the model server sent an event without end") from None
+        except (httpx2.TransportError, httpx2.DecodingError) as error:
+            raise _silent() if isinstance(error, httpx2.ReadTimeout) else _cut(decoder) from None
         finally:
             with anyio.CancelScope(shield=True):
                 await response.aclose()
-        if not decoder.has_finished:
-            raise _cut(decoder)
-        for delta in decoder.finish():
-            yield delta
 
     async def _open(self, body: bytes) -> "httpx2.Response":
         """Send the request and wait for the head of a stream."""
@@ -172,12 +179,12 @@ class OpenAIProvider:
             raise _silent() from None
         except openai.APITimeoutError as error:
             if isinstance(error.__cause__, httpx2.ConnectTimeout):
-                raise _Lost from None
+                raise Lost from None
             raise _silent() from None
         except openai.APIConnectionError:
-            raise _Lost from None
+            raise Lost from None
         except openai.APIStatusError as error:
-            raise _refusal(error) from None
+            raise refusal(error) from None
         media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type in ("text/html", "application/json"):
             with anyio.CancelScope(shield=True):
@@ -185,23 +192,12 @@ class OpenAIProvider:
             raise UpstreamError("llm_error", "the model server did not answer with a stream")
         return response
 
-    async def _next(self, source: AsyncIterator[bytes], decoder: TurnDecoder, heard_at: float) -> bytes:
-        """The next bytes, b"" at the end. The client's read timeout ends silence; comments alone are silence too."""
-        import httpx2
 
-        try:
-            if decoder.has_finished:
-                patience = END_SECONDS if decoder.is_over else LAST_WORDS_SECONDS
-                with anyio.move_on_after(heard_at + patience - monotonic()):
-                    return await anext(source, b"")
-                return b""
-            if monotonic() - heard_at > self._idle_seconds:
-                raise _silent()
-            return await anext(source, b"")
-        except (httpx2.TransportError, httpx2.DecodingError) as error:
-            if decoder.has_finished:
-                return b""
-            raise _silent() if isinstance(error, httpx2.ReadTimeout) else _cut(decoder) from None
+def _is_local(url: str | None) -> bool:
+    host = urlsplit(url or "").hostname or ""
+    with suppress(ValueError):
+        return ip_address(host).is_loopback
+    return host == "localhost" or host.endswith(".localhost")
 
 
 def backoff() -> Iterator[float]:
@@ -210,45 +206,39 @@ def backoff() -> Iterator[float]:
         yield 0.25 * 2**attempt * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing
 
 
-def _body(request: ModelRequest) -> bytes:
-    """The request's JSON, encoded once: given as a dict, the SDK would walk through every message of the session."""
-    body: dict[str, Any] = {
-        "model": request.model,
-        "messages": request.messages,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-    if request.tools:
-        body["tools"] = request.tools
-    if request.temperature is not None:
-        body["temperature"] = request.temperature
-    if request.max_output_tokens is not None:
-        body["max_tokens"] = request.max_output_tokens
-    return msgspec.json.encode(body)
+def _reads(response: "httpx2.Response") -> AsyncGenerator[bytes, None]:
+    """The body as it comes: from the connection itself where it can be, past the iterators that only count."""
+    from chatserver.providers.http_transport import BODY
+
+    if response.headers.get("content-encoding", "identity").lower() != "identity":
+        return response.aiter_bytes()
+    return cast("AsyncGenerator[bytes, None]", response.extensions.get(BODY) or response.aiter_raw())
 
 
-async def _read_refusal(response: "httpx2.Response") -> None:
-    """Hook of the HTTP client: read as much of a refusal as helps, where the SDK would read all of it or fail."""
+async def _rest(reads: AsyncIterator[bytes], events: SSEDecoder, decoder: TurnDecoder) -> AsyncGenerator[Delta, None]:
+    """What follows a finish_reason or the end of the body, as far as it comes in time, and the end of the turn."""
     import httpx2
-    import openai
 
-    if not response.is_error:
-        return
-    body = bytearray()
-    with suppress(httpx2.HTTPError), anyio.move_on_after(REFUSAL_SECONDS):
-        async for chunk in response.aiter_bytes():
-            body += chunk
-            if len(body) > REFUSAL_BYTES_LIMIT:
+    if not decoder.has_finished:
+        for delta in decoder.feed(events.flush()):
+            yield delta
+    if not decoder.has_finished:
+        raise _cut(decoder)
+    deadline = monotonic() + LAST_WORDS_SECONDS
+    with suppress(httpx2.TransportError, httpx2.DecodingError):  # The answer is whole, whatever befalls its rest.
+        while not decoder.is_over:
+            chunk = b""
+            with anyio.move_on_after(deadline - monotonic()):
+                chunk = await anext(reads, b"")
+            if not chunk:
                 break
-    try:
-        tree = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        tree = None
-    raise openai.APIStatusError("refused", response=response, body=tree)
-
-
-def _is_encoded(response: "httpx2.Response") -> bool:
-    return response.headers.get("content-encoding", "identity").lower() != "identity"
+            for delta in decoder.feed(events.feed(chunk)):
+                yield delta
+        if decoder.is_over:
+            with anyio.move_on_after(END_SECONDS):
+                await anext(reads, b"")
+    for delta in decoder.finish():
+        yield delta
 
 
 def _silent() -> UpstreamError:
@@ -257,43 +247,5 @@ def _silent() -> UpstreamError:
 
 def _cut(decoder: TurnDecoder) -> Exception:
     if not decoder.has_begun:
-        return _Lost()
+        return Lost()
     return UpstreamError("upstream_truncated", "the model server ended in mid answer", retryable=True)
-
-
-def _refusal(error: "openai.APIStatusError") -> Exception:
-    """What an HTTP status of the upstream means for the run."""
-    body: Any = error.body
-    inner = body if isinstance(body, dict) else {}
-    if isinstance(inner.get("error"), dict):
-        inner = inner["error"]
-    words = f"{inner.get('code')} {inner.get('type')} {inner.get('message')}".lower()
-    match error.status_code:
-        case 429:
-            spent = "insufficient_quota" in words
-            after = _retry_after(error.response.headers.get("retry-after"))
-            message = "the model server's quota is used up" if spent else "the model server is busy"
-            return UpstreamError("rate_limited", message, retryable=not spent, retry_after=after)
-        case 401 | 403:
-            return UpstreamError("auth_failed", "the model server refused this server's key")
-        case 400 | 413 | 422 if any(word in words for word in CONTEXT_WORDS):
-            return UpstreamError("context_length", "the dialogue is longer than the model can read")
-        case status if status >= 500:
-            return _Lost()
-        case status:
-            return UpstreamError("llm_error", f"the model server refused the request with status {status}")
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds from a `Retry-After` header, a number or a date; None when it makes no sense."""
-    if not value:
-        return None
-    try:
-        seconds = float(value) if value.replace(".", "", 1).isdecimal() else _seconds_until(value)
-    except (ValueError, TypeError, OverflowError):
-        return None
-    return max(0.0, seconds) if seconds < RETRY_AFTER_SECONDS_LIMIT else None
-
-
-def _seconds_until(date: str) -> float:
-    return (parsedate_to_datetime(date) - datetime.now(UTC)).total_seconds()

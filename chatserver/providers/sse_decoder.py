@@ -1,7 +1,5 @@
 """Server-Sent Events from bytes, without I/O, as WHATWG defines them for `data` and `event`."""
 
-from collections.abc import Iterator
-
 EVENT_BYTES_LIMIT = 1024 * 1024
 """A longer line or event is no model's chunk; the largest seen in use are tool arguments of some 100 KB."""
 
@@ -28,15 +26,32 @@ class SSEDecoder:
         Raises:
             EventTooLong: a line or an event is over ``EVENT_BYTES_LIMIT``.
         """
+        if (found := self._whole(chunk)) is not None:
+            return found
         self._rest.append(chunk)
         self._rest_bytes += len(chunk)
         is_inside = b"\n" not in chunk and b"\r" not in chunk and not self._holds_cr
         if is_inside and self._rest_bytes <= EVENT_BYTES_LIMIT:
             return []  # Joined only once a line ends: many small pieces must not cost their square.
-        events = [event for line in self._lines(b"".join(self._rest)) for event in self._read(line)]
+        events: list[tuple[bytes, bytes]] = []
+        for line in self._lines(b"".join(self._rest)):
+            self._read(line, events)
         if self._rest_bytes + self._data_bytes > EVENT_BYTES_LIMIT:
             raise EventTooLong
         return events
+
+    def _whole(self, chunk: bytes) -> list[tuple[bytes, bytes]] | None:
+        """The events of a chunk that is nothing but whole ones in the commonest form, as nearly all are.
+
+        It takes about half as long as the way for all others.
+        """
+        if not chunk.startswith(b"data: ") or not chunk.endswith(b"\n\n") or self._rest or self._data or self._type:
+            return None
+        found = chunk[6:-2].split(b"\n\ndata: ")
+        if chunk.count(b"\n") != 2 * len(found) or b"\r" in chunk or len(chunk) > EVENT_BYTES_LIMIT:
+            return None
+        self._at_start = False
+        return [(b"", data) for data in found]
 
     def flush(self) -> list[tuple[bytes, bytes]]:
         """At the end of the body: an event whose blank line never came, since some servers forget it."""
@@ -57,10 +72,10 @@ class SSEDecoder:
         self._rest, self._rest_bytes = [rest] if rest else [], len(rest)
         return lines
 
-    def _read(self, line: bytes) -> Iterator[tuple[bytes, bytes]]:
+    def _read(self, line: bytes, events: list[tuple[bytes, bytes]]) -> None:
         if not line:
             if self._data:
-                yield self._type, b"\n".join(self._data)
+                events.append((self._type, b"\n".join(self._data)))
             self._type, self._data, self._data_bytes = b"", [], 0
         elif line.startswith(b"data:"):
             self._data.append(line[6:] if line.startswith(b"data: ") else line[5:])
@@ -72,4 +87,4 @@ class SSEDecoder:
             self._data_bytes += len(line)
         elif line.startswith((b"{", b"error:")):
             # No field of the standard, but how servers say that they failed where a stream was asked for.
-            yield b"error", line
+            events.append((b"error", line))

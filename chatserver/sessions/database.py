@@ -32,6 +32,12 @@ POSTGRES_CONNECT_SECONDS = 10.0
 POSTGRES_COMMAND_SECONDS = 30.0
 """A transaction here takes milliseconds; a connection that is silent for so long is dead."""
 
+LIBPQ_PARAMETERS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "sslmode": ("ssl", str),
+    "connect_timeout": ("timeout", float),
+}
+"""What is in URLs made for libpq, and what asyncpg calls it. It binds channels where it can, without being told."""
+
 MIGRATIONS = Path(__file__).parent / "migrations"
 MIGRATION_LOCK = 7_264_187_309
 """The PostgreSQL advisory lock that lets one process migrate while others wait; any number of our own."""
@@ -66,7 +72,7 @@ async def open_database(database_url: str) -> AsyncIterator[Database]:
     try:
         try:
             await database.write(migrate)
-        except (DBAPIError, CommandError, OSError) as error:
+        except (DBAPIError, CommandError, OSError, TypeError, ValueError) as error:  # asyncpg's for odd parameters
             reason = error.orig if isinstance(error, DBAPIError) else error
             raise SettingsError(f"{variable('database_url')}: cannot be opened: {reason}") from None
         yield database
@@ -145,10 +151,16 @@ class _Postgres:
     """A pool of asyncpg connections."""
 
     def __init__(self, url: URL) -> None:
-        ssl = {"ssl": url.query["sslmode"]} if "sslmode" in url.query else {}  # libpq's name for it, not asyncpg's
         try:
+            given = {
+                name: convert(str(url.query[libpq]))
+                for libpq, (name, convert) in LIBPQ_PARAMETERS.items()
+                if libpq in url.query
+            }
             self._engine: AsyncEngine = create_async_engine(
-                url.set(drivername="postgresql+asyncpg").difference_update_query(["sslmode"]),
+                url.set(drivername="postgresql+asyncpg").difference_update_query(
+                    [*LIBPQ_PARAMETERS, "channel_binding"]
+                ),
                 hide_parameters=True,
                 pool_size=POSTGRES_CONNECTIONS,
                 max_overflow=0,
@@ -156,9 +168,11 @@ class _Postgres:
                 connect_args={
                     "timeout": POSTGRES_CONNECT_SECONDS,
                     "command_timeout": POSTGRES_COMMAND_SECONDS,
-                    **ssl,
+                    **given,
                 },
             )
+        except ValueError as error:
+            raise SettingsError(f"{variable('database_url')}: {error}") from None
         except ModuleNotFoundError as error:
             raise SettingsError(f"{variable('database_url')}: PostgreSQL needs the package {error.name}") from None
         self._snapshot = self._engine.execution_options(isolation_level="REPEATABLE READ")

@@ -61,7 +61,9 @@ def tool(function: Callable[..., Any]) -> Tool:
         hints = get_type_hints(function, include_extras=True)
         fields = [_field(each, hints) for each in inspect.signature(function).parameters.values()]
         arguments = msgspec.defstruct(name, fields, kw_only=True, forbid_unknown_fields=True)
-        made = Tool(name, inspect.getdoc(function) or "", function, arguments, inspect.iscoroutinefunction(function))
+        # A decorator may hide that it is.
+        is_async = any(map(inspect.iscoroutinefunction, (function, inspect.unwrap(function))))
+        made = Tool(name, inspect.getdoc(function) or "", function, arguments, is_async)
         made.specification()
     except (TypeError, NameError, ValueError, KeyError) as error:
         raise SettingsError(f"tool `{name}`: {error}") from None

@@ -9,6 +9,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from inspect import isawaitable
 from time import monotonic
 from typing import Any
 
@@ -70,7 +71,8 @@ class ToolThreads:
 
             async def run() -> tuple[Any, bool] | ToolFailed:
                 try:
-                    return cap(await tool.function(**bound), limit)
+                    result = tool.function(**bound)
+                    return cap(await result if isawaitable(result) else result, limit)
                 except BaseException as error:  # noqa: BLE001 - SystemExit would end the tools' loop
                     return _harmless(error)  # Returned: one raised after the timeout would be logged as a fault.
 

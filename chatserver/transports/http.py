@@ -235,9 +235,10 @@ def problem(request: Request[Any, Any, Any], error: Exception) -> Response[dict[
 
 def _methods(request: Request[Any, Any, Any]) -> Iterator[str]:
     """The methods that the requested path answers to."""
+    path = request.scope["path"].removeprefix(request.scope.get("root_path", "")).rstrip("/") or "/"
     for method in HttpMethod:
         with suppress(HTTPException):
-            request.app.asgi_router.handle_routing(path=request.scope["path"].rstrip("/") or "/", method=method.value)
+            request.app.asgi_router.handle_routing(path=path, method=method.value)
             yield method.value
 
 

@@ -38,6 +38,10 @@ export type Options = {
      * the server's heartbeat, until a `start` event tells it
      */
     heartbeatMs?: number;
+    /**
+     * how long a connection may take to its first byte; default 10,000
+     */
+    connectMs?: number;
 };
 export type ChatRequest = {
     /**

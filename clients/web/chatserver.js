@@ -23,6 +23,7 @@
  * @property {typeof fetch} [fetch] for cookies, proxies and tests
  * @property {(tries: number) => number} [backoff] ms to wait after so many losses without progress
  * @property {number} [heartbeatMs] the server's heartbeat, until a `start` event tells it
+ * @property {number} [connectMs] how long a connection may take to its first byte; default 10,000
  */
 /**
  * @typedef {object} ChatRequest
@@ -48,7 +49,7 @@
 const HEARTBEAT_MS = 15_000;
 const SILENT_HEARTBEATS = 2.5; // After so many without a byte a connection is dead, whatever it says of itself.
 const PATIENCE_MS = 2_500; // For the first word of a WebSocket that may not get through, and for the answer to a check.
-const CONNECT_MS = 10_000;
+const CONNECT_MS = 10_000; // After failures, Chromium itself holds a WebSocket back for up to 5 s.
 const BACKOFF_MS = 500;
 const BACKOFF_LIMIT_MS = 20_000;
 const TIMER_LIMIT_MS = 2 ** 31 - 1;
@@ -240,13 +241,13 @@ export class Chat {
   }
 
   /** @internal The chat is in the worst state that one of its lines is in. @param {object} [detail] */
-  update(detail = {}) {
+  update(detail) {
     /** @type {State[]} */ const order = ["idle", "open", "connecting", "stalled", "waiting", "offline"];
     const states = [...this.#lines].map((line) => order.indexOf(line.runs.size ? line.state : "idle"));
     const state = this.#closing.signal.aborted ? "closed" : order[Math.max(0, ...states)];
-    if (state === this.#state && state !== "waiting") return;
+    if (state === this.#state && !detail) return;
     this.#state = state;
-    this.#emit("state", state, detail);
+    this.#emit("state", state, detail ?? {});
   }
 
   /** @internal @param {Line} line */
@@ -547,7 +548,7 @@ class Line {
     this.#connection = new AbortController();
     this.enter("connecting");
     const isUnsure = this.via === "ws" && this.chat.isUnsure;
-    this.#expect(isUnsure ? PATIENCE_MS : Math.min(CONNECT_MS, SILENT_HEARTBEATS * this.chat.heartbeatMs));
+    this.#expect(isUnsure ? PATIENCE_MS : (this.chat.options.connectMs ?? CONNECT_MS));
     try {
       await (this.via === "ws" ? overWebSocket : overFetch)(this, this.#connection.signal);
       return this.#loss ?? new ChatError("the stream ended");

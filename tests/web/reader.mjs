@@ -1,10 +1,10 @@
 // Reads answers through whatever stands between, and tells how they came out: a JSON document of all of them.
-// Its one argument is JSON: {module, url, transport, messages, hops, heartbeatMs}.
-const { module, url, transport, messages, hops, heartbeatMs } = JSON.parse(process.argv[2]);
+// Its one argument is JSON: {module, url, transport, messages, hops, heartbeatMs, connectMs}.
+const { module, url, transport, messages, hops, ...pace } = JSON.parse(process.argv[2]);
 const { connect } = await import(module);
 const WebSocket = globalThis.WebSocket ?? (await import("ws")).WebSocket; // Node 20 has none.
 
-const chat = connect(url, { transport, WebSocket, heartbeatMs, backoff: () => Math.random() * 20 });
+const chat = connect(url, { transport, WebSocket, ...pace, backoff: () => Math.random() * 20 });
 const states = {};
 chat.on("state", (state) => (states[state] = (states[state] ?? 0) + 1));
 

@@ -1,0 +1,163 @@
+"""`python -m benchmarks`: run the lab, make its report, check the peers, or just serve its model."""
+
+import asyncio
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from benchmarks import goals, nginx, upstream
+from benchmarks.bench import BOTTLENECK
+from benchmarks.conductor import Conductor, Turn, chosen, record, turns
+from benchmarks.processes import cores, raise_files_limit
+from benchmarks.scenarios import CHAPTERS, COVER, SCENARIOS
+from benchmarks.servers import LIMITS, TITLES
+from benchmarks.verify import verify
+from chatserver.bench import observations, page, tables
+from chatserver.bench.environment import environment, versions
+from chatserver.bench.schedule import Schedule
+
+RESULTS = Path("bench")
+SEED = 7
+ROUNDS = 5
+MINUTES = 14.0
+PEERS = ("fastapi", "starlette", "sse-starlette", "httpx2", "pydantic")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """The latency lab: this server, what one would otherwise write, and the floor, side by side."""
+
+
+@main.command()
+@click.option(
+    "--quick", is_flag=True, help="A small part of everything, once: does the lab work? Its times say nothing."
+)
+@click.option("--only", multiple=True, type=click.Choice([each.name for each in SCENARIOS]), help="These scenarios.")
+@click.option("--rounds", type=click.IntRange(1), default=ROUNDS, show_default=True)
+@click.option("--minutes", type=float, default=MINUTES, show_default=True, help="No turn begins later than this.")
+@click.option("--seed", type=int, default=SEED, show_default=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True, help="Folder of the results."
+)
+@click.option("--compare", type=click.Path(path_type=Path, exists=True), help="An earlier recording.")
+def run(
+    quick: bool, only: tuple[str, ...], rounds: int, minutes: float, seed: int, out: Path, compare: Path | None
+) -> None:
+    """Measure, write down every observation, and report."""
+    console = Console()
+    rounds = 1 if quick else rounds
+    server_core, load_core = cores()
+    scenarios = chosen(SCENARIOS, only, quick=quick)
+    facts = {
+        "rounds": str(rounds),
+        "seed": str(seed),
+        "server on core": str(server_core),
+        "load and model on core": str(load_core),
+        "open files": str(raise_files_limit()),
+        "settings": " ".join(f"{name}={value}" for name, value in LIMITS.items()),
+        "nginx": "not installed: nothing was measured behind it" if nginx.binary() is None else "installed",
+    }
+    if nginx.binary() is None:
+        console.print("nginx is not installed: nothing is measured behind it.", style="yellow")
+    if server_core == load_core:
+        console.print("There is one core only: the load takes its time from the servers.", style="yellow")
+    path = out / f"{'quick' if quick else 'bench'}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.jsonl.gz"
+    writer = observations.Writer(path)
+    writer.write(environment(**versions(PEERS), **facts))
+    failures = []
+    plan = list(turns(scenarios, rounds))
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Conductor(seed) as conductor, Progress(*columns, console=console, refresh_per_second=1) as progress:
+        checking = progress.add_task("are the contenders' answers whole?", total=None)
+        made_here = any(each.scenario.without_model for each in plan)
+        rejected = verify(conductor, {each.contender for each in plan}, without_model=made_here)
+        for line in rejected.values():
+            console.print(f"rejected: {line}", style="red")
+        plan = [each for each in plan if each.contender not in rejected]
+        progress.update(checking, total=len(plan), completed=0)
+
+        def on_turn(turn: Turn) -> None:
+            step = f" {turn.step:,} {turn.scenario.chapter.steps}" if turn.step else ""
+            progress.update(checking, advance=1, description=f"{turn.scenario.name} {turn.contender.title}{step}")
+
+        def write(observation: observations.Observation) -> None:
+            writer.write(observation)
+            if observation.refusal and observation.refusal != BOTTLENECK:
+                failures.append(observation)
+
+        left = record(conductor, plan, minutes * 60, write, on_turn)
+    writer.close()
+    if left:
+        console.print(f"Time was up: {left} of {len(plan)} turns are missing, the last rounds.", style="yellow")
+    _report(path, compare, console)
+    if quick and (failures or rejected):
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("path", type=click.Path(path_type=Path, exists=True), required=False)
+@click.option("--compare", type=click.Path(path_type=Path, exists=True), help="An earlier recording.")
+def report(path: Path | None, compare: Path | None) -> None:
+    """The report of a recording, computed anew; without a name, of the newest one."""
+    found = sorted(RESULTS.glob("bench-*.jsonl*"), key=lambda each: each.stat().st_mtime)
+    if path is None and not found:
+        raise click.ClickException(f"there is no recording in {RESULTS}/")
+    _report(path or found[-1], compare, Console())
+
+
+def _report(path: Path, compare: Path | None, console: Console) -> None:
+    try:
+        recording = observations.read(path)
+        earlier = observations.read(compare) if compare else None
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
+    tables.show(recording, CHAPTERS, console, earlier)
+    console.print(goals.table(recording))
+    name = path.name.removesuffix(".gz").removesuffix(".jsonl")
+    made = path.with_name(f"{name}.html")
+    made.write_text(page.html(recording, CHAPTERS, earlier))
+    console.print(f"\nobservations  {path}\nreport        {made}")
+    if picture := page.picture(recording, COVER):
+        path.with_name(f"{name}.svg").write_text(picture)
+        console.print(f"for README    {path.with_name(f'{name}.svg')}")
+
+
+@main.command()
+def check() -> None:
+    """Check the content of every contender's answers; nothing is timed."""
+    raise_files_limit()
+    with Conductor(SEED) as conductor:
+        rejected = verify(conductor)
+    for line in rejected.values():
+        click.echo(line)
+    click.echo(f"{len(TITLES)} contenders, {len(rejected)} rejected")
+    sys.exit(bool(rejected))
+
+
+@main.command()
+@click.option("--port", type=int, default=8100, show_default=True)
+def model(port: int) -> None:
+    """Serve the scripted model, as OPENAI_BASE_URL of whatever you like."""
+
+    async def serve() -> None:
+        async with upstream.serving(Schedule(), port) as served:
+            click.echo(
+                f"OPENAI_BASE_URL={served.url}  a message is e.g. lab:100,20,0,0 (tokens, a second, key, silence)"
+            )
+            await asyncio.Event().wait()
+
+    asyncio.run(serve())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""Measurements that only a server with a log can be asked for: many readers of one run, and coming back to it."""
+
+import asyncio
+import random
+from collections.abc import Callable
+from time import monotonic_ns
+from typing import Any
+
+from benchmarks.bench import Bench, Seen
+from benchmarks.proxy import Weather, distant
+from benchmarks.readers import RunReader
+from benchmarks.script import Script
+from benchmarks.times import paced
+from chatserver.bench.connections import CONNECTIONS, TRANSPORTS, AnyConnection, Target
+
+OPENING = 100
+"""How many connections are made at a time."""
+
+PROBE_SECONDS = 0.01
+AWAY_SECONDS = 0.03
+RESUME_RATE = 100
+
+
+async def many_readers(bench: Bench, *, readers: int, rate: float, seconds: float) -> Seen:
+    """What each further reader of a run costs: server CPU with many of them less that with one, per event."""
+    seen, alone = Seen(), Seen()
+    one = await _read_together(bench, alone, 1, rate, seconds)
+    many = await _read_together(bench, seen, readers, rate, seconds)
+    extra = seen.values["server_cpu_s"] - alone.values["server_cpu_s"]
+    seen.values["cpu_us_per_further_event"] = extra * 1e6 / max(1, many - one)
+    seen.values["tokens"] = many
+    return seen
+
+
+async def _read_together(bench: Bench, seen: Seen, count: int, rate: float, seconds: float) -> int:
+    """Events that came to all readers of one run in the measured seconds."""
+    first = RunReader()
+    connections = [await bench.open()]
+    tokens = int((seconds + 1.0 + count / 500) * rate)
+    connections[0].ask({"message": Script(tokens, f"{rate:g}").message, "on_disconnect": "cancel"}, first)
+    await first.began.wait()
+    readers = [first, *[RunReader() for _ in range(count - 1)]]
+    connections += await _attached(bench, first.run_id, readers[1:])
+    before = sum(len(each.indices) for each in readers)
+    async with bench.metered(seen):
+        await asyncio.sleep(seconds)
+    events = sum(len(each.indices) for each in readers) - before
+    delivery = [arrival[1] for each in readers for arrival in each.arrivals[-int(seconds * rate) :]]
+    seen.samples["delivery_us"] = delivery[:: max(1, len(delivery) // 20_000)]
+    async with asyncio.timeout(30):
+        for reader in readers:
+            await reader.over.wait()
+    lost = [reader.lost_and_doubled(tokens) for reader in readers]
+    seen.values["lost_events"], seen.values["doubled_events"] = (
+        float(sum(column)) for column in zip(*lost, strict=True)
+    )
+    if any(map(any, lost)):
+        seen.refusal = "events were lost or came twice"
+    for connection in connections:
+        connection.close()
+    await bench.settle()
+    return events
+
+
+async def _attached(bench: Bench, run_id: str, readers: list[RunReader]) -> list[AnyConnection]:
+    connections: list[AnyConnection] = []
+    for start in range(0, len(readers), OPENING):
+        some = readers[start : start + OPENING]
+        fresh = await asyncio.gather(*[bench.open() for _ in some])
+        for connection, reader in zip(fresh, some, strict=True):
+            connection.attach(run_id, 0, reader)
+        for reader in some:
+            await asyncio.wait_for(reader.began.wait(), 30)
+        connections += fresh
+    return connections
+
+
+async def keepalive(bench: Bench, *, streams: int, seconds: float, can_attach: bool) -> Seen:
+    """Idle streams that are pinged every second: server CPU of a ping, and the longest wait for another answer.
+
+    A server with a log has one idle run and its readers; one without has as many runs that make nothing.
+    """
+    seen = Seen()
+    hold = seconds + 30 + streams / 100
+    script = Script(1, "1000", 0, hold) if can_attach else Script(1, "turn", 0, hold)
+    first = RunReader()
+    connections = [await bench.open()]
+    connections[0].ask({"message": script.message}, first)
+    await asyncio.wait_for(first.began.wait(), 30)
+    readers = [RunReader() for _ in range(streams - 1)]
+    if can_attach:
+        connections += await _attached(bench, first.run_id, readers)
+    else:
+        connections += await _asked(bench, script, readers)
+    await asyncio.sleep(1.0)
+    before = sum(each.pings for each in connections)
+    waits: list[int] = []
+    probing = asyncio.create_task(_probe(bench.target, waits))
+    async with bench.metered(seen):
+        await asyncio.sleep(seconds)
+    probing.cancel()
+    pings = sum(each.pings for each in connections) - before
+    for connection in connections:
+        connection.drop()
+    seen.values["pings"] = pings
+    if pings < streams * seconds * 0.5:
+        seen.refusal = f"only {pings} pings came to {streams} streams"
+    seen.values["cpu_us_per_ping"] = seen.values["server_cpu_s"] * 1e6 / max(1, pings)
+    seen.values["stall_max_ms"] = max(waits, default=0) / 1000
+    seen.samples["probe_us"] = waits
+    await bench.settle()
+    return seen
+
+
+async def _asked(bench: Bench, script: Script, readers: list[RunReader]) -> list[AnyConnection]:
+    connections: list[AnyConnection] = []
+    for start in range(0, len(readers), OPENING):
+        some = readers[start : start + OPENING]
+        fresh = await asyncio.gather(*[bench.open() for _ in some])
+        for connection, reader in zip(fresh, some, strict=True):
+            connection.ask({"message": script.message}, reader)
+        for reader in some:
+            await asyncio.wait_for(reader.began.wait(), 30)
+        connections += fresh
+    return connections
+
+
+async def _probe(target: Target, waits: list[int]) -> None:
+    """How long `/livez` takes to answer on an open connection, again and again: what stalls the loop delays it."""
+    reader, writer = await asyncio.open_connection(target.host, target.port)
+    request = target.request("GET", "/livez")
+    try:
+        while True:
+            began = monotonic_ns()
+            writer.write(request)
+            await reader.read(4096)
+            waits.append((monotonic_ns() - began) // 1000)
+            await asyncio.sleep(PROBE_SECONDS)
+    finally:
+        writer.close()
+
+
+async def resume(bench: Bench, *, drops: int) -> Seen:
+    """Dropped in the middle of a run, a reader comes back 30 ms later on a new connection: how soon it reads on.
+
+    Every other one comes back on the other transport.
+    """
+    seen = Seen()
+    tokens, source = 40, random.Random(bench.seed)  # noqa: S311
+    waits: dict[str, list[int]] = {"resume_us": [], "resume_switched_us": []}
+    seen.samples = {"delivery_us": [], "at_ms": [], "drop_at_ms": []}
+    readers = []
+    begin = monotonic_ns()
+    for number in range(drops):
+        reader = RunReader(monotonic_ns())
+        readers.append(reader)
+        connection = await bench.open()
+        connection.ask({"message": Script(tokens, str(RESUME_RATE)).message}, reader)
+        await reader.began.wait()
+        await asyncio.sleep(source.uniform(0.05, 0.25))
+        connection.drop()
+        seen.samples["drop_at_ms"].append((monotonic_ns() - begin) // 1_000_000)
+        await asyncio.sleep(AWAY_SECONDS)
+        count, back = len(reader.indices), monotonic_ns()
+        other = TRANSPORTS[1 - TRANSPORTS.index(bench.transport)]
+        connection = await CONNECTIONS[other if number % 2 else bench.transport].open(bench.target)
+        connection.attach(reader.run_id, reader.last_seq, reader)
+        await asyncio.wait_for(reader.over.wait(), 10)
+        if len(reader.arrivals) > count:
+            waits["resume_switched_us" if number % 2 else "resume_us"].append(
+                (reader.arrivals[count][0] - back) // 1000
+            )
+        connection.close()
+    for reader in readers:
+        seen.samples["delivery_us"] += [arrival[1] for arrival in reader.arrivals]
+        seen.samples["at_ms"] += [(arrival[0] - begin) // 1_000_000 for arrival in reader.arrivals]
+    seen.samples |= waits
+    lost = [reader.lost_and_doubled(tokens) for reader in readers]
+    seen.values["lost_events"], seen.values["doubled_events"] = (
+        float(sum(column)) for column in zip(*lost, strict=True)
+    )
+    if any(map(any, lost)) or any(each.problem for each in readers):
+        seen.refusal = "events were lost or came twice"
+    return seen
+
+
+async def far_away(bench: Bench, *, delay_ms: float, jitter_ms: float, stall_ms: float, **params: Any) -> Seen:
+    """The paced measurement through the lab's own bad network."""
+    weather = Weather(delay_ms / 1000, jitter_ms / 1000, stall_seconds=stall_ms / 1000, seed=bench.seed)
+    async with distant(bench.target, weather) as target:
+        there = Bench(target, bench.transport, bench.pid, bench.upstream, bench.schedule, bench.seed)
+        return await paced(there, **params)
+
+
+MEASURES: dict[str, Callable[..., Any]] = {each.__name__: each for each in (many_readers, keepalive, resume, far_away)}

@@ -1,0 +1,106 @@
+"""What this server shall reach, as ratios within one recording: the median of the rounds, with its 95 % interval."""
+
+from collections.abc import Iterator
+
+from msgspec import Struct
+from rich.table import Table
+
+from benchmarks.scenarios import CPU
+from benchmarks.servers import TITLES
+from chatserver.bench.observations import Recording
+from chatserver.bench.statistics import ROUNDS_FOR_A_VERDICT, Comparison, Metric, by_round, ratio, spread
+from chatserver.bench.tables import number
+
+
+class Goal(Struct, frozen=True):
+    """``metric`` of this server in ``scenario`` is at most ``limit`` times a peer's, or ``limit`` units without one.
+
+    ``other_scenario``, ``other_metric``: where the peer's number is, if not in the same place.
+    """
+
+    title: str
+    scenario: str
+    transport: str
+    metric: Metric
+    limit: float
+    peer: str = ""
+    step: int = 0
+    other_scenario: str = ""
+    other_metric: Metric | None = None
+    other_step: int | None = None
+
+
+def _latency(name: str, percent: float) -> Metric:
+    return Metric(name, name, "ms", percent, 0.001)
+
+
+def _goals() -> Iterator[Goal]:
+    for transport in ("SSE", "WebSocket"):
+        yield Goal("CPU of a token, each its own read", "closed", transport, CPU, 1 / 10, "usual")
+        yield Goal("CPU of a token, paced", "paced", transport, CPU, 1 / 8, "usual")
+        yield Goal("first token, idle", "first", transport, _latency("first_token_warm_us", 50), 1 / 4, "usual")
+        yield Goal("first token, 100 messages", "session", transport, _latency("first_token_us", 50), 1 / 15, "usual")
+        yield Goal("memory of a stream", "memory", transport, Metric("kib_per_stream", "", "KiB"), 1 / 3, "usual")
+        yield Goal("1,000 streams × 20/s, added p50", "growth", transport, _latency("added_us", 50), 0.5, step=1000)
+        yield Goal("1,000 streams × 20/s, added p99", "growth", transport, _latency("added_us", 99), 3.0, step=1000)
+        further = Metric("cpu_us_per_further_event", "", "µs")
+        yield Goal("CPU of a further reader’s event", "readers", transport, further, 1.3, "floor", 0, "turn", CPU)
+        yield Goal("CPU of a ping", "keepalive", transport, Metric("cpu_us_per_ping", "", "µs"), 15)
+        yield Goal("longest stall while pinging", "keepalive", transport, Metric("stall_max_ms", "", "ms"), 5)
+        yield Goal(
+            "CPU of a token, 100,000 to 1,000", "long", transport, CPU, 1.25, "chatserver", 100_000, "long", CPU, 1000
+        )
+        yield Goal(
+            "CPU of a token, 1,000 streams to 100",
+            "growth",
+            transport,
+            CPU,
+            1.25,
+            "chatserver",
+            1000,
+            "growth",
+            CPU,
+            100,
+        )
+    yield Goal("SSE event, one a turn", "turn", "SSE", CPU, 1 / 3, "usual")
+    yield Goal("SSE event, one a turn", "turn", "SSE", CPU, 1.8, "floor")
+    yield Goal("SSE event, 16 ready", "ready", "SSE", CPU, 1 / 15, "usual")
+    yield Goal("WebSocket event, one a turn", "turn", "WebSocket", CPU, 1 / 2.5, "usual")
+
+
+GOALS = tuple(_goals())
+
+
+def measured(goal: Goal, recording: Recording) -> Comparison | None:
+    """The goal's ratio, or its number where it has no peer; None where a recording does not have it."""
+    ours = _rounds(recording, goal.scenario, "chatserver", goal.transport, goal.step, goal.metric)
+    if not goal.peer:
+        values = spread(list(ours.values()))
+        return Comparison(values.middle, values.low, values.high, values.rounds, goal.limit) if values else None
+    step = goal.step if goal.other_step is None else goal.other_step
+    place = goal.other_scenario or goal.scenario
+    return ratio(ours, _rounds(recording, place, goal.peer, goal.transport, step, goal.other_metric or goal.metric))
+
+
+def _rounds(
+    recording: Recording, scenario: str, name: str, transport: str, step: int, metric: Metric
+) -> dict[int, float]:
+    key = (TITLES[name], transport, step)
+    return by_round([each for each in recording.of(scenario) if each.key == key], metric)
+
+
+def table(recording: Recording) -> Table:
+    """Each goal, what came out, and whether it is met."""
+    made = Table("quantity", "", "goal", "measured", "rounds", "", title="Goals", title_justify="left")
+    for goal in GOALS:
+        seen = measured(goal, recording)
+        unit = "×" if goal.peer else f" {goal.metric.unit}"
+        of = f" {TITLES[goal.peer]}" if goal.peer not in ("", "chatserver") else ""
+        if seen is None:
+            made.add_row(goal.title, goal.transport, f"≤ {number(goal.limit)}{unit}{of}", "–", "0", "not measured")
+            continue
+        interval = f"{number(seen.middle)}{unit} [{number(seen.low)}, {number(seen.high)}]"
+        met = "met" if seen.high <= goal.limit else "missed" if seen.low > goal.limit else "open"
+        met += ", few rounds" * (seen.rounds < ROUNDS_FOR_A_VERDICT)
+        made.add_row(goal.title, goal.transport, f"≤ {number(goal.limit)}{unit}{of}", interval, str(seen.rounds), met)
+    return made

@@ -1,0 +1,39 @@
+"""An answer through the openai SDK as its documentation iterates one: shared by the peers on ASGI frameworks."""
+
+from collections.abc import AsyncIterator
+from typing import cast
+
+import openai
+from openai.types.chat import ChatCompletionMessageParam
+
+from benchmarks.peers import words
+from benchmarks.peers.words import Document
+from benchmarks.script import Script
+
+client = openai.AsyncOpenAI(max_retries=0)
+
+
+async def said(messages: list[dict[str, str]]) -> AsyncIterator[str]:
+    """The model's words, one by one."""
+    asked = cast("list[ChatCompletionMessageParam]", messages)
+    stream = await client.chat.completions.create(model="lab", messages=asked, stream=True)
+    async with stream:
+        async for chunk in stream:
+            if chunk.choices and (text := chunk.choices[0].delta.content):
+                yield text
+
+
+async def answer(request: Document) -> AsyncIterator[Document]:
+    """The documents of one run."""
+    run_id, seq, message = words.new_id(), 1, request["message"]
+    session_id = request.get("session_id") or words.new_id()
+    yield words.start(run_id, session_id)
+    script = Script.parse(message)
+    parts: list[str] = []
+    messages = words.remember(session_id, "user", message)
+    async for text in words.made_here(script) if script.ready else said(messages):
+        seq += 1
+        parts.append(text)
+        yield words.token(run_id, seq, text)
+    words.remember(session_id, "assistant", "".join(parts))
+    yield words.done(run_id, seq + 1)

@@ -1,0 +1,268 @@
+"""What is measured, of whom, and what is compared in it. The numbers of a full run take under 15 minutes on 2 cores."""
+
+from typing import Any
+
+from msgspec import Struct
+
+from chatserver.bench.chapters import Chapter, latency
+from chatserver.bench.connections import Transport
+from chatserver.bench.statistics import Metric
+
+CPU = Metric("cpu_us_per_token", "server CPU a token", "µs")
+BYTES = Metric("bytes_per_token", "bytes a token", "B")
+THROUGHPUT = Metric("tokens_per_s", "tokens a second", "/s", lower_is_better=False)
+
+EVERYBODY = ("chatserver", "usual", "native", "litestar", "floor")
+BOTH: tuple[Transport, ...] = ("SSE", "WebSocket")
+
+
+class Scenario(Struct, frozen=True):
+    """One measurement, in every round of every contender, step by step.
+
+    ``is_fresh``: each has a server of its own. ``without_model``: this server's twin that makes its tokens itself.
+    ``through``: what lies between. ``stops_when_full``: no further step once a server no longer keeps up.
+    ``rounds_limit``: fewer rounds where one takes long; too few for a verdict, and the report says so.
+    """
+
+    chapter: Chapter
+    measure: str
+    steps: dict[int, dict[str, Any]]
+    contenders: tuple[str, ...] = EVERYBODY
+    transports: tuple[Transport, ...] = BOTH
+    is_fresh: bool = False
+    without_model: bool = False
+    through: str = ""
+    ping_seconds: int = 15
+    stops_when_full: bool = False
+    rounds_limit: int = 1000
+    is_quick: dict[str, Any] | None = None
+    """Parameters of a quick run; None: it has no part in it."""
+
+    @property
+    def name(self) -> str:
+        return self.chapter.scenario
+
+
+def _saturated(name: str, pace: str, title: str, about: str) -> Scenario:
+    chapter = Chapter(name, title, about, (CPU, THROUGHPUT, BYTES))
+    params = {"streams": 50, "tokens": 400, "pace": pace}
+    return Scenario(chapter, "saturated", {0: params}, without_model=True, is_quick=params | {"tokens": 32})
+
+
+PACED = latency("delivery_us", "delivery", 50, 99, 99.9)
+
+SCENARIOS = (
+    _saturated(
+        "turn",
+        "turn",
+        "Transport only, one event in each turn of the loop",
+        "50 streams, made in the server: what it costs to frame and send an event. This server's goes through its log.",
+    ),
+    _saturated(
+        "ready",
+        "16ready",
+        "Transport only, 16 events ready at once",
+        "The same, when a model sends faster than a client is served: who joins what is ready?",
+    ),
+    Scenario(
+        Chapter(
+            "closed",
+            "Whole proxy, every token its own read",
+            "50 streams; the model sends the next token when the client has the last one. The dearest way to stream.",
+            (CPU, THROUGHPUT, BYTES),
+        ),
+        "closed_loop",
+        {0: {"streams": 50, "tokens": 30}},
+        is_quick={"streams": 10, "tokens": 10},
+    ),
+    Scenario(
+        Chapter(
+            "paced",
+            "Whole proxy, paced",
+            "100 streams of 20 tokens a second, arriving at random. Delivery counts from when a token was due.",
+            (
+                *PACED,
+                *latency("added_us", "since it left", 50),
+                *latency("jitter_us", "jitter of gaps", 50, 99),
+                *latency("overhead_us", "whole answer", 50),
+                CPU,
+                BYTES,
+            ),
+            curve="delivery_us",
+        ),
+        "paced",
+        {0: {"streams": 100, "rate": 20, "seconds": 1.0, "ramp_seconds": 0.5}},
+        is_quick={"streams": 10, "rate": 20, "seconds": 0.3, "ramp_seconds": 0.2},
+    ),
+    Scenario(
+        Chapter(
+            "first",
+            "First event, idle server",
+            "Runs at random moments, 32 a second. A fresh connection includes making it. The first event may come "
+            "before the model answers, the first token cannot.",
+            (
+                *latency("first_token_warm_us", "first token, used", 50, 99),
+                *latency("first_event_cold_us", "first event, fresh", 50, 99),
+                *latency("first_event_warm_us", "first event, used", 50, 99),
+                *latency("connect_us", "connection", 50),
+            ),
+            curve="first_token_warm_us",
+        ),
+        "first_event",
+        {0: {"requests": 16, "rate": 32}},
+        is_quick={"requests": 5, "rate": 50},
+    ),
+    Scenario(
+        Chapter(
+            "session",
+            "First token in a session of 100 messages",
+            "The model is sent the whole dialogue. Peers have it in memory, this server in its database.",
+            (
+                *latency("first_token_us", "first token", 50, 99),
+                Metric("cpu_us_per_request", "server CPU a run", "ms", scale=0.001),
+            ),
+        ),
+        "long_session",
+        {0: {"messages": 100, "requests": 10}},
+        contenders=("chatserver", "usual", "floor"),
+        is_quick={"messages": 4, "requests": 2},
+    ),
+    Scenario(
+        Chapter(
+            "growth",
+            "From 1 stream to 5,000",
+            "20 tokens a second each; the 5,000 have 4. A step with less than 95 % delivered in time is the last: the "
+            "knee.",
+            (
+                *latency("delivery_us", "delivery", 50, 99),
+                *latency("added_us", "since it left", 50, 99),
+                CPU,
+                Metric("delivered_share", "delivered in time", "%", scale=100, lower_is_better=False),
+            ),
+            steps="streams",
+        ),
+        "paced",
+        {
+            count: {
+                "streams": count,
+                "rate": min(20, 20_000 // count),
+                "seconds": 1.0,
+                "ramp_seconds": max(0.3, count / 400),
+            }
+            for count in (1, 10, 100, 1000, 5000)
+        },
+        contenders=("chatserver", "usual", "floor"),
+        stops_when_full=True,
+        rounds_limit=2,
+    ),
+    Scenario(
+        Chapter(
+            "long",
+            "Runs of 100 to 100,000 tokens",
+            "One run, as fast as the model can, less what a run of one token costs. Flat, or something is quadratic.",
+            (CPU,),
+            steps="tokens",
+        ),
+        "long_run",
+        {count: {"tokens": count} for count in (100, 1000, 10_000, 100_000)},
+        contenders=("chatserver",),
+        is_quick={"tokens": 100},
+    ),
+    Scenario(
+        Chapter(
+            "memory",
+            "Memory of an open stream",
+            "A fresh server each, its memory before and after 100 runs that have begun and wait for their model.",
+            (Metric("kib_per_stream", "memory a stream", "KiB"),),
+        ),
+        "memory",
+        {0: {"streams": 100}},
+        contenders=("chatserver", "usual", "floor"),
+        is_fresh=True,
+    ),
+    Scenario(
+        Chapter(
+            "readers",
+            "Many readers of one run",
+            "CPU of the server with 500 readers less that with one, for each event: no peer can do this.",
+            (
+                Metric("cpu_us_per_further_event", "CPU of a further event", "µs"),
+                *latency("delivery_us", "delivery", 50, 99),
+            ),
+        ),
+        "many_readers",
+        {0: {"readers": 500, "rate": 20, "seconds": 1.0}},
+        contenders=("chatserver",),
+        is_quick={"readers": 5, "rate": 20, "seconds": 0.2},
+    ),
+    Scenario(
+        Chapter(
+            "resume",
+            "Dropped and back",
+            "Readers that are cut off and come back 30 ms later, from there to the first event that is new; every "
+            "other one comes back on the other transport. Lost and doubled events: 0 and 0, or it does not count.",
+            (
+                *latency("resume_us", "back on the same", 50, 99),
+                *latency("resume_switched_us", "back on the other", 50, 99),
+                Metric("lost_events", "lost", ""),
+                Metric("doubled_events", "doubled", ""),
+            ),
+            series="delivery_us",
+        ),
+        "resume",
+        {0: {"drops": 10}},
+        contenders=("chatserver",),
+        is_quick={"drops": 2},
+    ),
+    Scenario(
+        Chapter(
+            "keepalive",
+            "5,000 idle streams",
+            "A ping a second on each. The longest stall is what another request waited for its answer meanwhile.",
+            (Metric("cpu_us_per_ping", "server CPU a ping", "µs"), Metric("stall_max_ms", "longest stall", "ms")),
+        ),
+        "keepalive",
+        {0: {"streams": 5000, "seconds": 3.0}},
+        contenders=("chatserver", "usual"),
+        is_fresh=True,
+        ping_seconds=1,
+        rounds_limit=2,
+    ),
+    Scenario(
+        Chapter(
+            "nginx",
+            "Behind nginx",
+            "20 streams of 20 tokens a second through nginx as README sets it up, to be read beside the direct ones.",
+            (*PACED, *latency("first_event_us", "first event", 50)),
+            curve="delivery_us",
+        ),
+        "paced",
+        {0: {"streams": 20, "rate": 20, "seconds": 1.0, "ramp_seconds": 0.3}},
+        contenders=("chatserver",),
+        through="nginx",
+        is_quick={"streams": 4, "rate": 20, "seconds": 0.2, "ramp_seconds": 0.1},
+    ),
+    Scenario(
+        Chapter(
+            "far",
+            "Through a bad network",
+            "20 ms each way and up to 5 ms more, and once a second nothing passes for 200 ms.",
+            (*PACED, *latency("jitter_us", "jitter of gaps", 50, 99)),
+            curve="delivery_us",
+            series="delivery_us",
+        ),
+        "far_away",
+        {
+            0: {"streams": 20, "rate": 20, "seconds": 2.0, "ramp_seconds": 0.3}
+            | {"delay_ms": 20, "jitter_ms": 5, "stall_ms": 200}
+        },
+        contenders=("chatserver",),
+        is_quick={"streams": 4, "rate": 20, "seconds": 0.2, "ramp_seconds": 0.1}
+        | {"delay_ms": 5, "jitter_ms": 1, "stall_ms": 20},
+    ),
+)
+
+CHAPTERS = tuple(each.chapter for each in SCENARIOS)
+
+COVER = next(each for each in CHAPTERS if each.scenario == "closed")
+"""The chapter whose ratios are drawn for README."""

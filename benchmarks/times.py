@@ -1,0 +1,167 @@
+"""How long things take, counted from the moment they were planned for."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import islice
+from time import monotonic_ns
+from typing import Any
+
+from benchmarks.bench import END_SECONDS, Bench, Seen, all_over, check, lateness, one_run, per_token
+from benchmarks.readers import RunReader
+from benchmarks.script import Script
+from chatserver.bench.connections import AnyConnection
+from chatserver.bench.schedule import NS, poisson
+
+EXTRA_TOKENS = 2
+"""What a run has beyond the measured seconds: no stream may end within them."""
+
+
+async def paced(bench: Bench, *, streams: int, rate: float, seconds: float, ramp_seconds: float) -> Seen:
+    """Open loop: runs arrive at random over the ramp, their tokens are due on a schedule, and the clock runs from then.
+
+    What is due before the ramp is over is warm-up and does not count.
+    """
+    seen = Seen()
+    await bench.settle()
+    bench.schedule.lateness_ns.clear()
+    begin = monotonic_ns() + NS // 20
+    arrivals = list(islice(poisson(1.0, bench.seed), streams))
+    readers: list[RunReader] = []
+    scale = ramp_seconds / arrivals[-1]
+    opening: list[asyncio.Task[None]] = []
+    opened: list[AnyConnection] = []
+
+    async def one(reader: RunReader, tokens: int) -> None:
+        try:
+            connection = await bench.open()
+        except Exception as error:  # noqa: BLE001 - whatever it was, it is a failed run
+            reader.ended(f"no connection: {error}")
+            return
+        opened.append(connection)
+        reader.asked_ns = monotonic_ns()
+        connection.ask({"message": Script(tokens, f"{rate:g}").message}, reader)
+
+    wanted: list[int] = []
+    for arrival in arrivals:
+        due = begin + int(arrival * scale * NS)
+        reader, tokens = RunReader(due), EXTRA_TOKENS + int((ramp_seconds + seconds - arrival * scale) * rate)
+        readers.append(reader)
+        wanted.append(tokens)
+        bench.schedule.at(
+            due,
+            lambda _, reader=reader, tokens=tokens: opening.append(asyncio.ensure_future(one(reader, tokens))),  # type: ignore[misc]
+        )
+    await asyncio.sleep(0.05 + ramp_seconds)
+    bytes_before = sum(each.bytes_in for each in opened)
+    tokens_before = sum(len(each.indices) for each in readers)
+    async with bench.metered(seen):
+        await asyncio.sleep(seconds)
+    tokens_in = sum(len(each.indices) for each in readers) - tokens_before
+    bytes_in = sum(each.bytes_in for each in opened) - bytes_before
+    with suppress(TimeoutError):
+        await all_over(readers, END_SECONDS)
+    late = sum(1 for each in readers if not each.over.is_set())
+    for connection in opened:
+        connection.drop()
+    seen.values |= per_token(seen, tokens_in, bytes_in)
+    seen.values["delivered_share"] = min(1.0, (tokens_in + streams**0.5) / (streams * rate * seconds))
+    seen.values["unfinished_runs"] = late
+    if late:  # The events that never came are the latest of all: without them the times would flatter.
+        seen.latency_refusal = f"{late} of {streams} runs did not end in time: the server was full"
+    else:
+        check(seen, readers, wanted)
+    _latencies(seen, readers, begin + int(ramp_seconds * NS), rate)
+    lateness(seen, bench.schedule)
+    return seen
+
+
+def _latencies(seen: Seen, readers: list[RunReader], from_ns: int, rate: float) -> None:
+    delivery, added, jitter, at_ms, first, overhead = [], [], [], [], [], []
+    for reader in readers:
+        before = None
+        for at_ns, latency, late in reader.arrivals:
+            if at_ns - latency * 1000 >= from_ns:
+                delivery.append(latency)
+                added.append(max(0, latency - late))
+                at_ms.append((at_ns - from_ns) // 1_000_000)
+                if before is not None:
+                    jitter.append(abs(latency - before))  # Both were due on a schedule, so this is gap minus gap.
+            before = latency
+        if reader.first_event_ns:
+            first.append((reader.first_event_ns - reader.planned_ns) // 1000)
+        if reader.over.is_set() and not reader.problem:
+            planned = int((len(reader.indices) - 1) / rate * NS)
+            overhead.append((reader.arrivals[-1][0] - reader.planned_ns - planned) // 1000)
+    seen.samples |= {"delivery_us": delivery, "added_us": added, "jitter_us": jitter}
+    seen.samples |= {"first_event_us": first, "overhead_us": overhead, "at_ms": at_ms}
+
+
+async def first_event(bench: Bench, *, requests: int, rate: float) -> Seen:
+    """The first event and the first token of an idle server, on fresh connections and on ones that were used before.
+
+    Counted from the planned moment; with a fresh connection that includes making it.
+    """
+    seen = Seen()
+    pool = [await bench.open() for _ in range(4)]
+    await asyncio.gather(*[one_run(connection, Script(1)) for connection in pool])
+    await bench.settle()
+    bench.schedule.lateness_ns.clear()
+    for kind in ("cold", "warm"):
+        readers = [RunReader() for _ in range(requests)]
+        begin = monotonic_ns() + NS // 50
+        running: list[asyncio.Task[None]] = []
+        connections = pool if kind == "warm" else None
+        for reader, arrival in zip(readers, poisson(rate, bench.seed), strict=False):
+            reader.planned_ns = begin + int(arrival * NS)
+            bench.schedule.at(
+                reader.planned_ns,
+                lambda _, reader=reader, connections=connections, running=running: running.append(  # type: ignore[misc]
+                    asyncio.ensure_future(_ask(bench, reader, connections))
+                ),
+            )
+        await all_over(readers, requests / rate + END_SECONDS)
+        check(seen, readers, 1)
+        seen.samples[f"first_event_{kind}_us"] = [(r.first_event_ns - r.planned_ns) // 1000 for r in readers]
+        seen.samples[f"first_token_{kind}_us"] = [(r.first_token_ns - r.planned_ns) // 1000 for r in readers]
+        if kind == "cold":
+            seen.samples["connect_us"] = [(r.asked_ns - r.planned_ns) // 1000 for r in readers]
+    for connection in pool:
+        connection.close()
+    lateness(seen, bench.schedule)
+    return seen
+
+
+async def _ask(bench: Bench, reader: RunReader, pool: list[AnyConnection] | None) -> None:
+    """Ask on a connection of the pool, which takes it back afterwards; without a pool, on a fresh one."""
+    connection = pool.pop() if pool else await bench.open()
+    reader.asked_ns = monotonic_ns()
+    connection.ask({"message": Script(1).message}, reader)
+    await reader.over.wait()
+    if pool is None:
+        connection.close()
+    else:
+        pool.append(connection)
+
+
+async def long_session(bench: Bench, *, messages: int, requests: int) -> Seen:
+    """The first token in a session that has many messages. One request after the other: a session has one run."""
+    seen = Seen()
+    connection = await bench.open()
+    session = f"lab-{bench.transport}-{monotonic_ns()}"
+    for _ in range(messages // 2):
+        await one_run(connection, Script(1), session_id=session)
+    await bench.settle()
+    readers = []
+    async with bench.metered(seen):
+        for _ in range(requests):
+            readers.append(await one_run(connection, Script(1), session_id=session))
+            await asyncio.sleep(0.005)
+    connection.close()
+    check(seen, readers, 1)
+    seen.samples["first_token_us"] = [(r.first_token_ns - r.planned_ns) // 1000 for r in readers]
+    seen.values["cpu_us_per_request"] = seen.values["server_cpu_s"] * 1e6 / requests
+    return seen
+
+
+MEASURES: dict[str, Callable[..., Any]] = {each.__name__: each for each in (paced, first_event, long_session)}

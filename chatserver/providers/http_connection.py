@@ -1,0 +1,238 @@
+"""One HTTP/1.1 connection as a client has it: an asyncio protocol around the parser, and the way to a host."""
+
+import asyncio
+import socket
+import ssl
+from typing import Any, cast
+
+import anyio
+import httptools
+import httpx2
+
+HEAD_BYTES_LIMIT = 100 * 1024
+UNREAD_BYTES_LIMIT = 256 * 1024
+"""What waits for its reader at most, before the socket is left unread and the peer has to wait."""
+
+ADDRESS_SECONDS = 0.25
+"""The start that one address of a host gets before the next is tried too (RFC 8305, "Happy Eyeballs")."""
+
+
+class Connection(asyncio.Protocol):
+    """A connection, and the response that it is at."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport
+        self._parser: Any = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._waiting_since = 0.0
+        self._read_seconds: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_lost = False
+
+    # What the transport calls.
+
+    async def exchange(self, message: bytes, read_seconds: float | None) -> tuple[int, list[tuple[bytes, bytes]]]:
+        """Send a request and wait for the head of its response: its status and headers.
+
+        Raises:
+            httpx2.TransportError: there will be none.
+        """
+        self._parser = httptools.HttpResponseParser(self)
+        self._read_seconds = read_seconds
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._head_bytes = 0
+        self._status = 0
+        self._parts: list[bytes] = []
+        self._unread_bytes = 0
+        self._is_framed = self._is_complete = self._lasts = self._is_paused = False
+        self._error: httpx2.TransportError | None = None
+        if self._is_lost or self._transport.is_closing():
+            raise httpx2.ReadError("the connection was closed before the request")
+        self._transport.write(message)
+        while not self._status:
+            await self._news()
+        return self._status, self._headers
+
+    async def read(self) -> bytes:
+        """All that has come of the body since the last read.
+
+        Raises:
+            StopAsyncIteration: that was all.
+            httpx2.TransportError: it was cut off, or the peer is silent.
+        """
+        while not self._parts:
+            if self._is_complete:
+                raise StopAsyncIteration
+            await self._news()
+        data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts = []
+        self._unread_bytes = 0
+        if self._is_paused:
+            self._is_paused = False
+            self._transport.resume_reading()
+        return data
+
+    @property
+    def is_reusable(self) -> bool:
+        is_free = self._is_complete and self._lasts and not self._is_paused
+        return is_free and not self._is_lost and not self._transport.is_closing()
+
+    def rest(self, seconds: float | None) -> None:
+        """Wait for the next request, for so long; None: it is here."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if seconds is not None:
+            self._timer = self._loop.call_later(seconds, self.close)
+
+    def close(self) -> None:
+        """Close the socket at once, whatever is under way."""
+        self.rest(None)
+        self._transport.abort()
+
+    async def _news(self) -> None:
+        """Wait until something has come. One timer serves all waits: it is set anew when it goes off, not each time."""
+        if self._error is not None:
+            raise self._error
+        self._waiting_since = self._loop.time()
+        self._waiter = self._loop.create_future()
+        if self._timer is None and self._read_seconds is not None:
+            self._timer = self._loop.call_later(self._read_seconds, self._look)
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._waiter is None or self._read_seconds is None:
+            return
+        left = self._waiting_since + self._read_seconds - self._loop.time()
+        if left > 0:
+            self._timer = self._loop.call_later(left, self._look)
+        else:
+            self._fail(httpx2.ReadTimeout("the peer is silent"))
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _fail(self, error: httpx2.TransportError) -> None:
+        self._error = self._error or error
+        self._transport.abort()
+        self._wake()
+
+    # What the event loop calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self._parser is None or self._is_complete:
+            return self._transport.abort()  # Nobody has asked.
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._lasts = False
+            if not self._is_complete:
+                return self._fail(httpx2.RemoteProtocolError("the peer does not speak HTTP"))
+        if not self._status:
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_BYTES_LIMIT:
+                return self._fail(httpx2.RemoteProtocolError("the head has no end"))
+        else:
+            self._wake()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._is_lost = True
+        if self._parser is None or self._is_complete or self._error is not None:
+            return
+        if self._status and not self._is_framed and error is None:
+            self._is_complete = True
+            self._wake()
+        elif error is None:
+            self._fail(httpx2.RemoteProtocolError("the connection was closed in mid response"))
+        else:
+            self._fail(httpx2.ReadError("the connection was lost"))
+
+    # What the parser calls.
+
+    def on_message_begin(self) -> None:
+        if self._is_complete:
+            raise ValueError("a response to no request")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._status:
+            return  # A trailer.
+        self._headers.append((name, value.strip(b" \t")))
+        self._is_framed = self._is_framed or name.lower() in (b"content-length", b"transfer-encoding")
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status >= 200:
+            self._status = status
+        else:
+            self._headers.clear()  # 100 Continue and its like: the response is still to come.
+
+    def on_body(self, data: bytes) -> None:
+        self._parts.append(data)
+        self._unread_bytes += len(data)
+        if self._unread_bytes > UNREAD_BYTES_LIMIT and not self._is_paused:
+            self._is_paused = True
+            self._transport.pause_reading()
+
+    def on_message_complete(self) -> None:
+        if self._status:
+            self._is_complete = True
+            self._lasts = bool(self._parser.should_keep_alive())
+
+
+async def addresses(host: str, port: int) -> list[str]:
+    """A host's addresses, in the order in which the system would have them tried.
+
+    Raises:
+        OSError: it has none.
+    """
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(each[4][0]) for each in found))
+
+
+async def connected(host: str, port: int, tls: ssl.SSLContext | None) -> Connection:
+    """A connection to the first address of a host that answers, with its TLS handshake done.
+
+    Raises:
+        OSError: none answers.
+    """
+    loop, found = asyncio.get_running_loop(), await addresses(host, port)
+    first: Connection | None = None
+    failures: list[OSError] = []
+
+    async def attempt(address: str, failed: anyio.Event) -> None:
+        nonlocal first
+        name = host if tls else None
+        try:
+            _, made = await loop.create_connection(Connection, address, port, ssl=tls, server_hostname=name)
+        except OSError as error:
+            failures.append(error)
+            failed.set()
+            return
+        if first is not None:
+            return made.close()
+        first = made
+        tasks.cancel_scope.cancel()
+
+    try:
+        async with anyio.create_task_group() as tasks:
+            for address in found:
+                failed = anyio.Event()
+                tasks.start_soon(attempt, address, failed)
+                with anyio.move_on_after(ADDRESS_SECONDS):
+                    await failed.wait()
+    except BaseException:
+        if first is not None:
+            first.close()
+        raise
+    if first is None:
+        raise failures[-1]
+    return first

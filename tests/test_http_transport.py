@@ -1,0 +1,448 @@
+"""The HTTP transport under the SDK: every framing of a body, every end of a connection, on both event loops."""
+
+import asyncio
+import socket
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from time import monotonic
+from typing import Any, TypeAlias
+
+import anyio
+import httpx2
+import pytest
+
+from chatserver.providers import ModelRequest, TextDelta, http_connection, http_transport
+from chatserver.providers.http_connection import HEAD_BYTES_LIMIT, Connection
+from chatserver.providers.http_transport import BODY, HttpClient
+from chatserver.providers.openai import OpenAIProvider
+from tests.fake_upstream import FakeUpstream, Hang, token
+
+pytestmark = pytest.mark.anyio
+
+Serve: TypeAlias = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+OK = b"HTTP/1.1 200 OK\r\n"
+WHOLE = OK + b"Content-Length: 5\r\n\r\nhello"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n2;why=not\r\nhe\r\n3\r\nllo\r\n0\r\nX-Trailer: late\r\n\r\n"
+
+ENDED = {
+    "length": WHOLE,
+    "nothing": OK + b"Content-Length: 0\r\n\r\n",
+    "chunked": CHUNKED,
+    "interim": b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + WHOLE,
+    "no content": b"HTTP/1.1 204 No Content\r\nContent-Type: text/plain\r\n\r\n",
+    "old with a length": b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+    "no reason": b"HTTP/1.1 200\r\nContent-Length: 5\r\n\r\nhello",
+}
+CLOSED = {"close": OK + b"\r\nhello", "old": b"HTTP/1.0 200 OK\r\n\r\nhello"}
+CUT = {
+    "length": OK + b"Content-Length: 6\r\n\r\nhello",
+    "chunk": OK + b"Transfer-Encoding: chunked\r\n\r\n6\r\nhello",
+    "chunks": OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
+    "head": OK + b"Content-Le",
+    "nothing at all": b"",
+    "interim only": b"HTTP/1.1 100 Continue\r\n\r\n",
+}
+NO_HTTP = {
+    "words": b"SSH-2.0-OpenSSH\r\n",
+    "both framings": OK + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\nhello",
+    "two lengths": OK + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
+    "no chunk": OK + b"Transfer-Encoding: chunked\r\n\r\nnope\r\n",
+    "switch": b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\nhello",
+    "head without end": OK + b"X: " + b"x" * HEAD_BYTES_LIMIT,
+}
+
+
+@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    return "asyncio", {"use_uvloop": request.param}
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No proxy, and no certificates but those that a test names."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path_factory.getbasetemp()))
+
+
+@asynccontextmanager
+async def serving(serve: Serve, tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
+    """A server of raw bytes on a free port."""
+    tasks = set[asyncio.Task[None]]()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            with suppress(OSError, asyncio.IncompleteReadError):
+                await serve(reader, writer)
+        finally:
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.add(asyncio.create_task(connected(reader, writer)))
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=tls)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def saying(data: bytes, requests: list[bytes] | None = None, then_close: bool = False) -> Serve:
+    """Answer every request with these bytes."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            if requests is not None:
+                requests.append(head)
+            writer.write(data)
+            await writer.drain()
+            if then_close:
+                return
+
+    return serve
+
+
+@asynccontextmanager
+async def client_for(**options: Any) -> AsyncIterator[httpx2.AsyncClient]:
+    async with HttpClient(timeout=options.pop("timeout", 5), **options) as client:
+        yield client
+
+
+class NoSocket(asyncio.Transport):
+    """A transport that goes nowhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_open = True
+
+    def write(self, data: Any) -> None:
+        pass
+
+    def abort(self) -> None:
+        self.is_open = False
+
+    def is_closing(self) -> bool:
+        return not self.is_open
+
+
+async def heard(parts: list[bytes], closes: bool) -> tuple[int, bytes]:
+    """Status and body of a response that comes in these parts."""
+    connection = Connection()
+    connection.connection_made(NoSocket())
+    body = bytearray()
+    async with asyncio.TaskGroup() as tasks:
+        exchange = tasks.create_task(connection.exchange(b"", None))
+        await asyncio.sleep(0)
+        for part in parts:
+            connection.data_received(part)
+        if closes:
+            connection.connection_lost(None)
+    with suppress(StopAsyncIteration):
+        while True:
+            body += await connection.read()
+    return exchange.result()[0], bytes(body)
+
+
+@pytest.mark.parametrize("name", [*ENDED, *CLOSED])
+async def test_a_response_may_come_in_any_two_pieces(name: str) -> None:
+    data = ENDED.get(name) or CLOSED[name]
+    whole = await heard([data], name in CLOSED)
+    assert whole == (int(data.rpartition(b"HTTP/1.")[2][2:5]), b"hello" if b"hello" in data or b"llo" in data else b"")
+    for at in range(1, len(data)):
+        assert await heard([data[:at], data[at:]], name in CLOSED) == whole
+    assert await heard([data[at : at + 1] for at in range(len(data))], name in CLOSED) == whole
+
+
+@pytest.mark.parametrize("name", CUT)
+async def test_a_response_that_is_cut_off_is_an_error(name: str) -> None:
+    async with serving(saying(CUT[name], then_close=True)) as port, client_for() as client:
+        with pytest.raises((httpx2.RemoteProtocolError, httpx2.ReadError)):
+            await client.get(f"http://127.0.0.1:{port}/")
+
+
+@pytest.mark.parametrize("name", NO_HTTP)
+async def test_what_is_no_http_is_an_error(name: str) -> None:
+    async with serving(saying(NO_HTTP[name])) as port, client_for() as client:
+        with pytest.raises(httpx2.RemoteProtocolError):
+            await client.get(f"http://127.0.0.1:{port}/")
+
+
+async def test_a_header_cannot_begin_another_one() -> None:
+    requests: list[bytes] = []
+    async with serving(saying(WHOLE, requests)) as port, client_for() as client:
+        with pytest.raises(httpx2.LocalProtocolError):
+            await client.get(f"http://127.0.0.1:{port}/", headers=[(b"Authorization", b"key\r\nX-Other: 1")])
+    assert requests == []
+
+
+# ---- keepalive ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_connection_is_used_again() -> None:
+    made, requests = 0, list[bytes]()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal made
+        made += 1
+        await saying(CHUNKED, requests)(reader, writer)
+
+    async with serving(serve) as port, client_for() as client:
+        for _ in range(5):
+            assert (await client.get(f"http://127.0.0.1:{port}/a%20b?c")).content == b"hello"
+    assert made == 1
+    assert [head.split(b"\r\n")[0] for head in requests] == [b"GET /a%20b?c HTTP/1.1"] * 5
+
+
+@pytest.mark.parametrize(
+    "reply", [OK + b"Connection: close\r\nContent-Length: 5\r\n\r\nhello", WHOLE + b"HTTP/1.1 200 unasked\r\n"]
+)
+async def test_a_connection_that_will_not_last_is_not_used_again(reply: bytes) -> None:
+    made = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal made
+        made += 1
+        await saying(reply)(reader, writer)
+
+    async with serving(serve) as port, client_for() as client:
+        for _ in range(3):
+            assert (await client.get(f"http://127.0.0.1:{port}/")).content == b"hello"
+    assert made == 3
+
+
+async def test_a_connection_that_the_server_has_closed_meanwhile_fails_nobody() -> None:
+    gone = asyncio.Semaphore(0)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await saying(WHOLE, then_close=True)(reader, writer)
+        writer.close()
+        await writer.wait_closed()
+        gone.release()
+
+    async with serving(serve) as port, client_for() as client:
+        for _ in range(20):
+            assert (await client.get(f"http://127.0.0.1:{port}/")).content == b"hello"
+            await gone.acquire()
+            await anyio.wait_all_tasks_blocked()
+
+
+async def test_a_connection_rests_for_a_while_and_is_then_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_transport, "KEEPALIVE_SECONDS", 0.05)
+    left = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await saying(WHOLE)(reader, writer)
+        finally:
+            left.set()
+
+    async with serving(serve) as port, client_for() as client:
+        await client.get(f"http://127.0.0.1:{port}/")
+        with anyio.fail_after(5):
+            await left.wait()
+
+
+# ---- silence, leaving, haste ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("said", [b"", OK, OK + b"Content-Length: 9\r\n\r\nhello"])
+async def test_silence_is_a_read_timeout(said: bytes) -> None:
+    began = monotonic()
+    async with serving(saying(said)) as port, client_for(timeout=0.2) as client:
+        with pytest.raises(httpx2.ReadTimeout):
+            await client.get(f"http://127.0.0.1:{port}/")
+    assert 0.2 <= monotonic() - began < 2
+
+
+async def test_the_time_that_the_reader_takes_is_no_silence() -> None:
+    async with (
+        serving(saying(WHOLE)) as port,
+        client_for(timeout=0.1) as client,
+        client.stream("GET", f"http://127.0.0.1:{port}/") as response,
+    ):
+        await anyio.sleep(0.3)
+        assert await response.aread() == b"hello"
+
+
+async def test_leaving_closes_the_socket_at_once() -> None:
+    """200 turns left in mid answer, each seen by the upstream within a second, however it was left."""
+    request = ModelRequest(model="m", messages=[{"role": "user", "content": "Hi"}])
+    async with FakeUpstream() as upstream:
+        upstream.always(token("Hi"), Hang())
+        async with OpenAIProvider(api_key="k", base_url=upstream.url, idle_seconds=60) as provider:
+            for turn in range(200):
+                with anyio.CancelScope() as scope:
+                    async with provider.stream(request) as deltas:
+                        assert await anext(deltas) == TextDelta("Hi")
+                        if turn % 2:
+                            asyncio.get_running_loop().call_soon(scope.cancel)
+                            await anext(deltas)
+                left_at = monotonic()
+                replies = await upstream.closed(turn + 1)
+                closed_at = replies[turn].closed_at
+                assert closed_at is not None
+                assert closed_at - left_at < 1
+
+
+async def test_leaving_before_the_head_closes_the_socket_too() -> None:
+    left = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()  # until the client has gone
+        left.set()
+
+    async with serving(serve) as port, client_for() as client:
+        with anyio.move_on_after(0.1):
+            await client.get(f"http://127.0.0.1:{port}/")
+        with anyio.fail_after(1):
+            await left.wait()
+
+
+async def test_a_slow_reader_makes_the_server_wait() -> None:
+    total, piece, sent = 64 * 1024 * 1024, b"x" * 65536, 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        await reader.readuntil(b"\r\n\r\n")
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+        writer.write(OK + b"Content-Length: %d\r\n\r\n" % total)
+        for _ in range(total // len(piece)):
+            writer.write(piece)
+            await writer.drain()
+            sent += len(piece)
+
+    read, largest = 0, 0
+    async with (
+        serving(serve) as port,
+        client_for() as client,
+        client.stream("GET", f"http://127.0.0.1:{port}/") as response,
+    ):
+        await anyio.sleep(0.5)
+        assert sent < total / 2  # What the kernel's two socket buffers hold, and 1 MiB of ours at most.
+        async for data in response.extensions[BODY]:
+            read, largest = read + len(data), max(largest, len(data))
+    assert read == total
+    assert largest <= 1024 * 1024
+
+
+# ---- the way to the server ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A self-signed certificate for localhost, and its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    paths = folder / "certificate.pem", folder / "key.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+            *("-subj", "/CN=test", "-addext", "subjectAltName=DNS:localhost", "-days", "2"),
+            *("-out", paths[0], "-keyout", paths[1]),
+        ],
+        check=True,
+        capture_output=True,
+        timeout=30,
+    )
+    return paths
+
+
+@asynccontextmanager
+async def serving_tls(certificate: tuple[Path, Path], data: bytes = CHUNKED) -> AsyncIterator[int]:
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(*certificate)
+    async with serving(saying(data), tls) as port:
+        yield port
+
+
+async def test_tls_with_a_certificate_that_the_environment_trusts(
+    certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    async with serving_tls(certificate) as port, client_for() as client:
+        for _ in range(2):
+            assert (await client.get(f"https://localhost:{port}/")).content == b"hello"
+        with pytest.raises(httpx2.ConnectError):
+            await client.get(f"https://127.0.0.1:{port}/")  # Not the name in the certificate.
+
+
+async def test_tls_with_a_certificate_that_nobody_trusts(certificate: tuple[Path, Path]) -> None:
+    async with serving_tls(certificate) as port, client_for() as client:
+        with pytest.raises(httpx2.ConnectError):
+            await client.get(f"https://localhost:{port}/")
+
+
+async def test_a_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bytes] = []
+    async with serving(saying(WHOLE, asked)) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy}")
+        async with client_for() as client:
+            assert (await client.get("http://model.invalid/v1")).content == b"hello"
+    assert [head.split(b"\r\n")[0] for head in asked] == [b"GET http://model.invalid/v1 HTTP/1.1"]
+
+
+async def test_no_proxy_means_the_lean_transport(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    async with serving(saying(WHOLE)) as port, client_for() as client:
+        response = await client.get(f"http://127.0.0.1:{port}/")
+        assert response.content == b"hello"
+        assert BODY in response.extensions
+
+
+async def test_a_refused_connection_is_a_connect_error() -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        async with client_for() as client:
+            with pytest.raises(httpx2.ConnectError):
+                await client.get(f"http://127.0.0.1:{bound.getsockname()[1]}/")
+
+
+async def test_a_name_without_address_is_a_connect_error() -> None:
+    async with client_for() as client:
+        for host in ("model.invalid", "x" * 70 + ".invalid"):
+            with pytest.raises(httpx2.ConnectError):
+                await client.get(f"http://{host}/")
+
+
+async def test_an_address_that_is_dead_does_not_hide_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """127.0.0.2 refuses, 127.0.0.3 never answers, since its backlog is full; 127.0.0.1 is the server."""
+
+    async def addresses(host: str, port: int) -> list[str]:
+        return ["127.0.0.2", "127.0.0.3", "127.0.0.1"]
+
+    monkeypatch.setattr(http_connection, "addresses", addresses)
+    async with serving(saying(WHOLE)) as port, client_for() as client:
+        with socket.socket() as deaf:
+            deaf.bind(("127.0.0.3", port))
+            deaf.listen(0)
+            callers = [socket.socket() for _ in range(3)]
+            for caller in callers:
+                caller.setblocking(False)
+                caller.connect_ex(("127.0.0.3", port))
+            began = monotonic()
+            assert (await client.get(f"http://model.test:{port}/")).content == b"hello"
+            assert monotonic() - began < 2
+            for caller in callers:
+                caller.close()
+
+
+async def test_a_host_that_never_answers_is_a_connect_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def addresses(host: str, port: int) -> list[str]:
+        await anyio.sleep_forever()
+        return []
+
+    monkeypatch.setattr(http_connection, "addresses", addresses)
+    async with client_for(timeout=httpx2.Timeout(5, connect=0.1)) as client:
+        with pytest.raises(httpx2.ConnectTimeout):
+            await client.get("http://model.test/")
