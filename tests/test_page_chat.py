@@ -139,6 +139,45 @@ async def test_another_chat_may_be_read_while_an_answer_is_written(chromium: Bro
         assert (await page.answer.locator(".prose").inner_text()).strip() == ALL
 
 
+async def test_what_was_measured_stays_when_the_tab_comes_back(chromium: Browser) -> None:
+    async with chatting(chromium) as (page, server, upstream):
+        upstream.always(*say("Yes.", pieces=3))
+        await page.send("Hello")
+        await page.answered("Yes.")
+        session = page.page.url.rpartition("/")[2]
+        async with page.page.expect_response(f"**/chat/sessions/{session}"):
+            await page.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+        await expect(page.answer.locator("footer .facts")).to_contain_text("first token")
+        await request(server, "POST", "/chat/stream", {"message": "From elsewhere", "session_id": session})
+        await page.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+        await expect(page(".bubble")).to_have_text(["Hello", "From elsewhere"])
+
+
+async def test_the_focus_and_the_view_stay_where_they_are_needed(chromium: Browser) -> None:
+    gate, other = asyncio.Event(), asyncio.Event()
+    async with chatting(chromium, viewport={"width": 900, "height": 500}) as (page, _, upstream):
+        upstream.script(*parts("line  \n" * 60, gate, "line  \n" * 30, other))
+        await page.page.fill("#message", "Say much")
+        await page("#send").focus()
+        await page.page.keyboard.press("Enter")
+        await expect(page("#stop")).to_be_focused()
+        place = page("#scroller")
+        await expect(page.answer.locator("br").nth(50)).to_be_in_viewport()
+        await place.hover()
+        await page.page.mouse.wheel(0, -600)
+        await expect(page.answer.locator("br").nth(50)).not_to_be_in_viewport()
+        gate.set()
+        await expect(page("#to-end")).to_be_visible()
+        await expect(page.answer.locator("br")).to_have_count(89)
+        await expect(page.answer.locator("br").nth(80)).not_to_be_in_viewport()
+        await page("#to-end").click()
+        await expect(page.answer.locator("br").nth(80)).to_be_in_viewport()
+        await page("#stop").focus()
+        await page.page.keyboard.press("Enter")
+        await page.answered()
+        await expect(page("#message")).to_be_focused()
+
+
 async def test_escape_stops(chromium: Browser) -> None:
     gate = asyncio.Event()
     async with chatting(chromium) as (page, _, upstream):

@@ -159,7 +159,7 @@ export class Compare {
     const result = this.#result(of);
     const sets = BOTH.map((via) => ({ name: via, values: this.#samples.filter((each) => each.via === via).flatMap(of) }));
     const head = [el("h2", {}, name), el("p", { class: "about" }, about)];
-    if (!result) return el("section", { class: "measure", "data-measure": key }, ...head, el("p", { class: "nothing" }, "Two rounds are needed."));
+    if (!result) return el("section", { class: "measure", "data-measure": key }, ...head, el("p", { class: "nothing" }, "Drawn after two rounds."));
     const { value, low, high, isMeasurable } = result.difference;
     const verdict = isMeasurable ? `${NAMES[value < 0 ? "ws" : "sse"]} is faster by ${ms(Math.abs(value))}` : "No measurable difference";
     const interval = `WebSocket − SSE, medians: ${signed(value)}, 95 % interval ${signed(low)} to ${signed(high)}`;

@@ -61,7 +61,7 @@ export class Thread {
     try {
       session = await (await this.chat.request(`/chat/sessions/${this.sessionId}`)).json();
     } catch (error) {
-      if (opening === this.#opening && !this.#newest) this.#missing(error);
+      if (opening === this.#opening && !this.#messages.childElementCount) this.#missing(error);
       return;
     }
     if (opening !== this.#opening || this.#isSending) return;
@@ -162,7 +162,7 @@ export class Thread {
           if (question) question.dataset.id = event.user_message_id;
           this.#newest = event.message_id;
           view.meter = this.wire.meter(event.run_id);
-          view.meter.sentAt = sentAt;
+          view.meter.sentAt ??= sentAt;
           if (sentAt !== null) this.hooks.onChange();
         }
         view.meter ??= this.wire.meter(event.run_id);
