@@ -24,7 +24,7 @@ from chatserver.sessions import open_sessions
 from chatserver.settings import Settings
 from chatserver.tools import load_tools
 from chatserver.tools.execution import ToolThreads
-from chatserver.transports import demo, documents, http
+from chatserver.transports import demo, documents, http, page
 from chatserver.transports.connections import Connections
 from chatserver.transports.openapi import BY_TOKEN, SECURITY
 from chatserver.transports.parts import Parts
@@ -90,7 +90,9 @@ def create_app(settings: Settings) -> Litestar:
     demo_routes = [demo.chat_completions] if settings.is_demo else []
     return App(
         route_handlers=[
-            Router("/", guards=[http.admit], route_handlers=[*http.ROUTES, *documents.ROUTES, *demo_routes]),
+            Router(
+                "/", guards=[http.admit], route_handlers=[*http.ROUTES, *documents.ROUTES, *page.ROUTES, *demo_routes]
+            ),
             websocket,
         ],
         exception_handlers={Exception: http.problem},

@@ -604,6 +604,8 @@ ROUTES: dict[str, frozenset[str]] = {
     f"/chat/sessions/{ID}": frozenset({"GET", "PATCH", "DELETE"}),
     "/livez": frozenset({"GET"}),
     "/readyz": frozenset({"GET"}),
+    "/": frozenset({"GET"}),
+    "/web/chatserver.js": frozenset({"GET"}),
     "/schema": frozenset({"GET"}),
     "/schema/events.json": frozenset({"GET"}),
     "/schema/asyncapi.json": frozenset({"GET"}),
@@ -644,7 +646,8 @@ async def test_head_is_answered_without_a_body(place: Place, path: str) -> None:
 
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "OPTIONS"])
 @pytest.mark.parametrize(
-    "path", ["/", "/nope", "/chat", "/chat/nope", "/chat/stream/x", f"/chat/runs/{ID}/nope", "/%00", "/%ff", "/.env"]
+    "path",
+    ["/index.html", "/nope", "/chat", "/chat/nope", "/chat/stream/x", f"/chat/runs/{ID}/nope", "/%00", "/%ff", "/.env"],
 )
 async def test_an_unknown_route_is_not_found(place: Place, path: str, method: str) -> None:
     problem_of(await ask(place.server, method, path), 404, "not_found")

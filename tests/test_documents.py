@@ -141,7 +141,9 @@ def of_routes() -> list[Claim]:
     for route in create_app(Settings()).routes:
         path = re.sub(r":\w+}", "}", route.path)
         if isinstance(route, HTTPRoute) and not path.startswith(("/schema", "/demo")):
-            claims += [Claim("HTTP routes", (f"| `{method} {path}` |",)) for method in route.methods - {"OPTIONS"}]
+            claims += [
+                Claim("HTTP routes", (f"| `{method} {path}` |",)) for method in route.methods - {"HEAD", "OPTIONS"}
+            ]
     records = [*names(RunRecord, "Run"), *names(SessionDetail, "Session"), *names(MessageRecord, "Session")]
     statuses = [("Run", each) for each in get_args(RunStatus)] + [("Session", each) for each in get_args(MessageStatus)]
     return claims + records + [Claim(section, (f"`{status}`",)) for section, status in statuses]

@@ -707,6 +707,7 @@ async def test_accepted_comes_before_any_event_of_its_run(place: Place) -> None:
             seen: dict[str, list[str]] = {}
             while sum("done" in each for each in seen.values()) < 20:
                 frame = await reader.frame()
+                assert "run_id" in frame.message, frame.raw
                 seen.setdefault(frame.message["run_id"], []).append(frame.type)
                 if frame.is_answer:
                     assert frame.message.keys() >= {"ref", "run_id"}

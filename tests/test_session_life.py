@@ -173,9 +173,10 @@ async def test_a_session_is_deleted_with_all_it_holds_and_its_active_run_is_canc
 async def test_a_message_to_a_session_that_is_being_deleted_begins_it_anew(stage: Stage, transport: Transport) -> None:
     talk = Talk(stage, transport, f"deleted-and-begun-{transport}")
     await talk.ask("Hello", message="Hi")
-    gate, delete = anyio.Event(), Sessions.delete
+    begins, gate, delete = anyio.Event(), anyio.Event(), Sessions.delete
 
     async def late(self: Sessions, user: str, session_id: str) -> None:
+        begins.set()
         await gate.wait()
         await delete(self, user, session_id)
 
@@ -185,8 +186,9 @@ async def test_a_message_to_a_session_that_is_being_deleted_begins_it_anew(stage
     with patch.object(Sessions, "delete", late):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(remove)
+            await begins.wait()
             tasks.start_soon(partial(talk.ask, "Hello again", message="Hi again"))
-            for _ in range(3):  # By then the server has both.
+            for _ in range(3):  # By then the server has the message.
                 await request(stage.server, "GET", "/livez")
             gate.set()
     assert await talk.contents("?branches=all") == ["Hi again", "Hello again"]

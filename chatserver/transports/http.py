@@ -194,9 +194,10 @@ async def livez() -> dict[str, str]:
 
 
 @get("/readyz", opt={PUBLIC: True}, security=BY_NOTHING, responses=refusals(*ALWAYS, Draining))
-async def readyz() -> dict[str, str]:
-    """New runs are welcome; 503 while draining."""
-    return {"status": "ok"}
+async def readyz(request: Request[str, Any, State]) -> dict[str, Any]:
+    """New runs are welcome, and this model answers them; 503 while draining."""
+    settings = parts_of(request).settings
+    return {"status": "ok", "model": settings.model, "is_demo": settings.is_demo}
 
 
 async def _read(request: Request[str, Any, State], kind: type[T]) -> T:

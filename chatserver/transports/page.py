@@ -1,0 +1,109 @@
+"""The page at `/`: files of the browser client, served as they lie there, under a policy that lets nothing else in."""
+
+from hashlib import sha256
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+from litestar import HttpMethod, Request, Response, route
+from litestar.datastructures import State
+from litestar.params import FromPath
+from msgspec import Struct
+
+from chatserver.errors import NotFound
+from chatserver.transports.http import PUBLIC
+
+PATH = "/web/"
+"""Below it every file has the address that it has in its folder, so the client's module is found there too."""
+
+INDEX = "page/index.html"
+
+MEDIA_TYPES = {
+    ".html": "text/html",
+    ".js": "text/javascript",
+    ".css": "text/css",
+    ".svg": "image/svg+xml",
+}
+
+POLICY = "; ".join(
+    [
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self'",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",
+        "trusted-types 'none'",
+    ]
+)
+
+HEADERS = {
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": POLICY,
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-DNS-Prefetch-Control": "off",  # A name is looked up for each link otherwise, and may carry what was said.
+}
+
+
+class File(Struct, frozen=True):
+    """A file as it is sent."""
+
+    body: bytes
+    media_type: str
+    etag: str
+
+
+def read(folder: Traversable) -> dict[str, File]:
+    """The files of a folder that browsers know what to do with, by their path in it."""
+    found: dict[str, File] = {}
+    for each in folder.iterdir():
+        if each.is_dir():
+            found |= {f"{each.name}/{name}": file for name, file in read(each).items()}
+        elif media_type := MEDIA_TYPES.get(Path(each.name).suffix):
+            body = each.read_bytes()
+            found[each.name] = File(body, media_type, f'"{sha256(body).hexdigest()[:32]}"')
+    return found
+
+
+def folder() -> Traversable:
+    """Where the files lie: in an installed package beside the modules, in a checkout where they are written."""
+    installed = files("chatserver") / "web"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "clients" / "web"
+
+
+FILES = read(folder())
+
+
+@route("/", http_method=[HttpMethod.GET, HttpMethod.HEAD], opt={PUBLIC: True}, include_in_schema=False)
+async def index(request: Request[str, Any, State]) -> Response[bytes]:
+    """The page."""
+    return _response(request, INDEX)
+
+
+@route(
+    f"{PATH}{{file:path}}", http_method=[HttpMethod.GET, HttpMethod.HEAD], opt={PUBLIC: True}, include_in_schema=False
+)
+async def file(request: Request[str, Any, State], file: FromPath[str]) -> Response[bytes]:
+    """What the page is made of, and the client's module for other pages of this origin."""
+    return _response(request, str(file).removeprefix("/"))
+
+
+def _response(request: Request[str, Any, State], name: str) -> Response[bytes]:
+    found = FILES.get(name)
+    if found is None:
+        raise NotFound("there is no such file")
+    headers = HEADERS | {"ETag": found.etag}
+    known = request.headers.get("if-none-match", "")
+    if found.etag in {each.strip().removeprefix("W/") for each in known.split(",")}:
+        return Response(b"", status_code=304, headers=headers, media_type=found.media_type)
+    return Response(found.body, headers=headers, media_type=found.media_type)
+
+
+ROUTES = [index, file]

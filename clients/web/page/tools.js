@@ -1,0 +1,92 @@
+/** A tool call as a card: what is called with what, how it goes, what came back; and the question whether it may. */
+
+import { duration, el, icon } from "./dom.js";
+
+/** @import { ToolCallState } from "../events.js" */
+/** @typedef {(callId: string, isApproved: boolean) => Promise<void>} Answer */
+
+const SUMMARY_CHARS_LIMIT = 80;
+
+export class ToolCard {
+  #since = performance.now();
+  /** @type {ReturnType<typeof setInterval> | undefined} */ #clock;
+  #mark = el("span", { class: "mark" });
+  #said = el("span", { class: "said" });
+  #questions = el("div", { class: "row" });
+  #body = el("div", { class: "body" });
+  element = el("details", { class: "tool" });
+
+  /** @param {Omit<ToolCallState, "result" | "is_error" | "truncated" | "duration_ms">} call @param {Answer} answer */
+  constructor(call, answer) {
+    this.call = call;
+    this.answer = answer;
+    const name = el("code", { class: "name" }, call.tool);
+    const summary = el("summary", {}, this.#mark, name, el("span", { class: "args" }, brief(call.args)), this.#said);
+    this.#body.append(section("Arguments", call.args));
+    this.element.append(summary, this.#body);
+    if (call.needs_approval) this.#ask();
+    else this.#run();
+  }
+
+  /** @param {Pick<ToolCallState, "result" | "is_error" | "truncated" | "duration_ms">} end */
+  finish({ result, is_error, truncated, duration_ms }) {
+    if (this.element.dataset.state === "done" || this.element.dataset.state === "failed") return;
+    this.leave();
+    this.#questions.remove();
+    this.#state(is_error ? "failed" : "done", is_error ? "cross" : "check", duration_ms == null ? "" : duration(duration_ms));
+    this.#body.append(section(is_error ? "Failed with" : truncated ? "Result, cut" : "Result", result));
+    if (is_error) this.element.open = true;
+  }
+
+  /** The run is over without a result, or is no longer read. */
+  leave() {
+    clearInterval(this.#clock);
+    if (this.element.dataset.state !== "done" && this.element.dataset.state !== "failed") this.#state("left", "cross", "no result");
+  }
+
+  #run() {
+    this.#state("running", "", "");
+    this.#clock = setInterval(() => (this.#said.textContent = duration(performance.now() - this.#since)), 100);
+  }
+
+  #ask() {
+    this.#state("asking", "ask", "may it run?");
+    this.element.open = true;
+    const decide = (/** @type {boolean} */ isApproved) => async () => {
+      for (const button of this.#questions.querySelectorAll("button")) button.disabled = true;
+      try {
+        await this.answer(this.call.call_id, isApproved);
+        this.#questions.remove();
+        if (this.element.dataset.state === "asking") this.#run();
+      } catch (error) {
+        this.#said.textContent = error instanceof Error ? error.message : String(error);
+        for (const button of this.#questions.querySelectorAll("button")) button.disabled = false;
+      }
+    };
+    this.#questions.append(
+      el("button", { type: "button", class: "primary", onclick: decide(true) }, "Approve"),
+      el("button", { type: "button", class: "plain", onclick: decide(false) }, "Deny"),
+    );
+    this.#body.append(this.#questions);
+  }
+
+  /** @param {string} state @param {string} picture @param {string} text */
+  #state(state, picture, text) {
+    this.element.dataset.state = state;
+    const said = { running: "running", asking: "waits for approval", done: "done", failed: "failed", left: "no result" }[state];
+    this.#mark.replaceChildren(picture ? icon(picture) : el("i", { class: "spinner" }), el("span", { class: "unseen" }, `${said}: `));
+    this.#said.textContent = text;
+  }
+}
+
+/** @param {string} title @param {unknown} value */
+function section(title, value) {
+  const text = typeof value === "string" ? value : JSON.stringify(value, null, 2);
+  return el("div", { class: "section" }, el("h4", {}, title), el("pre", { tabindex: "0" }, text));
+}
+
+/** @param {Record<string, unknown>} args */
+function brief(args) {
+  const text = Object.entries(args).map(([name, value]) => `${name}: ${JSON.stringify(value)}`).join(", ");
+  return text.length > SUMMARY_CHARS_LIMIT ? `${text.slice(0, SUMMARY_CHARS_LIMIT)}…` : text;
+}

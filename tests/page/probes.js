@@ -1,0 +1,120 @@
+/** What a test asks of the page, from inside it. An expression: `Driver.probe` calls its members. */
+({
+  /** What can be used or seen, and has no name for those who cannot see it. */
+  nameless() {
+    const hasName = (each) =>
+      each.getAttribute("aria-label") || each.textContent.trim() || each.labels?.[0]?.textContent.trim();
+    return [...document.querySelectorAll("button, a[href], input, textarea, summary, [role=img]")]
+      .filter((each) => each.checkVisibility() && !hasName(each))
+      .map((each) => each.outerHTML);
+  },
+
+  /** Texts whose contrast is under 4.5 to 1. */
+  faint() {
+    const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+    const rgba = (color) => {
+      canvas.clearRect(0, 0, 1, 1);
+      canvas.fillStyle = color;
+      canvas.fillRect(0, 0, 1, 1);
+      return [...canvas.getImageData(0, 0, 1, 1).data];
+    };
+    const linear = (part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
+    const luminance = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
+    const behind = (each) => {
+      for (let at = each; at; at = at.parentElement) {
+        const color = rgba(getComputedStyle(at).backgroundColor);
+        if (color[3] > 250) return color;
+      }
+      return [255, 255, 255];
+    };
+    const isText = (node) => node.nodeType === Node.TEXT_NODE && node.data.trim();
+    return [...document.querySelectorAll("body *")]
+      .filter((each) => each.checkVisibility({ opacityProperty: true, visibilityProperty: true }))
+      .filter((each) => !each.closest("svg, :disabled, .unseen") && [...each.childNodes].some(isText))
+      .map((each) => {
+        const [a, b] = [luminance(rgba(getComputedStyle(each).color)), luminance(behind(each))].sort((x, y) => x - y);
+        return [(b + 0.05) / (a + 0.05), each.className || each.tagName, each.textContent.slice(0, 30)];
+      })
+      .filter(([ratio]) => ratio < 4.5);
+  },
+
+  /** Whether one has to scroll sideways. */
+  isTooWide() {
+    return [document.documentElement, document.querySelector("main")].some((each) => each.scrollWidth > innerWidth);
+  },
+
+  moving() {
+    return document.getAnimations().filter((each) => each.playState === "running").length;
+  },
+
+  /** Elements and attributes of the conversation that no answer can need. */
+  foreign() {
+    const tags = "script img iframe object embed link style base meta form video audio input math".split(" ");
+    const isBad = ({ name, value }) =>
+      name.startsWith("on") || ["style", "src", "ping"].includes(name) || /^\s*(javascript|data|vbscript):/i.test(value);
+    return [...document.querySelectorAll("#messages *")]
+      .filter((each) =>
+        tags.includes(each.localName) || [...each.attributes].some(isBad)
+        || (each.localName === "a" && !/^(https?|mailto):/.test(each.protocol)))
+      .map((each) => each.outerHTML);
+  },
+
+  /** Draw each text, character by character, and touch what became of it. @param {string[]} texts */
+  async draw(texts) {
+    const { Markdown } = await import("./web/page/markdown.js");
+    const { patch } = await import("./web/page/render.js");
+    for (const text of texts) {
+      const [markdown, box] = [new Markdown(), document.createElement("div")];
+      document.getElementById("messages").append(box);
+      let before = [];
+      for (const char of text) {
+        markdown.append(char);
+        const now = markdown.blocks();
+        patch(box, before, now);
+        before = now;
+      }
+      patch(box, before, markdown.blocks(false));
+      for (const each of box.querySelectorAll("*")) {
+        for (const type of ["mouseover", "focus", "pointerdown"]) each.dispatchEvent(new Event(type, { bubbles: true }));
+      }
+    }
+  },
+
+  /** Milliseconds of script that a text takes, each token drawn; the best of a few. */
+  async cost({ text, tokens }) {
+    const { Markdown } = await import("./web/page/markdown.js");
+    const { patch } = await import("./web/page/render.js");
+    const size = Math.ceil(text.length / tokens);
+    let best = Infinity;
+    for (let round = 0; round < 5; round++) {
+      const [markdown, box] = [new Markdown(), document.createElement("div")];
+      document.getElementById("messages").append(box);
+      let [before, spent] = [[], 0];
+      for (let at = 0; at < text.length; at += size) {
+        const begin = performance.now();
+        markdown.append(text.slice(at, at + size));
+        const now = markdown.blocks();
+        patch(box, before, now);
+        spent += performance.now() - begin;
+        before = now;
+      }
+      best = Math.min(best, spent);
+      box.remove();
+    }
+    return best;
+  },
+
+  /** Where a script that runs would be seen, and what the policy had to stop. */
+  raiseAlarm() {
+    window.pwned = [];
+    window.pwn = (what) => window.pwned.push(what);
+    window.stopped = [];
+    document.addEventListener("securitypolicyviolation", (event) =>
+      window.stopped.push(`${event.violatedDirective} ${event.blockedURI} ${event.sample}`));
+  },
+
+  async alarms() {
+    await new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
+    return [...window.pwned, ...window.stopped];
+  },
+})
