@@ -11,7 +11,7 @@ from typing import Protocol
 from chatserver.events import Answer, Event, Record
 
 READ_RECORDS_LIMIT = 256
-READ_BYTES_LIMIT = 256 * 1024
+READ_BYTES_LIMIT = 64 * 1024
 """What one batch holds at most, so that one replay neither fills a socket's memory nor holds the loop."""
 
 SEQ_LIMIT = 1_000_000
