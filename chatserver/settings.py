@@ -21,7 +21,6 @@ PREFIX = "CHATSERVER_"
 SDK_VARIABLES = {"openai_api_key": "OPENAI_API_KEY", "openai_base_url": "OPENAI_BASE_URL"}
 _SECRET_PARAMETER = re.compile(r"(?i)([^?&=]*(?:pass|secret|token|key)[^&=]*=)[^&]*")
 SECRETS = frozenset({"openai_api_key", "jwt_secret"})
-SECRET_BYTES_MINIMUM = 32
 """RFC 7518 section 3.2: a shorter one can be guessed from a single token."""
 
 DEMO_MODEL = "demo"
@@ -152,7 +151,7 @@ def _possible(settings: Settings) -> Settings:
 def _possible_auth(settings: Settings) -> None:
     if settings.auth not in ("none", "jwt"):
         raise SettingsError(f"{variable('auth')}: `none` or `jwt`")
-    secret, url = settings.jwt_secret, settings.jwks_url
+    url = settings.jwks_url
     given = [name for name in ("jwt_secret", "jwks_url") if getattr(settings, name) is not None]
     if settings.auth == "none":
         if given:  # Who has set it believes that there are doors.
@@ -162,8 +161,6 @@ def _possible_auth(settings: Settings) -> None:
         raise SettingsError(
             f"{variable('auth')}: `jwt` needs either {variable('jwt_secret')} or {variable('jwks_url')}"
         )
-    if secret is not None and len(secret.encode()) < SECRET_BYTES_MINIMUM:
-        raise SettingsError(f"{variable('jwt_secret')}: at least {SECRET_BYTES_MINIMUM} bytes are needed")
     if url is not None and not _is_trustworthy(url) and not settings.insecure:
         raise SettingsError(f"{variable('jwks_url')}: keys come over https only; --insecure takes them as they come")
 

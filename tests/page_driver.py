@@ -1,41 +1,23 @@
 """The page in Chromium, as its tests drive it: a browser for a module, a profile for each test, gates in answers."""
 
 import asyncio
-import shutil
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
-import pytest
-from playwright.async_api import Browser, Locator, Page, async_playwright, expect
+from playwright.async_api import Browser, Locator, Page, expect
 
 from tests.fake_upstream import Done, FakeUpstream, Gate, Step, finish, role, token, usage
 from tests.live import ROOT, LiveServer, live_server
 
-SWITCHES = (
-    *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--disable-quic"),
-    *("--disable-component-update", "--disable-sync"),
-)
 WAIT_MS = 15_000
 PROBES = (ROOT / "tests" / "page" / "probes.js").read_text().partition("*/")[2].strip()
 
 
 @asynccontextmanager
-async def open_chromium() -> AsyncIterator[Browser]:
-    """A browser."""
-    binary = shutil.which("chromium")
-    if binary is None:
-        pytest.skip("chromium is not installed")
-    expect.set_options(timeout=WAIT_MS)
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=binary, args=SWITCHES)
-        yield browser
-        await browser.close()
-
-
-@asynccontextmanager
 async def opened(browser: Browser, url: str, **context: Any) -> AsyncIterator["Driver"]:
     """A page in a profile of its own. What it complains about, or asks elsewhere for, fails the test."""
+    expect.set_options(timeout=WAIT_MS)
     profile = await browser.new_context(**context)
     profile.set_default_timeout(WAIT_MS)
     page = await profile.new_page()

@@ -4,7 +4,6 @@ The page is served from the same host on another port, so that the browser sends
 """
 
 import asyncio
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,12 +11,12 @@ from typing import Any
 
 import anyio
 import pytest
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page
 
+from tests.browser import open_chromium
 from tests.clients import request
 from tests.fake_upstream import FakeUpstream, say
 from tests.live import LiveServer, live_server
-from tests.test_web_browser import SWITCHES
 from tests.users import SECRET, of, token
 
 pytestmark = [pytest.mark.anyio, pytest.mark.proof]
@@ -81,14 +80,8 @@ class Stage:
 
 @pytest.fixture(scope="module")
 async def chromium(anyio_backend: str) -> AsyncIterator[Browser]:
-    binary = shutil.which("chromium")
-    if binary is None:
-        pytest.skip("chromium is not installed")
-    rules = f"--host-resolver-rules=MAP {REBOUND} 127.0.0.1"
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=binary, args=[*SWITCHES, rules])
+    async with open_chromium(f"--host-resolver-rules=MAP {REBOUND} 127.0.0.1") as browser:
         yield browser
-        await browser.close()
 
 
 async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator
 import pytest
 from playwright.async_api import Browser, Route, expect
 
+from tests.browser import open_chromium
 from tests.clients import request
 from tests.fake_upstream import Done, call, finish, reasoning, refuse, role, say, token
 from tests.live import live_server
-from tests.page_driver import chatting, open_chromium, opened, parts, words
+from tests.page_driver import chatting, opened, parts, words
 
 pytestmark = [pytest.mark.xdist_group("chromium")]
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Browser, expect
 
+from tests.browser import open_chromium
 from tests.clients import request
 from tests.fake_upstream import Pause, refuse
-from tests.page_driver import chatting, open_chromium, parts, words
+from tests.page_driver import chatting, parts, words
 
 pytestmark = [pytest.mark.xdist_group("chromium")]
 

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from playwright.async_api import Browser, expect
 
+from tests.browser import open_chromium
 from tests.fake_upstream import FakeUpstream, say
 from tests.live import ROOT, live_server
-from tests.page_driver import PROBES, Driver, chatting, open_chromium, opened
+from tests.page_driver import PROBES, Driver, chatting, opened
 from tests.web_client import node
 
 pytestmark = [pytest.mark.xdist_group("chromium")]

@@ -67,7 +67,6 @@ async def test_a_subject_that_is_no_name_is_nobody(user: Any) -> None:
 @pytest.mark.parametrize(
     "claims",
     [
-        {"exp": None},
         {"exp": 0},
         {"exp": -1},
         {"exp": "soon"},
@@ -86,6 +85,11 @@ async def test_a_token_that_is_not_good_now_or_not_for_us_is_refused(claims: dic
     moments = {"-1 s": time() - 1, "+60 s": time() + 60}
     with pytest.raises(Unauthenticated):
         await identity(token(**{name: moments.get(str(value), value) for name, value in claims.items()}))
+
+
+async def test_a_token_without_an_end_is_good_for_ever() -> None:
+    found = await identity(jwt.encode({"sub": "ann"}, SECRET, "HS256"))
+    assert (found.user, found.is_over) == ("ann", False)
 
 
 async def test_an_issuers_clock_may_be_a_little_ahead_but_the_end_is_the_end() -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ from urllib.parse import quote
 
 import anyio
 import pytest
-from playwright.async_api import Browser, BrowserContext, Page, async_playwright
+from playwright.async_api import Browser, BrowserContext, Page
 
+from tests.browser import open_chromium
 from tests.chaos import Chaos, cuts
 from tests.conftest import Scale
 from tests.fake_upstream import Act, Done, FakeUpstream, Gate, Reply, Step, finish, role, token
@@ -23,10 +23,6 @@ from tests.web_client import CLIENT, HEARTBEAT_SECONDS, PACE, TOOLS, check_answe
 
 pytestmark = pytest.mark.proof
 
-SWITCHES = (
-    *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--disable-quic"),
-    *("--disable-component-update", "--disable-sync", "--disable-background-timer-throttling"),
-)
 PAGE = "page.html"
 BEFORE, AFTER = 12, 30
 """Tokens of an answer before and behind its gate."""
@@ -45,15 +41,9 @@ each_transport = pytest.mark.parametrize("transport", ["sse", "ws"])
 @pytest.fixture(scope="module")
 async def chromium() -> AsyncIterator[Browser]:
     """One browser for all tests here; each has a profile of its own."""
-    binary = shutil.which("chromium")
-    if binary is None:
-        pytest.skip("chromium is not installed")
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path=binary, args=SWITCHES, ignore_default_args=["--disable-back-forward-cache"]
-        )
+    kept = {"ignore_default_args": ["--disable-back-forward-cache"]}
+    async with open_chromium("--disable-background-timer-throttling", **kept) as browser:
         yield browser
-        await browser.close()
 
 
 def files(client: Path = CLIENT) -> dict[str, bytes]:
