@@ -20,6 +20,14 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 TRANSPORT = "chatserver.transport"
 """ASGI extension of our server: the asyncio transport, since ASGI has no way to cut a connection off."""
 
+WriteNow: TypeAlias = Callable[[bytes], bool]
+
+WRITE_NOW = "chatserver.write_now"
+"""ASGI extension of our server: a ``WriteNow``, which writes without waiting; False: not now, and nothing is written.
+
+Of a started HTTP response it takes the bytes of a body, of a WebSocket whole frames.
+"""
+
 CHECKS_PER_INTERVAL = 4
 """How often a connection is looked at in one heartbeat: a ping comes between 3/4 and a whole one."""
 
@@ -37,7 +45,15 @@ class Connection:
     ``drop`` is called when the peer has taken nothing for too long, ``drain`` when the server begins to go down.
     """
 
-    def __init__(self, send: Send, ping: Message | None, drop: Callable[[], None], drain: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        send: Send,
+        ping: Message | None,
+        drop: Callable[[], None],
+        drain: Callable[[], None],
+        write_now: WriteNow | None = None,
+    ) -> None:
+        self._write_now = write_now
         self.drop = drop
         self.drain = drain
         self.is_open = True
@@ -55,6 +71,16 @@ class Connection:
                 await self._send(message)
             finally:
                 self.writing_since = None
+
+    def write_now(self, content: bytes) -> bool:
+        """Write behind all messages without waiting; False: something is in the way, and nothing is written.
+
+        It is for what comes often: ``write`` takes a lock, a coroutine and ASGI's message for it.
+        """
+        if self._write_now is None or self.writing_since is not None or not self._write_now(content):
+            return False
+        self.wrote_at = monotonic()
+        return True
 
     async def ping(self) -> None:
         """Show the peer, and every proxy between, that the connection lives; not while other bytes show it."""

@@ -1,12 +1,22 @@
 """A run as the body of an HTTP response."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
 
 import anyio
 
+from chatserver.events import Record
 from chatserver.run import Subscription
-from chatserver.transports.connections import TRANSPORT, Connection, Connections, Message, Receive, Scope, Send
+from chatserver.transports.connections import (
+    TRANSPORT,
+    WRITE_NOW,
+    Connection,
+    Connections,
+    Message,
+    Receive,
+    Scope,
+    Send,
+)
 from chatserver.transports.sse import Format, PlainText
 
 HEADERS = (
@@ -60,12 +70,17 @@ class RunStream:
                     cancel()
 
             ping = _body(self._form.ping) if self._form.ping else None
-            connection = Connection(send, ping, drop=cancel, drain=drain)
+            write_now = scope.get("extensions", {}).get(WRITE_NOW)
+            connection = Connection(send, ping, drop=cancel, drain=drain, write_now=write_now)
+
+            def take(batch: Sequence[Record]) -> bool:
+                return connection.write_now(self._form.frame(batch))
+
             with self._connections.watched(connection):
                 tasks.start_soon(_until_disconnect, receive, tasks.cancel_scope)
                 await connection.write(_body(self._form.opening()))
                 has_failed = False
-                async with aclosing(self._subscription.read()) as batches:
+                async with aclosing(self._subscription.read(take)) as batches:
                     async for batch in batches:
                         await connection.write(_body(self._form.frame(batch)))
                         has_failed = batch[-1].type == "error"

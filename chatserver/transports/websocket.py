@@ -17,14 +17,13 @@ from chatserver.errors import BadJson, BadRequest, ChatError, Draining, NoComman
 from chatserver.events import Record
 from chatserver.run import Subscription
 from chatserver.runs import Runs
-from chatserver.transports.connections import TRANSPORT, Connection, Connections, Receive, Scope, Send
+from chatserver.transports.connections import TRANSPORT, WRITE_NOW, Connection, Connections, Receive, Scope, Send
+from chatserver.transports.frames import FRAMES, text_frames
 from chatserver.transports.parts import Parts
 from chatserver.transports.refusal import refuse
 
 PATH = "/chat/ws"
 SUBPROTOCOL = "chatserver.v1"
-BATCH = "chatserver.batch"
-"""ASGI extension of our server: many text frames, given as bytes, in one write."""
 
 INBOX_BYTES_LIMIT = 1024 * 1024
 """Commands that may wait while one is obeyed; a client that asks much faster than it is answered is no client."""
@@ -68,7 +67,7 @@ class Dialogue:
         self._runs = runs
         self._connections = connections
         self._send = send
-        self._sends_batches = BATCH in scope.get("extensions", {})
+        self._extensions = scope.get("extensions", {})
         self._pumps: dict[str, _Pump] = {}
         self._no_commands = 0
         self._waiting_bytes = 0
@@ -80,7 +79,8 @@ class Dialogue:
     async def run(self, receive: Receive) -> Closing | None:
         """Obey the peer until it leaves (None) or is to be closed."""
         async with anyio.create_task_group() as self._tasks:
-            self._connection = Connection(self._send, PING, drop=lambda: self._close(STUCK), drain=self._drain)
+            write_now = self._extensions.get(WRITE_NOW)
+            self._connection = Connection(self._send, PING, lambda: self._close(STUCK), self._drain, write_now)
             with self._connections.watched(self._connection):
                 inbox, commands = anyio.create_memory_object_stream[str](INBOX_BYTES_LIMIT)
                 self._tasks.start_soon(self._obey_all, commands)
@@ -186,7 +186,7 @@ class Dialogue:
     async def _pump(self, pump: _Pump) -> None:
         try:
             with pump.scope, pump.subscription:
-                async with aclosing(pump.subscription.read()) as batches:
+                async with aclosing(pump.subscription.read(self._take)) as batches:
                     async for batch in batches:
                         await self._forward(batch)
         except OSError:
@@ -197,10 +197,13 @@ class Dialogue:
                 del self._pumps[pump.subscription.run_id]
         self._close_if_drained()
 
+    def _take(self, batch: Sequence[Record]) -> bool:
+        return self._connection.write_now(text_frames(batch))
+
     async def _forward(self, batch: Sequence[Record]) -> None:
         """Each record as a text frame; the whole batch in one write where the server can do that."""
-        if self._sends_batches:
-            return await self._connection.write({"type": "websocket.send", BATCH: [each.data for each in batch]})
+        if FRAMES in self._extensions:
+            return await self._connection.write({"type": "websocket.send", FRAMES: text_frames(batch)})
         for each in batch:
             await self._connection.write({"type": "websocket.send", "text": each.data.decode()})
 
