@@ -40,8 +40,8 @@ PAGE_LIMIT = 100
 PAGE_DEFAULT = 20
 
 
-def admit(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """Guard of every route: are we still open?
+async def admit(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """Guard of every route: are we still open? Async, or Litestar would ask it in a thread.
 
     Raises:
         Draining: going down, and this route is not one that helps running answers to end.
