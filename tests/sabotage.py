@@ -278,5 +278,5 @@ async def pings_stop() -> AsyncIterator[None]:
             pinged.add(self)
             await original(self)
 
-    with patch.object(Connection, "ping", ping):
+    with patch.object(Connection, "ping", ping), patch.object(Connection, "ping_now", lambda self: False):
         yield

@@ -71,7 +71,7 @@ class RunStream:
 
             ping = _body(self._form.ping) if self._form.ping else None
             write_now = scope.get("extensions", {}).get(WRITE_NOW)
-            connection = Connection(send, ping, drop=cancel, drain=drain, write_now=write_now)
+            connection = Connection(send, ping, cancel, drain, write_now, self._form.ping)
 
             def take(batch: Sequence[Record]) -> bool:
                 return connection.write_now(self._form.frame(batch))

@@ -18,7 +18,7 @@ from chatserver.events import Record
 from chatserver.run import Subscription
 from chatserver.runs import Runs
 from chatserver.transports.connections import TRANSPORT, WRITE_NOW, Connection, Connections, Receive, Scope, Send
-from chatserver.transports.frames import FRAMES, text_frames
+from chatserver.transports.frames import FRAMES, text_frame, text_frames
 from chatserver.transports.parts import Parts
 from chatserver.transports.refusal import refuse
 
@@ -34,7 +34,9 @@ FRAME_OVERHEAD_BYTES = 100
 NO_COMMANDS_LIMIT = 10
 """Frames in a row that are no commands at all, after which the peer is taken for something else."""
 
-PING = {"type": "websocket.send", "text": '{"type":"ping"}'}
+PING_DOCUMENT = '{"type":"ping"}'
+PING = {"type": "websocket.send", "text": PING_DOCUMENT}
+PING_FRAME = text_frame(PING_DOCUMENT.encode())
 
 
 class Closing(Exception):
@@ -80,7 +82,9 @@ class Dialogue:
         """Obey the peer until it leaves (None) or is to be closed."""
         async with anyio.create_task_group() as self._tasks:
             write_now = self._extensions.get(WRITE_NOW)
-            self._connection = Connection(self._send, PING, lambda: self._close(STUCK), self._drain, write_now)
+            self._connection = Connection(
+                self._send, PING, lambda: self._close(STUCK), self._drain, write_now, PING_FRAME
+            )
             with self._connections.watched(self._connection):
                 inbox, commands = anyio.create_memory_object_stream[str](INBOX_BYTES_LIMIT)
                 self._tasks.start_soon(self._obey_all, commands)
