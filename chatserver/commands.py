@@ -3,6 +3,7 @@
 import json
 import re
 import secrets
+from functools import cache
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar, cast
 
 import msgspec
@@ -168,6 +169,14 @@ def _escape(key: str) -> str:
     return key.replace("~", "~0").replace("/", "~1")
 
 
+@cache
+def _fields(kind: type[Any]) -> tuple[frozenset[str], list[str]]:
+    """The names of all fields, the tag among them, and of those that are required."""
+    fields = msgspec.structs.fields(kind)
+    known = frozenset(each.name for each in fields) | {kind.__struct_config__.tag_field}
+    return known, [each.name for each in fields if each.required]
+
+
 def convert(tree: Any, kind: type[T]) -> T:
     """A parsed JSON tree as a Struct.
 
@@ -176,10 +185,10 @@ def convert(tree: Any, kind: type[T]) -> T:
     """
     if not isinstance(tree, dict):
         raise BadRequest("a JSON object is needed")
-    fields = {each.name: each for each in msgspec.structs.fields(cast(Any, kind))}
-    for name in tree.keys() - fields.keys() - {cast(Any, kind).__struct_config__.tag_field}:
+    known, required = _fields(cast(Any, kind))
+    for name in tree.keys() - known:
         raise BadRequest("there is no such field", f"/{_escape(name)}")
-    for name in [name for name, each in fields.items() if each.required and name not in tree]:
+    for name in [name for name in required if name not in tree]:
         raise BadRequest(f"`{name}` is required", f"/{name}")
     try:
         return msgspec.convert(tree, kind)

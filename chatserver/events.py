@@ -180,6 +180,17 @@ def record(event: Event) -> Record:
     return Record(event.seq, event.__struct_config__.tag, to_json(event))  # type: ignore[arg-type]  # our tags are text
 
 
+def appended(draft: Event, run_id: str, seq: int) -> Record:
+    """The record of a draft that is given its place.
+
+    A token is written without the Struct between: 0.6 µs less, and nearly every event is one.
+    """
+    if type(draft) is Token:
+        document = b'{"type":"token","run_id":%b,"seq":%d,"content":%b}'
+        return Record(seq, "token", document % (_encoder.encode(run_id), seq, to_json(draft.content)))
+    return record(msgspec.structs.replace(draft, run_id=run_id, seq=seq))
+
+
 def decode(document: bytes) -> Event:
     """The event in a document that ``record`` made.
 

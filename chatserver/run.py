@@ -21,7 +21,7 @@ from chatserver.agent import Agent, Finished
 from chatserver.errors import UpstreamError
 from chatserver.events import Done, Error, FinishReason, Record, Terminal, ToolResult, compact, record
 from chatserver.limits import Meter
-from chatserver.log import EVENTS_LIMIT, EventLog
+from chatserver.log import EVENTS_LIMIT, EventLog, Take
 from chatserver.providers import ModelRequest
 from chatserver.records import RunFailure, RunRecord, RunStatus
 from chatserver.sessions import Sessions
@@ -226,9 +226,9 @@ class Subscription:
             self._has_left = True
             self._run.leave()
 
-    def read(self) -> AsyncGenerator[Sequence[Record], None]:
-        """The one generator that every transport sends from."""
-        return self._log.read(self._after)
+    def read(self, take: Take | None = None) -> AsyncGenerator[Sequence[Record], None]:
+        """The one generator that every transport sends from, beside what ``take`` sends at once."""
+        return self._log.read(self._after, take)
 
 
 def _status(ending: Terminal) -> RunStatus:

@@ -10,6 +10,7 @@ from unittest.mock import patch
 from msgspec.structs import replace
 
 from chatserver.events import Answer, Record, Snapshot, compact, decode, record
+from chatserver.log import Take
 from chatserver.log.memory import MemoryLog
 from chatserver.providers import Delta, ModelRequest
 from chatserver.providers.openai import OpenAIProvider
@@ -35,7 +36,7 @@ Fault: TypeAlias = AbstractAsyncContextManager[None]
 async def _read_as(change: Callable[[Record], Iterable[Record]], *, from_start: bool = True) -> AsyncIterator[None]:
     original = MemoryLog.read
 
-    async def read(self: MemoryLog, after: int) -> AsyncGenerator[Sequence[Record], None]:
+    async def read(self: MemoryLog, after: int, take: Take | None = None) -> AsyncGenerator[Sequence[Record], None]:
         async with aclosing(original(self, after)) as batches:
             async for batch in batches:
                 if changed := [new for old in batch for new in (change(old) if from_start or after else [old])]:
@@ -82,8 +83,8 @@ def cursor_one_too_high() -> Fault:
 async def _cursor_moved(by: int) -> AsyncIterator[None]:
     original = MemoryLog.read
 
-    def read(self: MemoryLog, after: int) -> AsyncGenerator[Sequence[Record], None]:
-        return original(self, max(0, after + by) if after else 0)
+    def read(self: MemoryLog, after: int, take: Take | None = None) -> AsyncGenerator[Sequence[Record], None]:
+        return original(self, max(0, after + by) if after else 0, take)
 
     with patch.object(MemoryLog, "read", read):
         yield
@@ -277,5 +278,5 @@ async def pings_stop() -> AsyncIterator[None]:
             pinged.add(self)
             await original(self)
 
-    with patch.object(Connection, "ping", ping):
+    with patch.object(Connection, "ping", ping), patch.object(Connection, "ping_now", lambda self: False):
         yield

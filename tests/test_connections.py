@@ -15,7 +15,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from chatserver.transports import connections
-from chatserver.transports.connections import FLUSH_SECONDS, SLOTS_LIMIT, Connection, Connections, Message
+from chatserver.transports.connections import FLUSH_SECONDS, SLOTS_LIMIT, Connection, Connections, KeepAlive, Message
 from tests.clients import BOTH, SSE, ClosedError, Reading, RefusedError, Transport, documents_of, types_of
 from tests.fake_upstream import FakeUpstream, Gate, say
 from tests.live import live_server
@@ -75,7 +75,8 @@ class Peer:
         self.failure = failure
         self.gate = anyio.Event()
         self._sending = 0
-        self.connection = Connection(self._send, ping, drop=self._drop, drain=self._drain)
+        keep_alive = KeepAlive(ping, b"") if ping is not None else None
+        self.connection = Connection(self._send, keep_alive, drop=self._drop, drain=self._drain)
         if takes:
             self.gate.set()
 

@@ -5,8 +5,8 @@ reconnect and a switch of transport are all ``read(after)``. A woken reader alwa
 can be lost in a way that matters.
 """
 
-from collections.abc import AsyncGenerator, Sequence
-from typing import Protocol
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Protocol, TypeAlias
 
 from chatserver.events import Answer, Event, Record
 
@@ -19,6 +19,10 @@ SEQ_LIMIT = 1_000_000
 
 EVENTS_LIMIT = SEQ_LIMIT - 1000
 """Where a run is ended: what is appended last must still be numbered below what a crash leaves."""
+
+
+Take: TypeAlias = Callable[[Sequence[Record]], bool]
+"""Send a batch at once, without waking its reader; False: that cannot be done now, and nothing was sent."""
 
 
 class Fenced(Exception):
@@ -38,11 +42,12 @@ class EventLog(Protocol):
         """
         ...
 
-    def read(self, after: int) -> AsyncGenerator[Sequence[Record], None]:
+    def read(self, after: int, take: Take | None = None) -> AsyncGenerator[Sequence[Record], None]:
         """All records with a ``seq`` over ``after``, in batches of what is ready, until the terminal one.
 
         Where ``after`` is older than what is kept, a snapshot comes first. Cancelling or closing the iterator is
-        all that leaving takes.
+        all that leaving takes. While it waits, ``take`` is offered what comes, if the log can: what it takes does not
+        come out here. The terminal record always does.
         """
         ...
 

@@ -5,15 +5,19 @@ from hashlib import sha256
 import msgspec
 from msgspec import Struct
 from msgspec.structs import asdict
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select
 
 from chatserver.commands import ChatRequest, new_id
 from chatserver.errors import KeyReused, NotFound, RunActive
 from chatserver.records import MessageRecord, MessageStatus, Role, RunRecord, timestamp
 from chatserver.sessions.read import RUN_COLUMNS, branch
-from chatserver.sessions.schema import messages, runs, sessions
+from chatserver.sessions.schema import TOUCH, messages, runs, sessions
 
 TITLE_CHARS_LIMIT = 80
+
+
+# Made once: to build a statement costs as much as to run it.
+_NEW_RUN, _NEW_SESSION, _NEW_MESSAGES = insert(runs), insert(sessions), insert(messages)
 
 
 class Begun(Struct, frozen=True, kw_only=True):
@@ -68,7 +72,7 @@ def _begin(connection: Connection, user: str, request: ChatRequest, run_id: str)
     )
     origin = {"user_id": user, "user_message_id": context[-1].message_id}
     identity = {"idempotency_key": request.idempotency_key, "request_digest": _digest(request)}
-    connection.execute(insert(runs), asdict(run) | origin | identity)
+    connection.execute(_NEW_RUN, asdict(run) | origin | identity)
     return Begun(run=run, user_message_id=context[-1].message_id, context=context, is_new=True)
 
 
@@ -107,7 +111,7 @@ def _next(connection: Connection, user: str, request: ChatRequest, now: str) -> 
     session_id = request.session_id or new_id()
     title = _title(request.message or "")
     times = {"created_at": now, "updated_at": now}
-    connection.execute(insert(sessions), {"user_id": user, "session_id": session_id, "title": title} | times)
+    connection.execute(_NEW_SESSION, {"user_id": user, "session_id": session_id, "title": title} | times)
     return _Place(session_id, 0, [])
 
 
@@ -130,8 +134,7 @@ def _again(connection: Connection, user: str, request: ChatRequest, now: str) ->
 
 def _touch(connection: Connection, user: str, session_id: str, now: str) -> bool:
     """Mark the session as used now, if it is there; on PostgreSQL this is also the lock that others wait at."""
-    mine = (sessions.c.user_id == user, sessions.c.session_id == session_id)
-    return connection.execute(update(sessions).where(*mine).values(updated_at=now)).rowcount == 1
+    return connection.execute(TOUCH, {"user": user, "session": session_id, "updated_at": now}).rowcount == 1
 
 
 class _Newest(Struct, frozen=True):
@@ -178,7 +181,7 @@ def _insert_messages(
     new = line[len(place.branch) :]
     home = {"user_id": user, "session_id": place.session_id}
     rows = [home | asdict(each) | {"position": position} for position, each in enumerate(new, place.position + 1)]
-    connection.execute(insert(messages), rows)
+    connection.execute(_NEW_MESSAGES, rows)
     return line
 
 

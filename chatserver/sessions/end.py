@@ -23,9 +23,16 @@ from chatserver.events import (
 )
 from chatserver.log import SEQ_LIMIT
 from chatserver.records import RunFailure, RunStatus, timestamp
-from chatserver.sessions.schema import messages, runs, sessions, spendings
+from chatserver.sessions.schema import TOUCH, messages, runs, spendings
 
 INTERRUPTED = RunFailure("interrupted", "the server stopped before the answer was complete")
+
+
+# Made once: to build a statement costs as much as to run it. What they set are the parameters named as columns.
+_IS_UNFINISHED = (runs.c.run_id == bindparam("run"), runs.c.finished_at.is_(None))
+_UNFINISHED = select(runs.c.user_id, runs.c.session_id, runs.c.message_id).where(*_IS_UNFINISHED)
+_END = update(runs).where(*_IS_UNFINISHED)
+_SAY = update(messages).where(messages.c.message_id == bindparam("message"))
 
 
 def finish(
@@ -38,22 +45,20 @@ def finish(
     error: RunFailure | None,
 ) -> None:
     """Keep what a run has come to. Of a run that is over or gone: nothing."""
-    query = select(runs.c.user_id, runs.c.session_id, runs.c.message_id)
-    found = connection.execute(query.where(runs.c.run_id == run_id, runs.c.finished_at.is_(None))).one_or_none()
+    found = connection.execute(_UNFINISHED, {"run": run_id}).one_or_none()
     if found is None:
         return
     now = timestamp()
     # The session first: everybody locks in this order, so that PostgreSQL meets no deadlock with a deletion.
-    mine = (sessions.c.user_id == found.user_id, sessions.c.session_id == found.session_id)
-    connection.execute(update(sessions).where(*mine).values(updated_at=now))
-    ended = update(runs).where(runs.c.run_id == run_id, runs.c.finished_at.is_(None))
-    ended = ended.values(status=status, last_seq=records[-1].seq, usage=usage, finished_at=now, error=error)
-    if connection.execute(ended.values(events=b"\n".join(each.data for each in records))).rowcount == 0:
+    connection.execute(TOUCH, {"user": found.user_id, "session": found.session_id, "updated_at": now})
+    ended = {"status": status, "last_seq": records[-1].seq, "usage": usage, "finished_at": now, "error": error}
+    log = {"events": b"\n".join(each.data for each in records)}
+    if connection.execute(_END, {"run": run_id} | ended | log).rowcount == 0:
         return
     if usage is not None:
         _spend(connection, found.user_id, now[:10], usage.input_tokens + usage.output_tokens)
     said = _said(answer) | {"usage": usage, "status": "complete" if status == "completed" else "partial"}
-    connection.execute(update(messages).where(messages.c.message_id == found.message_id).values(said))
+    connection.execute(_SAY, {"message": found.message_id} | said)
 
 
 def _spend(connection: Connection, user: str, day: str, tokens: int) -> None:

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any, get_type_hints
 
 import msgspec
@@ -26,14 +27,8 @@ class Tool(Struct, frozen=True):
     is_async: bool
 
     def specification(self) -> dict[str, Any]:
-        """The tool as Chat Completions describes it."""
-        _, definitions = msgspec.json.schema_components([self.arguments], ref_template="#/$defs/{name}")
-        parameters = definitions.pop(self.arguments.__name__)
-        parameters.pop("title", None)
-        if definitions:
-            parameters["$defs"] = definitions
-        function = {"name": self.name, "description": self.description, "parameters": parameters}
-        return {"type": "function", "function": function}
+        """The tool as Chat Completions describes it; made once, since every turn tells of all tools."""
+        return _specification(self)
 
     def bind(self, args: dict[str, Any]) -> dict[str, Any]:
         """The arguments, converted to what the function's annotations ask for.
@@ -46,6 +41,17 @@ class Tool(Struct, frozen=True):
         except msgspec.ValidationError as error:
             raise BadArguments(str(error)) from None
         return {name: getattr(bound, name) for name in self.arguments.__struct_fields__}
+
+
+@cache
+def _specification(tool: Tool) -> dict[str, Any]:
+    _, definitions = msgspec.json.schema_components([tool.arguments], ref_template="#/$defs/{name}")
+    parameters = definitions.pop(tool.arguments.__name__)
+    parameters.pop("title", None)
+    if definitions:
+        parameters["$defs"] = definitions
+    function = {"name": tool.name, "description": tool.description, "parameters": parameters}
+    return {"type": "function", "function": function}
 
 
 def tool(function: Callable[..., Any]) -> Tool:

@@ -66,6 +66,8 @@ PAGE_DEFAULT = 20
 async def admit(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
     """Guard of every route: are we still open, who is it, and how often has that user asked?
 
+    Async, or Litestar would ask it in a thread.
+
     Raises:
         Draining: going down, and this route is not one that helps running answers to end.
         Unauthenticated, Forbidden, Unavailable: nobody knows who it is.

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from chatserver.errors import NotAcceptable
 from chatserver.events import Record, Snapshot, Token, decode
+from chatserver.transports.frames import framed_once
 
 RETRY_MS = 1000
 """What a browser's EventSource waits before it comes back."""
@@ -31,6 +32,13 @@ class Format(Protocol):
         ...
 
 
+@framed_once
+def _event_stream(records: Sequence[Record]) -> bytes:
+    return b"".join(
+        [b"id: %d\nevent: %b\ndata: %b\n\n" % (each.seq, each.type.encode(), each.data) for each in records]
+    )
+
+
 class EventStream:
     """`text/event-stream`, LF only: some clients split on nothing else."""
 
@@ -42,9 +50,7 @@ class EventStream:
         return b"retry: %d\n\n" % RETRY_MS
 
     def frame(self, records: Sequence[Record]) -> bytes:
-        return b"".join(
-            [b"id: %d\nevent: %b\ndata: %b\n\n" % (each.seq, each.type.encode(), each.data) for each in records]
-        )
+        return _event_stream(records)
 
     def farewell(self) -> bytes:
         # Spread out, or every reader would come back in the same moment.

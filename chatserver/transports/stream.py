@@ -1,12 +1,23 @@
 """A run as the body of an HTTP response."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
 
 import anyio
 
+from chatserver.events import Record
 from chatserver.run import Subscription
-from chatserver.transports.connections import TRANSPORT, Connection, Connections, Message, Receive, Scope, Send
+from chatserver.transports.connections import (
+    TRANSPORT,
+    WRITE_NOW,
+    Connection,
+    Connections,
+    KeepAlive,
+    Message,
+    Receive,
+    Scope,
+    Send,
+)
 from chatserver.transports.sse import Format, PlainText
 
 HEADERS = (
@@ -65,14 +76,20 @@ class RunStream:
                 outcome = "failed" if isinstance(self._form, PlainText) else "drained"
                 cancel()
 
-            ping = _body(self._form.ping) if self._form.ping else None
-            expires_at = scope["auth"].expires_at
-            connection = Connection(send, ping, drop=cancel, drain=drain, expire=expire, expires_at=expires_at)
+            ping = KeepAlive(_body(self._form.ping), self._form.ping) if self._form.ping else None
+            write_now = scope.get("extensions", {}).get(WRITE_NOW)
+            connection = Connection(
+                send, ping, cancel, drain, write_now, expire=expire, expires_at=scope["auth"].expires_at
+            )
+
+            def take(batch: Sequence[Record]) -> bool:
+                return connection.write_now(self._form.frame(batch))
+
             with self._connections.watched(connection):
                 tasks.start_soon(_until_disconnect, receive, tasks.cancel_scope)
                 await connection.write(_body(self._form.opening()))
                 has_failed = False
-                async with aclosing(self._subscription.read()) as batches:
+                async with aclosing(self._subscription.read(take)) as batches:
                     async for batch in batches:
                         await connection.write(_body(self._form.frame(batch)))
                         has_failed = batch[-1].type == "error"

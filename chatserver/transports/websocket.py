@@ -28,14 +28,22 @@ from chatserver.events import Record
 from chatserver.limits import Requests
 from chatserver.run import Subscription
 from chatserver.runs import Runs
-from chatserver.transports.connections import TRANSPORT, Connection, Connections, Receive, Scope, Send
+from chatserver.transports.connections import (
+    TRANSPORT,
+    WRITE_NOW,
+    Connection,
+    Connections,
+    KeepAlive,
+    Receive,
+    Scope,
+    Send,
+)
+from chatserver.transports.frames import FRAMES, text_frame, text_frames
 from chatserver.transports.parts import Parts
 from chatserver.transports.refusal import refuse
 
 PATH = "/chat/ws"
 SUBPROTOCOL = "chatserver.v1"
-BATCH = "chatserver.batch"
-"""ASGI extension of our server: many text frames, given as bytes, in one write."""
 
 INBOX_BYTES_LIMIT = 1024 * 1024
 """Commands that may wait while one is obeyed; a client that asks much faster than it is answered is no client."""
@@ -46,7 +54,8 @@ FRAME_OVERHEAD_BYTES = 100
 NO_COMMANDS_LIMIT = 10
 """Frames in a row that are no commands at all, after which the peer is taken for something else."""
 
-PING = {"type": "websocket.send", "text": '{"type":"ping"}'}
+PING_DOCUMENT = '{"type":"ping"}'
+PING = KeepAlive({"type": "websocket.send", "text": PING_DOCUMENT}, text_frame(PING_DOCUMENT.encode()))
 
 
 class Closing(Exception):
@@ -82,7 +91,7 @@ class Dialogue:
         self._requests: Requests = parts.requests
         self._connections: Connections = parts.connections
         self._send = send
-        self._sends_batches = BATCH in scope.get("extensions", {})
+        self._extensions = scope.get("extensions", {})
         self._pumps: dict[str, _Pump] = {}
         self._no_commands = 0
         self._waiting_bytes = 0
@@ -99,6 +108,7 @@ class Dialogue:
                 PING,
                 drop=lambda: self._close(STUCK),
                 drain=self._drain,
+                write_now=self._extensions.get(WRITE_NOW),
                 expire=lambda: self._close(EXPIRED),
                 expires_at=self._identity.expires_at,
             )
@@ -211,7 +221,7 @@ class Dialogue:
     async def _pump(self, pump: _Pump) -> None:
         try:
             with pump.scope, pump.subscription:
-                async with aclosing(pump.subscription.read()) as batches:
+                async with aclosing(pump.subscription.read(self._take)) as batches:
                     async for batch in batches:
                         await self._forward(batch)
         except OSError:
@@ -222,10 +232,13 @@ class Dialogue:
                 del self._pumps[pump.subscription.run_id]
         self._close_if_drained()
 
+    def _take(self, batch: Sequence[Record]) -> bool:
+        return self._connection.write_now(text_frames(batch))
+
     async def _forward(self, batch: Sequence[Record]) -> None:
         """Each record as a text frame; the whole batch in one write where the server can do that."""
-        if self._sends_batches:
-            return await self._connection.write({"type": "websocket.send", BATCH: [each.data for each in batch]})
+        if FRAMES in self._extensions:
+            return await self._connection.write({"type": "websocket.send", FRAMES: text_frames(batch)})
         for each in batch:
             await self._connection.write({"type": "websocket.send", "text": each.data.decode()})
 
