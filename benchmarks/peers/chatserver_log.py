@@ -11,6 +11,8 @@ import sys
 import tempfile
 from typing import Any
 
+from msgspec.structs import replace
+
 from benchmarks.peers import words
 from benchmarks.script import Script
 from chatserver.cli import GC_THRESHOLDS
@@ -57,8 +59,7 @@ def main() -> None:
     server = Server(settings)
 
     async def replace_runs(app: Any) -> None:
-        parts = app.state.parts
-        app.state.parts = type(parts)(settings, MadeRuns(settings.max_log_bytes), parts.sessions, parts.connections)
+        app.state.parts = replace(app.state.parts, runs=MadeRuns(settings.max_log_bytes))
 
     server.app.on_startup.append(replace_runs)
     gc.collect()
