@@ -381,6 +381,8 @@ class FakeUpstream:
         for each in list(self._connections):
             each.reset()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for _ in range(2):
+            await asyncio.sleep(0)  # uvloop closes a listening socket in its next rounds, if there are any.
         if self._failure is not None and error is None:
             raise self._failure
 

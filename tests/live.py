@@ -101,8 +101,10 @@ async def live_server(
             await _started(server, serving)
             yield LiveServer(server, chosen)
         finally:
-            with anyio.CancelScope(shield=True):
-                await _stopped(server, serving)
+            try:
+                with anyio.CancelScope(shield=True):
+                    await _stopped(server, serving)
+            finally:
                 sock.close()
 
 

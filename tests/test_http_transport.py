@@ -95,6 +95,8 @@ async def serving(serve: Serve, tls: ssl.SSLContext | None = None) -> AsyncItera
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for _ in range(2):
+            await asyncio.sleep(0)  # uvloop closes a listening socket in its next rounds, if there are any.
 
 
 def saying(data: bytes, requests: list[bytes] | None = None, then_close: bool = False) -> Serve:
