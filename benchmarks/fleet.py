@@ -40,7 +40,7 @@ async def _read_together(bench: Bench, seen: Seen, count: int, rate: float, seco
     connections[0].ask({"message": Script(tokens, f"{rate:g}").message, "on_disconnect": "cancel"}, first)
     await first.began.wait()
     readers = [first, *[RunReader() for _ in range(count - 1)]]
-    connections += await _attached(bench, first.run_id, readers[1:])
+    connections += await _begun(bench, readers[1:], lambda each, reader: each.attach(first.run_id, 0, reader))
     before = sum(len(each.indices) for each in readers)
     async with bench.metered(seen):
         await asyncio.sleep(seconds)
@@ -62,13 +62,16 @@ async def _read_together(bench: Bench, seen: Seen, count: int, rate: float, seco
     return events
 
 
-async def _attached(bench: Bench, run_id: str, readers: list[RunReader]) -> list[AnyConnection]:
+async def _begun(
+    bench: Bench, readers: list[RunReader], begin: Callable[[AnyConnection, RunReader], None]
+) -> list[AnyConnection]:
+    """A connection for each reader on which it has heard its first event; opened a few at a time."""
     connections: list[AnyConnection] = []
     for start in range(0, len(readers), OPENING):
         some = readers[start : start + OPENING]
         fresh = await asyncio.gather(*[bench.open() for _ in some])
         for connection, reader in zip(fresh, some, strict=True):
-            connection.attach(run_id, 0, reader)
+            begin(connection, reader)
         for reader in some:
             await asyncio.wait_for(reader.began.wait(), 30)
         connections += fresh
@@ -89,9 +92,9 @@ async def keepalive(bench: Bench, *, streams: int, seconds: float, can_attach: b
     await asyncio.wait_for(first.began.wait(), 30)
     readers = [RunReader() for _ in range(streams - 1)]
     if can_attach:
-        connections += await _attached(bench, first.run_id, readers)
+        connections += await _begun(bench, readers, lambda each, reader: each.attach(first.run_id, 0, reader))
     else:
-        connections += await _asked(bench, script, readers)
+        connections += await _begun(bench, readers, lambda each, reader: each.ask({"message": script.message}, reader))
     await asyncio.sleep(1.0)
     before = sum(each.pings for each in connections)
     waits: list[int] = []
@@ -110,19 +113,6 @@ async def keepalive(bench: Bench, *, streams: int, seconds: float, can_attach: b
     seen.samples["probe_us"] = waits
     await bench.settle()
     return seen
-
-
-async def _asked(bench: Bench, script: Script, readers: list[RunReader]) -> list[AnyConnection]:
-    connections: list[AnyConnection] = []
-    for start in range(0, len(readers), OPENING):
-        some = readers[start : start + OPENING]
-        fresh = await asyncio.gather(*[bench.open() for _ in some])
-        for connection, reader in zip(fresh, some, strict=True):
-            connection.ask({"message": script.message}, reader)
-        for reader in some:
-            await asyncio.wait_for(reader.began.wait(), 30)
-        connections += fresh
-    return connections
 
 
 async def _probe(target: Target, waits: list[int]) -> None:

@@ -15,11 +15,10 @@ from typing import Self
 
 import anyio
 from anyio.abc import TaskGroup
-from msgspec.structs import replace
 
 from chatserver.agent import Agent, Finished
 from chatserver.errors import UpstreamError
-from chatserver.events import Done, Error, FinishReason, Record, Terminal, ToolResult, compact, record
+from chatserver.events import Done, Error, FinishReason, Record, Terminal, ToolResult, appended, compact
 from chatserver.limits import Meter
 from chatserver.log import EVENTS_LIMIT, EventLog, Take
 from chatserver.providers import ModelRequest
@@ -163,7 +162,7 @@ class Run:
         """Store the answer, then say that it is over; whether it could be stored. If not, the end tells a failure."""
         is_stored = False
         try:
-            last = record(replace(ending, run_id=self.run_id, seq=await self.log.last_seq() + 1))
+            last = appended(ending, self.run_id, await self.log.last_seq() + 1)
             await self._store(ending, [*await self.log.records(), last], sessions)
             is_stored = True
         except Exception:

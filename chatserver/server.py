@@ -48,10 +48,6 @@ class HttpProtocol(StrictHttp):
         super().connection_made(transport)
         self.logger = _quiet
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._unset_keepalive_if_required()  # uvicorn lets a reset connection live until this timer ends.
-
     def on_message_begin(self) -> None:
         super().on_message_begin()
         cast(dict[str, Any], self.scope)["extensions"] = {TRANSPORT: self.transport}

@@ -21,8 +21,6 @@ PREFIX = "CHATSERVER_"
 SDK_VARIABLES = {"openai_api_key": "OPENAI_API_KEY", "openai_base_url": "OPENAI_BASE_URL"}
 _SECRET_PARAMETER = re.compile(r"(?i)([^?&=]*(?:pass|secret|token|key)[^&=]*=)[^&]*")
 SECRETS = frozenset({"openai_api_key", "jwt_secret"})
-"""RFC 7518 section 3.2: a shorter one can be guessed from a single token."""
-
 DEMO_MODEL = "demo"
 CONNECTIONS_OF_ALL = 10_000
 """Of the one user that there is without authentication."""

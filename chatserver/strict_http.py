@@ -54,6 +54,7 @@ class StrictHttp(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # uvicorn lets a reset connection live until this timer ends.
 
     def data_received(self, data: bytes) -> None:
         if self._is_refused:

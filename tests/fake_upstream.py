@@ -381,10 +381,15 @@ class FakeUpstream:
         for each in list(self._connections):
             each.reset()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for _ in range(2):
-            await asyncio.sleep(0)  # uvloop closes a listening socket in its next rounds, if there are any.
+        await listening_socket_is_closed()
         if self._failure is not None and error is None:
             raise self._failure
+
+
+async def listening_socket_is_closed() -> None:
+    """Give uvloop the rounds of its loop in which it closes a listening socket."""
+    for _ in range(2):
+        await asyncio.sleep(0)
 
 
 class _Connection(asyncio.Protocol):

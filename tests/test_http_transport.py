@@ -18,7 +18,7 @@ from chatserver.providers import ModelRequest, TextDelta, http_connection, http_
 from chatserver.providers.http_connection import HEAD_BYTES_LIMIT, Connection
 from chatserver.providers.http_transport import BODY, HttpClient
 from chatserver.providers.openai import OpenAIProvider
-from tests.fake_upstream import FakeUpstream, Hang, token
+from tests.fake_upstream import FakeUpstream, Hang, listening_socket_is_closed, token
 
 pytestmark = pytest.mark.anyio
 
@@ -95,8 +95,7 @@ async def serving(serve: Serve, tls: ssl.SSLContext | None = None) -> AsyncItera
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for _ in range(2):
-            await asyncio.sleep(0)  # uvloop closes a listening socket in its next rounds, if there are any.
+        await listening_socket_is_closed()
 
 
 def saying(data: bytes, requests: list[bytes] | None = None, then_close: bool = False) -> Serve:
