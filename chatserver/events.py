@@ -253,11 +253,12 @@ def fold(events: Iterable[Event], answer: Answer | None = None) -> Answer:
     return Answer("".join(content), "".join(reasoning), tuple(calls.values()))
 
 
-def compact(records: list[Record], run_id: str, keep: int = 0) -> list[Record]:
+def compact(records: list[Record], run_id: str, keep: int = 0, whole: Answer | None = None) -> list[Record]:
     """The records with their oldest ones replaced by one snapshot, which takes the ``seq`` of the last it replaces.
 
     The newest ``keep`` records and a terminal one stay as they are, and so does all that would make the snapshot
     larger than one event may be: a cursor behind the snapshot's ``seq`` still finds every event that follows it.
+    ``whole`` is the fold of all records, for who knows it: to decode them again costs as much as to make them.
     """
     end = max(0, len(records) - keep)
     if end > 0 and records[end - 1].is_terminal:
@@ -271,7 +272,8 @@ def compact(records: list[Record], run_id: str, keep: int = 0) -> list[Record]:
             break
     if end < 2:
         return records
-    answer = fold(decode(each.data) for each in records[:end])
+    is_all = all(each.is_terminal for each in records[end:])
+    answer = whole if whole and is_all else fold(decode(each.data) for each in records[:end])
     return [record(answer.snapshot(run_id, records[end - 1].seq)), *records[end:]]
 
 

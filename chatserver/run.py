@@ -185,11 +185,12 @@ class Run:
                 return await self._store(INTERNAL, await self.log.records(), sessions)
 
     async def _store(self, ending: Terminal, records: list[Record], sessions: Sessions) -> None:
+        answer = await self.log.answer()
         await sessions.finish(
             self.run_id,
             status=_status(ending),
-            answer=await self.log.answer(),
-            records=compact(records, self.run_id),
+            answer=answer,
+            records=compact(records, self.run_id, whole=answer),
             usage=self.meter.usage(),
             error=RunFailure(ending.code, ending.message) if isinstance(ending, Error) else None,
         )

@@ -8,13 +8,14 @@ from types import TracebackType
 from typing import Self
 
 import anyio
+from anyio.lowlevel import checkpoint
 from msgspec.structs import replace
 
 from chatserver.agent import Agent
 from chatserver.commands import ChatRequest, checked, known_form, new_id
 from chatserver.context import dialogue
 from chatserver.errors import BadCursor, ChatError, Draining, NotFound
-from chatserver.events import PROTOCOL_VERSION, Start
+from chatserver.events import PROTOCOL_VERSION, Answer, Start
 from chatserver.limits import Meter, Places
 from chatserver.log import EventLog, EventLogs
 from chatserver.log.memory import MemoryLog
@@ -202,9 +203,13 @@ class Runs:
             await anyio.sleep(CHECKPOINT_SECONDS)
             now = {run.run_id: await run.log.last_seq() for run in self._unfinished()}
             changed = [run for run in self._unfinished() if now.get(run.run_id, 0) > kept.get(run.run_id, 1)]
-            if changed:
+            answers: dict[str, Answer] = {}
+            for run in changed:
+                answers[run.run_id] = await run.log.answer()
+                await checkpoint()  # A thousand answers must not keep the loop for themselves.
+            if answers:
                 try:
-                    await self._sessions.checkpoint({run.run_id: await run.log.answer() for run in changed})
+                    await self._sessions.checkpoint(answers)
                 except Exception:
                     logger.exception("answers could not be stored while they are written")
             kept = now

@@ -126,8 +126,8 @@ def end_not_stored() -> Fault:
 
 @asynccontextmanager
 async def _stored_as(change: Callable[[Record], Iterable[Record]]) -> AsyncIterator[None]:
-    def changed(records: list[Record], run_id: str, keep: int = 0) -> list[Record]:
-        return [new for old in compact(records, run_id, keep) for new in change(old)]
+    def changed(records: list[Record], run_id: str, whole: Answer) -> list[Record]:
+        return [new for old in compact(records, run_id, whole=whole) for new in change(old)]
 
     with patch("chatserver.run.compact", changed):
         yield

@@ -312,6 +312,7 @@ def test_a_compacted_log_of_any_size_says_the_same(log: list[Event], keep: int) 
 def assert_compacts(log: list[Event], keep: int) -> None:
     records = [record(event) for event in log]
     compacted = compact(records, RUN_ID, keep)
+    assert compact(records, RUN_ID, keep, whole=fold(log)) == compacted
     assert fold(decode(each.data) for each in compacted) == fold(log)
     assert_is_compacted(compacted, records, keep)
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
+from itertools import chain
 
 from anyio.lowlevel import checkpoint
 
@@ -37,7 +38,8 @@ class MemoryLog:
         self._compact_at_bytes = budget_bytes
         self._last_seq = self._records[-1].seq if self._records else 0
         self._answer = Answer()
-        self._folded_seq = 0
+        self._stored = records
+        self._unfolded: list[Event] = []
         self._waiting: list[_Cursor] = []
         self._is_waking = False
         self._closed = bool(self._records) and self._records[-1].is_terminal
@@ -49,6 +51,7 @@ class MemoryLog:
             new = appended(piece, self.run_id, self._last_seq + 1)
             self._last_seq = new.seq
             self._records.append(new)
+            self._unfolded.append(piece)
             self._bytes += len(new.data)
             self._closed = new.type in TERMINAL_TYPES
         if self._bytes > self._compact_at_bytes:
@@ -81,9 +84,10 @@ class MemoryLog:
         return self._last_seq
 
     async def answer(self) -> Answer:
-        fresh = self._records[self._index(self._folded_seq) :] if self._folded_seq < self._last_seq else ()
-        self._answer = fold((decode(each.data) for each in fresh), self._answer)
-        self._folded_seq = self._last_seq
+        if self._stored or self._unfolded:
+            stored = (decode(each.data) for each in self._stored)
+            self._answer = fold(chain(stored, self._unfolded), self._answer)
+            self._stored, self._unfolded = (), []
         return self._answer
 
     async def records(self) -> list[Record]:

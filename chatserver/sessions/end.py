@@ -1,10 +1,11 @@
 """How a run ends, in front of its readers or by a crash, and what is kept of one that goes on."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from msgspec.structs import replace
-from sqlalchemy import Connection, bindparam, case, select, update
+from sqlalchemy import Connection, Executable, bindparam, case, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from chatserver.events import (
@@ -56,19 +57,20 @@ def finish(
     if connection.execute(_END, {"run": run_id} | ended | log).rowcount == 0:
         return
     if usage is not None:
-        _spend(connection, found.user_id, now[:10], usage.input_tokens + usage.output_tokens)
+        spent = {"user_id": found.user_id, "day": now[:10], "tokens": usage.input_tokens + usage.output_tokens}
+        connection.execute(_spend(connection.dialect.name), spent)
     said = _said(answer) | {"usage": usage, "status": "complete" if status == "completed" else "partial"}
     connection.execute(_SAY, {"message": found.message_id} | said)
 
 
-def _spend(connection: Connection, user: str, day: str, tokens: int) -> None:
-    """Add to what the user has spent on this day; the days before it are forgotten."""
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    query = insert(spendings).values(user_id=user, day=day, tokens=tokens)
+@cache
+def _spend(dialect: str) -> Executable:
+    """Add ``tokens`` to what the user has spent on a ``day``; the days before it are forgotten."""
+    query = (postgresql.insert if dialect == "postgresql" else sqlite.insert)(spendings)
     is_same_day = spendings.c.day == query.excluded.day
     sum_of_day = case((is_same_day, spendings.c.tokens + query.excluded.tokens), else_=query.excluded.tokens)
     values = {"day": query.excluded.day, "tokens": sum_of_day}
-    connection.execute(query.on_conflict_do_update(index_elements=["user_id"], set_=values))
+    return query.on_conflict_do_update(index_elements=["user_id"], set_=values)
 
 
 def _said(answer: Answer) -> dict[str, Any]:
