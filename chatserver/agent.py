@@ -1,7 +1,8 @@
 """The agent: ask the model, stream what it says, call the tools it wants, ask again. A pure async generator."""
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeAlias
 
 import anyio
@@ -33,6 +34,9 @@ class Finished(Struct, frozen=True):
 
 Step: TypeAlias = Token | Reasoning | ToolCall | ToolResult | Finished
 
+Offer: TypeAlias = Callable[[Token], bool]
+"""Take a token at once; False: not now, and nothing was done."""
+
 
 class Agent(Struct, frozen=True):
     """A model with tools; the limits bound how often, in one answer, the model is asked and a tool is called."""
@@ -43,9 +47,12 @@ class Agent(Struct, frozen=True):
     turns_limit: int
     calls_limit: int
 
-    async def answer(self, request: ModelRequest, meter: Meter, tasks: TaskGroup) -> AsyncGenerator[Step, None]:
+    async def answer(
+        self, request: ModelRequest, meter: Meter, tasks: TaskGroup, offer: Offer = lambda _: False
+    ) -> AsyncGenerator[Step, None]:
         """The steps of one answer, the last one ``Finished``.
 
+        While the next one is waited for, tokens are offered instead, if they can be: what is taken does not come out.
         What the meter allows is never passed by more than one delta: then the answer ends as too long.
         No cancel scope is open across a ``yield``: the tools run in ``tasks``, the caller's task group.
 
@@ -62,7 +69,7 @@ class Agent(Struct, frozen=True):
             said: list[str] = []
             reason: FinishReason = "stop"
             meter.ask(request)
-            async with self.provider.stream(request) as deltas:
+            async with self.provider.stream(request, partial(_say, said, meter, offer)) as deltas:
                 async for delta in deltas:
                     if meter.is_spent() and not isinstance(delta, Finish):
                         yield Finished("length")
@@ -122,6 +129,15 @@ class Agent(Struct, frozen=True):
         )
         with suppress(anyio.ClosedResourceError):  # The answer was left; nobody asks any more.
             results.send_nowait(result)
+
+
+def _say(said: list[str], meter: Meter, offer: Offer, text: str) -> bool:
+    """As the agent's loop does with text, if nothing is in the way."""
+    if meter.is_spent() or not offer(Token(content=text)):
+        return False
+    meter.say(text)
+    said.append(text)
+    return True
 
 
 class _Call(Struct, frozen=True):

@@ -18,7 +18,7 @@ from anyio.abc import TaskGroup
 
 from chatserver.agent import Agent, Finished
 from chatserver.errors import UpstreamError
-from chatserver.events import Done, Error, FinishReason, Record, Terminal, ToolResult, appended, compact
+from chatserver.events import Done, Error, FinishReason, Record, Terminal, Token, ToolResult, appended, compact
 from chatserver.limits import Meter
 from chatserver.log import EVENTS_LIMIT, EventLog, Take
 from chatserver.providers import ModelRequest
@@ -139,7 +139,7 @@ class Run:
         return self._ending or ending
 
     async def _follow(self, agent: Agent, request: ModelRequest, sessions: Sessions, tasks: TaskGroup) -> Terminal:
-        steps = agent.answer(request, self.meter, tasks)
+        steps = agent.answer(request, self.meter, tasks, self._append_now)
         try:
             async for step in steps:
                 if isinstance(step, Finished):
@@ -157,6 +157,9 @@ class Run:
             with anyio.CancelScope(shield=True):
                 await steps.aclose()
         raise AssertionError("an agent's last step is Finished")
+
+    def _append_now(self, token: Token) -> bool:
+        return self._ending is None and self.log.append_now(token)
 
     async def finish(self, ending: Terminal, sessions: Sessions) -> bool:
         """Store the answer, then say that it is over; whether it could be stored. If not, the end tells a failure."""

@@ -55,7 +55,7 @@ class HttpProtocol(StrictHttp):
     def on_headers_complete(self) -> None:
         cycle_before = self.cycle
         super().on_headers_complete()
-        if self.cycle is not cycle_before:
+        if self.cycle is not cycle_before and self.scope["method"] != "HEAD":
             cast(dict[str, Any], self.scope)["extensions"][WRITE_NOW] = partial(_write_now, self.cycle)
 
 
@@ -65,8 +65,6 @@ def _write_now(cycle: RequestResponseCycle, body: bytes) -> bool:
     uvicorn's way is a coroutine, a message and a list for it: with waking the reader's task, a third of an event's CPU.
     """
     if not cycle.chunked_encoding or cycle.response_complete or cycle.disconnected or cycle.flow.write_paused:
-        return False
-    if cycle.scope["method"] == "HEAD":
         return False
     if body:
         cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from chatserver.events import Answer, Record, Snapshot, compact, decode, record
 from chatserver.log import Take
 from chatserver.log.memory import MemoryLog
-from chatserver.providers import Delta, ModelRequest
+from chatserver.providers import Delta, ModelRequest, Say
 from chatserver.providers.openai import OpenAIProvider
 from chatserver.run import Run, Subscription
 from chatserver.sessions import Sessions
@@ -158,11 +158,11 @@ async def upstream_left_open() -> AsyncIterator[None]:
     original, orphans = OpenAIProvider.stream, list[asyncio.Task[None]]()
 
     @asynccontextmanager
-    async def stream(self: OpenAIProvider, request: ModelRequest) -> AsyncIterator[AsyncIterator[Delta]]:
+    async def stream(self: OpenAIProvider, request: ModelRequest, say: Say) -> AsyncIterator[AsyncIterator[Delta]]:
         deltas = asyncio.Queue[Delta | None]()
 
         async def pump() -> None:
-            async with original(self, request) as source:
+            async with original(self, request, say) as source:
                 async for delta in source:
                     deltas.put_nowait(delta)
             deltas.put_nowait(None)

@@ -12,13 +12,15 @@ from chatserver.agent import Agent, Step
 from chatserver.errors import UpstreamError
 from chatserver.events import ToolCall, ToolResult, Usage
 from chatserver.limits import Meter
-from chatserver.providers import Delta, Finish, ModelRequest, ToolCallRequest
+from chatserver.providers import Delta, Finish, ModelRequest, Say, ToolCallRequest
 from chatserver.tools import tool
 from chatserver.tools.execution import ToolThreads
 
 WAIT_SECONDS = 15.0
 ASKED = ModelRequest(model="m", messages=[{"role": "user", "content": "Hi"}], temperature=0.5, max_output_tokens=9)
 FAILURE = UpstreamError("upstream_truncated", "cut")
+
+NEVER: Say = lambda _: False  # noqa: E731 - a value, not a function of the tests
 
 Said: TypeAlias = Delta | UpstreamError | anyio.Event
 Turn: TypeAlias = Sequence[Said]
@@ -34,7 +36,7 @@ class ScriptedModel:
         """Streams that were not left yet."""
 
     @asynccontextmanager
-    async def stream(self, request: ModelRequest) -> AsyncIterator[AsyncIterator[Delta]]:
+    async def stream(self, request: ModelRequest, say: Say) -> AsyncIterator[AsyncIterator[Delta]]:
         self.requests.append(replace(request, messages=list(request.messages)))
         self.open += 1
         try:

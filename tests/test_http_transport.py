@@ -19,6 +19,7 @@ from chatserver.providers.http_connection import HEAD_BYTES_LIMIT, Connection
 from chatserver.providers.http_transport import BODY, HttpClient
 from chatserver.providers.openai import OpenAIProvider
 from tests.fake_upstream import FakeUpstream, Hang, listening_socket_is_closed, token
+from tests.scripted_model import NEVER
 
 pytestmark = pytest.mark.anyio
 
@@ -284,7 +285,7 @@ async def test_leaving_closes_the_socket_at_once() -> None:
         async with OpenAIProvider(api_key="k", base_url=upstream.url, idle_seconds=60) as provider:
             for turn in range(200):
                 with anyio.CancelScope() as scope:
-                    async with provider.stream(request) as deltas:
+                    async with provider.stream(request, NEVER) as deltas:
                         assert await anext(deltas) == TextDelta("Hi")
                         if turn % 2:
                             asyncio.get_running_loop().call_soon(scope.cancel)

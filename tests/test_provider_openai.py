@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from itertools import cycle
 from time import monotonic
 from typing import Any, get_args
 
@@ -26,6 +27,7 @@ from chatserver.providers import (
     Finish,
     ModelRequest,
     ReasoningDelta,
+    Say,
     TextDelta,
     ToolCallRequest,
 )
@@ -61,6 +63,7 @@ from tests.fake_upstream import (
     tool_fragment,
     usage,
 )
+from tests.scripted_model import NEVER
 
 pytestmark = pytest.mark.anyio
 
@@ -113,11 +116,25 @@ async def hasty(upstream: FakeUpstream) -> AsyncIterator[OpenAIProvider]:
         yield provider
 
 
+def every_other(found: list[Delta]) -> Say:
+    """Takes every other text that it is offered: the two ways of a text must never overtake each other."""
+    turns = cycle([True, False])
+
+    def say(text: str) -> bool:
+        if is_taken := next(turns):
+            found.append(TextDelta(text))
+        return is_taken
+
+    return say
+
+
 async def ask(provider: OpenAIProvider, request: ModelRequest = ASK) -> list[Delta]:
     """All deltas of a turn that succeeds: one Finish, last."""
     with anyio.fail_after(20):
-        async with provider.stream(request) as deltas:
-            found = [delta async for delta in deltas]
+        found: list[Delta] = []
+        async with provider.stream(request, every_other(found)) as deltas:
+            async for delta in deltas:
+                found.append(delta)
     assert [isinstance(delta, Finish) for delta in found] == [False] * (len(found) - 1) + [True]
     return found
 
@@ -128,7 +145,7 @@ async def fail(provider: OpenAIProvider, request: ModelRequest = ASK) -> tuple[l
     error = None
     with anyio.fail_after(20):
         try:
-            async with provider.stream(request) as deltas:
+            async with provider.stream(request, every_other(found)) as deltas:
                 async for delta in deltas:
                     found.append(delta)
         except UpstreamError as failure:
@@ -186,7 +203,7 @@ async def test_an_answer_is_what_was_said_before_it_ends(upstream: FakeUpstream,
     gate = anyio.Event()
     upstream.script(token("Hi"), Gate(gate), finish(), Done())
     with anyio.fail_after(5):
-        async with provider.stream(ASK) as deltas:
+        async with provider.stream(ASK, NEVER) as deltas:
             assert await anext(deltas) == HI
             gate.set()
             assert [delta async for delta in deltas] == [STOP]
@@ -1441,7 +1458,7 @@ async def test_a_slow_consumer_does_not_make_the_upstream_silent(upstream: FakeU
     upstream.script(token("a"), token("b"), Pause(0.05), Raw(b": x\n\n"), token("c"), finish(), Done())
     found = []
     with anyio.fail_after(10):
-        async with hasty.stream(ASK) as deltas:
+        async with hasty.stream(ASK, NEVER) as deltas:
             async for delta in deltas:
                 found.append(delta)
                 await anyio.sleep(IDLE_SECONDS * 1.3)
@@ -1580,7 +1597,7 @@ async def test_leaving_between_two_deltas_closes_the_upstream_at_once(
 ) -> None:
     upstream.always(*script)
     with anyio.fail_after(10):
-        async with provider.stream(ASK) as deltas:
+        async with provider.stream(ASK, NEVER) as deltas:
             for _ in range(count):
                 await anext(deltas)
             left_at = monotonic()
@@ -1602,7 +1619,7 @@ async def test_a_cancel_while_waiting_closes_the_upstream_at_once(
     taken = anyio.Event()
 
     async def read() -> None:
-        async with provider.stream(ASK) as deltas:
+        async with provider.stream(ASK, NEVER) as deltas:
             for _ in range(count):
                 await anext(deltas)
             taken.set()
@@ -1624,7 +1641,7 @@ async def test_a_cancel_while_waiting_closes_the_upstream_at_once(
 
 
 async def test_a_turn_that_nobody_reads_asks_nothing(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
-    async with provider.stream(ASK):
+    async with provider.stream(ASK, NEVER):
         pass
     assert upstream.requests == []
 
@@ -1637,7 +1654,7 @@ async def test_leaving_while_waiting_for_another_try_asks_no_more(
         async with anyio.create_task_group() as group:
 
             async def read() -> None:
-                async with provider.stream(ASK) as deltas:
+                async with provider.stream(ASK, NEVER) as deltas:
                     async for _ in deltas:
                         pass
 
@@ -1653,7 +1670,7 @@ async def test_many_turns_left_leave_nothing_open(upstream: FakeUpstream, provid
     upstream.always(token("a"), Hang())
 
     async def leave() -> None:
-        async with provider.stream(ASK) as deltas:
+        async with provider.stream(ASK, NEVER) as deltas:
             await anext(deltas)
 
     with anyio.fail_after(20):
@@ -1667,7 +1684,7 @@ async def test_many_turns_left_leave_nothing_open(upstream: FakeUpstream, provid
 
 async def test_a_turn_after_one_that_was_left_is_its_own(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
     upstream.script(token("old"), Hang())
-    async with provider.stream(ASK) as deltas:
+    async with provider.stream(ASK, NEVER) as deltas:
         assert await anext(deltas) == TextDelta("old")
     upstream.script(*say("new"))
     assert text_of(await ask(provider)) == "new"

@@ -42,6 +42,10 @@ class EventLog(Protocol):
         """
         ...
 
+    def append_now(self, draft: Event) -> bool:
+        """As ``append``; False: that takes waiting, or the log is full, and nothing was done."""
+        ...
+
     def read(self, after: int, take: Take | None = None) -> AsyncGenerator[Sequence[Record], None]:
         """All records with a ``seq`` over ``after``, in batches of what is ready, until the terminal one.
 

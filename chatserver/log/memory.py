@@ -8,7 +8,7 @@ from itertools import chain
 from anyio.lowlevel import checkpoint
 
 from chatserver.events import TERMINAL_TYPES, Answer, Event, Record, appended, compact, decode, fold, pieces
-from chatserver.log import READ_BYTES_LIMIT, READ_RECORDS_LIMIT, Take
+from chatserver.log import EVENTS_LIMIT, READ_BYTES_LIMIT, READ_RECORDS_LIMIT, Take
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,16 @@ class MemoryLog:
         self._closed = bool(self._records) and self._records[-1].is_terminal
 
     async def append(self, draft: Event) -> int:
+        self._append(draft)
+        return self._last_seq
+
+    def append_now(self, draft: Event) -> bool:
+        if self._last_seq >= EVENTS_LIMIT - 1:
+            return False
+        self._append(draft)
+        return True
+
+    def _append(self, draft: Event) -> None:
         if self._closed:
             raise RuntimeError("a terminal event is the last one")
         for piece in pieces(draft):
@@ -57,7 +67,6 @@ class MemoryLog:
         if self._bytes > self._compact_at_bytes:
             self._compact()
         self._wake()
-        return self._last_seq
 
     async def read(self, after: int, take: Take | None = None) -> AsyncGenerator[Sequence[Record], None]:
         cursor = after
@@ -116,7 +125,14 @@ class MemoryLog:
                 continue
             if reader.after != after:
                 after, batch = reader.after, self._following(reader.after)
-            if not self._closed and reader.take is not None and batch and _is_taken(reader.take, batch):
+            is_taken = False
+            if batch and not self._closed and reader.take is not None:
+                try:
+                    is_taken = reader.take(batch)
+                except Exception:
+                    # Other readers wait behind this one; its own task meets the failure where it can tell of it.
+                    logger.debug("a reader could not be served at once", exc_info=True)
+            if is_taken:
                 reader.after = batch[-1].seq
                 self._waiting.append(reader)
                 if reader.after < self._last_seq:
@@ -165,11 +181,3 @@ class MemoryLogs:
 
     def forget(self, run_id: str) -> None:
         self._logs.pop(run_id, None)
-
-
-def _is_taken(take: Take, batch: Sequence[Record]) -> bool:
-    try:
-        return take(batch)
-    except Exception:  # Other readers wait behind this one; its own task meets the failure where it can tell of it.
-        logger.debug("a reader could not be served at once", exc_info=True)
-        return False

@@ -1,6 +1,6 @@
 """Providers: where a model's deltas come from. A provider streams one turn; it knows no run, no event and no tool."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -52,11 +52,17 @@ class Finish(Struct, frozen=True):
 Delta: TypeAlias = TextDelta | ReasoningDelta | ToolCallRequest | Finish
 
 
+Say: TypeAlias = Callable[[str], bool]
+"""Append text to the answer at once; False: not now, and nothing was done."""
+
+
 class Provider(Protocol):
     """A source of turns."""
 
-    def stream(self, request: ModelRequest) -> AbstractAsyncContextManager[AsyncIterator[Delta]]:
+    def stream(self, request: ModelRequest, say: Say) -> AbstractAsyncContextManager[AsyncIterator[Delta]]:
         """One turn. Leaving the context closes the upstream connection at once, whatever it was doing.
+
+        While the iterator is waited for, text may be said instead of coming out of it: a token then wakes no task.
 
         Raises:
             UpstreamError: while iterating; the turn has failed.

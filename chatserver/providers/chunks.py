@@ -8,7 +8,7 @@ field that a client does not need; what is not needed is not looked at.
 import json
 from collections.abc import Iterable, Iterator
 from math import isfinite
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
@@ -71,6 +71,28 @@ class _Chunk(Struct):
     detail: Any = None
 
 
+class _TextDelta(Struct):
+    """Of a chunk that is nothing but text, as nearly all are: whatever else has a meaning is absent or null."""
+
+    content: str
+    reasoning: None = None
+    reasoning_content: None = None
+    tool_calls: None = None
+    function_call: None = None
+
+
+class _TextChoice(Struct):
+    delta: _TextDelta
+    finish_reason: None = None
+
+
+class _TextChunk(Struct):
+    choices: tuple[_TextChoice]
+    usage: None = None
+    error: None = None
+    object: Literal["chat.completion.chunk"] | None = None
+
+
 class _Cleaner:
     """Text as it can be stored and sent on: PostgreSQL refuses NUL, UTF-8 has no lone surrogates.
 
@@ -87,6 +109,10 @@ class _Cleaner:
             whole = text[: len(text) - len(self._half)]
             text = whole.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         return text.replace("\0", REPLACEMENT)
+
+    @property
+    def is_halfway(self) -> bool:
+        return bool(self._half)
 
     def rest(self) -> str:
         """What stands for a half whose other half never came."""
@@ -113,6 +139,7 @@ class _Pending:
 
 
 _decode = msgspec.json.Decoder(_Chunk).decode
+_decode_text = msgspec.json.Decoder(_TextChunk).decode
 
 
 class TurnDecoder:
@@ -155,6 +182,17 @@ class TurnDecoder:
                     self._reason, self.has_finished = choice.finish_reason, True
                 if (delta := choice.delta or choice.message) is not None:
                     yield from self._read(delta)
+
+    def text(self, data: bytes) -> str | None:
+        """What a chunk says that is nothing but text; otherwise None, and nothing was done."""
+        try:
+            text = _decode_text(data).choices[0].delta.content
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None
+        if not text or "\0" in text or self._text.is_halfway:
+            return None
+        self.has_begun = True
+        return text
 
     def finish(self) -> Iterator[Delta]:
         """The collected tool calls and the finish of an answer that has its finish_reason.

@@ -3,7 +3,8 @@
 import asyncio
 import socket
 import ssl
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, TypeAlias, cast
 
 import anyio
 import httptools
@@ -12,6 +13,12 @@ import httpx2
 HEAD_BYTES_LIMIT = 100 * 1024
 UNREAD_BYTES_LIMIT = 256 * 1024
 """What waits for its reader at most, before the socket is left unread and the peer has to wait."""
+
+TAKE_BYTES_LIMIT = 16 * 1024
+"""More at a time is no token: it waits for its reader, so that one fast peer does not keep the loop for itself."""
+
+Take: TypeAlias = Callable[[bytes], bool]
+"""Handle a part of a body at once, without waking its reader; False: not this one, and nothing was done."""
 
 ADDRESS_SECONDS = 0.25
 """The start that one address of a host gets before the next is tried too (RFC 8305, "Happy Eyeballs")."""
@@ -26,6 +33,7 @@ class Connection(asyncio.Protocol):
         self._parser: Any = None
         self._waiter: asyncio.Future[None] | None = None
         self._waiting_since = 0.0
+        self._take: Take | None = None
         self._read_seconds: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._is_lost = False
@@ -40,6 +48,7 @@ class Connection(asyncio.Protocol):
         """
         self._parser = httptools.HttpResponseParser(self)
         self._read_seconds = read_seconds
+        self._take = None
         self._headers: list[tuple[bytes, bytes]] = []
         self._head_bytes = 0
         self._status = 0
@@ -54,13 +63,14 @@ class Connection(asyncio.Protocol):
             await self._news()
         return self._status, self._headers
 
-    async def read(self) -> bytes:
-        """All that has come of the body since the last read.
+    async def read(self, take: Take | None = None) -> bytes:
+        """All that has come of the body since the last read, beside what ``take`` took while this waited.
 
         Raises:
             StopAsyncIteration: that was all.
             httpx2.TransportError: it was cut off, or the peer is silent.
         """
+        self._take = take
         while not self._parts:
             if self._is_complete:
                 raise StopAsyncIteration
@@ -141,8 +151,22 @@ class Connection(asyncio.Protocol):
             self._head_bytes += len(data)
             if self._head_bytes > HEAD_BYTES_LIMIT:
                 return self._fail(httpx2.RemoteProtocolError("the head has no end"))
-        else:
+        elif not self._is_taken():
             self._wake()
+
+    def _is_taken(self) -> bool:
+        """Offer what has come to the reader that waits for it.
+
+        To wake its task for each token is dearer (measured in the lab, `closed`: MEASURED).
+        """
+        is_waiting = self._waiter is not None and not self._waiter.done()
+        if self._take is None or not is_waiting or self._is_complete or self._unread_bytes > TAKE_BYTES_LIMIT:
+            return False
+        if not self._parts or not self._take(b"".join(self._parts)):
+            return False
+        self._parts, self._unread_bytes = [], 0
+        self._waiting_since = self._loop.time()
+        return True
 
     def connection_lost(self, error: Exception | None) -> None:
         self._is_lost = True

@@ -12,14 +12,14 @@ from typing import Any, TypeAlias
 import anyio
 import httpx2
 
-from chatserver.providers.http_connection import Connection, connected
+from chatserver.providers.http_connection import Connection, Take, connected
 
 KEEPALIVE_SECONDS = 4.0
 """Less than the 5 s after which Node and uvicorn close: a request must not meet a connection that is just going."""
 
 KEEPALIVE_LIMIT = 100
 BODY = "chatserver.body"
-"""Extension of our responses: the body as the connection gives it, one `bytes` a read of the socket."""
+"""Extension of our responses: the ``Body``, which gives what the connection does, one `bytes` a read of the socket."""
 
 Origin: TypeAlias = tuple[str, str, int]
 
@@ -51,7 +51,7 @@ class HttpTransport(httpx2.AsyncBaseTransport):
         except BaseException:
             connection.close()
             raise
-        body = _Body(connection, lambda: self._keep(origin, connection))
+        body = Body(connection, lambda: self._keep(origin, connection))
         return httpx2.Response(status, headers=headers, stream=body, extensions={BODY: body})
 
     async def aclose(self) -> None:
@@ -88,12 +88,16 @@ class HttpTransport(httpx2.AsyncBaseTransport):
             connection.close()
 
 
-class _Body(httpx2.AsyncByteStream):
-    """A response's body; closing it gives the connection back, or closes it when something is left to come."""
+class Body(httpx2.AsyncByteStream):
+    """A response's body; closing it gives the connection back, or closes it when something is left to come.
+
+    ``take`` is offered what comes while a reader waits.
+    """
 
     def __init__(self, connection: Connection, leave: Callable[[], None]) -> None:
         self._connection: Connection | None = connection
         self._leave = leave
+        self.take: Take | None = None
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
@@ -101,7 +105,7 @@ class _Body(httpx2.AsyncByteStream):
     def __anext__(self) -> Awaitable[bytes]:
         if self._connection is None:
             raise httpx2.StreamClosed
-        return self._connection.read()
+        return self._connection.read(self.take)
 
     async def aclose(self) -> None:
         if self._connection is not None:

@@ -17,7 +17,7 @@ import anyio
 import msgspec
 
 from chatserver.errors import UpstreamError
-from chatserver.providers import Delta, ModelRequest
+from chatserver.providers import Delta, ModelRequest, Say
 from chatserver.providers.chunks import TurnDecoder
 from chatserver.providers.refusals import Lost, read_refusal, refusal
 from chatserver.providers.sse_decoder import EventTooLong, SSEDecoder
@@ -25,6 +25,8 @@ from chatserver.providers.sse_decoder import EventTooLong, SSEDecoder
 if TYPE_CHECKING:
     import httpx2
     import openai
+
+    from chatserver.providers.http_connection import Take
 
 logger = logging.getLogger(__name__)
 
@@ -92,28 +94,28 @@ class OpenAIProvider:
         )
 
     @asynccontextmanager
-    async def stream(self, request: ModelRequest) -> AsyncIterator[AsyncIterator[Delta]]:
-        async with aclosing(self._deltas(request)) as deltas:
+    async def stream(self, request: ModelRequest, say: Say) -> AsyncIterator[AsyncIterator[Delta]]:
+        async with aclosing(self._deltas(request, say)) as deltas:
             yield deltas
 
-    async def _deltas(self, request: ModelRequest) -> AsyncGenerator[Delta, None]:
+    async def _deltas(self, request: ModelRequest, say: Say) -> AsyncGenerator[Delta, None]:
         """The turn's deltas, tried again as long as nothing of the answer has come."""
         body, began, delays = self._body(request), monotonic(), backoff()
         while True:
-            events, decoder = SSEDecoder(), TurnDecoder()
+            turn = _Turn(say)
             try:
-                async with self._reading(body, decoder) as reads:
-                    heard_at = monotonic()
+                async with self._reading(body, turn) as reads:
+                    turn.heard_at = monotonic()
                     async for chunk in reads:
-                        if found := events.feed(chunk):
-                            for delta in decoder.feed(found):
+                        if found := turn.events.feed(chunk):
+                            for delta in turn.decoder.feed(found):
                                 yield delta
-                            if decoder.has_finished:
+                            if turn.decoder.has_finished:
                                 break
-                            heard_at = monotonic()  # Only now: how long the consumer took is no silence upstream.
-                        elif monotonic() - heard_at > self._idle_seconds:
+                            turn.heard_at = monotonic()  # Only now: how long the consumer took is no silence upstream.
+                        elif monotonic() - turn.heard_at > self._idle_seconds:
                             raise _silent()  # The client's read timeout ends silence; comments alone are silence too.
-                    async with aclosing(_rest(reads, events, decoder)) as rest:
+                    async with aclosing(_rest(reads, turn)) as rest:
                         async for delta in rest:
                             yield delta
                     return
@@ -143,18 +145,18 @@ class OpenAIProvider:
         return msgspec.json.encode(body)
 
     @asynccontextmanager
-    async def _reading(self, body: bytes, decoder: TurnDecoder) -> AsyncIterator[AsyncIterator[bytes]]:
+    async def _reading(self, body: bytes, turn: "_Turn") -> AsyncIterator[AsyncIterator[bytes]]:
         """The bytes of the answer to a request; leaving ends it, and whatever goes wrong is an error of ours."""
         import httpx2
 
         response = await self._open(body)
         try:
-            async with aclosing(_reads(response)) as reads:
+            async with aclosing(_reads(response, turn.take)) as reads:
                 yield reads
         except EventTooLong:
             raise UpstreamError("llm_error", "the model server sent an event without end") from None
         except (httpx2.TransportError, httpx2.DecodingError) as error:
-            raise _silent() if isinstance(error, httpx2.ReadTimeout) else _cut(decoder) from None
+            raise _silent() if isinstance(error, httpx2.ReadTimeout) else _cut(turn.decoder) from None
         finally:
             with anyio.CancelScope(shield=True):
                 await response.aclose()
@@ -193,6 +195,24 @@ class OpenAIProvider:
         return response
 
 
+class _Turn:
+    """What has come of a turn so far."""
+
+    def __init__(self, say: Say) -> None:
+        self.events, self.decoder = SSEDecoder(), TurnDecoder()
+        self.heard_at = monotonic()
+        self._say = say
+
+    def take(self, chunk: bytes) -> bool:
+        """Say the text of a chunk that is one event and has nothing else; a connection's ``Take``."""
+        data = self.events.only(chunk)
+        text = data and self.decoder.text(data)
+        if not text or not self._say(text):
+            return False
+        self.heard_at = monotonic()
+        return True
+
+
 def _is_local(url: str | None) -> bool:
     host = urlsplit(url or "").hostname or ""
     with suppress(ValueError):
@@ -206,19 +226,23 @@ def backoff() -> Iterator[float]:
         yield 0.25 * 2**attempt * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing
 
 
-def _reads(response: "httpx2.Response") -> AsyncGenerator[bytes, None]:
+def _reads(response: "httpx2.Response", take: "Take") -> AsyncGenerator[bytes, None]:
     """The body as it comes: from the connection itself where it can be, past the iterators that only count."""
     from chatserver.providers.http_transport import BODY
 
     if response.headers.get("content-encoding", "identity").lower() != "identity":
         return response.aiter_bytes()
-    return cast("AsyncGenerator[bytes, None]", response.extensions.get(BODY) or response.aiter_raw())
+    if (body := response.extensions.get(BODY)) is None:
+        return response.aiter_raw()
+    body.take = take
+    return cast("AsyncGenerator[bytes, None]", body)
 
 
-async def _rest(reads: AsyncIterator[bytes], events: SSEDecoder, decoder: TurnDecoder) -> AsyncGenerator[Delta, None]:
+async def _rest(reads: AsyncIterator[bytes], turn: _Turn) -> AsyncGenerator[Delta, None]:
     """What follows a finish_reason or the end of the body, as far as it comes in time, and the end of the turn."""
     import httpx2
 
+    events, decoder = turn.events, turn.decoder
     if not decoder.has_finished:
         for delta in decoder.feed(events.flush()):
             yield delta

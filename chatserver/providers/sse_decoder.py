@@ -40,6 +40,15 @@ class SSEDecoder:
             raise EventTooLong
         return events
 
+    def only(self, chunk: bytes) -> bytes | None:
+        """The data of a chunk that is just one event in the commonest form; otherwise None, and nothing was done."""
+        if not chunk.startswith(b"data: ") or not chunk.endswith(b"\n\n") or chunk.count(b"\n") != 2:
+            return None
+        if b"\r" in chunk or self._rest or self._data or self._type or len(chunk) > EVENT_BYTES_LIMIT:
+            return None
+        self._at_start = False
+        return chunk[6:-2]
+
     def _whole(self, chunk: bytes) -> list[tuple[bytes, bytes]] | None:
         """The events of a chunk that is nothing but whole ones in the commonest form, as nearly all are.
 

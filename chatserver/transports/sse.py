@@ -32,11 +32,15 @@ class Format(Protocol):
         ...
 
 
+_EVENT = b"id: %d\nevent: %b\ndata: %b\n\n"
+
+
 @framed_once
 def _event_stream(records: Sequence[Record]) -> bytes:
-    return b"".join(
-        [b"id: %d\nevent: %b\ndata: %b\n\n" % (each.seq, each.type.encode(), each.data) for each in records]
-    )
+    if len(records) == 1:
+        only = records[0]
+        return _EVENT % (only.seq, only.type.encode(), only.data)
+    return b"".join([_EVENT % (each.seq, each.type.encode(), each.data) for each in records])
 
 
 class EventStream:
