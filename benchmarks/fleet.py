@@ -12,6 +12,7 @@ from benchmarks.readers import RunReader
 from benchmarks.script import Script
 from benchmarks.times import paced
 from chatserver.bench.connections import CONNECTIONS, TRANSPORTS, AnyConnection, Target
+from chatserver.bench.schedule import NS
 
 OPENING = 100
 """How many connections are made at a time."""
@@ -81,9 +82,14 @@ async def _begun(
 async def keepalive(bench: Bench, *, streams: int, seconds: float, can_attach: bool) -> Seen:
     """Idle streams that are pinged every second: server CPU of a ping, and the longest wait for another answer.
 
+    What the server uses before there are any streams, looked at in the same way, is no part of a ping.
+
     A server with a log has one idle run and its readers; one without has as many runs that make nothing.
     """
-    seen = Seen()
+    seen, idle = Seen(), Seen()
+    await bench.settle()
+    async with bench.metered(idle):
+        await _probed(bench.target, seconds)
     hold = seconds + 30 + streams / 100
     script = Script(1, "1000", 0, hold) if can_attach else Script(1, "turn", 0, hold)
     first = RunReader()
@@ -97,17 +103,15 @@ async def keepalive(bench: Bench, *, streams: int, seconds: float, can_attach: b
         connections += await _begun(bench, readers, lambda each, reader: each.ask({"message": script.message}, reader))
     await asyncio.sleep(1.0)
     before = sum(each.pings for each in connections)
-    waits: list[int] = []
-    probing = asyncio.create_task(_probe(bench.target, waits))
     async with bench.metered(seen):
-        await asyncio.sleep(seconds)
-    probing.cancel()
+        waits = await _probed(bench.target, seconds)
     pings = sum(each.pings for each in connections) - before
     for connection in connections:
         connection.drop()
     seen.values["pings"] = pings
     if pings < streams * seconds * 0.5:
         seen.refusal = f"only {pings} pings came to {streams} streams"
+    seen.values["server_cpu_s"] -= idle.values["server_cpu_s"]
     seen.values["cpu_us_per_ping"] = seen.values["server_cpu_s"] * 1e6 / max(1, pings)
     seen.values["stall_max_ms"] = max(waits, default=0) / 1000
     seen.samples["probe_us"] = waits
@@ -115,19 +119,21 @@ async def keepalive(bench: Bench, *, streams: int, seconds: float, can_attach: b
     return seen
 
 
-async def _probe(target: Target, waits: list[int]) -> None:
-    """How long `/livez` takes to answer on an open connection, again and again: what stalls the loop delays it."""
+async def _probed(target: Target, seconds: float) -> list[int]:
+    """How long `/livez` takes on an open connection, again and again, in µs: what stalls the loop delays it."""
+    waits: list[int] = []
     reader, writer = await asyncio.open_connection(target.host, target.port)
     request = target.request("GET", "/livez")
+    end = monotonic_ns() + int(seconds * NS)
     try:
-        while True:
-            began = monotonic_ns()
+        while (began := monotonic_ns()) < end:
             writer.write(request)
             await reader.read(4096)
             waits.append((monotonic_ns() - began) // 1000)
             await asyncio.sleep(PROBE_SECONDS)
     finally:
         writer.close()
+    return waits
 
 
 async def resume(bench: Bench, *, drops: int) -> Seen:

@@ -20,7 +20,8 @@ EXTRA_TOKENS = 2
 async def paced(bench: Bench, *, streams: int, rate: float, seconds: float, ramp_seconds: float) -> Seen:
     """Open loop: runs arrive at random over the ramp, their tokens are due on a schedule, and the clock runs from then.
 
-    What is due before the ramp is over is warm-up and does not count.
+    What is due before the ramp is over is warm-up, and what is due after the measured seconds is in the way of runs
+    that all end at once: neither counts.
     """
     seen = Seen()
     await bench.settle()
@@ -71,17 +72,18 @@ async def paced(bench: Bench, *, streams: int, rate: float, seconds: float, ramp
         seen.latency_refusal = f"{late} of {streams} runs did not end in time: the server was full"
     else:
         check(seen, readers, wanted)
-    _latencies(seen, readers, begin + int(ramp_seconds * NS), rate)
+    from_ns = begin + int(ramp_seconds * NS)
+    _latencies(seen, readers, from_ns, from_ns + int(seconds * NS), rate)
     lateness(seen, bench.schedule)
     return seen
 
 
-def _latencies(seen: Seen, readers: list[RunReader], from_ns: int, rate: float) -> None:
+def _latencies(seen: Seen, readers: list[RunReader], from_ns: int, until_ns: int, rate: float) -> None:
     delivery, added, jitter, at_ms, first, overhead = [], [], [], [], [], []
     for reader in readers:
         before = None
         for at_ns, latency, late in reader.arrivals:
-            if at_ns - latency * 1000 >= from_ns:
+            if from_ns <= at_ns - latency * 1000 < until_ns:
                 delivery.append(latency)
                 added.append(max(0, latency - late))
                 at_ms.append((at_ns - from_ns) // 1_000_000)

@@ -60,6 +60,8 @@ class Run:
         self._scope = anyio.CancelScope()
         self._ending: Terminal | None = None
         self.over = anyio.Event()
+        self.kept_at, self.kept_seq = self.began, 1
+        """When its answer was last stored, for the case of a crash, and how far it had come."""
         self._wait_for_reader()
 
     @property

@@ -4,11 +4,12 @@ A run belongs to the server, not to a request.
 """
 
 import logging
+from itertools import islice
+from time import monotonic
 from types import TracebackType
 from typing import Self
 
 import anyio
-from anyio.lowlevel import checkpoint
 from msgspec.structs import replace
 
 from chatserver.agent import Agent
@@ -28,7 +29,10 @@ from chatserver.settings import Settings
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 2.0
-"""How much of an answer's text a crash can take; one transaction for all runs, whatever their number."""
+"""How much of an answer's text a crash can take."""
+
+CHECKPOINT_TICK_SECONDS = 0.05
+"""So often those are stored whose turn it is: a thousand answers in one transaction would hold up all tokens."""
 
 SHUTDOWN_SECONDS = 2.0
 """How long a server that is going down anyway waits for the last answers to be stored."""
@@ -43,6 +47,7 @@ class Runs:
         self._logs = logs
         self._agent = agent
         self._runs: dict[str, Run] = {}
+        self._unfinished: dict[str, Run] = {}
         self._beginning: dict[str, anyio.Event] = {}
         self._deleting: dict[str, anyio.Event] = {}
         self._places = Places(settings, sessions.spent_on)
@@ -185,7 +190,7 @@ class Runs:
         """No new runs; those that go on may end by themselves for ``drain_seconds``, then they are interrupted."""
         self.is_draining = True
         with anyio.move_on_after(self._settings.drain_seconds):
-            for run in self._unfinished():
+            for run in list(self._unfinished.values()):
                 await run.over.wait()
         await self._interrupt()
 
@@ -197,32 +202,32 @@ class Runs:
         return run if run is not None and run.user == user else None
 
     async def _keep(self) -> None:
-        """Every now and then store how far the answers have come: it is what a crash leaves of them."""
-        kept: dict[str, int] = {}
+        """Every now and then store how far each answer has come: it is what a crash leaves of it."""
         while True:
-            await anyio.sleep(CHECKPOINT_SECONDS)
-            now = {run.run_id: await run.log.last_seq() for run in self._unfinished()}
-            changed = [run for run in self._unfinished() if now.get(run.run_id, 0) > kept.get(run.run_id, 1)]
+            await anyio.sleep(CHECKPOINT_TICK_SECONDS)
+            now = monotonic()
+            limit = 1 + int(len(self._unfinished) * 2 * CHECKPOINT_TICK_SECONDS / CHECKPOINT_SECONDS)
             answers: dict[str, Answer] = {}
-            for run in changed:
-                answers[run.run_id] = await run.log.answer()
-                await checkpoint()  # A thousand answers must not keep the loop for themselves.
+            for run in list(islice(self._unfinished.values(), limit)):
+                if now - run.kept_at < CHECKPOINT_SECONDS:
+                    break
+                self._unfinished[run.run_id] = self._unfinished.pop(run.run_id)  # Behind all others.
+                run.kept_at = now
+                if (seq := await run.log.last_seq()) > run.kept_seq:
+                    run.kept_seq, answers[run.run_id] = seq, await run.log.answer()
             if answers:
                 try:
                     await self._sessions.checkpoint(answers)
                 except Exception:
                     logger.exception("answers could not be stored while they are written")
-            kept = now
+                    await anyio.sleep(CHECKPOINT_SECONDS)
 
     async def _interrupt(self) -> None:
         with anyio.move_on_after(SHUTDOWN_SECONDS, shield=True):
-            for run in self._unfinished():
+            for run in list(self._unfinished.values()):
                 run.interrupt()
-            for run in self._unfinished():
+            for run in list(self._unfinished.values()):
                 await run.over.wait()
-
-    def _unfinished(self) -> list[Run]:
-        return [run for run in self._runs.values() if not run.over.is_set()]
 
     async def _begin(self, user: str, begun: Begun, request: ChatRequest, meter: Meter) -> Run:
         settings = self._settings
@@ -238,7 +243,7 @@ class Runs:
                 heartbeat_ms=round(settings.heartbeat_seconds * 1000),
             )
         )
-        run = self._runs[log.run_id] = Run(user, begun.run, log, meter, grace_seconds)
+        run = self._runs[log.run_id] = self._unfinished[log.run_id] = Run(user, begun.run, log, meter, grace_seconds)
         return run
 
     def _asked(self, begun: Begun, request: ChatRequest) -> ModelRequest:
@@ -254,6 +259,7 @@ class Runs:
         run.meter.told(None)
         with anyio.CancelScope(shield=True):
             is_stored = await run.finish(ending, self._sessions)
+            del self._unfinished[run.run_id]
             self._places.leave(run.user, run.meter)
         if not is_stored:
             await run.store_late(self._sessions)

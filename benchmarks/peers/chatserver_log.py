@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from benchmarks.peers import words
 from benchmarks.script import Script
-from chatserver.cli import GC_THRESHOLDS
+from chatserver.cli import GC_THRESHOLDS, GIL_SECONDS
 from chatserver.commands import ChatRequest, new_id
 from chatserver.events import Done, Start, Token, Usage
 from chatserver.log.memory import MemoryLog
@@ -65,6 +65,7 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
+    sys.setswitchinterval(GIL_SECONDS)
     server.run(sockets=[bind(settings)])
 
 

@@ -34,6 +34,8 @@ _IS_UNFINISHED = (runs.c.run_id == bindparam("run"), runs.c.finished_at.is_(None
 _UNFINISHED = select(runs.c.user_id, runs.c.session_id, runs.c.message_id).where(*_IS_UNFINISHED)
 _END = update(runs).where(*_IS_UNFINISHED)
 _SAY = update(messages).where(messages.c.message_id == bindparam("message"))
+_MESSAGE = select(runs.c.message_id).where(runs.c.run_id == bindparam("run")).scalar_subquery()
+_CHECKPOINT = update(messages).where(messages.c.message_id == _MESSAGE, messages.c.status == "streaming")
 
 
 def finish(
@@ -81,12 +83,10 @@ def _said(answer: Answer) -> dict[str, Any]:
 
 def checkpoint(connection: Connection, answers: Mapping[str, Answer]) -> None:
     """Keep what these runs, by id, have said so far. Of those that are over or gone: nothing."""
-    message_id = select(runs.c.message_id).where(runs.c.run_id == bindparam("run")).scalar_subquery()
-    query = update(messages).where(messages.c.message_id == message_id, messages.c.status == "streaming")
     # In one order always, again for the sake of PostgreSQL's locks.
     rows = [{"run": run_id, **_said(answer)} for run_id, answer in sorted(answers.items())]
     if rows:
-        connection.execute(query, rows)
+        connection.execute(_CHECKPOINT, rows)
 
 
 def interrupt_unfinished(connection: Connection) -> list[str]:
