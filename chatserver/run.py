@@ -57,7 +57,7 @@ class Run:
         self.subscribers = 0
         self._grace_seconds = grace_seconds
         self._timer: asyncio.TimerHandle | None = None
-        self._scope = anyio.CancelScope()
+        self._scope: anyio.CancelScope | None = None
         self._ending: Terminal | None = None
         self.over = anyio.Event()
         self.kept_at, self.kept_seq = self.began, 1
@@ -116,7 +116,8 @@ class Run:
     def _end(self, ending: Terminal) -> None:
         if self._ending is None and not self.is_over:
             self._ending = ending
-            self._scope.cancel()
+            if self._scope is not None:
+                self._scope.cancel()
 
     def done(self, reason: FinishReason) -> Done:
         usage, run = self.meter.usage(), self.record
@@ -133,8 +134,9 @@ class Run:
         """Append the agent's steps to the log; the terminal event that they, a failure or a cancel call for."""
         ending: Terminal = INTERNAL
         try:
-            with self._scope:
-                async with anyio.create_task_group() as tasks:
+            async with anyio.create_task_group() as tasks:
+                self._scope = tasks.cancel_scope
+                if self._ending is None:
                     ending = await self._follow(agent, request, sessions, tasks)
         except Exception:
             logger.exception("run %s failed", self.run_id)

@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 from msgspec.structs import replace
 
-from chatserver.events import Answer, Record, Snapshot, compact, decode, record
+from chatserver.events import Answer, Event, Record, Snapshot, compact, decode, record
 from chatserver.log import Take
 from chatserver.log.memory import MemoryLog
 from chatserver.providers import Delta, ModelRequest, Say
@@ -147,6 +147,25 @@ async def answer_stored_late() -> AsyncIterator[None]:
 
         with patch.object(Sessions, "finish", finish):
             yield
+
+
+@asynccontextmanager
+async def token_lost_when_it_is_taken() -> AsyncIterator[None]:
+    with patch.object(MemoryLog, "append_now", lambda self, draft: True):
+        yield
+
+
+@asynccontextmanager
+async def token_taken_and_refused() -> AsyncIterator[None]:
+    """It is appended, and then once more by whoever it was refused to."""
+    original = MemoryLog.append_now
+
+    def append_now(self: MemoryLog, draft: Event) -> bool:
+        original(self, draft)
+        return False
+
+    with patch.object(MemoryLog, "append_now", append_now):
+        yield
 
 
 # ---- the run --------------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """A model that says what a test wrote, tools for it, and the agent's steps as lists."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
+from itertools import chain, repeat
 from typing import Any, TypeAlias
 
 import anyio
@@ -10,9 +11,9 @@ from msgspec.structs import replace
 
 from chatserver.agent import Agent, Step
 from chatserver.errors import UpstreamError
-from chatserver.events import ToolCall, ToolResult, Usage
+from chatserver.events import Token, ToolCall, ToolResult, Usage
 from chatserver.limits import Meter
-from chatserver.providers import Delta, Finish, ModelRequest, Say, ToolCallRequest
+from chatserver.providers import Delta, Finish, ModelRequest, Say, TextDelta, ToolCallRequest
 from chatserver.tools import tool
 from chatserver.tools.execution import ToolThreads
 
@@ -22,12 +23,12 @@ FAILURE = UpstreamError("upstream_truncated", "cut")
 
 NEVER: Say = lambda _: False  # noqa: E731 - a value, not a function of the tests
 
-Said: TypeAlias = Delta | UpstreamError | anyio.Event
+Said: TypeAlias = Delta | UpstreamError | anyio.Event | str
 Turn: TypeAlias = Sequence[Said]
 
 
 class ScriptedModel:
-    """A ``Provider`` of ready turns: deltas, gates that must open first, and failures."""
+    """A ``Provider`` of ready turns: deltas, text that is said at once if it can be, gates, and failures."""
 
     def __init__(self, *turns: Turn) -> None:
         self._turns = iter(turns)
@@ -40,14 +41,17 @@ class ScriptedModel:
         self.requests.append(replace(request, messages=list(request.messages)))
         self.open += 1
         try:
-            async with aclosing(self._deltas(next(self._turns))) as deltas:
+            async with aclosing(self._deltas(next(self._turns), say)) as deltas:
                 yield deltas
         finally:
             self.open -= 1
 
-    async def _deltas(self, turn: Turn) -> AsyncGenerator[Delta, None]:
+    async def _deltas(self, turn: Turn, say: Say) -> AsyncGenerator[Delta, None]:
         for said in turn:
             match said:
+                case str():
+                    if not say(said):
+                        yield TextDelta(said)
                 case anyio.Event():
                     await said.wait()
                 case UpstreamError():
@@ -84,13 +88,22 @@ def agent(model: ScriptedModel, *functions: Callable[..., Any], turns_limit: int
     return Agent(model, {each.name: each for each in tools}, ToolThreads(WAIT_SECONDS, 1000), turns_limit, calls_limit)
 
 
-async def steps_of(made: Agent, meter: Meter | None = None, request: ModelRequest = ASKED) -> list[Step]:
-    """All steps, durations aside."""
+async def steps_of(
+    made: Agent, meter: Meter | None = None, request: ModelRequest = ASKED, takes: Iterable[bool] = ()
+) -> list[Step]:
+    """All steps, durations aside; ``takes`` says which of the tokens that are offered are taken."""
     steps: list[Step] = []
+    answers = chain(takes, repeat(False))
+
+    def offer(token: Token) -> bool:
+        if is_taken := next(answers):
+            steps.append(token)
+        return is_taken
+
     with anyio.fail_after(WAIT_SECONDS):
         async with (
             anyio.create_task_group() as tasks,
-            aclosing(made.answer(request, meter or Meter(), tasks)) as answer,
+            aclosing(made.answer(request, meter or Meter(), tasks, offer)) as answer,
         ):
             async for step in answer:
                 steps.append(still(step))

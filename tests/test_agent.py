@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
+from itertools import repeat
 from typing import Any
 
 import anyio
@@ -55,6 +56,34 @@ pytestmark = pytest.mark.anyio
 )
 async def test_text_and_reasoning_pass_and_the_reason_is_told(turn: Turn, steps: list[Step]) -> None:
     assert await steps_of(agent(ScriptedModel(turn))) == steps
+
+
+@pytest.mark.parametrize("takes", [[True] * 4, [False] * 4, [True, False, True, False], [False, True]])
+async def test_text_that_is_taken_at_once_is_part_of_the_answer_as_any_other(takes: list[bool]) -> None:
+    calls = wants(("1", "add", '{"a": 1, "b": 2}'))
+    turns: list[Turn] = [["a", ReasoningDelta("Hm"), "b", *calls], ["c", "d", stop()]]
+    model, meter, untaken = ScriptedModel(*turns), Meter(), Meter()
+    assert await steps_of(agent(model), meter, takes=takes) == [
+        Token(content="a"),
+        Reasoning(content="Hm"),
+        Token(content="b"),
+        called("1", "add", a=1, b=2),
+        gave("1", "add", 3),
+        Token(content="c"),
+        Token(content="d"),
+        Finished("stop"),
+    ]
+    assert model.requests[1].messages[1]["content"] == "ab"
+    await steps_of(agent(ScriptedModel(*turns)), untaken)
+    assert meter.usage() == untaken.usage()
+
+
+async def test_no_text_is_offered_once_all_that_a_run_may_spend_is_spent() -> None:
+    meter = Meter(5)
+    words = ["word " * 4] * 10
+    steps = await steps_of(agent(ScriptedModel([*words, stop()])), meter, takes=repeat(True))
+    assert steps[-1] == Finished("length")
+    assert 0 < len(steps) < len(words)
 
 
 async def test_each_delta_passes_as_soon_as_it_comes() -> None:

@@ -15,7 +15,7 @@ import httpx2
 import pytest
 
 from chatserver.providers import ModelRequest, TextDelta, http_connection, http_transport
-from chatserver.providers.http_connection import HEAD_BYTES_LIMIT, Connection
+from chatserver.providers.http_connection import HEAD_BYTES_LIMIT, TAKE_BYTES, Connection
 from chatserver.providers.http_transport import BODY, HttpClient
 from chatserver.providers.openai import OpenAIProvider
 from tests.fake_upstream import FakeUpstream, Hang, listening_socket_is_closed, token
@@ -253,6 +253,101 @@ async def test_a_connection_rests_for_a_while_and_is_then_closed(monkeypatch: py
         await client.get(f"http://127.0.0.1:{port}/")
         with anyio.fail_after(5):
             await left.wait()
+
+
+# ---- what is taken while the reader waits ----
+
+
+async def opened() -> Connection:
+    """A connection that is at a body without end."""
+    connection = Connection()
+    connection.connection_made(NoSocket())
+    exchange = asyncio.ensure_future(connection.exchange(b"", 5))
+    await asyncio.sleep(0)
+    connection.data_received(OK + b"\r\n")
+    await exchange
+    return connection
+
+
+async def test_what_is_taken_does_not_come_out_and_what_is_not_does_in_its_place() -> None:
+    connection, taken = await opened(), []
+
+    def take(part: bytes) -> bool:
+        taken.append(part)
+        return not part.startswith(b"no")
+
+    connection.data_received(b"before")
+    assert await connection.read(take) == b"before", "nobody waited for it"
+    reading = asyncio.ensure_future(connection.read(take))
+    await asyncio.sleep(0)
+    for part in (b"one", b"two", b"no", b"behind"):
+        connection.data_received(part)
+    assert await reading == b"nobehind"
+    assert taken == [b"one", b"two", b"no"]
+    connection.data_received(b"late")
+    assert await connection.read(take) == b"late"
+    assert taken == [b"one", b"two", b"no"]
+
+
+async def test_only_a_reader_that_says_so_is_offered_anything_and_never_much_at_once() -> None:
+    connection, taken = await opened(), []
+
+    def take(part: bytes) -> bool:
+        taken.append(part)
+        return True
+
+    for asked, sent in ((None, b"x"), (take, b"x" * (TAKE_BYTES + 1))):
+        reading = asyncio.ensure_future(connection.read(asked))
+        await asyncio.sleep(0)
+        connection.data_received(sent)
+        assert await reading == sent
+    assert taken == []
+
+
+async def test_a_body_that_ends_with_what_could_be_taken_ends() -> None:
+    connection = Connection()
+    connection.connection_made(NoSocket())
+    exchange = asyncio.ensure_future(connection.exchange(b"", 5))
+    await asyncio.sleep(0)
+    connection.data_received(OK + b"Content-Length: 5\r\n\r\nhel")
+    await exchange
+    assert await connection.read() == b"hel"
+    reading = asyncio.ensure_future(connection.read(lambda _: True))
+    await asyncio.sleep(0)
+    connection.data_received(b"lo")
+    assert await reading == b"lo"
+    with pytest.raises(StopAsyncIteration):
+        await connection.read()
+
+
+async def test_what_is_taken_is_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    connection, now = await opened(), asyncio.get_running_loop().time()
+    clock = {"now": now}
+    reading = asyncio.ensure_future(connection.read(lambda _: True))
+    await asyncio.sleep(0)
+    monkeypatch.setattr(connection, "_loop", Clock(clock))
+    for _ in range(5):
+        clock["now"] += 4.0
+        connection.data_received(b"still here")
+        connection._look()
+        assert not reading.done()
+    clock["now"] += 6.0
+    connection._look()
+    with pytest.raises(httpx2.ReadTimeout):
+        await reading
+
+
+class Clock:
+    """A loop whose time a test sets."""
+
+    def __init__(self, clock: dict[str, float]) -> None:
+        self._clock = clock
+
+    def time(self) -> float:
+        return self._clock["now"]
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(1000, callback)
 
 
 # ---- silence, leaving, haste ----------------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ from typing import Any, get_args
 
 import anyio
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from chatserver.errors import UpstreamError
 from chatserver.events import ErrorCode, Usage
@@ -31,6 +33,7 @@ from chatserver.providers import (
     TextDelta,
     ToolCallRequest,
 )
+from chatserver.providers.chunks import TurnDecoder
 from chatserver.providers.openai import OpenAIProvider
 from tests.fake_upstream import (
     JSON_BODY,
@@ -181,6 +184,94 @@ def ids(cases: Iterable[tuple[Any, ...]]) -> list[Any]:
 def small(delta: dict[str, Any], finish_reason: str | None = None) -> Chunk:
     """A chunk with nothing that is not needed."""
     return Chunk({"choices": [{"delta": delta} | ({"finish_reason": finish_reason} if finish_reason else {})]})
+
+
+# ---- text that is said at once --------------------------------------------------------------------------------------
+
+
+EVERYDAY = {
+    "openai": '{"id":"c","object":"chat.completion.chunk","created":1,"model":"m","service_tier":"default",'
+    '"system_fingerprint":"fp","choices":[{"index":0,"delta":{"content":"Hi"},"logprobs":null,"finish_reason":null}],'
+    '"usage":null,"obfuscation":"x"}',
+    "vllm": '{"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":'
+    '{"content":"Hi","reasoning_content":null},"logprobs":null,"finish_reason":null,"token_ids":null}]}',
+    "ollama": '{"id":"c","object":"chat.completion.chunk","created":1,"model":"m","system_fingerprint":"fp_ollama",'
+    '"choices":[{"index":0,"delta":{"role":"assistant","content":"Hi"},"finish_reason":null}]}',
+    "llama.cpp": '{"choices":[{"finish_reason":null,"index":0,"delta":{"content":"Hi"}}],"created":1,"id":"c",'
+    '"model":"m","system_fingerprint":"b1","object":"chat.completion.chunk"}',
+}
+
+
+@pytest.mark.parametrize("chunk", EVERYDAY.values(), ids=EVERYDAY)
+def test_a_token_of_every_server_can_be_said_at_once(chunk: str) -> None:
+    assert TurnDecoder().text(chunk.encode()) == "Hi"
+
+
+maybe_text = st.sampled_from([None, "", "Hi", "\0", "\N{GRINNING FACE}", "\ud83d", "\ude00"])
+deltas = st.fixed_dictionaries(
+    {},
+    optional={
+        "role": st.just("assistant"),
+        "content": maybe_text | st.just([{"text": "part"}]),
+        "reasoning": maybe_text,
+        "reasoning_content": maybe_text,
+        "refusal": maybe_text,
+        "tool_calls": st.sampled_from([None, [], [{"index": 0, "id": "1", "function": {"name": "f"}}]]),
+        "function_call": st.sampled_from([None, {"name": "f"}]),
+    },
+)
+choices = st.fixed_dictionaries(
+    {}, optional={"delta": deltas | st.none(), "message": deltas, "finish_reason": st.sampled_from([None, "stop", ""])}
+)
+chunks = st.fixed_dictionaries(
+    {},
+    optional={
+        "choices": st.lists(choices, max_size=2) | st.none(),
+        "usage": st.sampled_from([None, {"prompt_tokens": 1, "completion_tokens": 2}]),
+        "error": st.sampled_from([None, "broken", {}]),
+        "object": st.sampled_from([None, "chat.completion.chunk", "error"]),
+    },
+)
+
+
+@given(st.lists(chunks, min_size=1, max_size=3))
+def test_what_is_said_at_once_is_what_the_chunk_means(chunks: list[dict[str, Any]]) -> None:
+    decoder, other = TurnDecoder(), TurnDecoder()
+    for each in chunks:
+        event = (b"", json.dumps(each).encode())
+        text, meant = decoder.text(event[1]), meaning(other, event)
+        assert meant == (meaning(decoder, event) if text is None else [TextDelta(text)])
+    assert (decoder.has_begun, decoder.has_finished) == (other.has_begun, other.has_finished)
+
+
+def meaning(decoder: TurnDecoder, event: tuple[bytes, bytes]) -> list[Delta] | str:
+    try:
+        return list(decoder.feed([event]))
+    except UpstreamError as error:
+        return error.code
+
+
+async def test_a_token_that_comes_alone_is_said_at_once(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
+    second, third = anyio.Event(), anyio.Event()
+    upstream.script(token("a"), Gate(second), token("b"), Gate(third), finish(), Done())
+    said: list[str] = []
+    came: list[Delta] = []
+
+    def hear(text: str) -> bool:
+        said.append(text)
+        if is_taken := text == "b":
+            third.set()
+        return is_taken
+
+    with anyio.fail_after(20):
+        async with provider.stream(ASK, hear) as deltas:
+            async for delta in deltas:
+                came.append(delta)
+                if delta == TextDelta("a"):
+                    # The next read of the connection comes before anything can: from then on its reader waits.
+                    asyncio.get_running_loop().call_soon(second.set)
+    assert said[-1] == "b"
+    assert came == [TextDelta("a"), Finish("stop", None)]
 
 
 # ---- an ordinary turn -----------------------------------------------------------------------------------------------

@@ -102,6 +102,8 @@ CASES = [
     Case(sabotage.leaving_unnoticed, starters, HANG, {"grace_seconds": 0}),
     Case(sabotage.end_of_the_log_taken_for_the_end, hops, "the stream ended"),
     Case(sabotage.wake_up_lost, hops, HANG),
+    Case(sabotage.token_lost_when_it_is_taken, hops, HANG),
+    Case(sabotage.token_taken_and_refused, hops, "types are"),
     Case(sabotage.answer_stored_late, stored, "running"),
     Case(sabotage.end_not_stored, store_is_read, HANG, {"retention_seconds": 0}),
     Case(sabotage.snapshot_numbered_too_low, store_is_read, "snapshot at 58 is wrong", {"retention_seconds": 0}),

@@ -127,6 +127,21 @@ def test_the_end_of_the_body_makes_no_event_of_nothing(body: bytes) -> None:
     assert decoder.flush() == []
 
 
+def test_a_chunk_that_is_one_event_is_seen_as_that() -> None:
+    assert SSEDecoder().only(b'data: {"x": 1}\n\n') == b'{"x": 1}'
+
+
+@given(st.lists(pieces | st.just(b"data: x\n\n"), min_size=1, max_size=6))
+@example([b"data: a\n\n", b"data", b": b\n\n", b"data: c\n\n"])
+@example([b"event: e\n", b"data: a\n\n"])
+@example([b"data: a\r", b"\ndata: b\n\n"])
+def test_the_only_event_of_a_chunk_is_what_feeding_it_would_give(chunks: list[bytes]) -> None:
+    decoder, other = SSEDecoder(), SSEDecoder()
+    for chunk in chunks:
+        data, found = decoder.only(chunk), other.feed(chunk)
+        assert found == (decoder.feed(chunk) if data is None else [(b"", data)])
+
+
 def test_an_error_without_a_field_is_an_event_at_once() -> None:
     """How some servers say that they failed where a stream was asked for."""
     assert decoded([b'{"error": "x"}\nerror: y\n']) == [(b"error", b'{"error": "x"}'), (b"error", b"error: y")]

@@ -5,12 +5,12 @@ This is the seam for other APIs of the SDK: another decoder beside ``chunks``, a
 
 import logging
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from ipaddress import ip_address
 from threading import Lock
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, cast
 from urllib.parse import urlsplit
 
 import anyio
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from chatserver.providers.http_connection import Take
 
 logger = logging.getLogger(__name__)
+
+Leave: TypeAlias = Callable[[], Awaitable[None]]
 
 CONNECT_SECONDS = 5.0
 RETRIES_LIMIT = 2
@@ -100,11 +102,11 @@ class OpenAIProvider:
 
     async def _deltas(self, request: ModelRequest, say: Say) -> AsyncGenerator[Delta, None]:
         """The turn's deltas, tried again as long as nothing of the answer has come."""
-        body, began, delays = self._body(request), monotonic(), backoff()
+        began, delays = monotonic(), backoff()
         while True:
             turn = _Turn(say)
             try:
-                async with self._reading(body, turn) as reads:
+                async with self._reading(request, turn) as reads:
                     turn.heard_at = monotonic()
                     async for chunk in reads:
                         if found := turn.events.feed(chunk):
@@ -145,13 +147,13 @@ class OpenAIProvider:
         return msgspec.json.encode(body)
 
     @asynccontextmanager
-    async def _reading(self, body: bytes, turn: "_Turn") -> AsyncIterator[AsyncIterator[bytes]]:
+    async def _reading(self, request: ModelRequest, turn: "_Turn") -> AsyncIterator[AsyncIterator[bytes]]:
         """The bytes of the answer to a request; leaving ends it, and whatever goes wrong is an error of ours."""
         import httpx2
 
-        response = await self._open(body)
+        reads, leave = _reads(await self._open(self._body(request)), turn.take)
         try:
-            async with aclosing(_reads(response, turn.take)) as reads:
+            async with aclosing(reads):
                 yield reads
         except EventTooLong:
             raise UpstreamError("llm_error", "the model server sent an event without end") from None
@@ -159,7 +161,7 @@ class OpenAIProvider:
             raise _silent() if isinstance(error, httpx2.ReadTimeout) else _cut(turn.decoder) from None
         finally:
             with anyio.CancelScope(shield=True):
-                await response.aclose()
+                await leave()
 
     async def _open(self, body: bytes) -> "httpx2.Response":
         """Send the request and wait for the head of a stream."""
@@ -226,16 +228,19 @@ def backoff() -> Iterator[float]:
         yield 0.25 * 2**attempt * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing
 
 
-def _reads(response: "httpx2.Response", take: "Take") -> AsyncGenerator[bytes, None]:
-    """The body as it comes: from the connection itself where it can be, past the iterators that only count."""
-    from chatserver.providers.http_transport import BODY
+def _reads(response: "httpx2.Response", take: "Take") -> "tuple[AsyncGenerator[bytes, None], Leave]":
+    """The body as it comes, and what leaves it.
 
-    if response.headers.get("content-encoding", "identity").lower() != "identity":
-        return response.aiter_bytes()
-    if (body := response.extensions.get(BODY)) is None:
-        return response.aiter_raw()
+    Where it can be, both are the connection's own: past the iterators that only count, and without the response and
+    its request, which would be 6 KB of an open stream, and the whole dialogue once more.
+    """
+    from chatserver.providers.http_transport import BODY, Body
+
+    body: Body | None = response.extensions.get(BODY)
+    if body is None or response.headers.get("content-encoding", "identity").lower() != "identity":
+        return response.aiter_bytes(), response.aclose
     body.take = take
-    return cast("AsyncGenerator[bytes, None]", body)
+    return cast("AsyncGenerator[bytes, None]", body), body.aclose
 
 
 async def _rest(reads: AsyncIterator[bytes], turn: _Turn) -> AsyncGenerator[Delta, None]:

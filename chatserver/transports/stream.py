@@ -1,6 +1,7 @@
 """A run as the body of an HTTP response."""
 
-from collections.abc import Iterator, Sequence
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
 
 import anyio
@@ -61,8 +62,8 @@ class RunStream:
         """How the stream came out: `complete`; `failed` (text that shall be cut); `drained` (to be ended before the
         run is); `left` or stuck."""
         outcome = "left"
-        async with anyio.create_task_group() as tasks:
-            cancel = tasks.cancel_scope.cancel
+        with anyio.CancelScope() as streaming:
+            cancel = streaming.cancel
 
             def drain() -> None:
                 nonlocal outcome
@@ -85,8 +86,7 @@ class RunStream:
             def take(batch: Sequence[Record]) -> bool:
                 return connection.write_now(self._form.frame(batch))
 
-            with self._connections.watched(connection):
-                tasks.start_soon(_until_disconnect, receive, tasks.cancel_scope)
+            with self._connections.watched(connection), _while_connected(receive, cancel):
                 await connection.write(_body(self._form.opening()))
                 has_failed = False
                 async with aclosing(self._subscription.read(take)) as batches:
@@ -101,7 +101,6 @@ class RunStream:
                         tail = self._form.farewell() if self._is_draining else b""
                         await connection.write(_body(tail, more_body=False))
                         outcome = "complete"
-                cancel()
         return outcome
 
     async def _break_off(self, scope: Scope, receive: Receive, *, at_once: bool) -> None:
@@ -109,7 +108,7 @@ class RunStream:
         if transport := scope.get("extensions", {}).get(TRANSPORT):
             (transport.abort if at_once else transport.close)()
             with anyio.move_on_after(1):
-                await _until_disconnect(receive, None)
+                await _disconnected(receive)
 
 
 def _body(content: bytes, more_body: bool = True) -> Message:
@@ -130,8 +129,17 @@ def _emptied(scope: Scope) -> Iterator[None]:
         transport.set_write_buffer_limits()
 
 
-async def _until_disconnect(receive: Receive, scope: anyio.CancelScope | None) -> None:
+@contextmanager
+def _while_connected(receive: Receive, cancel: Callable[[], None]) -> Iterator[None]:
+    """Meanwhile ``cancel`` is called when the peer leaves. The task is asyncio's: anyio's takes 4 KB of each stream."""
+    leaving = asyncio.ensure_future(_disconnected(receive))
+    leaving.add_done_callback(lambda _: cancel())
+    try:
+        yield
+    finally:
+        leaving.cancel()
+
+
+async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    if scope is not None:
-        scope.cancel()
