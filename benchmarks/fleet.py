@@ -111,8 +111,9 @@ async def keepalive(bench: Bench, *, streams: int, seconds: float, can_attach: b
     seen.values["pings"] = pings
     if pings < streams * seconds * 0.5:
         seen.refusal = f"only {pings} pings came to {streams} streams"
-    seen.values["server_cpu_s"] -= idle.values["server_cpu_s"]
-    seen.values["cpu_us_per_ping"] = seen.values["server_cpu_s"] * 1e6 / max(1, pings)
+    seen.values["idle_cpu_s"] = idle.values["server_cpu_s"]
+    pinging_s = max(0.0, seen.values["server_cpu_s"] - idle.values["server_cpu_s"])
+    seen.values["cpu_us_per_ping"] = pinging_s * 1e6 / max(1, pings)
     seen.values["stall_max_ms"] = max(waits, default=0) / 1000
     seen.samples["probe_us"] = waits
     await bench.settle()
@@ -126,11 +127,12 @@ async def _probed(target: Target, seconds: float) -> list[int]:
     request = target.request("GET", "/livez")
     end = monotonic_ns() + int(seconds * NS)
     try:
-        while (began := monotonic_ns()) < end:
-            writer.write(request)
-            await reader.read(4096)
-            waits.append((monotonic_ns() - began) // 1000)
-            await asyncio.sleep(PROBE_SECONDS)
+        async with asyncio.timeout(seconds + 30):
+            while (began := monotonic_ns()) < end:
+                writer.write(request)
+                await reader.read(4096)
+                waits.append((monotonic_ns() - began) // 1000)
+                await asyncio.sleep(PROBE_SECONDS)
     finally:
         writer.close()
     return waits

@@ -1,4 +1,4 @@
-"""The agent: ask the model, stream what it says, call the tools it wants, ask again. A pure async generator."""
+"""The agent: ask the model, stream what it says, call the tools it wants, ask again. An async generator of steps."""
 
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import suppress
@@ -34,7 +34,7 @@ class Finished(Struct, frozen=True):
 
 Step: TypeAlias = Token | Reasoning | ToolCall | ToolResult | Finished
 
-Offer: TypeAlias = Callable[[Token], bool]
+TakeToken: TypeAlias = Callable[[Token], bool]
 """Take a token at once; False: not now, and nothing was done."""
 
 
@@ -48,11 +48,11 @@ class Agent(Struct, frozen=True):
     calls_limit: int
 
     async def answer(
-        self, request: ModelRequest, meter: Meter, tasks: TaskGroup, offer: Offer = lambda _: False
+        self, request: ModelRequest, meter: Meter, tasks: TaskGroup, take: TakeToken
     ) -> AsyncGenerator[Step, None]:
         """The steps of one answer, the last one ``Finished``.
 
-        While the next one is waited for, tokens are offered instead, if they can be: what is taken does not come out.
+        A token that comes while the next step is waited for is given to ``take`` first; what it takes is no step.
         What the meter allows is never passed by more than one delta: then the answer ends as too long.
         No cancel scope is open across a ``yield``: the tools run in ``tasks``, the caller's task group.
 
@@ -69,7 +69,7 @@ class Agent(Struct, frozen=True):
             said: list[str] = []
             reason: FinishReason = "stop"
             meter.ask(request)
-            async with self.provider.stream(request, partial(_say, said, meter, offer)) as deltas:
+            async with self.provider.stream(request, partial(_take_text, said, meter, take)) as deltas:
                 async for delta in deltas:
                     if meter.is_spent() and not isinstance(delta, Finish):
                         yield Finished("length")
@@ -131,9 +131,9 @@ class Agent(Struct, frozen=True):
             results.send_nowait(result)
 
 
-def _say(said: list[str], meter: Meter, offer: Offer, text: str) -> bool:
+def _take_text(said: list[str], meter: Meter, take: TakeToken, text: str) -> bool:
     """As the agent's loop does with text, if nothing is in the way."""
-    if meter.is_spent() or not offer(Token(content=text)):
+    if meter.is_spent() or not take(Token(content=text)):
         return False
     meter.say(text)
     said.append(text)

@@ -38,6 +38,9 @@ TRANSITIONS: dict[RunStatus, frozenset[RunStatus]] = {
 STORE_AGAIN_SECONDS = 5.0
 """Between tries to store an answer that the database does not take: a full disk, a lost server."""
 
+START_SEQ = 1
+"""Of the event that every run begins with; so far there is no answer."""
+
 INTERRUPTED = Error(
     code="interrupted", message="the server stopped before the answer was complete", retryable=True, retry_after=None
 )
@@ -57,11 +60,12 @@ class Run:
         self.subscribers = 0
         self._grace_seconds = grace_seconds
         self._timer: asyncio.TimerHandle | None = None
-        self._scope: anyio.CancelScope | None = None
+        self._last_seq = 0
+        self._scope: anyio.CancelScope | None = None  # Its task group's: one of its own would be a KB more a stream.
         self._ending: Terminal | None = None
         self.over = anyio.Event()
-        self.kept_at, self.kept_seq = self.began, 1
-        """When its answer was last stored, for the case of a crash, and how far it had come."""
+        self.looked_at, self.stored_seq = self.began, START_SEQ
+        """When it was last asked whether there is more to store of its answer, and how far that is stored."""
         self._wait_for_reader()
 
     @property
@@ -148,7 +152,8 @@ class Run:
             async for step in steps:
                 if isinstance(step, Finished):
                     return self.done(step.reason)
-                if await self.log.append(step) >= EVENTS_LIMIT:
+                self._last_seq = await self.log.append(step)
+                if self._last_seq >= EVENTS_LIMIT:
                     return self.done("length")
                 if isinstance(step, ToolResult):
                     # A tool may have changed the world: that it was called must survive a crash.
@@ -163,7 +168,13 @@ class Run:
         raise AssertionError("an agent's last step is Finished")
 
     def _append_now(self, token: Token) -> bool:
-        return self._ending is None and self.log.append_now(token)
+        # The last event that there is room for is left to `_follow`, which then ends the run.
+        if self._ending is not None or self._last_seq >= EVENTS_LIMIT - 1:
+            return False
+        if (seq := self.log.append_now(token)) is None:
+            return False
+        self._last_seq = seq
+        return True
 
     async def finish(self, ending: Terminal, sessions: Sessions) -> bool:
         """Store the answer, then say that it is over; whether it could be stored. If not, the end tells a failure."""

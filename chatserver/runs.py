@@ -16,7 +16,7 @@ from chatserver.agent import Agent
 from chatserver.commands import ChatRequest, checked, known_form, new_id
 from chatserver.context import dialogue
 from chatserver.errors import BadCursor, ChatError, Draining, NotFound
-from chatserver.events import PROTOCOL_VERSION, Answer, Start
+from chatserver.events import PROTOCOL_VERSION, Start
 from chatserver.limits import Meter, Places
 from chatserver.log import EventLog, EventLogs
 from chatserver.log.memory import MemoryLog
@@ -203,24 +203,31 @@ class Runs:
 
     async def _keep(self) -> None:
         """Every now and then store how far each answer has come: it is what a crash leaves of it."""
+        took = 0.0
         while True:
-            await anyio.sleep(CHECKPOINT_TICK_SECONDS)
+            await anyio.sleep(max(CHECKPOINT_TICK_SECONDS, took))  # A slow disk has other things to write.
             now = monotonic()
+            # Twice as many as come due on average, so that those that came due together catch up.
             limit = 1 + int(len(self._unfinished) * 2 * CHECKPOINT_TICK_SECONDS / CHECKPOINT_SECONDS)
-            answers: dict[str, Answer] = {}
-            for run in list(islice(self._unfinished.values(), limit)):
-                if now - run.kept_at < CHECKPOINT_SECONDS:
-                    break
+            oldest = islice(self._unfinished.values(), limit)
+            due = [run for run in oldest if now - run.looked_at >= CHECKPOINT_SECONDS]
+            for run in due:
+                run.looked_at = now
                 self._unfinished[run.run_id] = self._unfinished.pop(run.run_id)  # Behind all others.
-                run.kept_at = now
-                if (seq := await run.log.last_seq()) > run.kept_seq:
-                    run.kept_seq, answers[run.run_id] = seq, await run.log.answer()
-            if answers:
-                try:
-                    await self._sessions.checkpoint(answers)
-                except Exception:
-                    logger.exception("answers could not be stored while they are written")
-                    await anyio.sleep(CHECKPOINT_SECONDS)
+            try:
+                await self._checkpoint(due)
+            except Exception:
+                logger.exception("answers could not be stored while they are written")
+                await anyio.sleep(CHECKPOINT_SECONDS)  # A database that is down is not asked at every tick.
+            took = monotonic() - now
+
+    async def _checkpoint(self, runs: list[Run]) -> None:
+        seqs = {run.run_id: await run.log.last_seq() for run in runs}
+        changed = [run for run in runs if seqs[run.run_id] > run.stored_seq]
+        if changed:
+            await self._sessions.checkpoint({run.run_id: await run.log.answer() for run in changed})
+            for run in changed:
+                run.stored_seq = seqs[run.run_id]
 
     async def _interrupt(self) -> None:
         with anyio.move_on_after(SHUTDOWN_SECONDS, shield=True):

@@ -145,7 +145,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, settings: Settings, on_ready: Callable[[], None] | None = None) -> None:
         self.app = create_app(settings)
-        super().__init__(config(settings, _in_one_line(self.app)))
+        super().__init__(config(settings, _as_served(self.app)))
         self._on_ready = on_ready
         self._is_told = False
         self._draining: asyncio.Task[None] | None = None
@@ -196,8 +196,11 @@ def _is_utf8(data: bytes) -> bool:
     return True
 
 
-def _in_one_line(app: Any) -> Any:
-    """The app, except that a setting which turns out wrong at start is told without a traceback."""
+def _as_served(app: Any) -> Any:
+    """The app, except that a setting which turns out wrong at start is told without a traceback.
+
+    When it is done with a scope, what reaches from there to uvicorn's objects is gone: a cycle each, for the collector.
+    """
 
     async def asgi(scope: Scope, receive: Receive, send: Send) -> None:
         async def tell(message: Message) -> None:
@@ -206,7 +209,10 @@ def _in_one_line(app: Any) -> Any:
                 message = message | {"message": wrong[-1]}
             await send(message)
 
-        await app(scope, receive, tell if scope["type"] == "lifespan" else send)
+        try:
+            await app(scope, receive, tell if scope["type"] == "lifespan" else send)
+        finally:
+            scope.pop("extensions", None)
 
     return asgi
 

@@ -54,6 +54,7 @@ class StrictHttp(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
         super().connection_lost(exc)
+        del self.parser  # It knows us too: a cycle, which only the collector would find.
         self._unset_keepalive_if_required()  # uvicorn lets a reset connection live until this timer ends.
 
     def data_received(self, data: bytes) -> None:
@@ -161,6 +162,7 @@ class StrictHttp(HttpToolsProtocol):
         if not self._is_refused:
             self._stop_waiting()
             self.handle_websocket_upgrade()
+            del self.parser  # As when the connection is lost.
         return b""
 
     def _without_offer(self) -> bytes:

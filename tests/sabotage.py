@@ -9,10 +9,10 @@ from unittest.mock import patch
 
 from msgspec.structs import replace
 
-from chatserver.events import Answer, Event, Record, Snapshot, compact, decode, record
+from chatserver.events import Answer, Record, Snapshot, Token, compact, decode, record
 from chatserver.log import Take
 from chatserver.log.memory import MemoryLog
-from chatserver.providers import Delta, ModelRequest, Say
+from chatserver.providers import Delta, ModelRequest, TakeText
 from chatserver.providers.openai import OpenAIProvider
 from chatserver.run import Run, Subscription
 from chatserver.sessions import Sessions
@@ -151,20 +151,20 @@ async def answer_stored_late() -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def token_lost_when_it_is_taken() -> AsyncIterator[None]:
-    with patch.object(MemoryLog, "append_now", lambda self, draft: True):
+    with patch.object(Run, "_append_now", lambda self, token: True):
         yield
 
 
 @asynccontextmanager
 async def token_taken_and_refused() -> AsyncIterator[None]:
     """It is appended, and then once more by whoever it was refused to."""
-    original = MemoryLog.append_now
+    original = Run._append_now
 
-    def append_now(self: MemoryLog, draft: Event) -> bool:
-        original(self, draft)
+    def append_now(self: Run, token: Token) -> bool:
+        original(self, token)
         return False
 
-    with patch.object(MemoryLog, "append_now", append_now):
+    with patch.object(Run, "_append_now", append_now):
         yield
 
 
@@ -177,11 +177,13 @@ async def upstream_left_open() -> AsyncIterator[None]:
     original, orphans = OpenAIProvider.stream, list[asyncio.Task[None]]()
 
     @asynccontextmanager
-    async def stream(self: OpenAIProvider, request: ModelRequest, say: Say) -> AsyncIterator[AsyncIterator[Delta]]:
+    async def stream(
+        self: OpenAIProvider, request: ModelRequest, take: TakeText
+    ) -> AsyncIterator[AsyncIterator[Delta]]:
         deltas = asyncio.Queue[Delta | None]()
 
         async def pump() -> None:
-            async with original(self, request, say) as source:
+            async with original(self, request, take) as source:
                 async for delta in source:
                     deltas.put_nowait(delta)
             deltas.put_nowait(None)

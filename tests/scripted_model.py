@@ -13,7 +13,7 @@ from chatserver.agent import Agent, Step
 from chatserver.errors import UpstreamError
 from chatserver.events import Token, ToolCall, ToolResult, Usage
 from chatserver.limits import Meter
-from chatserver.providers import Delta, Finish, ModelRequest, Say, TextDelta, ToolCallRequest
+from chatserver.providers import Delta, Finish, ModelRequest, TakeText, TextDelta, ToolCallRequest
 from chatserver.tools import tool
 from chatserver.tools.execution import ToolThreads
 
@@ -21,14 +21,17 @@ WAIT_SECONDS = 15.0
 ASKED = ModelRequest(model="m", messages=[{"role": "user", "content": "Hi"}], temperature=0.5, max_output_tokens=9)
 FAILURE = UpstreamError("upstream_truncated", "cut")
 
-NEVER: Say = lambda _: False  # noqa: E731 - a value, not a function of the tests
-
 Said: TypeAlias = Delta | UpstreamError | anyio.Event | str
 Turn: TypeAlias = Sequence[Said]
 
 
+def deaf(_: object) -> bool:
+    """Takes nothing at once."""
+    return False
+
+
 class ScriptedModel:
-    """A ``Provider`` of ready turns: deltas, text that is said at once if it can be, gates, and failures."""
+    """A ``Provider`` of ready turns: deltas, text that may be taken at once, gates that must open, and failures."""
 
     def __init__(self, *turns: Turn) -> None:
         self._turns = iter(turns)
@@ -37,20 +40,20 @@ class ScriptedModel:
         """Streams that were not left yet."""
 
     @asynccontextmanager
-    async def stream(self, request: ModelRequest, say: Say) -> AsyncIterator[AsyncIterator[Delta]]:
+    async def stream(self, request: ModelRequest, take: TakeText) -> AsyncIterator[AsyncIterator[Delta]]:
         self.requests.append(replace(request, messages=list(request.messages)))
         self.open += 1
         try:
-            async with aclosing(self._deltas(next(self._turns), say)) as deltas:
+            async with aclosing(self._deltas(next(self._turns), take)) as deltas:
                 yield deltas
         finally:
             self.open -= 1
 
-    async def _deltas(self, turn: Turn, say: Say) -> AsyncGenerator[Delta, None]:
+    async def _deltas(self, turn: Turn, take: TakeText) -> AsyncGenerator[Delta, None]:
         for said in turn:
             match said:
                 case str():
-                    if not say(said):
+                    if not take(said):
                         yield TextDelta(said)
                 case anyio.Event():
                     await said.wait()
@@ -95,7 +98,7 @@ async def steps_of(
     steps: list[Step] = []
     answers = chain(takes, repeat(False))
 
-    def offer(token: Token) -> bool:
+    def take(token: Token) -> bool:
         if is_taken := next(answers):
             steps.append(token)
         return is_taken
@@ -103,7 +106,7 @@ async def steps_of(
     with anyio.fail_after(WAIT_SECONDS):
         async with (
             anyio.create_task_group() as tasks,
-            aclosing(made.answer(request, meter or Meter(), tasks, offer)) as answer,
+            aclosing(made.answer(request, meter or Meter(), tasks, take)) as answer,
         ):
             async for step in answer:
                 steps.append(still(step))

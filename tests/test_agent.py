@@ -26,6 +26,7 @@ from tests.scripted_model import (
     add,
     agent,
     called,
+    deaf,
     gave,
     results_of,
     shout,
@@ -90,7 +91,10 @@ async def test_each_delta_passes_as_soon_as_it_comes() -> None:
     gate = anyio.Event()
     model = ScriptedModel([TextDelta("Hel"), gate, TextDelta("lo"), stop()])
     with anyio.fail_after(WAIT_SECONDS):
-        async with anyio.create_task_group() as tasks, aclosing(agent(model).answer(ASKED, Meter(), tasks)) as answer:
+        async with (
+            anyio.create_task_group() as tasks,
+            aclosing(agent(model).answer(ASKED, Meter(), tasks, deaf)) as answer,
+        ):
             assert await anext(answer) == Token(content="Hel")
             gate.set()
             assert await anext(answer) == Token(content="lo")
@@ -158,7 +162,10 @@ async def test_tools_run_at_the_same_time_and_results_come_as_they_complete(kind
     calls = wants(*((name, kind, json.dumps({"gate": name})) for name in "abc"))
     made = agent(ScriptedModel(calls, [stop()]), gates.plain, gates.in_loop)
     with anyio.fail_after(WAIT_SECONDS):
-        async with anyio.create_task_group() as tasks, aclosing(made.answer(ASKED, Meter(), tasks)) as answer:
+        async with (
+            anyio.create_task_group() as tasks,
+            aclosing(made.answer(ASKED, Meter(), tasks, deaf)) as answer,
+        ):
             assert [await anext(answer) for _ in "abc"] == [called(name, kind, gate=name) for name in "abc"]
             for name in order:
                 gates.events[name].set()

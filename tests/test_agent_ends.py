@@ -23,6 +23,7 @@ from tests.scripted_model import (
     Turn,
     agent,
     called,
+    deaf,
     gave,
     steps_of,
     still,
@@ -64,7 +65,10 @@ async def test_usage_is_right_at_any_moment() -> None:
     assert meter.usage() == Usage()
     model = ScriptedModel([TextDelta("t" * 4), TextDelta("t" * 4), stop(7, 2)])
     seen: list[Usage] = []
-    async with anyio.create_task_group() as tasks, aclosing(agent(model).answer(ASKED, meter, tasks)) as answer:
+    async with (
+        anyio.create_task_group() as tasks,
+        aclosing(agent(model).answer(ASKED, meter, tasks, deaf)) as answer,
+    ):
         async for _ in answer:
             seen.append(meter.usage())
     asked = estimated_tokens([*model.requests[0].messages, *model.requests[0].tools])
@@ -96,7 +100,7 @@ async def into(steps: list[Step], made: Agent, meter: Meter) -> None:
         tasks = anyio.create_task_group()
         await tasks.__aenter__()
         stack.push_async_callback(tasks.__aexit__, None, None, None)
-        answer = await stack.enter_async_context(aclosing(made.answer(ASKED, meter, tasks)))
+        answer = await stack.enter_async_context(aclosing(made.answer(ASKED, meter, tasks, deaf)))
         with anyio.fail_after(WAIT_SECONDS):
             async for step in answer:
                 steps.append(step)
@@ -115,7 +119,7 @@ async def test_leaving_after_any_step_leaves_nothing_behind(count: int) -> None:
     before = asyncio.all_tasks()
     with anyio.fail_after(WAIT_SECONDS):
         async with anyio.create_task_group() as tasks:
-            answer = agent(model).answer(ASKED, Meter(), tasks)
+            answer = agent(model).answer(ASKED, Meter(), tasks, deaf)
             steps = [await anext(answer) for _ in range(count)]
             await answer.aclose()
             assert model.open == 0
@@ -127,7 +131,10 @@ async def test_cancelling_while_the_model_speaks_leaves_it_at_once() -> None:
     model = ScriptedModel([TextDelta("Hel"), anyio.Event(), stop()])
     steps: list[Step] = []
     with anyio.fail_after(WAIT_SECONDS), anyio.CancelScope() as scope:
-        async with anyio.create_task_group() as tasks, aclosing(agent(model).answer(ASKED, Meter(), tasks)) as answer:
+        async with (
+            anyio.create_task_group() as tasks,
+            aclosing(agent(model).answer(ASKED, Meter(), tasks, deaf)) as answer,
+        ):
             async for step in answer:
                 steps.append(step)
                 scope.cancel()
@@ -154,7 +161,7 @@ async def test_cancelling_while_tools_run_cancels_them_and_waits_for_none() -> N
 
     async def answer() -> None:
         async with anyio.create_task_group() as tasks:
-            async for step in agent(model, in_loop, plain).answer(ASKED, Meter(), tasks):
+            async for step in agent(model, in_loop, plain).answer(ASKED, Meter(), tasks, deaf):
                 steps.append(step)
 
     with anyio.fail_after(WAIT_SECONDS):

@@ -15,11 +15,11 @@ import httpx2
 import pytest
 
 from chatserver.providers import ModelRequest, TextDelta, http_connection, http_transport
-from chatserver.providers.http_connection import HEAD_BYTES_LIMIT, TAKE_BYTES, Connection
+from chatserver.providers.http_connection import HEAD_BYTES_LIMIT, UNREAD_BYTES_LIMIT, Connection
 from chatserver.providers.http_transport import BODY, HttpClient
 from chatserver.providers.openai import OpenAIProvider
 from tests.fake_upstream import FakeUpstream, Hang, listening_socket_is_closed, token
-from tests.scripted_model import NEVER
+from tests.scripted_model import deaf
 
 pytestmark = pytest.mark.anyio
 
@@ -127,6 +127,12 @@ class NoSocket(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.is_open = True
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
 
     def write(self, data: Any) -> None:
         pass
@@ -258,13 +264,13 @@ async def test_a_connection_rests_for_a_while_and_is_then_closed(monkeypatch: py
 # ---- what is taken while the reader waits ----
 
 
-async def opened() -> Connection:
-    """A connection that is at a body without end."""
+async def opened(headers: bytes = b"") -> Connection:
+    """A connection that is at a body, without end if the headers tell none."""
     connection = Connection()
     connection.connection_made(NoSocket())
     exchange = asyncio.ensure_future(connection.exchange(b"", 5))
     await asyncio.sleep(0)
-    connection.data_received(OK + b"\r\n")
+    connection.data_received(OK + headers + b"\r\n")
     await exchange
     return connection
 
@@ -289,14 +295,14 @@ async def test_what_is_taken_does_not_come_out_and_what_is_not_does_in_its_place
     assert taken == [b"one", b"two", b"no"]
 
 
-async def test_only_a_reader_that_says_so_is_offered_anything_and_never_much_at_once() -> None:
+async def test_only_a_reader_that_says_so_is_offered_anything_and_never_what_had_to_pause() -> None:
     connection, taken = await opened(), []
 
     def take(part: bytes) -> bool:
         taken.append(part)
         return True
 
-    for asked, sent in ((None, b"x"), (take, b"x" * (TAKE_BYTES + 1))):
+    for asked, sent in ((None, b"x"), (take, b"x" * (UNREAD_BYTES_LIMIT + 1))):
         reading = asyncio.ensure_future(connection.read(asked))
         await asyncio.sleep(0)
         connection.data_received(sent)
@@ -305,13 +311,7 @@ async def test_only_a_reader_that_says_so_is_offered_anything_and_never_much_at_
 
 
 async def test_a_body_that_ends_with_what_could_be_taken_ends() -> None:
-    connection = Connection()
-    connection.connection_made(NoSocket())
-    exchange = asyncio.ensure_future(connection.exchange(b"", 5))
-    await asyncio.sleep(0)
-    connection.data_received(OK + b"Content-Length: 5\r\n\r\nhel")
-    await exchange
-    assert await connection.read() == b"hel"
+    connection = await opened(b"Content-Length: 2\r\n")
     reading = asyncio.ensure_future(connection.read(lambda _: True))
     await asyncio.sleep(0)
     connection.data_received(b"lo")
@@ -321,33 +321,34 @@ async def test_a_body_that_ends_with_what_could_be_taken_ends() -> None:
 
 
 async def test_what_is_taken_is_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
-    connection, now = await opened(), asyncio.get_running_loop().time()
-    clock = {"now": now}
+    connection, clock = await opened(), Clock()
     reading = asyncio.ensure_future(connection.read(lambda _: True))
     await asyncio.sleep(0)
-    monkeypatch.setattr(connection, "_loop", Clock(clock))
+    monkeypatch.setattr(connection, "_loop", clock)
     for _ in range(5):
-        clock["now"] += 4.0
+        clock.now += 4.0
         connection.data_received(b"still here")
         connection._look()
         assert not reading.done()
-    clock["now"] += 6.0
+    clock.now += 6.0
     connection._look()
     with pytest.raises(httpx2.ReadTimeout):
         await reading
 
 
 class Clock:
-    """A loop whose time a test sets."""
+    """A loop whose time a test sets, and whose timers a test calls."""
 
-    def __init__(self, clock: dict[str, float]) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
+        self.now = asyncio.get_running_loop().time()
 
     def time(self) -> float:
-        return self._clock["now"]
+        return self.now
 
-    def call_later(self, seconds: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
-        return asyncio.get_running_loop().call_later(1000, callback)
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> asyncio.Handle:
+        handle = asyncio.Handle(callback, (), asyncio.get_running_loop())
+        handle.cancel()
+        return handle
 
 
 # ---- silence, leaving, haste ----------------------------------------------------------------------------------------
@@ -380,7 +381,7 @@ async def test_leaving_closes_the_socket_at_once() -> None:
         async with OpenAIProvider(api_key="k", base_url=upstream.url, idle_seconds=60) as provider:
             for turn in range(200):
                 with anyio.CancelScope() as scope:
-                    async with provider.stream(request, NEVER) as deltas:
+                    async with provider.stream(request, deaf) as deltas:
                         assert await anext(deltas) == TextDelta("Hi")
                         if turn % 2:
                             asyncio.get_running_loop().call_soon(scope.cancel)

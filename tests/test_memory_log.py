@@ -3,8 +3,7 @@
 import pytest
 from msgspec.structs import replace
 
-from chatserver.events import TEXT_CHARS_PER_EVENT, Token, fold, record
-from chatserver.log import memory
+from chatserver.events import Token, fold, record
 from chatserver.log.memory import MemoryLog, MemoryLogs
 from tests.logs import ENDLESS, a_run, all_of, end, seqs
 
@@ -20,22 +19,6 @@ async def test_a_forgotten_log_can_be_read_to_its_end_by_who_has_it() -> None:
     logs.forget("one")
     assert await logs.open("one") is None
     assert [seqs(batch) async for batch in reading] == [[1, 2, 3, 4, 5]]
-
-
-async def test_what_is_appended_now_is_what_is_appended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "EVENTS_LIMIT", 6)
-    now, later = MemoryLog("r", ENDLESS), MemoryLog("r", ENDLESS)
-    long = Token(content="x" * (TEXT_CHARS_PER_EVENT + 1))
-    for draft in (Token(content="a"), long, Token(content="b"), Token(content="c")):
-        assert now.append_now(draft)
-        await later.append(draft)
-    assert not now.append_now(Token(content="one too many"))
-    assert await now.records() == await later.records()
-    assert await now.answer() == await later.answer()
-    over = MemoryLog("r", ENDLESS)
-    await over.append(end())
-    with pytest.raises(RuntimeError):
-        over.append_now(Token(content="more"))
 
 
 async def test_a_log_that_a_crash_left_is_read_from_any_cursor() -> None:

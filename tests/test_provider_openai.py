@@ -29,7 +29,7 @@ from chatserver.providers import (
     Finish,
     ModelRequest,
     ReasoningDelta,
-    Say,
+    TakeText,
     TextDelta,
     ToolCallRequest,
 )
@@ -66,7 +66,7 @@ from tests.fake_upstream import (
     tool_fragment,
     usage,
 )
-from tests.scripted_model import NEVER
+from tests.scripted_model import deaf
 
 pytestmark = pytest.mark.anyio
 
@@ -119,16 +119,16 @@ async def hasty(upstream: FakeUpstream) -> AsyncIterator[OpenAIProvider]:
         yield provider
 
 
-def every_other(found: list[Delta]) -> Say:
+def every_other(found: list[Delta]) -> TakeText:
     """Takes every other text that it is offered: the two ways of a text must never overtake each other."""
     turns = cycle([True, False])
 
-    def say(text: str) -> bool:
+    def take(text: str) -> bool:
         if is_taken := next(turns):
             found.append(TextDelta(text))
         return is_taken
 
-    return say
+    return take
 
 
 async def ask(provider: OpenAIProvider, request: ModelRequest = ASK) -> list[Delta]:
@@ -186,7 +186,7 @@ def small(delta: dict[str, Any], finish_reason: str | None = None) -> Chunk:
     return Chunk({"choices": [{"delta": delta} | ({"finish_reason": finish_reason} if finish_reason else {})]})
 
 
-# ---- text that is said at once --------------------------------------------------------------------------------------
+# ---- text that is taken at once -------------------------------------------------------------------------------------
 
 
 EVERYDAY = {
@@ -203,12 +203,12 @@ EVERYDAY = {
 
 
 @pytest.mark.parametrize("chunk", EVERYDAY.values(), ids=EVERYDAY)
-def test_a_token_of_every_server_can_be_said_at_once(chunk: str) -> None:
+def test_a_token_of_every_server_can_be_taken_at_once(chunk: str) -> None:
     assert TurnDecoder().text(chunk.encode()) == "Hi"
 
 
 maybe_text = st.sampled_from([None, "", "Hi", "\0", "\N{GRINNING FACE}", "\ud83d", "\ude00"])
-deltas = st.fixed_dictionaries(
+some_delta = st.fixed_dictionaries(
     {},
     optional={
         "role": st.just("assistant"),
@@ -220,13 +220,18 @@ deltas = st.fixed_dictionaries(
         "function_call": st.sampled_from([None, {"name": "f"}]),
     },
 )
-choices = st.fixed_dictionaries(
-    {}, optional={"delta": deltas | st.none(), "message": deltas, "finish_reason": st.sampled_from([None, "stop", ""])}
-)
-chunks = st.fixed_dictionaries(
+some_choice = st.fixed_dictionaries(
     {},
     optional={
-        "choices": st.lists(choices, max_size=2) | st.none(),
+        "delta": some_delta | st.none(),
+        "message": some_delta,
+        "finish_reason": st.sampled_from([None, "stop", ""]),
+    },
+)
+some_chunk = st.fixed_dictionaries(
+    {},
+    optional={
+        "choices": st.lists(some_choice, max_size=2) | st.none(),
         "usage": st.sampled_from([None, {"prompt_tokens": 1, "completion_tokens": 2}]),
         "error": st.sampled_from([None, "broken", {}]),
         "object": st.sampled_from([None, "chat.completion.chunk", "error"]),
@@ -234,14 +239,20 @@ chunks = st.fixed_dictionaries(
 )
 
 
-@given(st.lists(chunks, min_size=1, max_size=3))
-def test_what_is_said_at_once_is_what_the_chunk_means(chunks: list[dict[str, Any]]) -> None:
+@given(st.lists(some_chunk.map(json.dumps) | st.just("[DONE]"), min_size=1, max_size=3), st.booleans())
+def test_what_is_taken_at_once_is_what_the_chunk_means(documents: list[str], is_refused: bool) -> None:
     decoder, other = TurnDecoder(), TurnDecoder()
-    for each in chunks:
-        event = (b"", json.dumps(each).encode())
+    for document in documents:
+        event = (b"", document.encode())
         text, meant = decoder.text(event[1]), meaning(other, event)
-        assert meant == (meaning(decoder, event) if text is None else [TextDelta(text)])
-    assert (decoder.has_begun, decoder.has_finished) == (other.has_begun, other.has_finished)
+        assert text is None or meant == [TextDelta(text)]
+        if text is None or is_refused:
+            assert meaning(decoder, event) == meant
+    assert (decoder.has_begun, decoder.has_finished, decoder.is_over) == (
+        other.has_begun,
+        other.has_finished,
+        other.is_over,
+    )
 
 
 def meaning(decoder: TurnDecoder, event: tuple[bytes, bytes]) -> list[Delta] | str:
@@ -251,26 +262,26 @@ def meaning(decoder: TurnDecoder, event: tuple[bytes, bytes]) -> list[Delta] | s
         return error.code
 
 
-async def test_a_token_that_comes_alone_is_said_at_once(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
+async def test_a_token_that_comes_alone_is_taken_at_once(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
     second, third = anyio.Event(), anyio.Event()
     upstream.script(token("a"), Gate(second), token("b"), Gate(third), finish(), Done())
-    said: list[str] = []
+    taken: list[str] = []
     came: list[Delta] = []
 
-    def hear(text: str) -> bool:
-        said.append(text)
+    def take(text: str) -> bool:
+        taken.append(text)
         if is_taken := text == "b":
             third.set()
         return is_taken
 
     with anyio.fail_after(20):
-        async with provider.stream(ASK, hear) as deltas:
+        async with provider.stream(ASK, take) as deltas:
             async for delta in deltas:
                 came.append(delta)
                 if delta == TextDelta("a"):
                     # The next read of the connection comes before anything can: from then on its reader waits.
                     asyncio.get_running_loop().call_soon(second.set)
-    assert said[-1] == "b"
+    assert taken[-1] == "b"
     assert came == [TextDelta("a"), Finish("stop", None)]
 
 
@@ -294,7 +305,7 @@ async def test_an_answer_is_what_was_said_before_it_ends(upstream: FakeUpstream,
     gate = anyio.Event()
     upstream.script(token("Hi"), Gate(gate), finish(), Done())
     with anyio.fail_after(5):
-        async with provider.stream(ASK, NEVER) as deltas:
+        async with provider.stream(ASK, deaf) as deltas:
             assert await anext(deltas) == HI
             gate.set()
             assert [delta async for delta in deltas] == [STOP]
@@ -1549,7 +1560,7 @@ async def test_a_slow_consumer_does_not_make_the_upstream_silent(upstream: FakeU
     upstream.script(token("a"), token("b"), Pause(0.05), Raw(b": x\n\n"), token("c"), finish(), Done())
     found = []
     with anyio.fail_after(10):
-        async with hasty.stream(ASK, NEVER) as deltas:
+        async with hasty.stream(ASK, deaf) as deltas:
             async for delta in deltas:
                 found.append(delta)
                 await anyio.sleep(IDLE_SECONDS * 1.3)
@@ -1688,7 +1699,7 @@ async def test_leaving_between_two_deltas_closes_the_upstream_at_once(
 ) -> None:
     upstream.always(*script)
     with anyio.fail_after(10):
-        async with provider.stream(ASK, NEVER) as deltas:
+        async with provider.stream(ASK, deaf) as deltas:
             for _ in range(count):
                 await anext(deltas)
             left_at = monotonic()
@@ -1710,7 +1721,7 @@ async def test_a_cancel_while_waiting_closes_the_upstream_at_once(
     taken = anyio.Event()
 
     async def read() -> None:
-        async with provider.stream(ASK, NEVER) as deltas:
+        async with provider.stream(ASK, deaf) as deltas:
             for _ in range(count):
                 await anext(deltas)
             taken.set()
@@ -1732,7 +1743,7 @@ async def test_a_cancel_while_waiting_closes_the_upstream_at_once(
 
 
 async def test_a_turn_that_nobody_reads_asks_nothing(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
-    async with provider.stream(ASK, NEVER):
+    async with provider.stream(ASK, deaf):
         pass
     assert upstream.requests == []
 
@@ -1745,7 +1756,7 @@ async def test_leaving_while_waiting_for_another_try_asks_no_more(
         async with anyio.create_task_group() as group:
 
             async def read() -> None:
-                async with provider.stream(ASK, NEVER) as deltas:
+                async with provider.stream(ASK, deaf) as deltas:
                     async for _ in deltas:
                         pass
 
@@ -1761,7 +1772,7 @@ async def test_many_turns_left_leave_nothing_open(upstream: FakeUpstream, provid
     upstream.always(token("a"), Hang())
 
     async def leave() -> None:
-        async with provider.stream(ASK, NEVER) as deltas:
+        async with provider.stream(ASK, deaf) as deltas:
             await anext(deltas)
 
     with anyio.fail_after(20):
@@ -1775,7 +1786,7 @@ async def test_many_turns_left_leave_nothing_open(upstream: FakeUpstream, provid
 
 async def test_a_turn_after_one_that_was_left_is_its_own(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
     upstream.script(token("old"), Hang())
-    async with provider.stream(ASK, NEVER) as deltas:
+    async with provider.stream(ASK, deaf) as deltas:
         assert await anext(deltas) == TextDelta("old")
     upstream.script(*say("new"))
     assert text_of(await ask(provider)) == "new"

@@ -1,5 +1,6 @@
 """What a run shows while it goes on: at once, never silent, and never ahead of what is stored."""
 
+import itertools
 import json
 from collections.abc import AsyncIterator
 from typing import Any, cast
@@ -9,6 +10,7 @@ import anyio
 import pytest
 from msgspec.structs import asdict
 
+from chatserver import run
 from chatserver.auth import LOCAL_USER
 from chatserver.records import MessageRecord
 from chatserver.sessions import Sessions, open_sessions
@@ -174,6 +176,29 @@ async def test_tools_are_called_turn_after_turn_until_the_model_has_its_answer(
     answer = await answer_in(stage, json.loads(documents[0])["run_id"])
     assert (answer["status"], answer["content"]) == ("complete", "0. 1. Enough")
     assert [(each["call_id"], each["is_error"]) for each in answer["tool_calls"]] == [("c0", False), ("c1", True)]
+
+
+@each_transport
+@in_time
+@pytest.mark.parametrize("is_alone", [True, False])
+async def test_a_run_ends_where_its_log_is_full(
+    stage: Stage, transport: Transport, is_alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With tokens that come one by one, and with all that come at once."""
+    monkeypatch.setattr(run, "EVENTS_LIMIT", 6)
+    gates = [anyio.Event() for _ in range(8 * is_alone)]
+    said: list[list[Step]] = [[token(f"{number} "), *map(Gate, gates[number : number + 1])] for number in range(8)]
+    stage.upstream.script(*itertools.chain(*said), finish(), Done())
+    reading = await transport.start(stage.server, {"message": "Go on"})
+    await reading.take(1)
+    documents: list[bytes] = []
+    for gate in gates[:5]:
+        documents += await reading.take(1)
+        gate.set()
+    documents += await documents_of(reading)
+    assert [json.loads(each).get("content") for each in documents[:-1]] == ["0 ", "1 ", "2 ", "3 ", "4 "]
+    done = json.loads(documents[-1])
+    assert (done["type"], done["finish_reason"], done["seq"]) == ("done", "length", 7)
 
 
 @each_transport

@@ -127,19 +127,21 @@ def test_the_end_of_the_body_makes_no_event_of_nothing(body: bytes) -> None:
     assert decoder.flush() == []
 
 
-def test_a_chunk_that_is_one_event_is_seen_as_that() -> None:
-    assert SSEDecoder().only(b'data: {"x": 1}\n\n') == b'{"x": 1}'
+def test_a_chunk_of_whole_events_is_seen_as_that() -> None:
+    assert SSEDecoder().whole(b'data: {"x": 1}\n\ndata: 2\n\n') == [b'{"x": 1}', b"2"]
 
 
-@given(st.lists(pieces | st.just(b"data: x\n\n"), min_size=1, max_size=6))
-@example([b"data: a\n\n", b"data", b": b\n\n", b"data: c\n\n"])
-@example([b"event: e\n", b"data: a\n\n"])
-@example([b"data: a\r", b"\ndata: b\n\n"])
-def test_the_only_event_of_a_chunk_is_what_feeding_it_would_give(chunks: list[bytes]) -> None:
+@given(st.lists(pieces | st.just(b"data: x\n\n"), min_size=1, max_size=6), st.booleans())
+@example([b"data: a\n\n", b"data", b": b\n\n", b"data: c\n\n"], False)
+@example([b"event: e\n", b"data: a\n\n"], False)
+@example([b"data: a\r", b"\ndata: b\n\n"], False)
+def test_the_whole_events_of_a_chunk_are_what_feeding_it_gives(chunks: list[bytes], is_fed_too: bool) -> None:
     decoder, other = SSEDecoder(), SSEDecoder()
     for chunk in chunks:
-        data, found = decoder.only(chunk), other.feed(chunk)
-        assert found == (decoder.feed(chunk) if data is None else [(b"", data)])
+        found, fed = decoder.whole(chunk), other.feed(chunk)
+        assert found is None or [(b"", data) for data in found] == fed
+        if found is None or is_fed_too:
+            assert decoder.feed(chunk) == fed
 
 
 def test_an_error_without_a_field_is_an_event_at_once() -> None:

@@ -5,7 +5,6 @@ numbered and appended, and a subscription reads it. What is replaced is ``Runs``
 """
 
 import asyncio
-import gc
 import os
 import sys
 import tempfile
@@ -15,7 +14,7 @@ from msgspec.structs import replace
 
 from benchmarks.peers import words
 from benchmarks.script import Script
-from chatserver.cli import GC_THRESHOLDS, GIL_SECONDS
+from chatserver.cli import tune_interpreter
 from chatserver.commands import ChatRequest, new_id
 from chatserver.events import Done, Start, Token, Usage
 from chatserver.log.memory import MemoryLog
@@ -62,10 +61,7 @@ def main() -> None:
         app.state.parts = replace(app.state.parts, runs=MadeRuns(settings.max_log_bytes))
 
     server.app.on_startup.append(replace_runs)
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
-    sys.setswitchinterval(GIL_SECONDS)
+    tune_interpreter()
     server.run(sockets=[bind(settings)])
 
 

@@ -42,8 +42,8 @@ class EventLog(Protocol):
         """
         ...
 
-    def append_now(self, draft: Event) -> bool:
-        """As ``append``; False: that takes waiting, or the log is full, and nothing was done."""
+    def append_now(self, draft: Event) -> int | None:
+        """As ``append``, without waiting; None: it would have to wait, and nothing was done."""
         ...
 
     def read(self, after: int, take: Take | None = None) -> AsyncGenerator[Sequence[Record], None]:

@@ -3,12 +3,23 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
-from itertools import chain
 
 from anyio.lowlevel import checkpoint
 
-from chatserver.events import TERMINAL_TYPES, Answer, Event, Record, appended, compact, decode, fold, pieces
-from chatserver.log import EVENTS_LIMIT, READ_BYTES_LIMIT, READ_RECORDS_LIMIT, Take
+from chatserver.events import (
+    TERMINAL_TYPES,
+    Answer,
+    Event,
+    Reasoning,
+    Record,
+    Token,
+    appended,
+    compact,
+    decode,
+    fold,
+    pieces,
+)
+from chatserver.log import READ_BYTES_LIMIT, READ_RECORDS_LIMIT, Take
 
 logger = logging.getLogger(__name__)
 
@@ -38,35 +49,29 @@ class MemoryLog:
         self._compact_at_bytes = budget_bytes
         self._last_seq = self._records[-1].seq if self._records else 0
         self._answer = Answer()
-        self._stored = records
-        self._unfolded: list[Event] = []
+        self._unfolded: list[Event | Record] = list(records)
         self._waiting: list[_Cursor] = []
         self._is_waking = False
         self._closed = bool(self._records) and self._records[-1].is_terminal
 
     async def append(self, draft: Event) -> int:
-        self._append(draft)
-        return self._last_seq
+        return self.append_now(draft)
 
-    def append_now(self, draft: Event) -> bool:
-        if self._last_seq >= EVENTS_LIMIT - 1:
-            return False
-        self._append(draft)
-        return True
-
-    def _append(self, draft: Event) -> None:
+    def append_now(self, draft: Event) -> int:
         if self._closed:
             raise RuntimeError("a terminal event is the last one")
         for piece in pieces(draft):
             new = appended(piece, self.run_id, self._last_seq + 1)
             self._last_seq = new.seq
             self._records.append(new)
-            self._unfolded.append(piece)
+            # Texts cannot be changed; a tool may change the arguments that it is given.
+            self._unfolded.append(piece if isinstance(piece, Token | Reasoning) else new)
             self._bytes += len(new.data)
             self._closed = new.type in TERMINAL_TYPES
         if self._bytes > self._compact_at_bytes:
             self._compact()
         self._wake()
+        return self._last_seq
 
     async def read(self, after: int, take: Take | None = None) -> AsyncGenerator[Sequence[Record], None]:
         cursor = after
@@ -93,10 +98,7 @@ class MemoryLog:
         return self._last_seq
 
     async def answer(self) -> Answer:
-        if self._stored or self._unfolded:
-            stored = (decode(each.data) for each in self._stored)
-            self._answer = fold(chain(stored, self._unfolded), self._answer)
-            self._stored, self._unfolded = (), []
+        self._fold()
         return self._answer
 
     async def records(self) -> list[Record]:
@@ -158,7 +160,12 @@ class MemoryLog:
         """Where the records after a cursor begin. Only the first can be a snapshot; from there on no seq is missing."""
         return max(0, cursor - self._records[0].seq + 1)
 
+    def _fold(self) -> None:
+        events = (decode(each.data) if isinstance(each, Record) else each for each in self._unfolded)
+        self._answer, self._unfolded = fold(events, self._answer), []
+
     def _compact(self) -> None:
+        self._fold()
         self._records = compact(self._records, self.run_id, keep=len(self._records) // 2)
         self._bytes = sum(len(each.data) for each in self._records)
         # Never sooner than after as much again, or a log that cannot shrink would be folded at each append.

@@ -52,17 +52,18 @@ class Finish(Struct, frozen=True):
 Delta: TypeAlias = TextDelta | ReasoningDelta | ToolCallRequest | Finish
 
 
-Say: TypeAlias = Callable[[str], bool]
-"""Append text to the answer at once; False: not now, and nothing was done."""
+TakeText: TypeAlias = Callable[[str], bool]
+"""Take text of the answer at once; False: not now, and nothing was done."""
 
 
 class Provider(Protocol):
     """A source of turns."""
 
-    def stream(self, request: ModelRequest, say: Say) -> AbstractAsyncContextManager[AsyncIterator[Delta]]:
+    def stream(self, request: ModelRequest, take: TakeText) -> AbstractAsyncContextManager[AsyncIterator[Delta]]:
         """One turn. Leaving the context closes the upstream connection at once, whatever it was doing.
 
-        While the iterator is waited for, text may be said instead of coming out of it: a token then wakes no task.
+        Text that comes while the iterator is waited for is given to ``take`` first: a token then wakes no task. What it
+        takes does not come out.
 
         Raises:
             UpstreamError: while iterating; the turn has failed.

@@ -185,11 +185,13 @@ class TurnDecoder:
 
     def text(self, data: bytes) -> str | None:
         """What a chunk says that is nothing but text; otherwise None, and nothing was done."""
+        if self.is_over or self._text.is_halfway:
+            return None
         try:
             text = _decode_text(data).choices[0].delta.content
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
-        if not text or "\0" in text or self._text.is_halfway:
+        if not text or "\0" in text:
             return None
         self.has_begun = True
         return text

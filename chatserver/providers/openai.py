@@ -17,7 +17,7 @@ import anyio
 import msgspec
 
 from chatserver.errors import UpstreamError
-from chatserver.providers import Delta, ModelRequest, Say
+from chatserver.providers import Delta, ModelRequest, TakeText
 from chatserver.providers.chunks import TurnDecoder
 from chatserver.providers.refusals import Lost, read_refusal, refusal
 from chatserver.providers.sse_decoder import EventTooLong, SSEDecoder
@@ -96,15 +96,15 @@ class OpenAIProvider:
         )
 
     @asynccontextmanager
-    async def stream(self, request: ModelRequest, say: Say) -> AsyncIterator[AsyncIterator[Delta]]:
-        async with aclosing(self._deltas(request, say)) as deltas:
+    async def stream(self, request: ModelRequest, take: TakeText) -> AsyncIterator[AsyncIterator[Delta]]:
+        async with aclosing(self._deltas(request, take)) as deltas:
             yield deltas
 
-    async def _deltas(self, request: ModelRequest, say: Say) -> AsyncGenerator[Delta, None]:
+    async def _deltas(self, request: ModelRequest, take: TakeText) -> AsyncGenerator[Delta, None]:
         """The turn's deltas, tried again as long as nothing of the answer has come."""
         began, delays = monotonic(), backoff()
         while True:
-            turn = _Turn(say)
+            turn = _Turn(take)
             try:
                 async with self._reading(request, turn) as reads:
                     turn.heard_at = monotonic()
@@ -200,16 +200,18 @@ class OpenAIProvider:
 class _Turn:
     """What has come of a turn so far."""
 
-    def __init__(self, say: Say) -> None:
+    def __init__(self, take: TakeText) -> None:
         self.events, self.decoder = SSEDecoder(), TurnDecoder()
         self.heard_at = monotonic()
-        self._say = say
+        self._take = take
 
     def take(self, chunk: bytes) -> bool:
-        """Say the text of a chunk that is one event and has nothing else; a connection's ``Take``."""
-        data = self.events.only(chunk)
-        text = data and self.decoder.text(data)
-        if not text or not self._say(text):
+        """Take a chunk that is one event and has nothing but text."""
+        found = self.events.whole(chunk)
+        if found is None or len(found) != 1:
+            return False
+        text = self.decoder.text(found[0])
+        if text is None or not self._take(text):
             return False
         self.heard_at = monotonic()
         return True

@@ -44,8 +44,9 @@ _BRANCH = (
 def branch(connection: Connection, end: str) -> list[MessageRecord]:
     """The messages from the root to this one, oldest first."""
     names = MessageRecord.__struct_fields__
+    rows = connection.execute(_BRANCH, {"end": end}).all()
     # By position: a row's mapping looks up each column by its object, twice the time for a long session.
-    return [MessageRecord(**dict(zip(names, row, strict=True))) for row in connection.execute(_BRANCH, {"end": end})]
+    return [MessageRecord(**dict(zip(names, row, strict=True))) for row in rows]
 
 
 def run(connection: Connection, user: str, run_id: str) -> RunRecord:

@@ -1,4 +1,4 @@
-"""How a run's records are written over plain HTTP: as SSE, NDJSON or text. Bytes only; the stream itself is in http."""
+"""How a run's records are written over plain HTTP: as SSE, NDJSON or text. Bytes only: `stream` sends them."""
 
 import random
 from collections.abc import Sequence
@@ -32,15 +32,11 @@ class Format(Protocol):
         ...
 
 
-_EVENT = b"id: %d\nevent: %b\ndata: %b\n\n"
-
-
 @framed_once
 def _event_stream(records: Sequence[Record]) -> bytes:
-    if len(records) == 1:
-        only = records[0]
-        return _EVENT % (only.seq, only.type.encode(), only.data)
-    return b"".join([_EVENT % (each.seq, each.type.encode(), each.data) for each in records])
+    return b"".join(
+        [b"id: %d\nevent: %b\ndata: %b\n\n" % (each.seq, each.type.encode(), each.data) for each in records]
+    )
 
 
 class EventStream:

@@ -8,6 +8,7 @@ from typing import Any
 import anyio
 import msgspec
 from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from litestar import asgi
 
@@ -117,8 +118,11 @@ class Dialogue:
                 self._tasks.start_soon(self._obey_all, commands)
                 with inbox:
                     await self._listen(receive, inbox)
+                await checkpoint()  # Who waits for commands ends by itself: a task that is cancelled leaves cycles.
+                self._tasks.cancel_scope.cancel()
         for pump in self._pumps.values():
             pump.subscription.close()  # One whose task was cancelled before its first step has not left yet.
+        del self._connection  # It calls us: a cycle, for the collector.
         return self._closing
 
     def _close(self, closing: Closing | None) -> None:
@@ -138,7 +142,7 @@ class Dialogue:
         while True:
             message = await receive()
             if message["type"] == "websocket.disconnect":
-                return self._close(None)
+                return
             if message["type"] != "websocket.receive":
                 continue
             text = message.get("text")
