@@ -13,8 +13,11 @@ from typing import Any, TypeAlias
 import anyio
 import psutil
 import pytest
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from chatserver.run import Subscription
+from chatserver.log.memory import MemoryLog
+from chatserver.providers import http_connection
+from chatserver.run import Run, Subscription
 from chatserver.server import HttpProtocol, WebSocketProtocol
 from chatserver.transports.connections import Connection
 from tests.clients import (
@@ -24,6 +27,7 @@ from tests.clients import (
     BrokenError,
     ClosedError,
     Reading,
+    Transport,
     Wire,
     WsReader,
     cancel,
@@ -218,6 +222,7 @@ async def until_held(server: LiveServer, directory: Path, wanted: dict[str, obje
 
 
 KINDS = (HttpProtocol, WebSocketProtocol, Connection, Subscription)
+OF_A_RUN = (Run, MemoryLog, http_connection.Connection, RequestResponseCycle)
 
 
 def objects(upstream: FakeUpstream) -> tuple[Counter[str], int]:
@@ -268,6 +273,36 @@ async def test_nothing_of_those_who_connect_and_leave_stays_behind(tmp_path: Pat
                 assert process.memory_info().rss - bytes_before < GROWTH_LIMIT_BYTES
                 tasks.cancel_scope.cancel()
         assert (await cancel(server, endless.run_id)).status == 202
+
+
+def left_behind() -> Counter[str]:
+    return Counter(type(each).__name__ for each in gc.get_objects() if type(each) in (*KINDS, *OF_A_RUN))
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS, ids=str)
+@pytest.mark.parametrize("message", ["whole", "endless"])
+async def test_a_stream_that_has_ended_leaves_the_collector_nothing_to_do(transport: Transport, message: str) -> None:
+    """It comes seldom to a server, since it stops all streams: a cycle would keep a run's whole log for hours."""
+    async with FakeUpstream() as upstream, live_server(upstream.url, grace_seconds=0, retention_seconds=0) as server:
+        upstream.always(answers)
+
+        async def stream() -> None:
+            reading = await transport.start(server, {"message": message})
+            await reading.take(WORDS + 2 if message == "whole" else WORDS)
+            reading.cut()
+
+        await stream()
+        objects(upstream)
+        gc.disable()
+        try:
+            for _ in range(3):
+                await stream()
+            with anyio.move_on_after(20):
+                while left_behind():  # noqa: ASYNC110 - as above
+                    await anyio.sleep(0.05)
+            assert not left_behind()
+        finally:
+            gc.enable()
 
 
 async def test_a_server_that_has_stopped_holds_no_connection_to_the_model() -> None:

@@ -118,7 +118,10 @@ class Dialogue:
                 self._tasks.start_soon(self._obey_all, commands)
                 with inbox:
                     await self._listen(receive, inbox)
-                await checkpoint()  # Who waits for commands ends by itself: a task that is cancelled leaves cycles.
+                # One by one, and who waits for commands by itself: tasks that their group cancels leave cycles behind.
+                for run_id in list(self._pumps):
+                    await self._detach(run_id)
+                await checkpoint()
                 self._tasks.cancel_scope.cancel()
         for pump in self._pumps.values():
             pump.subscription.close()  # One whose task was cancelled before its first step has not left yet.
