@@ -71,9 +71,9 @@ def _goals() -> Iterator[Goal]:
 GOALS = tuple(_goals())
 
 
-def measured(goal: Goal, recording: Recording) -> Comparison | None:
-    """The goal's ratio, or its number where it has no peer; None where a recording does not have it."""
-    ours = _rounds(recording, goal.scenario, "chatserver", goal.transport, goal.step, goal.metric)
+def measured(goal: Goal, recording: Recording, name: str = "chatserver") -> Comparison | None:
+    """A server's ratio to the goal's peer, or its number where there is none; None where a recording has it not."""
+    ours = _rounds(recording, goal.scenario, name, goal.transport, goal.step, goal.metric)
     if not goal.peer:
         values = spread(list(ours.values()))
         return Comparison(values.middle, values.low, values.high, values.rounds, goal.limit) if values else None
@@ -90,17 +90,21 @@ def _rounds(
 
 
 def table(recording: Recording) -> Table:
-    """Each goal, what came out, and whether it is met."""
-    made = Table("quantity", "", "goal", "measured", "rounds", "", title="Goals", title_justify="left")
+    """Each goal, what came out, what came out of the floor (no Python does better), and whether it is met."""
+    made = Table("quantity", "", "goal", "measured", "floor’s", "rounds", "", title="Goals", title_justify="left")
     for goal in GOALS:
         seen = measured(goal, recording)
         unit = "×" if goal.peer else f" {goal.metric.unit}"
         of = f" {TITLES[goal.peer]}" if goal.peer not in ("", "chatserver") else ""
         if seen is None:
-            made.add_row(goal.title, goal.transport, f"≤ {number(goal.limit)}{unit}{of}", "–", "0", "not measured")
+            made.add_row(goal.title, goal.transport, f"≤ {number(goal.limit)}{unit}{of}", "–", "–", "0", "not measured")
             continue
+        floor = measured(goal, recording, "floor") if goal.peer in ("", "usual") else None
         interval = f"{number(seen.middle)}{unit} [{number(seen.low)}, {number(seen.high)}]"
         met = "met" if seen.high <= goal.limit else "missed" if seen.low > goal.limit else "open"
         met += ", few rounds" * (seen.rounds < ROUNDS_FOR_A_VERDICT)
-        made.add_row(goal.title, goal.transport, f"≤ {number(goal.limit)}{unit}{of}", interval, str(seen.rounds), met)
+        bare = f"{number(floor.middle)}{unit}" if floor else "–"
+        made.add_row(
+            goal.title, goal.transport, f"≤ {number(goal.limit)}{unit}{of}", interval, bare, str(seen.rounds), met
+        )
     return made
