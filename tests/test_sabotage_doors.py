@@ -1,7 +1,7 @@
 """The proofs of the doors have a way to fail too: a fault in the product turns the one that is there for it red."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from math import inf
 from typing import Any, TypeAlias
@@ -19,19 +19,13 @@ from chatserver.run import Run
 from chatserver.runs import Runs
 from chatserver.transports.connections import Connection
 from tests import test_isolation, test_limits, test_slow_requests, test_tickets, test_tokens
-from tests.clients import SSE
+from tests.clients import SSE, Wire
 from tests.conftest import Scale
 from tests.fake_upstream import FakeUpstream, say
 from tests.live import LiveServer, live_server
 from tests.users import guarded_server
 
-pytestmark = [
-    pytest.mark.anyio,
-    pytest.mark.proof,
-    # A proof that is broken off leaves its clients as they are.
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = [pytest.mark.anyio, pytest.mark.proof]
 
 HANG_SECONDS = 2.5
 """When a proof that a fault makes wait for ever counts as red."""
@@ -40,6 +34,23 @@ RED = (AssertionError, TimeoutError, LookupError, ValueError)
 """How a proof says so; the last two where an answer is not even of the form that a refusal has."""
 
 Proof: TypeAlias = Callable[[Scale], Awaitable[None]]
+
+
+@pytest.fixture(autouse=True)
+async def nobody_is_left() -> AsyncIterator[None]:
+    """A proof that is broken off leaves its clients as they are."""
+    wires, original = list[Wire](), Wire.open
+
+    async def opened(*args: Any, **kwargs: Any) -> Wire:
+        wires.append(await original(*args, **kwargs))
+        return wires[-1]
+
+    with patch.object(Wire, "open", opened):
+        yield
+    for wire in wires:
+        wire.cut()
+        with suppress(OSError):
+            await wire.writer.wait_closed()
 
 
 @asynccontextmanager
