@@ -641,6 +641,10 @@ class WsReader:
         """
         return self._pending.popleft() if self._pending else await self._read_frame()
 
+    def pass_over(self) -> None:
+        """Count as read what came before an answer that was waited for; ``documents`` has it."""
+        self._pending.clear()
+
     def __aiter__(self) -> AsyncIterator[Frame]:
         return self._each()
 

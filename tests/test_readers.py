@@ -104,6 +104,7 @@ async def _read_to_end(reader: WsReader, *run_ids: str) -> None:
     """Read until these runs are over, and see that they are."""
     while not all(documents and is_terminal(documents[-1]) for documents in map(reader.documents_of, run_ids)):
         await reader.frame()
+    reader.pass_over()  # A run may end before its cancel is answered.
     await check_silence(reader)
 
 
