@@ -17,11 +17,13 @@ EXTRA_TOKENS = 2
 """What a run has beyond the measured seconds: no stream may end within them."""
 
 
-async def paced(bench: Bench, *, streams: int, rate: float, seconds: float, ramp_seconds: float) -> Seen:
+async def paced(
+    bench: Bench, *, streams: int, rate: float, seconds: float, ramp_seconds: float, settle_seconds: float = 0.0
+) -> Seen:
     """Open loop: runs arrive at random over the ramp, their tokens are due on a schedule, and the clock runs from then.
 
-    What is due before the ramp is over is warm-up, and what is due after the measured seconds is in the way of runs
-    that all end at once: neither counts.
+    What is due in the ramp, and in the seconds in which its beginnings settle, is warm-up; what is due after the
+    measured seconds is in the way of runs that all end at once. Neither counts.
     """
     seen = Seen()
     await bench.settle()
@@ -46,14 +48,15 @@ async def paced(bench: Bench, *, streams: int, rate: float, seconds: float, ramp
     wanted: list[int] = []
     for arrival in arrivals:
         due = begin + int(arrival * scale * NS)
-        reader, tokens = RunReader(due), EXTRA_TOKENS + int((ramp_seconds + seconds - arrival * scale) * rate)
+        open_seconds = ramp_seconds + settle_seconds + seconds - arrival * scale
+        reader, tokens = RunReader(due), EXTRA_TOKENS + int(open_seconds * rate)
         readers.append(reader)
         wanted.append(tokens)
         bench.schedule.at(
             due,
             lambda _, reader=reader, tokens=tokens: opening.append(asyncio.ensure_future(one(reader, tokens))),  # type: ignore[misc]
         )
-    await asyncio.sleep(0.05 + ramp_seconds)
+    await asyncio.sleep(0.05 + ramp_seconds + settle_seconds)
     bytes_before = sum(each.bytes_in for each in opened)
     tokens_before = sum(len(each.indices) for each in readers)
     async with bench.metered(seen):
@@ -72,7 +75,7 @@ async def paced(bench: Bench, *, streams: int, rate: float, seconds: float, ramp
         seen.latency_refusal = f"{late} of {streams} runs did not end in time: the server was full"
     else:
         check(seen, readers, wanted)
-    from_ns = begin + int(ramp_seconds * NS)
+    from_ns = begin + int((ramp_seconds + settle_seconds) * NS)
     _latencies(seen, readers, from_ns, from_ns + int(seconds * NS), rate)
     lateness(seen, bench.schedule)
     return seen
