@@ -96,15 +96,14 @@ def table(recording: Recording) -> Table:
         seen = measured(goal, recording)
         unit = "×" if goal.peer else f" {goal.metric.unit}"
         of = f" {TITLES[goal.peer]}" if goal.peer not in ("", "chatserver") else ""
+        wanted = (goal.title, goal.transport, f"≤ {number(goal.limit)}{unit}{of}")
         if seen is None:
-            made.add_row(goal.title, goal.transport, f"≤ {number(goal.limit)}{unit}{of}", "–", "–", "0", "not measured")
+            made.add_row(*wanted, "–", "–", "0", "not measured")
             continue
         floor = measured(goal, recording, "floor") if goal.peer in ("", "usual") else None
         interval = f"{number(seen.middle)}{unit} [{number(seen.low)}, {number(seen.high)}]"
         met = "met" if seen.high <= goal.limit else "missed" if seen.low > goal.limit else "open"
         met += ", few rounds" * (seen.rounds < ROUNDS_FOR_A_VERDICT)
         bare = f"{number(floor.middle)}{unit}" if floor else "–"
-        made.add_row(
-            goal.title, goal.transport, f"≤ {number(goal.limit)}{unit}{of}", interval, bare, str(seen.rounds), met
-        )
+        made.add_row(*wanted, interval, bare, str(seen.rounds), met)
     return made

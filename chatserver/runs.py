@@ -203,9 +203,9 @@ class Runs:
 
     async def _keep(self) -> None:
         """Every now and then store how far each answer has come: it is what a crash leaves of it."""
-        took = 0.0
+        rest_seconds = CHECKPOINT_TICK_SECONDS
         while True:
-            await anyio.sleep(max(CHECKPOINT_TICK_SECONDS, took))  # A slow disk has other things to write.
+            await anyio.sleep(rest_seconds)
             now = monotonic()
             # Twice as many as come due on average, so that those that came due together catch up.
             limit = 1 + int(len(self._unfinished) * 2 * CHECKPOINT_TICK_SECONDS / CHECKPOINT_SECONDS)
@@ -216,10 +216,10 @@ class Runs:
                 self._unfinished[run.run_id] = self._unfinished.pop(run.run_id)  # Behind all others.
             try:
                 await self._checkpoint(due)
+                rest_seconds = max(CHECKPOINT_TICK_SECONDS, monotonic() - now)  # A slow disk has other things to write.
             except Exception:
                 logger.exception("answers could not be stored while they are written")
-                await anyio.sleep(CHECKPOINT_SECONDS)  # A database that is down is not asked at every tick.
-            took = monotonic() - now
+                rest_seconds = CHECKPOINT_SECONDS  # A database that is down is not asked at every tick.
 
     async def _checkpoint(self, runs: list[Run]) -> None:
         seqs = {run.run_id: await run.log.last_seq() for run in runs}
