@@ -87,8 +87,8 @@ async def check_answers(server: LiveServer | Any, answers: Sequence[Mapping[str,
     for answer in answers:
         assert answer["error"] is None, answer["error"]
         run = await get(server, f"/chat/runs/{answer['id']}")
-        assert (run["status"], answer["end"]["type"]) == ("completed", "done"), run
         assert answer["events"] == answer["seq"] == run["last_seq"], f"{answer['events']} of {run['last_seq']} events"
+        assert (run["status"], answer["end"]["type"]) == ("completed", "done"), run
         messages = (await get(server, f"/chat/sessions/{answer['sessionId']}"))["messages"]
         assert len(messages) == 2
         stored = messages[-1]
