@@ -95,13 +95,14 @@ async def _cursor_moved(by: int) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def wake_up_lost() -> AsyncIterator[None]:
-    original = MemoryLog._wake
+    original = MemoryLog._serve
 
-    def wake(self: MemoryLog) -> None:
+    def serve(self: MemoryLog) -> None:
         if self._last_seq != SEQ:
-            original(self)
+            return original(self)
+        self._is_waking = False
 
-    with patch.object(MemoryLog, "_wake", wake):
+    with patch.object(MemoryLog, "_serve", serve):
         yield
 
 

@@ -43,7 +43,7 @@ class EventLog(Protocol):
         ...
 
     def append_now(self, draft: Event) -> int | None:
-        """As ``append``, without waiting; None: it would have to wait, and nothing was done."""
+        """As ``append``, without waiting, and readers with a ``take`` have it; None: not now, and nothing was done."""
         ...
 
     def read(self, after: int, take: Take | None = None) -> AsyncGenerator[Sequence[Record], None]:

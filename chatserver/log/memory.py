@@ -55,9 +55,17 @@ class MemoryLog:
         self._closed = bool(self._records) and self._records[-1].is_terminal
 
     async def append(self, draft: Event) -> int:
-        return self.append_now(draft)
+        self._append(draft)
+        self._wake()
+        return self._last_seq
 
     def append_now(self, draft: Event) -> int:
+        self._append(draft)
+        if not self._is_waking:
+            self._serve()
+        return self._last_seq
+
+    def _append(self, draft: Event) -> None:
         if self._closed:
             raise RuntimeError("a terminal event is the last one")
         for piece in pieces(draft):
@@ -70,8 +78,6 @@ class MemoryLog:
             self._closed = new.type in TERMINAL_TYPES
         if self._bytes > self._compact_at_bytes:
             self._compact()
-        self._wake()
-        return self._last_seq
 
     async def read(self, after: int, take: Take | None = None) -> AsyncGenerator[Sequence[Record], None]:
         cursor = after

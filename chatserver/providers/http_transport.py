@@ -7,6 +7,7 @@ way a body can be framed. Where the environment names a proxy, the client's own 
 
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import anyio
@@ -29,6 +30,28 @@ class HttpClient(httpx2.AsyncClient):
 
     def _init_transport(self, *_: Any, **__: Any) -> httpx2.AsyncBaseTransport:
         return HttpTransport(httpx2.create_ssl_context())
+
+    def build_request(self, method: str, url: Any, **given: Any) -> httpx2.Request:
+        """As the client's own, except for what the SDK asks for: it has merged all there is to merge.
+
+        To do that again is a quarter of the time that a request takes in the SDK.
+        """
+        timeout, rest = given.get("timeout"), given.keys() - {"content", "headers", "timeout"}
+        if not isinstance(timeout, httpx2.Timeout) or any(given[name] is not None for name in rest):
+            return super().build_request(method, url, **given)
+        return httpx2.Request(
+            method,
+            _parsed(url),
+            content=given["content"],
+            headers=given["headers"],
+            cookies=self.cookies,
+            extensions={"timeout": timeout.as_dict()},
+        )
+
+
+@lru_cache
+def _parsed(url: str) -> httpx2.URL:
+    return httpx2.URL(url)
 
 
 class HttpTransport(httpx2.AsyncBaseTransport):

@@ -5,19 +5,20 @@ from hashlib import sha256
 import msgspec
 from msgspec import Struct
 from msgspec.structs import asdict
-from sqlalchemy import Connection, bindparam, insert, select
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from chatserver.commands import ChatRequest, new_id
 from chatserver.errors import KeyReused, NotFound, RunActive
 from chatserver.records import MessageRecord, MessageStatus, Role, RunRecord, timestamp
 from chatserver.sessions.read import RUN_COLUMNS, branch
-from chatserver.sessions.schema import TOUCH, messages, runs, sessions
+from chatserver.sessions.schema import messages, runs, sessions
 
 TITLE_CHARS_LIMIT = 80
 
 
 # Made once: to build a statement costs as much as to run it.
 _NEW_RUN, _NEW_SESSION, _NEW_MESSAGES = insert(runs), insert(sessions), insert(messages)
+_TOUCH = update(sessions).where(sessions.c.user_id == bindparam("user"), sessions.c.session_id == bindparam("session"))
 
 
 class Begun(Struct, frozen=True, kw_only=True):
@@ -134,7 +135,7 @@ def _again(connection: Connection, user: str, request: ChatRequest, now: str) ->
 
 def _touch(connection: Connection, user: str, session_id: str, now: str) -> bool:
     """Mark the session as used now, if it is there; on PostgreSQL this is also the lock that others wait at."""
-    return connection.execute(TOUCH, {"user": user, "session": session_id, "updated_at": now}).rowcount == 1
+    return connection.execute(_TOUCH, {"user": user, "session": session_id, "updated_at": now}).rowcount == 1
 
 
 class _Newest(Struct, frozen=True):

@@ -14,7 +14,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 from anyio import CancelScope, CapacityLimiter, to_thread
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import URL, Connection, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -116,35 +116,42 @@ class _Sqlite:
             connect_args={"timeout": SQLITE_BUSY_SECONDS},
         )
         event.listen(self._engine, "connect", _prepare)
-        event.listen(self._engine, "begin", _begin)
-        self._immediate = self._engine.execution_options(begin="IMMEDIATE")
+        self._writing: Connection | None = None
         self._readers = CapacityLimiter(SQLITE_READERS)
         self._writer = CapacityLimiter(1)
 
     async def read(self, work: Callable[[Connection], T]) -> T:
-        return await to_thread.run_sync(_transact, self._engine, work, limiter=self._readers)
+        return await to_thread.run_sync(self._read, work, limiter=self._readers)
 
     async def write(self, work: Callable[[Connection], T]) -> T:
-        return await to_thread.run_sync(_transact, self._immediate, work, limiter=self._writer)
+        return await to_thread.run_sync(self._write, work, limiter=self._writer)
+
+    def _read(self, work: Callable[[Connection], T]) -> T:
+        with self._engine.begin() as connection:
+            connection.exec_driver_sql("BEGIN")
+            return work(connection)
+
+    def _write(self, work: Callable[[Connection], T]) -> T:
+        # Kept: to check one out of the pool takes a tenth of a transaction's CPU.
+        connection = self._writing = self._writing or self._engine.connect()
+        with connection.begin():
+            # The lock first: a transaction that turns from reading to writing can only fail when it is late.
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            return work(connection)
 
     async def close(self) -> None:
-        await to_thread.run_sync(self._engine.dispose)
+        await to_thread.run_sync(self._close)
 
-
-def _transact(engine: Engine, work: Callable[[Connection], T]) -> T:
-    with engine.begin() as connection:
-        return work(connection)
+    def _close(self) -> None:
+        if self._writing is not None:
+            self._writing.close()
+        self._engine.dispose()
 
 
 def _prepare(connection: Any, _: object) -> None:
-    connection.isolation_level = None  # The driver begins no transactions of its own: `_begin` does.
+    connection.isolation_level = None  # The driver begins no transactions of its own: they would begin too late.
     for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
         connection.execute(f"PRAGMA {pragma}").close()
-
-
-def _begin(connection: Connection) -> None:
-    # A writer takes the lock first: a transaction that turns from reading to writing can only fail when it is late.
-    connection.exec_driver_sql(f"BEGIN {connection.get_execution_options().get('begin', 'DEFERRED')}")
 
 
 class _Postgres:

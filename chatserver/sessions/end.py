@@ -5,7 +5,7 @@ from functools import cache
 from typing import Any
 
 from msgspec.structs import replace
-from sqlalchemy import Connection, Executable, bindparam, case, select, update
+from sqlalchemy import Connection, Executable, bindparam, case, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from chatserver.events import (
@@ -24,15 +24,16 @@ from chatserver.events import (
 )
 from chatserver.log import SEQ_LIMIT
 from chatserver.records import RunFailure, RunStatus, timestamp
-from chatserver.sessions.schema import TOUCH, messages, runs, spendings
+from chatserver.sessions.schema import messages, runs, sessions, spendings
 
 INTERRUPTED = RunFailure("interrupted", "the server stopped before the answer was complete")
 
 
 # Made once: to build a statement costs as much as to run it. What they set are the parameters named as columns.
 _IS_UNFINISHED = (runs.c.run_id == bindparam("run"), runs.c.finished_at.is_(None))
-_UNFINISHED = select(runs.c.user_id, runs.c.session_id, runs.c.message_id).where(*_IS_UNFINISHED)
-_END = update(runs).where(*_IS_UNFINISHED)
+_SESSION = select(runs.c.user_id, runs.c.session_id).where(*_IS_UNFINISHED)
+_TOUCH = update(sessions).where(tuple_(sessions.c.user_id, sessions.c.session_id).in_(_SESSION))
+_END = update(runs).where(*_IS_UNFINISHED).returning(runs.c.user_id, runs.c.message_id)
 _SAY = update(messages).where(messages.c.message_id == bindparam("message"))
 _MESSAGE = select(runs.c.message_id).where(runs.c.run_id == bindparam("run")).scalar_subquery()
 _CHECKPOINT = update(messages).where(messages.c.message_id == _MESSAGE, messages.c.status == "streaming")
@@ -48,15 +49,14 @@ def finish(
     error: RunFailure | None,
 ) -> None:
     """Keep what a run has come to. Of a run that is over or gone: nothing."""
-    found = connection.execute(_UNFINISHED, {"run": run_id}).one_or_none()
-    if found is None:
-        return
     now = timestamp()
     # The session first: everybody locks in this order, so that PostgreSQL meets no deadlock with a deletion.
-    connection.execute(TOUCH, {"user": found.user_id, "session": found.session_id, "updated_at": now})
+    if connection.execute(_TOUCH, {"run": run_id, "updated_at": now}).rowcount == 0:
+        return
     ended = {"status": status, "last_seq": records[-1].seq, "usage": usage, "finished_at": now, "error": error}
     log = {"events": b"\n".join(each.data for each in records)}
-    if connection.execute(_END, {"run": run_id} | ended | log).rowcount == 0:
+    found = connection.execute(_END, {"run": run_id} | ended | log).one_or_none()
+    if found is None:
         return
     if usage is not None:
         spent = {"user_id": found.user_id, "day": now[:10], "tokens": usage.input_tokens + usage.output_tokens}

@@ -16,9 +16,7 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
-    bindparam,
     text,
-    update,
 )
 from sqlalchemy.engine import Dialect
 
@@ -134,6 +132,3 @@ runs = Table(
         postgresql_where=text("finished_at IS NULL"),
     ),
 )
-
-TOUCH = update(sessions).where(sessions.c.user_id == bindparam("user"), sessions.c.session_id == bindparam("session"))
-"""A session was used; when, is in the parameter `updated_at`."""
