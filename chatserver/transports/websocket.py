@@ -7,10 +7,11 @@ from typing import Any
 
 import anyio
 import msgspec
+from anyio import TaskHandle
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from litestar import asgi
+from msgspec import Struct
 
 from chatserver.auth import Identity
 from chatserver.commands import Attach, Cancel, Command, Detach, Ping, command, cursor, parse_json
@@ -73,13 +74,11 @@ STUCK = Closing(1006, "the peer takes nothing")
 """No close frame could reach this peer: its connection is reset."""
 
 
-class _Pump:
-    """One attached run: its subscription is read in a task of its own."""
+class _Pump(Struct, frozen=True):
+    """One attached run: its subscription, and the task that reads it."""
 
-    def __init__(self, subscription: Subscription) -> None:
-        self.subscription = subscription
-        self.scope = anyio.CancelScope()
-        self.stopped = anyio.Event()
+    subscription: Subscription
+    task: TaskHandle[None]
 
 
 class Dialogue:
@@ -95,7 +94,9 @@ class Dialogue:
         self._extensions = scope.get("extensions", {})
         self._pumps: dict[str, _Pump] = {}
         self._no_commands = 0
-        self._waiting_bytes = 0
+        self._inbox: list[str] = []
+        self._inbox_bytes = 0
+        self._is_obeying = False
         self._closing: Closing | None = None
         self._is_draining = False
         self._tasks: TaskGroup
@@ -114,11 +115,8 @@ class Dialogue:
                 expires_at=self._identity.expires_at,
             )
             with self._connections.watched(self._connection):
-                inbox, commands = anyio.create_memory_object_stream[str](INBOX_BYTES_LIMIT)
-                self._tasks.start_soon(self._obey_all, commands)
-                with inbox:
-                    await self._listen(receive, inbox)
-                # One by one, and who waits for commands by itself: tasks that their group cancels leave cycles behind.
+                await self._listen(receive)
+                # One by one: tasks that their group cancels leave cycles behind.
                 for run_id in list(self._pumps):
                     await self._detach(run_id)
                 await checkpoint()
@@ -140,7 +138,7 @@ class Dialogue:
         if self._is_draining and all(pump.subscription.is_over for pump in self._pumps.values()):
             self._close(Closing(1012, "going down"))
 
-    async def _listen(self, receive: Receive, inbox: MemoryObjectSendStream[str]) -> None:
+    async def _listen(self, receive: Receive) -> None:
         """Take every frame as it comes: an unread one would keep the pongs behind it from being seen."""
         while True:
             message = await receive()
@@ -151,21 +149,28 @@ class Dialogue:
             text = message.get("text")
             if text is None:
                 return self._close(Closing(1003, "text frames only"))
-            self._waiting_bytes += len(text) + FRAME_OVERHEAD_BYTES
-            if self._waiting_bytes > INBOX_BYTES_LIMIT:
+            self._inbox.append(text)
+            self._inbox_bytes += len(text) + FRAME_OVERHEAD_BYTES
+            if self._inbox_bytes > INBOX_BYTES_LIMIT:
                 return self._close(Closing(4429, "more commands than can be answered"))
-            inbox.send_nowait(text)
+            if not self._is_obeying:
+                self._is_obeying = True
+                self._tasks.start_soon(self._obey_all)
 
-    async def _obey_all(self, commands: MemoryObjectReceiveStream[str]) -> None:
-        with commands:
-            async for text in commands:
-                self._waiting_bytes -= len(text) + FRAME_OVERHEAD_BYTES
+    async def _obey_all(self) -> None:
+        """Obey what waits, one after the other. Only as long as something does: a waiting task takes 5 KB."""
+        while self._inbox:
+            texts, self._inbox = self._inbox, []
+            for text in texts:
+                self._inbox_bytes -= len(text) + FRAME_OVERHEAD_BYTES
+                await checkpoint()  # One that asks for much must not keep the loop for itself.
                 try:
                     await self._obey_text(text)
                 except Closing as closing:
                     return self._close(closing)
                 except OSError:
                     return self._close(None)
+        self._is_obeying = False
 
     async def _obey_text(self, text: str) -> None:
         """Obey one frame, or say why not."""
@@ -217,26 +222,25 @@ class Dialogue:
             raise
         if subscription.is_at_end:
             return subscription.close()
-        self._pumps[run_id] = pump = _Pump(subscription)
-        self._tasks.start_soon(self._pump, pump)
+        self._pumps[run_id] = _Pump(subscription, self._tasks.start_soon(self._pump, subscription))
 
     async def _detach(self, run_id: str) -> None:
         if pump := self._pumps.pop(run_id, None):
-            pump.scope.cancel()
-            await pump.stopped.wait()
+            pump.task.cancel()
+            await pump.task.wait()
 
-    async def _pump(self, pump: _Pump) -> None:
+    async def _pump(self, subscription: Subscription) -> None:
         try:
-            with pump.scope, pump.subscription:
-                async with aclosing(pump.subscription.read(self._take)) as batches:
+            with subscription:
+                async with aclosing(subscription.read(self._take)) as batches:
                     async for batch in batches:
                         await self._forward(batch)
         except OSError:
             return self._close(None)
         finally:
-            pump.stopped.set()
-            if self._pumps.get(pump.subscription.run_id) is pump:
-                del self._pumps[pump.subscription.run_id]
+            pump = self._pumps.get(subscription.run_id)
+            if pump is not None and pump.subscription is subscription:
+                del self._pumps[subscription.run_id]
         self._close_if_drained()
 
     def _take(self, batch: Sequence[Record]) -> bool:
