@@ -17,8 +17,8 @@ from chatserver.providers.openai import OpenAIProvider
 from chatserver.run import Run, Subscription
 from chatserver.sessions import Sessions
 from chatserver.transports.connections import Connection
+from chatserver.transports.dialogue import Dialogue
 from chatserver.transports.sse import EventStream, JsonLines
-from chatserver.transports.websocket import Dialogue
 
 SEQ = 30
 """Where a fault that hits one event hits."""

@@ -1,0 +1,241 @@
+"""A dialogue over one WebSocket: any number of runs, one reader that always drains, one way out, a pump a run."""
+
+import json
+from collections.abc import Sequence
+from contextlib import aclosing
+from typing import Any
+
+import anyio
+import msgspec
+from anyio import TaskHandle
+from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint
+from msgspec import Struct
+
+from chatserver.auth import Identity
+from chatserver.commands import Attach, Cancel, Command, Detach, Ping, command, cursor, parse_json
+from chatserver.commands import Send as SendCommand
+from chatserver.errors import BadJson, BadRequest, ChatError, NoCommand
+from chatserver.events import Record
+from chatserver.limits import Requests
+from chatserver.run import Subscription
+from chatserver.runs import Runs
+from chatserver.transports.connections import WRITE_NOW, Connection, Connections, KeepAlive, Receive, Scope, Send
+from chatserver.transports.frames import FRAMES, text_frame, text_frames
+from chatserver.transports.parts import Parts
+
+INBOX_BYTES_LIMIT = 1024 * 1024
+"""Commands that may wait while one is obeyed; a client that asks much faster than it is answered is no client."""
+
+FRAME_OVERHEAD_BYTES = 100
+"""What a waiting frame takes beside its text."""
+
+NO_COMMANDS_LIMIT = 10
+"""Frames in a row that are no commands at all, after which the peer is taken for something else."""
+
+PING_DOCUMENT = '{"type":"ping"}'
+PING = KeepAlive({"type": "websocket.send", "text": PING_DOCUMENT}, text_frame(PING_DOCUMENT.encode()))
+
+
+class Closing(Exception):
+    """The connection is to be closed with this code."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
+EXPIRED = Closing(4401, "the token has expired")
+STUCK = Closing(1006, "the peer takes nothing")
+"""No close frame could reach this peer: its connection is reset."""
+
+
+class _Pump(Struct, frozen=True):
+    """One attached run: its subscription, and the task that reads it."""
+
+    subscription: Subscription
+    task: TaskHandle[None]
+
+
+class Dialogue:
+    """What goes on over one WebSocket."""
+
+    def __init__(self, identity: Identity, parts: Parts, scope: Scope, send: Send) -> None:
+        self._identity = identity
+        self._user = identity.user
+        self._runs: Runs = parts.runs
+        self._requests: Requests = parts.requests
+        self._connections: Connections = parts.connections
+        self._send = send
+        self._extensions = scope.get("extensions", {})
+        self._pumps: dict[str, _Pump] = {}
+        self._no_commands = 0
+        self._inbox: list[str] = []
+        self._inbox_bytes = 0
+        self._is_obeying = False
+        self._closing: Closing | None = None
+        self._is_draining = False
+        self._tasks: TaskGroup
+        self._connection: Connection
+
+    async def run(self, receive: Receive) -> Closing | None:
+        """Obey the peer until it leaves (None) or is to be closed."""
+        async with anyio.create_task_group() as self._tasks:
+            self._connection = Connection(
+                self._send,
+                PING,
+                drop=lambda: self._close(STUCK),
+                drain=self._drain,
+                write_now=self._extensions.get(WRITE_NOW),
+                expire=lambda: self._close(EXPIRED),
+                expires_at=self._identity.expires_at,
+            )
+            with self._connections.watched(self._connection):
+                await self._listen(receive)
+                # One by one: tasks that their group cancels leave cycles behind.
+                for run_id in list(self._pumps):
+                    await self._detach(run_id)
+                await checkpoint()
+                self._tasks.cancel_scope.cancel()
+        for pump in self._pumps.values():
+            pump.subscription.close()  # One whose task was cancelled before its first step has not left yet.
+        del self._connection  # It calls us: a cycle, for the collector.
+        return self._closing
+
+    def _close(self, closing: Closing | None) -> None:
+        self._closing = self._closing or closing
+        self._tasks.cancel_scope.cancel()
+
+    def _drain(self) -> None:
+        self._is_draining = True
+        self._close_if_drained()
+
+    def _close_if_drained(self) -> None:
+        if self._is_draining and all(pump.subscription.is_over for pump in self._pumps.values()):
+            self._close(Closing(1012, "going down"))
+
+    async def _listen(self, receive: Receive) -> None:
+        """Take every frame as it comes: an unread one would keep the pongs behind it from being seen."""
+        while True:
+            message = await receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            if message["type"] != "websocket.receive":
+                continue
+            text = message.get("text")
+            if text is None:
+                return self._close(Closing(1003, "text frames only"))
+            self._inbox.append(text)
+            self._inbox_bytes += len(text) + FRAME_OVERHEAD_BYTES
+            if self._inbox_bytes > INBOX_BYTES_LIMIT:
+                return self._close(Closing(4429, "more commands than can be answered"))
+            if not self._is_obeying:
+                self._is_obeying = True
+                self._tasks.start_soon(self._obey_all)
+
+    async def _obey_all(self) -> None:
+        """Obey what waits, one after the other. Only as long as something does: a waiting task takes 5 KB."""
+        while self._inbox:
+            texts, self._inbox = self._inbox, []
+            for text in texts:
+                self._inbox_bytes -= len(text) + FRAME_OVERHEAD_BYTES
+                await checkpoint()  # One that asks for much must not keep the loop for itself.
+                try:
+                    await self._obey_text(text)
+                except Closing as closing:
+                    return self._close(closing)
+                except OSError:
+                    return self._close(None)
+        self._is_obeying = False
+
+    async def _obey_text(self, text: str) -> None:
+        """Obey one frame, or say why not."""
+        if self._identity.is_over:
+            raise EXPIRED
+        about: dict[str, Any] = {}
+        try:
+            tree = parse_json(text)
+            about = _named(tree)
+            await self._obey(command(tree), about)
+            self._no_commands = 0
+        except ChatError as error:
+            if isinstance(error, BadRequest) and not about:
+                about = _named(json.loads(text))  # JSON it is, or this would be BadJson.
+            self._no_commands = self._no_commands + 1 if isinstance(error, BadJson | NoCommand) else 0
+            refusal = {"status": error.status, "code": error.code, "message": error.detail} | error.facts()
+            await self._say({"type": "rejected"} | about | refusal)
+            if self._no_commands >= NO_COMMANDS_LIMIT:
+                raise Closing(4400, "these are no commands") from None
+
+    async def _obey(self, wanted: Command, about: dict[str, Any]) -> None:
+        if not isinstance(wanted, Ping):
+            self._requests.count(self._user)
+        match wanted:
+            case SendCommand():
+                await self._attach(await self._runs.start(self._user, wanted.request()), about)
+            case Attach():
+                after = cursor(wanted.after)
+                await self._attach(await self._runs.subscribe(self._user, wanted.run_id, after), about)
+            case Detach():
+                await self._runs.record(self._user, wanted.run_id)
+                await self._detach(wanted.run_id)
+                await self._say({"type": "accepted"} | about)
+            case Cancel():
+                await self._runs.cancel(self._user, wanted.run_id)
+                await self._say({"type": "accepted"} | about)
+            case Ping():
+                await self._say({"type": "pong"})
+
+    async def _attach(self, subscription: Subscription, about: dict[str, Any]) -> None:
+        """Say so, then let a pump send what follows the cursor."""
+        run_id = subscription.run_id
+        try:
+            await self._detach(run_id)
+            ended = {"ended": True} if subscription.is_at_end else {}
+            await self._say({"type": "accepted"} | about | {"run_id": run_id} | ended)
+        except BaseException:
+            subscription.close()
+            raise
+        if subscription.is_at_end:
+            return subscription.close()
+        self._pumps[run_id] = _Pump(subscription, self._tasks.start_soon(self._pump, subscription))
+
+    async def _detach(self, run_id: str) -> None:
+        if pump := self._pumps.pop(run_id, None):
+            pump.task.cancel()
+            await pump.task.wait()
+
+    async def _pump(self, subscription: Subscription) -> None:
+        try:
+            with subscription:
+                async with aclosing(subscription.read(self._take)) as batches:
+                    async for batch in batches:
+                        await self._forward(batch)
+        except OSError:
+            return self._close(None)
+        finally:
+            pump = self._pumps.get(subscription.run_id)
+            if pump is not None and pump.subscription is subscription:
+                del self._pumps[subscription.run_id]
+        self._close_if_drained()
+
+    def _take(self, batch: Sequence[Record]) -> bool:
+        return self._connection.write_now(text_frames(batch))
+
+    async def _forward(self, batch: Sequence[Record]) -> None:
+        """Each record as a text frame; the whole batch in one write where the server can do that."""
+        if FRAMES in self._extensions:
+            return await self._connection.write({"type": "websocket.send", FRAMES: text_frames(batch)})
+        for each in batch:
+            await self._connection.write({"type": "websocket.send", "text": each.data.decode()})
+
+    async def _say(self, message: dict[str, Any]) -> None:
+        await self._connection.write({"type": "websocket.send", "text": msgspec.json.encode(message).decode()})
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    """What a command names, for the answer to it."""
+    return {
+        name: tree[name] for name in ("ref", "run_id") if isinstance(tree, dict) and isinstance(tree.get(name), str)
+    }
