@@ -15,7 +15,7 @@ from chatserver.bench.tables import number
 class Goal(Struct, frozen=True):
     """``metric`` of this server in ``scenario`` is at most ``limit`` times a peer's, or ``limit`` units without one.
 
-    ``other_scenario``, ``other_metric``: where the peer's number is, if not in the same place.
+    ``other_step``: where in the scenario the peer's number is, if not at the same step.
     """
 
     title: str
@@ -25,8 +25,6 @@ class Goal(Struct, frozen=True):
     limit: float
     peer: str = ""
     step: int = 0
-    other_scenario: str = ""
-    other_metric: Metric | None = None
     other_step: int | None = None
 
 
@@ -44,24 +42,11 @@ def _goals() -> Iterator[Goal]:
         yield Goal("1,000 streams × 20/s, added p50", "growth", transport, _latency("added_us", 50), 0.5, step=1000)
         yield Goal("1,000 streams × 20/s, added p99", "growth", transport, _latency("added_us", 99), 3.0, step=1000)
         further = Metric("cpu_us_per_further_event", "", "µs")
-        yield Goal("CPU of a further reader’s event", "readers", transport, further, 1.3, "floor", 0, "turn", CPU)
+        yield Goal("CPU of a further reader’s event", "readers", transport, further, 1.3, "floor")
         yield Goal("CPU of a ping", "keepalive", transport, Metric("cpu_us_per_ping", "", "µs"), 15)
         yield Goal("longest stall while pinging", "keepalive", transport, Metric("stall_max_ms", "", "ms"), 5)
-        yield Goal(
-            "CPU of a token, 100,000 to 1,000", "long", transport, CPU, 1.25, "chatserver", 100_000, "long", CPU, 1000
-        )
-        yield Goal(
-            "CPU of a token, 1,000 streams to 100",
-            "growth",
-            transport,
-            CPU,
-            1.25,
-            "chatserver",
-            1000,
-            "growth",
-            CPU,
-            100,
-        )
+        yield Goal("CPU of a token, 100,000 to 1,000", "long", transport, CPU, 1.25, "chatserver", 100_000, 1000)
+        yield Goal("CPU of a token, 1,000 streams to 100", "growth", transport, CPU, 1.25, "chatserver", 1000, 100)
     yield Goal("SSE event, one a turn", "turn", "SSE", CPU, 1 / 3, "usual")
     yield Goal("SSE event, one a turn", "turn", "SSE", CPU, 1.8, "floor")
     yield Goal("SSE event, 16 ready", "ready", "SSE", CPU, 1 / 15, "usual")
@@ -78,8 +63,7 @@ def measured(goal: Goal, recording: Recording, name: str = "chatserver") -> Comp
         values = spread(list(ours.values()))
         return Comparison(values.middle, values.low, values.high, values.rounds, goal.limit) if values else None
     step = goal.step if goal.other_step is None else goal.other_step
-    place = goal.other_scenario or goal.scenario
-    return ratio(ours, _rounds(recording, place, goal.peer, goal.transport, step, goal.other_metric or goal.metric))
+    return ratio(ours, _rounds(recording, goal.scenario, goal.peer, goal.transport, step, goal.metric))
 
 
 def _rounds(

@@ -22,7 +22,7 @@ from chatserver.limits import Bucket
 from chatserver.settings import Settings
 from chatserver.strict_http import LINGER_SECONDS, StrictHttp, answer
 from chatserver.transports.connections import TRANSPORT, WRITE_NOW, Message, Receive, Scope, Send
-from chatserver.transports.frames import FRAMES
+from chatserver.transports.frames import FRAMES, framed_once
 
 BACKLOG = 2048
 WS_PING_SECONDS = 15.0
@@ -67,8 +67,14 @@ def _write_now(cycle: RequestResponseCycle, body: bytes) -> bool:
     if not cycle.chunked_encoding or cycle.response_complete or cycle.disconnected or cycle.flow.write_paused:
         return False
     if body:
-        cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+        cycle.transport.write(_chunk(body))
     return True
+
+
+@framed_once
+def _chunk(body: bytes) -> bytes:
+    """A part of a body in HTTP's chunked coding."""
+    return b"%x\r\n%b\r\n" % (len(body), body)
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):

@@ -1,7 +1,7 @@
 """The floor of Python: one bare uvloop protocol on each side, msgspec between them, framing by hand.
 
-It is no server: it checks nothing, keeps nothing, and neither pings nor waits for a slow reader. Nothing that does
-those things can be cheaper.
+It is no server: it checks nothing, keeps a run only while it goes on, and neither pings nor waits for a slow reader.
+Nothing that does those things can be cheaper.
 """
 
 import asyncio
@@ -21,6 +21,7 @@ from benchmarks.peers import words
 from benchmarks.script import Script
 
 UPSTREAM = urlsplit(os.environ.get("OPENAI_BASE_URL", ""))
+EVENT_STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
@@ -45,6 +46,8 @@ class Chunk(Struct):
 encode = msgspec.json.Encoder().encode
 chunk_of = msgspec.json.Decoder(Chunk).decode
 idle: list["ModelConnection"] = []
+answers: dict[str, "Answer"] = {}
+"""Those that go on, by their run: for further readers."""
 
 
 def sse_frame(seq: int, kind: bytes, data: bytes) -> bytes:
@@ -58,11 +61,22 @@ def websocket_frame(_seq: int, _kind: bytes, data: bytes) -> bytes:
 
 
 class Answer:
-    """One run, on its way to one client."""
+    """One run, on its way to its clients, all on one transport."""
 
     def __init__(self, write: Callable[[bytes], None], frame: Callable[[int, bytes, bytes], bytes], end: bytes) -> None:
-        self.write, self.frame, self.end = write, frame, end
+        self.writes, self.frame, self.end = [write], frame, end
+        self.said: list[bytes] = []
         self.run_id, self.seq = words.new_id(), 1
+        answers[self.run_id] = self
+
+    def write(self, frames: bytes) -> None:
+        self.said.append(frames)
+        for write in self.writes:
+            write(frames)
+
+    def attach(self, write: Callable[[bytes], None]) -> None:
+        write(b"".join(self.said))
+        self.writes.append(write)
 
     def begin(self, request: dict[str, Any]) -> None:
         session_id = request.get("session_id") or words.new_id()
@@ -104,6 +118,7 @@ class Answer:
             self.write(bytes(out))
 
     def finish(self) -> None:
+        del answers[self.run_id]
         self.write(self.frame(self.seq + 1, b"done", encode(words.done(self.run_id, self.seq + 1))) + self.end)
 
 
@@ -141,6 +156,10 @@ class ClientConnection(asyncio.Protocol):
             return
         if b"sec-websocket-key: " in lowered:
             return self.upgrade(head, lowered)
+        if head.startswith(b"GET /chat/runs/"):
+            self.received = b""
+            self.transport.write(EVENT_STREAM)
+            return answers[head.split(b"/", 4)[3].decode()].attach(self.transport.write)
         if head.startswith(b"GET"):
             self.received = b""
             self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
@@ -148,9 +167,7 @@ class ClientConnection(asyncio.Protocol):
         length = int(lowered.partition(b"content-length: ")[2].split(b"\r\n", 1)[0])
         if len(body) >= length:
             self.received = body[length:]
-            self.transport.write(
-                b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-            )
+            self.transport.write(EVENT_STREAM)
             Answer(self.transport.write, sse_frame, b"0\r\n\r\n").begin(msgspec.json.decode(body[:length]))
 
     def upgrade(self, head: bytes, lowered: bytes) -> None:
@@ -175,7 +192,11 @@ class ClientConnection(asyncio.Protocol):
                 self.transport.close()
                 return
             text = bytes(byte ^ mask[place % 4] for place, byte in enumerate(payload))
-            Answer(self.transport.write, websocket_frame, b"").begin(msgspec.json.decode(text))
+            command = msgspec.json.decode(text)
+            if command["type"] == "attach":
+                answers[command["run_id"]].attach(self.transport.write)
+            else:
+                Answer(self.transport.write, websocket_frame, b"").begin(command)
 
 
 async def main() -> None:

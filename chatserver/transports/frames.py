@@ -2,29 +2,28 @@
 
 import struct
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import TypeVar
 
 from chatserver.events import Record
 
 FRAMES = "chatserver.frames"
 """ASGI extension of our server: a `websocket.send` that brings any number of whole frames, as bytes."""
 
-Frame: TypeAlias = Callable[[Sequence[Record]], bytes]
+T = TypeVar("T", Sequence[Record], bytes)
 
 
-def framed_once(frame: Frame) -> Frame:
-    """The same, except that a batch which comes again at once is not framed again.
+def framed_once(frame: Callable[[T], bytes]) -> Callable[[T], bytes]:
+    """The same, except that what comes again at once, the same object, is not framed again.
 
-    A log offers one batch, the same object, to all readers that have come equally far: the second one's event is then
-    a header and a write.
+    A log offers one batch to all readers that have come equally far: the second one's event is then a write.
     """
-    last_batch: Sequence[Record] | None = None
+    last: T | None = None
     last_bytes = b""
 
-    def shared(batch: Sequence[Record]) -> bytes:
-        nonlocal last_batch, last_bytes
-        if batch is not last_batch:
-            last_batch, last_bytes = batch, frame(batch)
+    def shared(content: T) -> bytes:
+        nonlocal last, last_bytes
+        if content is not last:
+            last, last_bytes = content, frame(content)
         return last_bytes
 
     return shared
