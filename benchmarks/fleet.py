@@ -1,4 +1,4 @@
-"""Measurements that only a server with a log can be asked for: many readers of one run, and coming back to it."""
+"""Measurements of many streams and of coming back: readers of one run, idle streams, resumes, a bad network."""
 
 import asyncio
 import random

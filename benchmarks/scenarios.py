@@ -187,7 +187,7 @@ SCENARIOS = (
         Chapter(
             "readers",
             "Many readers of one run",
-            "CPU of the server with 500 readers less that with one, for each event. Of its peers only the floor can.",
+            "CPU of the server with 500 readers less that with one, for each event: no peer but the floor can do this.",
             (
                 Metric("cpu_us_per_further_event", "CPU of a further event", "µs"),
                 *latency("delivery_us", "delivery", 50, 99),

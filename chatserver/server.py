@@ -73,7 +73,7 @@ def _write_now(cycle: RequestResponseCycle, body: bytes) -> bool:
 
 @framed_once
 def _chunk(body: bytes) -> bytes:
-    """A part of a body in HTTP's chunked coding."""
+    """A part of a body as one chunk (RFC 9112, 7.1)."""
     return b"%x\r\n%b\r\n" % (len(body), body)
 
 

@@ -177,6 +177,16 @@ async def test_a_cancel_from_anywhere_ends_a_run_in_front_of_its_readers(
     assert (answer["status"], answer["content"]) == ("partial", "one two ")
 
 
+@in_time
+async def test_a_cancel_that_comes_together_with_the_end_of_its_connection_counts(stage: Stage) -> None:
+    _, reading = await begun(stage, SSE, on_disconnect="continue")
+    async with reading, await WsReader.connect(stage.server) as reader:
+        reader.protocol.send_text(json.dumps({"type": "cancel", "run_id": reading.run_id}).encode())
+        reader.protocol.send_close(1000)
+        reader.send_wire(b"".join(reader.protocol.data_to_send()))
+        assert (await end_of(stage, reading.run_id))["finish_reason"] == "cancelled"
+
+
 @pytest.mark.parametrize("is_cancelled", [True, False])
 @in_time
 async def test_a_cancel_of_a_run_that_is_over_changes_nothing(stage: Stage, is_cancelled: bool) -> None:

@@ -87,6 +87,7 @@ async def check_answers(server: LiveServer | Any, answers: Sequence[Mapping[str,
     for answer in answers:
         assert answer["error"] is None, answer["error"]
         run = await get(server, f"/chat/runs/{answer['id']}")
+        # First, since what a wrong client has lost may be the end itself.
         assert answer["events"] == answer["seq"] == run["last_seq"], f"{answer['events']} of {run['last_seq']} events"
         assert (run["status"], answer["end"]["type"]) == ("completed", "done"), run
         messages = (await get(server, f"/chat/sessions/{answer['sessionId']}"))["messages"]

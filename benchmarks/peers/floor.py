@@ -75,6 +75,7 @@ class Answer:
             write(frames)
 
     def attach(self, write: Callable[[bytes], None]) -> None:
+        """Send all from the start, whatever the cursor, then what follows."""
         write(b"".join(self.said))
         self.writes.append(write)
 

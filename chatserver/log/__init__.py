@@ -1,6 +1,6 @@
 """The event log: what a run has said, append-only, read by cursors.
 
-An append is confirmed before any reader sees it. A reader is a cursor and nothing else: first attach, late join,
+An event is kept before any reader sees it. A reader is a cursor and nothing else: first attach, late join,
 reconnect and a switch of transport are all ``read(after)``. A woken reader always reads the log again, so no wake-up
 can be lost in a way that matters.
 """
@@ -43,7 +43,10 @@ class EventLog(Protocol):
         ...
 
     def append_now(self, draft: Event) -> int | None:
-        """As ``append``, without waiting, and readers with a ``take`` have it; None: not now, and nothing was done."""
+        """As ``append``, without waiting; readers that wait with a ``take`` may be offered it before this returns.
+
+        None: it would have to wait, and nothing was done.
+        """
         ...
 
     def read(self, after: int, take: Take | None = None) -> AsyncGenerator[Sequence[Record], None]:

@@ -61,8 +61,8 @@ class MemoryLog:
 
     def append_now(self, draft: Event) -> int:
         self._append(draft)
-        if not self._is_waking:
-            self._serve()
+        if not self._is_waking:  # Else it goes out with what is due anyway.
+            self._serve()  # What comes alone has nothing that it could be joined to.
         return self._last_seq
 
     def _append(self, draft: Event) -> None:

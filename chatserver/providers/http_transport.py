@@ -32,21 +32,22 @@ class HttpClient(httpx2.AsyncClient):
         return HttpTransport(httpx2.create_ssl_context())
 
     def build_request(self, method: str, url: Any, **given: Any) -> httpx2.Request:
-        """As the client's own, except for what the SDK asks for: it has merged all there is to merge.
+        """As the client's own; what the SDK asks for goes without the client's headers and parameters.
 
-        To do that again is a quarter of the time that a request takes in the SDK.
+        The SDK's are complete. To merge them again is a quarter of the time that a request takes in the SDK.
         """
-        timeout, rest = given.get("timeout"), given.keys() - {"content", "headers", "timeout"}
-        if not isinstance(timeout, httpx2.Timeout) or any(given[name] is not None for name in rest):
-            return super().build_request(method, url, **given)
-        return httpx2.Request(
-            method,
-            _parsed(url),
-            content=given["content"],
-            headers=given["headers"],
-            cookies=self.cookies,
-            extensions={"timeout": timeout.as_dict()},
-        )
+        match given:
+            case {"content": content, "headers": headers, "timeout": httpx2.Timeout() as timeout, **rest}:
+                if not any(rest.values()):
+                    return httpx2.Request(
+                        method,
+                        _parsed(url),
+                        content=content,
+                        headers=headers,
+                        cookies=self.cookies,
+                        extensions={"timeout": timeout.as_dict()},
+                    )
+        return super().build_request(method, url, **given)
 
 
 @lru_cache

@@ -33,10 +33,11 @@ INTERRUPTED = RunFailure("interrupted", "the server stopped before the answer wa
 _IS_UNFINISHED = (runs.c.run_id == bindparam("run"), runs.c.finished_at.is_(None))
 _SESSION = select(runs.c.user_id, runs.c.session_id).where(*_IS_UNFINISHED)
 _TOUCH = update(sessions).where(tuple_(sessions.c.user_id, sessions.c.session_id).in_(_SESSION))
-_END = update(runs).where(*_IS_UNFINISHED).returning(runs.c.user_id, runs.c.message_id)
-_SAY = update(messages).where(messages.c.message_id == bindparam("message"))
+_END = update(runs).where(*_IS_UNFINISHED)
+_USER = select(runs.c.user_id).where(runs.c.run_id == bindparam("run")).scalar_subquery()
 _MESSAGE = select(runs.c.message_id).where(runs.c.run_id == bindparam("run")).scalar_subquery()
-_CHECKPOINT = update(messages).where(messages.c.message_id == _MESSAGE, messages.c.status == "streaming")
+_SAY = update(messages).where(messages.c.message_id == _MESSAGE)
+_CHECKPOINT = _SAY.where(messages.c.status == "streaming")
 
 
 def finish(
@@ -51,24 +52,23 @@ def finish(
     """Keep what a run has come to. Of a run that is over or gone: nothing."""
     now = timestamp()
     # The session first: everybody locks in this order, so that PostgreSQL meets no deadlock with a deletion.
-    if connection.execute(_TOUCH, {"run": run_id, "updated_at": now}).rowcount == 0:
-        return
+    connection.execute(_TOUCH, {"run": run_id, "updated_at": now})
     ended = {"status": status, "last_seq": records[-1].seq, "usage": usage, "finished_at": now, "error": error}
     log = {"events": b"\n".join(each.data for each in records)}
-    found = connection.execute(_END, {"run": run_id} | ended | log).one_or_none()
-    if found is None:
+    if connection.execute(_END, {"run": run_id} | ended | log).rowcount == 0:
         return
     if usage is not None:
-        spent = {"user_id": found.user_id, "day": now[:10], "tokens": usage.input_tokens + usage.output_tokens}
+        spent = {"run": run_id, "day": now[:10], "tokens": usage.input_tokens + usage.output_tokens}
         connection.execute(_spend(connection.dialect.name), spent)
     said = _said(answer) | {"usage": usage, "status": "complete" if status == "completed" else "partial"}
-    connection.execute(_SAY, {"message": found.message_id} | said)
+    connection.execute(_SAY, {"run": run_id} | said)
 
 
 @cache
 def _spend(dialect: str) -> Executable:
-    """Add ``tokens`` to what the user has spent on a ``day``; the days before it are forgotten."""
+    """Add ``tokens`` to what the user of a ``run`` has spent on a ``day``; the days before it are forgotten."""
     query = (postgresql.insert if dialect == "postgresql" else sqlite.insert)(spendings)
+    query = query.values(user_id=_USER)
     is_same_day = spendings.c.day == query.excluded.day
     sum_of_day = case((is_same_day, spendings.c.tokens + query.excluded.tokens), else_=query.excluded.tokens)
     values = {"day": query.excluded.day, "tokens": sum_of_day}

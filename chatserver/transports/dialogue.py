@@ -96,10 +96,8 @@ class Dialogue:
                 # One by one: tasks that their group cancels leave cycles behind.
                 for run_id in list(self._pumps):
                     await self._detach(run_id)
-                await checkpoint()
+                await checkpoint()  # A command that came right before the end is still begun.
                 self._tasks.cancel_scope.cancel()
-        for pump in self._pumps.values():
-            pump.subscription.close()  # One whose task was cancelled before its first step has not left yet.
         del self._connection  # It calls us: a cycle, for the collector.
         return self._closing
 
@@ -135,18 +133,17 @@ class Dialogue:
                 self._tasks.start_soon(self._obey_all)
 
     async def _obey_all(self) -> None:
-        """Obey what waits, one after the other. Only as long as something does: a waiting task takes 5 KB."""
+        """Obey what waits, one after the other; over when nothing does: a task that waits takes 5 KB."""
         while self._inbox:
-            texts, self._inbox = self._inbox, []
-            for text in texts:
-                self._inbox_bytes -= len(text) + FRAME_OVERHEAD_BYTES
-                await checkpoint()  # One that asks for much must not keep the loop for itself.
-                try:
-                    await self._obey_text(text)
-                except Closing as closing:
-                    return self._close(closing)
-                except OSError:
-                    return self._close(None)
+            text = self._inbox.pop(0)
+            self._inbox_bytes -= len(text) + FRAME_OVERHEAD_BYTES
+            try:
+                await self._obey_text(text)
+            except Closing as closing:
+                return self._close(closing)
+            except OSError:
+                return self._close(None)
+            await checkpoint()  # One that asks for much must not keep the loop for itself.
         self._is_obeying = False
 
     async def _obey_text(self, text: str) -> None:
