@@ -116,36 +116,23 @@ class _Sqlite:
             connect_args={"timeout": SQLITE_BUSY_SECONDS},
         )
         event.listen(self._engine, "connect", _prepare)
-        self._writing: Connection | None = None
         self._readers = CapacityLimiter(SQLITE_READERS)
         self._writer = CapacityLimiter(1)
 
     async def read(self, work: Callable[[Connection], T]) -> T:
-        return await to_thread.run_sync(self._read, work, limiter=self._readers)
+        return await to_thread.run_sync(self._transact, "BEGIN", work, limiter=self._readers)
 
     async def write(self, work: Callable[[Connection], T]) -> T:
-        return await to_thread.run_sync(self._write, work, limiter=self._writer)
+        # The lock first: a transaction that turns from reading to writing can only fail when it is late.
+        return await to_thread.run_sync(self._transact, "BEGIN IMMEDIATE", work, limiter=self._writer)
 
-    def _read(self, work: Callable[[Connection], T]) -> T:
+    def _transact(self, begin: str, work: Callable[[Connection], T]) -> T:
         with self._engine.begin() as connection:
-            connection.exec_driver_sql("BEGIN")
-            return work(connection)
-
-    def _write(self, work: Callable[[Connection], T]) -> T:
-        # Kept: to check one out of the pool takes a tenth of a transaction's CPU.
-        connection = self._writing = self._writing or self._engine.connect()
-        with connection.begin():
-            # The lock first: a transaction that turns from reading to writing can only fail when it is late.
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            connection.exec_driver_sql(begin)  # Not as an event: an engine with listeners asks them at each statement.
             return work(connection)
 
     async def close(self) -> None:
-        await to_thread.run_sync(self._close)
-
-    def _close(self) -> None:
-        if self._writing is not None:
-            self._writing.close()
-        self._engine.dispose()
+        await to_thread.run_sync(self._engine.dispose)
 
 
 def _prepare(connection: Any, _: object) -> None:
