@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import Self
 
 import anyio
-from anyio.lowlevel import cancel_shielded_checkpoint
 from msgspec.structs import replace
 
 from chatserver.agent import Agent
@@ -100,11 +99,8 @@ class Runs:
             self._beginning.pop(run_id).set()
         if run is None:
             return await self.subscribe(user, begun.run.run_id, 0)
-        subscription = Subscription(run.log, 0, run, is_at_end=False)
         self._tasks.start_soon(self._live, run, self._asked(begun, request))
-        # The model is asked first: while it thinks, there is time to answer the reader.
-        await cancel_shielded_checkpoint()
-        return subscription
+        return Subscription(run.log, 0, run, is_at_end=False)
 
     async def subscribe(self, user: str, run_id: str, after: int) -> Subscription:
         """A reader of a run, from a cursor.
