@@ -79,7 +79,8 @@ def turns(scenarios: Sequence[Scenario], rounds: int) -> Iterator[Turn]:
                 shift = number % len(fit)
                 for contender in fit[shift:] + fit[:shift]:
                     for step in scenario.steps:
-                        yield Turn(scenario, number, contender, step)
+                        if number == 1 or step not in scenario.once:
+                            yield Turn(scenario, number, contender, step)
 
 
 def contenders(scenario: Scenario) -> list[Contender]:
@@ -97,7 +98,7 @@ class Conductor:
         self._seed = seed
         self._core, self._load_core = cores()
         self._stack = ExitStack()
-        self._servers: dict[str, Server] = {}
+        self._servers: dict[str, tuple[Server, ExitStack]] = {}
         self._full: set[tuple[str, int, Contender]] = set()
 
     def __enter__(self) -> "Conductor":
@@ -110,8 +111,9 @@ class Conductor:
     def server(self, name: str) -> Server:
         """The server of that name that stays; started when it is first asked for."""
         if name not in self._servers:
-            self._servers[name] = self._stack.enter_context(running(name, self.load.model_url, self._core))
-        return self._servers[name]
+            stay = self._stack.enter_context(ExitStack())
+            self._servers[name] = stay.enter_context(running(name, self.load.model_url, self._core)), stay
+        return self._servers[name][0]
 
     def take(self, turn: Turn) -> Observation | None:
         """Make one measurement; None where an earlier step was already too much for the contender."""
@@ -151,7 +153,10 @@ class Conductor:
             if scenario.through == "nginx":
                 port = stack.enter_context(nginx.before(server.port, self._load_core))
             order = Order(scenario.measure, contender.transport, port, server.pid, self._seed + turn.round, params)
-            return self.load.measure(order)
+            seen = self.load.measure(order)
+        if seen.values.get("unfinished_runs") and not scenario.is_fresh:
+            self._servers.pop(name)[1].close()  # What still goes on there would be in the way of whoever is next.
+        return seen
 
 
 def chosen(scenarios: Sequence[Scenario], only: Sequence[str], *, quick: bool) -> list[Scenario]:

@@ -21,7 +21,8 @@ class Scenario(Struct, frozen=True):
 
     ``is_fresh``: each has a server of its own. ``without_model``: this server's twin that makes its tokens itself.
     ``through``: what lies between. ``stops_when_full``: no further step once a server no longer keeps up.
-    ``rounds_limit``: fewer rounds where one takes long; too few for a verdict, and the report says so.
+    ``rounds_limit``: fewer rounds where one takes long; too few for a verdict, and the report says so. ``once``: steps
+    for the first round only.
     """
 
     chapter: Chapter
@@ -35,6 +36,7 @@ class Scenario(Struct, frozen=True):
     ping_seconds: int = 15
     stops_when_full: bool = False
     rounds_limit: int = 1000
+    once: tuple[int, ...] = ()
     is_quick: dict[str, Any] | None = None
     """Parameters of a quick run; None: it has no part in it."""
 
@@ -157,6 +159,7 @@ SCENARIOS = (
         contenders=("chatserver", "usual", "floor"),
         stops_when_full=True,
         rounds_limit=2,
+        once=(5000,),
     ),
     Scenario(
         Chapter(

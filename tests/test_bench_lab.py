@@ -54,13 +54,13 @@ async def test_a_known_delay_comes_out_as_that_delay(transport: Transport) -> No
             far = await paced(there, **params)  # type: ignore[arg-type]
     added_ms = (_quickest(far) - _quickest(near)) / 1000
     assert added_ms == pytest.approx(DELAY_MS, abs=DELAY_MS / 3)
-    assert min(far.samples["delivery_us"]) >= DELAY_MS * 1000
+    assert _quickest(far) >= DELAY_MS * 1000
     assert near.refusal is None and far.refusal is None and near.values["lost_events"] == 0
 
 
-def _quickest(seen: Seen) -> float:
-    """The 5th percentile in µs: a machine that does other things adds to the others."""
-    return percentile(seen.samples["delivery_us"], 5)
+def _quickest(seen: Seen) -> int:
+    """In µs: a machine that does other things adds to all others."""
+    return min(seen.samples["delivery_us"])
 
 
 async def test_a_stall_of_the_network_stands_in_the_tail() -> None:
