@@ -29,6 +29,7 @@ async def paced(
     await bench.settle()
     bench.schedule.lateness_ns.clear()
     begin = monotonic_ns() + NS // 20
+    warm_seconds = ramp_seconds + settle_seconds
     arrivals = list(islice(poisson(1.0, bench.seed), streams))
     readers: list[RunReader] = []
     scale = ramp_seconds / arrivals[-1]
@@ -48,7 +49,7 @@ async def paced(
     wanted: list[int] = []
     for arrival in arrivals:
         due = begin + int(arrival * scale * NS)
-        open_seconds = ramp_seconds + settle_seconds + seconds - arrival * scale
+        open_seconds = warm_seconds + seconds - arrival * scale
         reader, tokens = RunReader(due), EXTRA_TOKENS + int(open_seconds * rate)
         readers.append(reader)
         wanted.append(tokens)
@@ -56,7 +57,7 @@ async def paced(
             due,
             lambda _, reader=reader, tokens=tokens: opening.append(asyncio.ensure_future(one(reader, tokens))),  # type: ignore[misc]
         )
-    await asyncio.sleep(0.05 + ramp_seconds + settle_seconds)
+    await asyncio.sleep(0.05 + warm_seconds)
     bytes_before = sum(each.bytes_in for each in opened)
     tokens_before = sum(len(each.indices) for each in readers)
     async with bench.metered(seen):
@@ -75,7 +76,7 @@ async def paced(
         seen.latency_refusal = f"{late} of {streams} runs did not end in time: the server was full"
     else:
         check(seen, readers, wanted)
-    from_ns = begin + int((ramp_seconds + settle_seconds) * NS)
+    from_ns = begin + int(warm_seconds * NS)
     _latencies(seen, readers, from_ns, from_ns + int(seconds * NS), rate)
     lateness(seen, bench.schedule)
     return seen

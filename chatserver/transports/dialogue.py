@@ -73,7 +73,6 @@ class Dialogue:
         self._no_commands = 0
         self._inbox: list[str] = []
         self._inbox_bytes = 0
-        self._is_obeying = False
         self._closing: Closing | None = None
         self._is_draining = False
         self._tasks: TaskGroup
@@ -128,14 +127,13 @@ class Dialogue:
             self._inbox_bytes += len(text) + FRAME_OVERHEAD_BYTES
             if self._inbox_bytes > INBOX_BYTES_LIMIT:
                 return self._close(Closing(4429, "more commands than can be answered"))
-            if not self._is_obeying:
-                self._is_obeying = True
+            if len(self._inbox) == 1:
                 self._tasks.start_soon(self._obey_all)
 
     async def _obey_all(self) -> None:
         """Obey what waits, one after the other; over when nothing does: a task that waits takes 5 KB."""
         while self._inbox:
-            text = self._inbox.pop(0)
+            text = self._inbox[0]  # It stays there until it is obeyed: nobody else begins meanwhile.
             self._inbox_bytes -= len(text) + FRAME_OVERHEAD_BYTES
             try:
                 await self._obey_text(text)
@@ -144,7 +142,7 @@ class Dialogue:
             except OSError:
                 return self._close(None)
             await checkpoint()  # One that asks for much must not keep the loop for itself.
-        self._is_obeying = False
+            del self._inbox[0]
 
     async def _obey_text(self, text: str) -> None:
         """Obey one frame, or say why not."""
