@@ -1,10 +1,12 @@
 """Sessions: what is kept, for whom and in which order; what survives races and crashes. On both databases."""
 
+import asyncio
 import logging
 import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import closing
 from functools import partial
@@ -16,8 +18,8 @@ import msgspec
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from anyio import create_task_group, fail_after
-from sqlalchemy import Connection, Engine, event, inspect, text
+from anyio import create_task_group, fail_after, wait_all_tasks_blocked
+from sqlalchemy import Connection, Engine, event, insert, inspect, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from chatserver.commands import ChatRequest, new_id
@@ -39,7 +41,7 @@ from chatserver.log import SEQ_LIMIT
 from chatserver.records import MessageRecord, RunFailure, RunStatus, SessionPage
 from chatserver.sessions import Begun, Sessions, begin, end, open_sessions
 from chatserver.sessions.database import Database, open_database
-from chatserver.sessions.schema import metadata, runs
+from chatserver.sessions.schema import metadata, runs, spendings
 
 pytestmark = pytest.mark.anyio
 
@@ -891,6 +893,48 @@ async def test_on_sqlite_readers_do_not_wait_for_a_writer_and_writers_do(sqlite_
         assert (detail.title, detail.active_run_id) == ("uncommitted", None)
 
 
+async def test_on_sqlite_what_waits_shares_a_commit_and_one_that_fails_is_undone_alone(sqlite_url: str) -> None:
+    commits: list[Connection] = []
+    count = commits.append
+    gate, has_begun = threading.Event(), anyio.Event()
+    loop = asyncio.get_running_loop()
+    told: dict[str, object] = {}
+
+    def wait(_: Connection) -> None:
+        loop.call_soon_threadsafe(has_begun.set)
+        assert gate.wait(SECONDS)
+
+    async def write(name: str, fails: bool) -> None:
+        def work(connection: Connection) -> str:
+            connection.execute(insert(spendings).values(user_id=name, day="2026-11-28", tokens=1))
+            if fails:
+                raise LookupError(name)
+            return name
+
+        try:
+            told[name] = await opened.write(work)
+        except LookupError as error:
+            told[name] = error.args[0] + " failed"
+
+    async with open_database(sqlite_url) as opened, create_task_group() as tasks:
+        with fail_after(SECONDS):
+            tasks.start_soon(opened.write, wait)
+            await has_begun.wait()
+            for name, fails in {"a": False, "b": True, "c": False}.items():
+                tasks.start_soon(write, name, fails)
+            await wait_all_tasks_blocked()
+            event.listen(Engine, "commit", count)
+            try:
+                gate.set()
+                while len(told) < 3:
+                    await anyio.lowlevel.checkpoint()
+            finally:
+                event.remove(Engine, "commit", count)
+            users = await opened.read(lambda c: c.execute(select(spendings.c.user_id)).scalars().all())
+    assert told == {"a": "a", "b": "b failed", "c": "c"}
+    assert (sorted(users), len(commits)) == (["a", "c"], 2)
+
+
 async def test_whoever_is_cancelled_knows_of_every_run_that_began(sessions: Sessions) -> None:
     """Cancelled at any moment, a run is there whole and returned, or it is not there at all."""
     for turns in range(30):
@@ -918,11 +962,15 @@ async def test_a_cancellation_during_the_commit_changes_nothing(sessions: Sessio
     async def start() -> None:
         known.append((await ask(sessions, session_id="s")).run.run_id)
 
+    loop, home = asyncio.get_running_loop(), threading.get_ident()
+
     def cancel(_: Connection) -> None:
-        try:
-            anyio.from_thread.run_sync(tasks.cancel_scope.cancel)
-        except RuntimeError:  # PostgreSQL: this is the event loop's thread
-            tasks.cancel_scope.cancel()
+        if threading.get_ident() == home:  # PostgreSQL
+            return tasks.cancel_scope.cancel()
+        cancelled = threading.Event()
+        loop.call_soon_threadsafe(tasks.cancel_scope.cancel)
+        loop.call_soon_threadsafe(cancelled.set)
+        assert cancelled.wait(SECONDS)
 
     event.listen(Engine, "commit", cancel)
     try:

@@ -13,19 +13,14 @@ from typing import Any, Protocol, TypeVar
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
-from anyio import CancelScope, CapacityLimiter, to_thread
-from sqlalchemy import URL, Connection, create_engine, event, make_url, text
+from anyio import CancelScope
+from sqlalchemy import URL, Connection, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from chatserver.errors import SettingsError
+from chatserver.sessions.sqlite import Sqlite
 from chatserver.settings import variable
-
-SQLITE_READERS = 4
-"""Threads and connections that read at once. They never wait for the writer (WAL), only for a processor."""
-
-SQLITE_BUSY_SECONDS = 10.0
-"""How long a writer waits for one of another process. Within the process they queue up and never meet."""
 
 POSTGRES_CONNECTIONS = 10
 POSTGRES_CONNECT_SECONDS = 10.0
@@ -88,7 +83,7 @@ def _database(database_url: str) -> Database:
         raise SettingsError(f"{variable('database_url')}: is no URL of a database") from None
     match url.drivername:
         case "sqlite" if url.database and ":memory:" not in url.database:
-            return _Sqlite(url)
+            return Sqlite(url)
         case "postgresql" | "postgres":
             return _Postgres(url)
     raise SettingsError(f"{variable('database_url')}: is neither sqlite:///FILE nor postgresql://…")
@@ -102,43 +97,6 @@ def migrate(connection: Connection) -> None:
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
-
-
-class _Sqlite:
-    """One writer, so that none polls for SQLite's lock, and readers beside it, each in a thread for a transaction."""
-
-    def __init__(self, url: URL) -> None:
-        self._engine = create_engine(
-            url,
-            hide_parameters=True,  # An error's text would quote messages into the server's log.
-            pool_size=1 + SQLITE_READERS,
-            max_overflow=0,
-            connect_args={"timeout": SQLITE_BUSY_SECONDS},
-        )
-        event.listen(self._engine, "connect", _prepare)
-        self._readers = CapacityLimiter(SQLITE_READERS)
-        self._writer = CapacityLimiter(1)
-
-    async def read(self, work: Callable[[Connection], T]) -> T:
-        return await to_thread.run_sync(self._transact, "BEGIN", work, limiter=self._readers)
-
-    async def write(self, work: Callable[[Connection], T]) -> T:
-        # The lock first: a transaction that turns from reading to writing can only fail when it is late.
-        return await to_thread.run_sync(self._transact, "BEGIN IMMEDIATE", work, limiter=self._writer)
-
-    def _transact(self, begin: str, work: Callable[[Connection], T]) -> T:
-        with self._engine.begin() as connection:
-            connection.exec_driver_sql(begin)  # Not as an event: an engine with listeners asks them at each statement.
-            return work(connection)
-
-    async def close(self) -> None:
-        await to_thread.run_sync(self._engine.dispose)
-
-
-def _prepare(connection: Any, _: object) -> None:
-    connection.isolation_level = None  # The driver begins no transactions of its own: they would begin too late.
-    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-        connection.execute(f"PRAGMA {pragma}").close()
 
 
 class _Postgres:
