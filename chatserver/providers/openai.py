@@ -41,6 +41,11 @@ LAST_WORDS_SECONDS = 2.0
 END_SECONDS = 0.1
 """How long after [DONE] the end of the body is waited for: only then can the connection be used again."""
 
+OPTIONS = {
+    "headers": {"Content-Type": "application/json", "Accept-Encoding": "identity"},
+    "idempotency_key": "",  # None is sent either way; left out, it is made up for each request all the same.
+}
+
 
 class OpenAIProvider:
     """A ``Provider`` for any OpenAI-compatible server. Enter it before use; leaving closes all connections."""
@@ -50,6 +55,7 @@ class OpenAIProvider:
         self._base_url = base_url
         self._idle_seconds = idle_seconds
         self._sdk: openai.AsyncOpenAI | None = None
+        self._address = ""  # Absolute, since the SDK joins a path to its base anew for each request.
         self._making = Lock()
 
     async def __aenter__(self) -> Self:
@@ -74,6 +80,7 @@ class OpenAIProvider:
     def _made_client(self) -> "openai.AsyncOpenAI":
         with self._making:  # The first run may come while `warm_up` is still at it.
             sdk = self._sdk or self._make_client()
+            self._address = f"{sdk.base_url}chat/completions"
             self._sdk = sdk
         return sdk
 
@@ -172,10 +179,10 @@ class OpenAIProvider:
         try:
             with anyio.fail_after(self._idle_seconds):
                 response: httpx2.Response = await client.post(
-                    "/chat/completions",
+                    self._address,
                     content=body,
                     cast_to=httpx2.Response,
-                    options={"headers": {"Content-Type": "application/json", "Accept-Encoding": "identity"}},
+                    options=cast(Any, OPTIONS),
                     stream=True,
                     stream_cls=cast(Any, None),
                 )
