@@ -1,7 +1,7 @@
 """The agent: ask the model, stream what it says, call the tools it wants, ask again. An async generator of steps."""
 
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -69,7 +69,8 @@ class Agent(Struct, frozen=True):
             said: list[str] = []
             reason: FinishReason = "stop"
             meter.ask(request)
-            async with self.provider.stream(request, partial(_take_text, said, meter, take)) as deltas:
+            turn = self.provider.stream(request, partial(_take_text, said, meter, take))
+            async with aclosing(turn) as deltas:
                 async for delta in deltas:
                     if meter.is_spent() and not isinstance(delta, Finish):
                         yield Finished("length")

@@ -9,7 +9,7 @@ unless it was told to continue.
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from time import monotonic
 from typing import Self
 
@@ -63,7 +63,8 @@ class Run:
         self._last_seq = 0
         self._scope: anyio.CancelScope | None = None  # Its task group's: one of its own would be a KB more a stream.
         self._ending: Terminal | None = None
-        self.over = anyio.Event()
+        self._has_ended = False
+        self._ended: anyio.Event | None = None  # Made when somebody waits for it: it takes a KB.
         self.looked_at, self.stored_seq = self.began, START_SEQ
         """When it was last asked whether there is more to store of its answer, and how far that is stored."""
         self._wait_for_reader()
@@ -147,24 +148,21 @@ class Run:
         return self._ending or ending
 
     async def _follow(self, agent: Agent, request: ModelRequest, sessions: Sessions, tasks: TaskGroup) -> Terminal:
-        steps = agent.answer(request, self.meter, tasks, self._append_now)
         try:
-            async for step in steps:
-                if isinstance(step, Finished):
-                    return self.done(step.reason)
-                self._last_seq = await self.log.append(step)
-                if self._last_seq >= EVENTS_LIMIT:
-                    return self.done("length")
-                if isinstance(step, ToolResult):
-                    # A tool may have changed the world: that it was called must survive a crash.
-                    await sessions.checkpoint({self.run_id: await self.log.answer()})
+            async with aclosing(agent.answer(request, self.meter, tasks, self._append_now)) as steps:
+                async for step in steps:
+                    if isinstance(step, Finished):
+                        return self.done(step.reason)
+                    self._last_seq = await self.log.append(step)
+                    if self._last_seq >= EVENTS_LIMIT:
+                        return self.done("length")
+                    if isinstance(step, ToolResult):
+                        # A tool may have changed the world: that it was called must survive a crash.
+                        await sessions.checkpoint({self.run_id: await self.log.answer()})
         except UpstreamError as error:
             return Error(
                 code=error.code, message=error.message, retryable=error.retryable, retry_after=error.retry_after
             )
-        finally:
-            with anyio.CancelScope(shield=True):
-                await steps.aclose()
         raise AssertionError("an agent's last step is Finished")
 
     def _append_now(self, token: Token) -> bool:
@@ -192,8 +190,16 @@ class Run:
         except Exception:
             # Every other run lives in the same task group: one that cannot be ended must not end them.
             logger.exception("run %s could not be ended", self.run_id)
-        self.over.set()
+        self._has_ended = True
+        if self._ended is not None:
+            self._ended.set()
         return is_stored
+
+    async def ended(self) -> None:
+        """Return when all is appended that there will be."""
+        if not self._has_ended:
+            self._ended = self._ended or anyio.Event()
+            await self._ended.wait()
 
     async def store_late(self, sessions: Sessions) -> None:
         """Go on trying: as long as a run is stored as running, its session takes no other."""

@@ -173,7 +173,7 @@ class Runs:
             runs = [run for run in self._runs.values() if (run.user, run.record.session_id) == (user, session_id)]
             for run in runs:
                 run.cancel()
-                await run.over.wait()
+                await run.ended()
             await self._sessions.delete(user, session_id)
             for run in runs:
                 self._forget(run)
@@ -191,7 +191,7 @@ class Runs:
         self.is_draining = True
         with anyio.move_on_after(self._settings.drain_seconds):
             for run in list(self._unfinished.values()):
-                await run.over.wait()
+                await run.ended()
         await self._interrupt()
 
     async def _find(self, user: str, run_id: str) -> Run | None:
@@ -234,7 +234,7 @@ class Runs:
             for run in list(self._unfinished.values()):
                 run.interrupt()
             for run in list(self._unfinished.values()):
-                await run.over.wait()
+                await run.ended()
 
     async def _begin(self, user: str, begun: Begun, request: ChatRequest, meter: Meter) -> Run:
         settings = self._settings

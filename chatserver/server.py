@@ -17,11 +17,11 @@ from websockets.protocol import State
 
 from chatserver import peers
 from chatserver.app import create_app, drain
-from chatserver.errors import BadHttp, SettingsError
+from chatserver.errors import BadHttp, ChatError, SettingsError
 from chatserver.limits import Bucket
 from chatserver.settings import Settings
 from chatserver.strict_http import LINGER_SECONDS, StrictHttp, answer
-from chatserver.transports.connections import TRANSPORT, WRITE_NOW, Message, Receive, Scope, Send
+from chatserver.transports.connections import ON_LEAVE, TRANSPORT, WRITE_NOW, Message, Receive, Scope, Send
 from chatserver.transports.frames import FRAMES, framed_once
 
 BACKLOG = 2048
@@ -44,6 +44,8 @@ _quiet.setLevel(logging.ERROR)  # uvicorn warns of each broken request: a hostil
 class HttpProtocol(StrictHttp):
     """One HTTP connection, with the transport in reach of the application."""
 
+    _leave: Callable[[], None] | None = None
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
         self.logger = _quiet
@@ -56,7 +58,27 @@ class HttpProtocol(StrictHttp):
         cycle_before = self.cycle
         super().on_headers_complete()
         if self.cycle is not cycle_before and self.scope["method"] != "HEAD":
-            cast(dict[str, Any], self.scope)["extensions"][WRITE_NOW] = partial(_write_now, self.cycle)
+            extensions = cast(dict[str, Any], self.scope)["extensions"]
+            extensions[WRITE_NOW] = partial(_write_now, self.cycle)
+            extensions[ON_LEAVE] = self._on_leave
+
+    def _on_leave(self, call: Callable[[], None] | None) -> None:
+        self._leave = call
+        if call is not None:
+            self.flow.resume_reading()  # A large body may have paused it, and then nobody would see the peer leave.
+            self._tell_of_leaving()
+
+    def refuse(self, error: ChatError) -> None:
+        super().refuse(error)
+        self._tell_of_leaving()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._tell_of_leaving()
+
+    def _tell_of_leaving(self) -> None:
+        if self._leave is not None and self.cycle.disconnected:
+            self._leave()
 
 
 def _write_now(cycle: RequestResponseCycle, body: bytes) -> bool:

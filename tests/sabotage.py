@@ -177,24 +177,17 @@ async def upstream_left_open() -> AsyncIterator[None]:
     """Whoever reads the upstream lives on when its run is cancelled."""
     original, orphans = OpenAIProvider.stream, list[asyncio.Task[None]]()
 
-    @asynccontextmanager
-    async def stream(
-        self: OpenAIProvider, request: ModelRequest, take: TakeText
-    ) -> AsyncIterator[AsyncIterator[Delta]]:
+    async def stream(self: OpenAIProvider, request: ModelRequest, take: TakeText) -> AsyncGenerator[Delta, None]:
         deltas = asyncio.Queue[Delta | None]()
 
         async def pump() -> None:
-            async with original(self, request, take) as source:
-                async for delta in source:
-                    deltas.put_nowait(delta)
+            async for delta in original(self, request, take):
+                deltas.put_nowait(delta)
             deltas.put_nowait(None)
 
-        async def each() -> AsyncIterator[Delta]:
-            while (delta := await deltas.get()) is not None:
-                yield delta
-
         orphans.append(asyncio.get_running_loop().create_task(pump()))
-        yield each()
+        while (delta := await deltas.get()) is not None:
+            yield delta
 
     with patch.object(OpenAIProvider, "stream", stream):
         yield

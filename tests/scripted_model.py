@@ -1,8 +1,8 @@
 """A model that says what a test wrote, tools for it, and the agent's steps as lists."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import aclosing
 from itertools import chain, repeat
 from typing import Any, TypeAlias
 
@@ -39,28 +39,23 @@ class ScriptedModel:
         self.open = 0
         """Streams that were not left yet."""
 
-    @asynccontextmanager
-    async def stream(self, request: ModelRequest, take: TakeText) -> AsyncIterator[AsyncIterator[Delta]]:
+    async def stream(self, request: ModelRequest, take: TakeText) -> AsyncGenerator[Delta, None]:
         self.requests.append(replace(request, messages=list(request.messages)))
         self.open += 1
         try:
-            async with aclosing(self._deltas(next(self._turns), take)) as deltas:
-                yield deltas
+            for said in next(self._turns):
+                match said:
+                    case str():
+                        if not take(said):
+                            yield TextDelta(said)
+                    case anyio.Event():
+                        await said.wait()
+                    case UpstreamError():
+                        raise said
+                    case _:
+                        yield said
         finally:
             self.open -= 1
-
-    async def _deltas(self, turn: Turn, take: TakeText) -> AsyncGenerator[Delta, None]:
-        for said in turn:
-            match said:
-                case str():
-                    if not take(said):
-                        yield TextDelta(said)
-                case anyio.Event():
-                    await said.wait()
-                case UpstreamError():
-                    raise said
-                case _:
-                    yield said
 
 
 def stop(input_tokens: int | None = None, output_tokens: int = 0) -> Finish:

@@ -5,7 +5,7 @@ import socket
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from time import monotonic
 from typing import Any, TypeAlias
@@ -381,7 +381,7 @@ async def test_leaving_closes_the_socket_at_once() -> None:
         async with OpenAIProvider(api_key="k", base_url=upstream.url, idle_seconds=60) as provider:
             for turn in range(200):
                 with anyio.CancelScope() as scope:
-                    async with provider.stream(request, deaf) as deltas:
+                    async with aclosing(provider.stream(request, deaf)) as deltas:
                         assert await anext(deltas) == TextDelta("Hi")
                         if turn % 2:
                             asyncio.get_running_loop().call_soon(scope.cancel)

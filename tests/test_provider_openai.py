@@ -10,7 +10,7 @@ import json
 import logging
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from itertools import cycle
@@ -135,7 +135,7 @@ async def ask(provider: OpenAIProvider, request: ModelRequest = ASK) -> list[Del
     """All deltas of a turn that succeeds: one Finish, last."""
     with anyio.fail_after(20):
         found: list[Delta] = []
-        async with provider.stream(request, every_other(found)) as deltas:
+        async with aclosing(provider.stream(request, every_other(found))) as deltas:
             async for delta in deltas:
                 found.append(delta)
     assert [isinstance(delta, Finish) for delta in found] == [False] * (len(found) - 1) + [True]
@@ -148,7 +148,7 @@ async def fail(provider: OpenAIProvider, request: ModelRequest = ASK) -> tuple[l
     error = None
     with anyio.fail_after(20):
         try:
-            async with provider.stream(request, every_other(found)) as deltas:
+            async with aclosing(provider.stream(request, every_other(found))) as deltas:
                 async for delta in deltas:
                     found.append(delta)
         except UpstreamError as failure:
@@ -275,7 +275,7 @@ async def test_a_token_that_comes_alone_is_taken_at_once(upstream: FakeUpstream,
         return is_taken
 
     with anyio.fail_after(20):
-        async with provider.stream(ASK, take) as deltas:
+        async with aclosing(provider.stream(ASK, take)) as deltas:
             async for delta in deltas:
                 came.append(delta)
                 if delta == TextDelta("a"):
@@ -305,7 +305,7 @@ async def test_an_answer_is_what_was_said_before_it_ends(upstream: FakeUpstream,
     gate = anyio.Event()
     upstream.script(token("Hi"), Gate(gate), finish(), Done())
     with anyio.fail_after(5):
-        async with provider.stream(ASK, deaf) as deltas:
+        async with aclosing(provider.stream(ASK, deaf)) as deltas:
             assert await anext(deltas) == HI
             gate.set()
             assert [delta async for delta in deltas] == [STOP]
@@ -1560,7 +1560,7 @@ async def test_a_slow_consumer_does_not_make_the_upstream_silent(upstream: FakeU
     upstream.script(token("a"), token("b"), Pause(0.05), Raw(b": x\n\n"), token("c"), finish(), Done())
     found = []
     with anyio.fail_after(10):
-        async with hasty.stream(ASK, deaf) as deltas:
+        async with aclosing(hasty.stream(ASK, deaf)) as deltas:
             async for delta in deltas:
                 found.append(delta)
                 await anyio.sleep(IDLE_SECONDS * 1.3)
@@ -1699,7 +1699,7 @@ async def test_leaving_between_two_deltas_closes_the_upstream_at_once(
 ) -> None:
     upstream.always(*script)
     with anyio.fail_after(10):
-        async with provider.stream(ASK, deaf) as deltas:
+        async with aclosing(provider.stream(ASK, deaf)) as deltas:
             for _ in range(count):
                 await anext(deltas)
             left_at = monotonic()
@@ -1721,7 +1721,7 @@ async def test_a_cancel_while_waiting_closes_the_upstream_at_once(
     taken = anyio.Event()
 
     async def read() -> None:
-        async with provider.stream(ASK, deaf) as deltas:
+        async with aclosing(provider.stream(ASK, deaf)) as deltas:
             for _ in range(count):
                 await anext(deltas)
             taken.set()
@@ -1743,7 +1743,7 @@ async def test_a_cancel_while_waiting_closes_the_upstream_at_once(
 
 
 async def test_a_turn_that_nobody_reads_asks_nothing(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
-    async with provider.stream(ASK, deaf):
+    async with aclosing(provider.stream(ASK, deaf)):
         pass
     assert upstream.requests == []
 
@@ -1756,7 +1756,7 @@ async def test_leaving_while_waiting_for_another_try_asks_no_more(
         async with anyio.create_task_group() as group:
 
             async def read() -> None:
-                async with provider.stream(ASK, deaf) as deltas:
+                async with aclosing(provider.stream(ASK, deaf)) as deltas:
                     async for _ in deltas:
                         pass
 
@@ -1772,7 +1772,7 @@ async def test_many_turns_left_leave_nothing_open(upstream: FakeUpstream, provid
     upstream.always(token("a"), Hang())
 
     async def leave() -> None:
-        async with provider.stream(ASK, deaf) as deltas:
+        async with aclosing(provider.stream(ASK, deaf)) as deltas:
             await anext(deltas)
 
     with anyio.fail_after(20):
@@ -1786,7 +1786,7 @@ async def test_many_turns_left_leave_nothing_open(upstream: FakeUpstream, provid
 
 async def test_a_turn_after_one_that_was_left_is_its_own(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
     upstream.script(token("old"), Hang())
-    async with provider.stream(ASK, deaf) as deltas:
+    async with aclosing(provider.stream(ASK, deaf)) as deltas:
         assert await anext(deltas) == TextDelta("old")
     upstream.script(*say("new"))
     assert text_of(await ask(provider)) == "new"

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
@@ -42,6 +43,7 @@ def header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> str:
     return b", ".join(value for key, value in headers if key == name).decode("latin-1").strip()
 
 
+@lru_cache
 def _name(host: str) -> str:
     """The host without its port and brackets; what is no host at all has none."""
     try:

@@ -1,7 +1,6 @@
 """Providers: where a model's deltas come from. A provider streams one turn; it knows no run, no event and no tool."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, Literal, Protocol, TypeAlias
 
 from msgspec import Struct
@@ -59,11 +58,11 @@ TakeText: TypeAlias = Callable[[str], bool]
 class Provider(Protocol):
     """A source of turns."""
 
-    def stream(self, request: ModelRequest, take: TakeText) -> AbstractAsyncContextManager[AsyncIterator[Delta]]:
-        """One turn. Leaving the context closes the upstream connection at once, whatever it was doing.
+    def stream(self, request: ModelRequest, take: TakeText) -> AsyncGenerator[Delta, None]:
+        """One turn. Closing the generator closes the upstream connection at once, whatever it was doing.
 
-        Text that comes while the iterator is waited for is given to ``take`` first: a token then wakes no task. What it
-        takes does not come out.
+        Text that comes while the generator is waited for is given to ``take`` first: a token then wakes no task. What
+        that takes does not come out.
 
         Raises:
             UpstreamError: while iterating; the turn has failed.

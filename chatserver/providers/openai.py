@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, suppress
+from functools import partial
 from ipaddress import ip_address
 from threading import Lock
 from time import monotonic
@@ -102,12 +103,7 @@ class OpenAIProvider:
             ),
         )
 
-    @asynccontextmanager
-    async def stream(self, request: ModelRequest, take: TakeText) -> AsyncIterator[AsyncIterator[Delta]]:
-        async with aclosing(self._deltas(request, take)) as deltas:
-            yield deltas
-
-    async def _deltas(self, request: ModelRequest, take: TakeText) -> AsyncGenerator[Delta, None]:
+    async def stream(self, request: ModelRequest, take: TakeText) -> AsyncGenerator[Delta, None]:
         """The turn's deltas, tried again as long as nothing of the answer has come."""
         began, delays = monotonic(), backoff()
         while True:
@@ -167,8 +163,7 @@ class OpenAIProvider:
         except (httpx2.TransportError, httpx2.DecodingError) as error:
             raise _silent() if isinstance(error, httpx2.ReadTimeout) else _cut(turn.decoder) from None
         finally:
-            with anyio.CancelScope(shield=True):
-                await leave()
+            await leave()
 
     async def _open(self, body: bytes) -> "httpx2.Response":
         """Send the request and wait for the head of a stream."""
@@ -198,8 +193,7 @@ class OpenAIProvider:
             raise refusal(error) from None
         media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type in ("text/html", "application/json"):
-            with anyio.CancelScope(shield=True):
-                await response.aclose()
+            await _close(response)
             raise UpstreamError("llm_error", "the model server did not answer with a stream")
         return response
 
@@ -247,9 +241,14 @@ def _reads(response: "httpx2.Response", take: "Take") -> "tuple[AsyncGenerator[b
 
     body: Body | None = response.extensions.get(BODY)
     if body is None or response.headers.get("content-encoding", "identity").lower() != "identity":
-        return response.aiter_bytes(), response.aclose
+        return response.aiter_bytes(), partial(_close, response)
     body.take = take
     return cast("AsyncGenerator[bytes, None]", body), body.aclose
+
+
+async def _close(response: "httpx2.Response") -> None:
+    with anyio.CancelScope(shield=True):
+        await response.aclose()
 
 
 async def _rest(reads: AsyncIterator[bytes], turn: _Turn) -> AsyncGenerator[Delta, None]:

@@ -16,7 +16,7 @@ READERS = 4
 BUSY_SECONDS = 10.0
 """How long a writer waits for one of another process. Within the process they queue up and never meet."""
 
-WRITES_PER_COMMIT_LIMIT = 64
+WRITES_AT_ONCE = 64
 """So that the first of many who come at once need not wait for the last."""
 
 T = TypeVar("T")
@@ -98,7 +98,7 @@ class Sqlite:
     def _write_all(self, loop: asyncio.AbstractEventLoop) -> None:
         while (first := self._writes.get()) is not None:
             batch: list[_Write] = [first]
-            while len(batch) < WRITES_PER_COMMIT_LIMIT and not self._writes.empty():
+            while len(batch) < WRITES_AT_ONCE and not self._writes.empty():
                 if (another := self._writes.get()) is None:
                     self._writes.put(None)
                     break

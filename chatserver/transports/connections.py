@@ -3,7 +3,6 @@
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
-from contextlib import contextmanager
 from math import inf
 from time import monotonic, time
 from typing import Any, Self, TypeAlias
@@ -29,6 +28,12 @@ WRITE_NOW = "chatserver.write_now"
 
 Of a started HTTP response it takes the bytes of a body, of a WebSocket whole frames.
 """
+
+OnLeave: TypeAlias = Callable[[Callable[[], None] | None], None]
+
+ON_LEAVE = "chatserver.on_leave"
+"""ASGI extension of our server: an ``OnLeave``, which is told what to call when the peer of a response has left (at
+once, if it has), or that nobody wants to know any more. A task that waits for ASGI's message takes 2 KB of a stream."""
 
 CHECKS_PER_INTERVAL = 4
 """How often a connection is looked at in one heartbeat: a ping comes between 3/4 and a whole one."""
@@ -141,35 +146,23 @@ class Connections:
     def __iter__(self) -> Iterator[Connection]:
         return (connection for slot in list(self._slots) for connection in list(slot))
 
-    @contextmanager
-    def admitted(self, user: str) -> Iterator[None]:
-        """Count a further connection of a user while it lasts.
+    def admit(self, user: str) -> "Place":
+        """Count a further connection of a user until its place is left.
 
         Raises:
             TooMany: this user has as many as one may have.
         """
         if self._users[user] >= self._user_limit:
             raise TooMany(f"at most {self._user_limit} connections")
-        self._users[user] += 1
-        try:
-            yield
-        finally:
-            self._users[user] -= 1
-            if not self._users[user]:
-                del self._users[user]
+        return Place(self._users, user)
 
-    @contextmanager
-    def watched(self, connection: Connection) -> Iterator[None]:
+    def watched(self, connection: Connection) -> "_Watch":
         """Keep a connection alive, and drop it when it is stuck, while it lasts."""
         self._next_slot = (self._next_slot + 1) % len(self._slots)
-        slot = self._slots[self._next_slot]
-        slot.add(connection)
-        try:
-            yield
-        finally:
-            connection.is_open = False
-            slot.discard(connection)
-            self._one_less.set()
+        return _Watch(connection, self._slots[self._next_slot], self._tell)
+
+    def _tell(self) -> None:
+        self._one_less.set()
 
     async def end_all(self) -> None:
         """The server goes down and all runs have ended: let every reader take what is left, then drop it."""
@@ -212,3 +205,48 @@ class Connections:
             await connection.ping()
         except (OSError, RuntimeError):
             connection.drop()  # It has gone or is closing; its own task may not have noticed yet.
+
+
+# Classes, since a generator as a context manager takes half a KB of each stream.
+
+
+class Place:
+    """One of the connections that a user may have."""
+
+    __slots__ = ("_user", "_users")
+
+    def __init__(self, users: Counter[str], user: str) -> None:
+        self._users = users
+        self._user = user
+        users[user] += 1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Once, at the end."""
+        self._users[self._user] -= 1
+        if not self._users[self._user]:
+            del self._users[self._user]
+
+
+class _Watch:
+    """A connection in its slot."""
+
+    __slots__ = ("_connection", "_slot", "_tell")
+
+    def __init__(self, connection: Connection, slot: set[Connection], tell: Callable[[], None]) -> None:
+        self._connection = connection
+        self._slot = slot
+        self._tell = tell
+
+    def __enter__(self) -> None:
+        self._slot.add(self._connection)
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.is_open = False
+        self._slot.discard(self._connection)
+        self._tell()

@@ -10,7 +10,8 @@ from litestar.response import Stream
 
 from chatserver.errors import BadRequest, Unauthenticated
 from chatserver.providers.demo import CompletionRequest, Refusal, answer
-from chatserver.transports.http import OPEN_WHILE_DRAINING, PUBLIC, body_bytes
+from chatserver.transports.body import body_bytes
+from chatserver.transports.http import OPEN_WHILE_DRAINING, PUBLIC
 from chatserver.transports.parts import parts_of
 
 PATH = "/demo/v1"

@@ -1,12 +1,11 @@
 """The HTTP routes: requests to calls of `runs` and `sessions`, and their answers to JSON."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from http import HTTPStatus
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any
 
-import anyio
 from litestar import HttpMethod, Request, Response, delete, get, patch, post
 from litestar.connection import ASGIConnection
 from litestar.datastructures import State
@@ -15,20 +14,20 @@ from litestar.handlers import BaseRouteHandler
 from litestar.params import FromPath, Parameter
 
 from chatserver.auth import Ticket
-from chatserver.commands import ChatRequest, Rename, checked_title, convert, known_form, parse_json
+from chatserver.auth.origins import header
+from chatserver.commands import ChatRequest, Rename, checked_title, known_form
 from chatserver.commands import cursor as parse_cursor
 from chatserver.errors import (
     BadCursor,
-    BadJson,
     BadRequest,
     ChatError,
     Draining,
     NotAcceptable,
     NotFound,
-    TooLarge,
-    UnsupportedMedia,
 )
 from chatserver.records import RunRecord, SessionDetail, SessionPage, SessionRecord
+from chatserver.run import Subscription
+from chatserver.transports.body import read_body
 from chatserver.transports.openapi import (
     ALWAYS,
     BY_NOTHING,
@@ -47,7 +46,6 @@ from chatserver.transports.stream import RunStream
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 
 OPEN_WHILE_DRAINING = "open_while_draining"
 PUBLIC = "public"
@@ -56,9 +54,6 @@ PUBLIC = "public"
 TICKET = "ticket"
 """A route that a ticket is good for."""
 
-DISCARDED_BYTES_LIMIT = 64 * 1024 * 1024
-DISCARD_SECONDS = 0.5
-"""After so much silence, the sender of a body that is too large is taken to wait for its answer."""
 PAGE_LIMIT = 100
 PAGE_DEFAULT = 20
 
@@ -90,19 +85,18 @@ async def admit(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
 )
 async def start_stream(request: Request[str, Any, State]) -> RunStream:
     """Start a run and stream its events."""
-    form = chosen(",".join(request.headers.getall("accept", [])))
-    parts = parts_of(request)
-    with ExitStack() as place:
-        place.enter_context(parts.connections.admitted(request.user))
-        subscription = await parts.runs.start(request.user, await _read(request, ChatRequest))
-        return RunStream(subscription, form, parts.connections, place.pop_all())
+
+    async def start() -> Subscription:
+        return await parts_of(request).runs.start(request.user, await read_body(request, ChatRequest))
+
+    return await _streamed(request, start)
 
 
 @post("/chat/runs", status_code=202, responses=refusals(*STARTING), operation_class=body_of(ChatRequest))
 async def start_run(request: Request[str, Any, State]) -> Response[RunRecord]:
     """Start a run without reading it; its grace period begins at once."""
     runs = parts_of(request).runs
-    with await runs.start(request.user, await _read(request, ChatRequest)) as subscription:
+    with await runs.start(request.user, await read_body(request, ChatRequest)) as subscription:
         run = await runs.record(request.user, subscription.run_id)
     location = f"{request.scope.get('root_path', '')}/chat/runs/{run.run_id}"
     return Response(run, status_code=202, headers={"Location": location})
@@ -126,13 +120,12 @@ async def read_events(
     after: Annotated[str | None, Parameter(description="the last `seq` handled; `Last-Event-ID` wins over it")] = None,
 ) -> RunStream:
     """A run's events from a cursor."""
-    form = chosen(",".join(request.headers.getall("accept", [])))
-    parts = parts_of(request)
-    given = request.headers.get("last-event-id", after)
-    with ExitStack() as place:
-        place.enter_context(parts.connections.admitted(request.user))
-        subscription = await parts.runs.subscribe(request.user, run_id, 0 if given is None else parse_cursor(given))
-        return RunStream(subscription, form, parts.connections, place.pop_all())
+
+    async def subscribe() -> Subscription:
+        given = request.headers.get("last-event-id", after)
+        return await parts_of(request).runs.subscribe(request.user, run_id, 0 if given is None else parse_cursor(given))
+
+    return await _streamed(request, subscribe)
 
 
 @post(
@@ -173,7 +166,7 @@ async def read_session(
 @patch("/chat/sessions/{session_id:str}", responses=refusals(*WITH_BODY, NotFound), operation_class=body_of(Rename))
 async def rename_session(request: Request[str, Any, State], session_id: FromPath[str]) -> SessionRecord:
     """Give a session another title."""
-    title = checked_title(await _read(request, Rename))
+    title = checked_title(await read_body(request, Rename))
     return await parts_of(request).sessions.rename(request.user, known_form(session_id), title)
 
 
@@ -202,48 +195,16 @@ async def readyz(request: Request[str, Any, State]) -> dict[str, Any]:
     return {"status": "ok", "model": settings.model, "is_demo": settings.is_demo}
 
 
-async def _read(request: Request[str, Any, State], kind: type[T]) -> T:
-    """The body as a Struct.
-
-    Raises:
-        UnsupportedMedia, TooLarge, BadJson, BadRequest: it is not one.
-    """
-    media_type, _, parameters = request.headers.get("content-type", "").partition(";")
-    charset = parameters.lower().replace(" ", "").replace('"', "")
-    if media_type.strip().lower() != "application/json" or charset not in ("", "charset=utf-8"):
-        raise UnsupportedMedia("the body must be application/json in UTF-8")
-    if request.headers.get("content-encoding", "identity") != "identity":
-        raise UnsupportedMedia("the body must not be compressed")
-    body = await body_bytes(request, parts_of(request).settings.max_body_bytes)
-    return convert(parse_json(body), kind)
-
-
-async def body_bytes(request: Request[str, Any, State], limit: int) -> bytes:
-    """The body; one that is too large is read and thrown away as long as it comes.
-
-    Who is cut off while it still sends never reads why.
-    """
-    too_large = TooLarge(f"the body is over {limit} bytes")
-    declared = request.headers.get("content-length", "")
-    size = int(declared[:19]) if declared.isdecimal() else 0
-    if size > limit and request.headers.get("expect"):
-        raise too_large
-    body, seen, is_over, has_more = bytearray(), 0, size > limit, True
-    with anyio.move_on_after(DISCARD_SECONDS if is_over else None) as patience:
-        while has_more and seen <= limit + DISCARDED_BYTES_LIMIT:
-            message = cast(dict[str, Any], await request.receive())
-            if message["type"] == "http.disconnect":
-                raise BadJson("the body never came")
-            has_more = message.get("more_body", False)
-            seen += len(message["body"])
-            is_over = is_over or seen > limit
-            if is_over:
-                patience.deadline = anyio.current_time() + DISCARD_SECONDS
-            else:
-                body += message["body"]
-    if is_over:
-        raise too_large
-    return bytes(body)
+async def _streamed(request: Request[str, Any, State], subscribe: Callable[[], Awaitable[Subscription]]) -> RunStream:
+    """A run's events in the form that is asked for, on a connection that the user may have."""
+    form = chosen(header(request.scope["headers"], b"accept"))
+    connections = parts_of(request).connections
+    place = connections.admit(request.user)
+    try:
+        return RunStream(await subscribe(), form, connections, place)
+    except BaseException:
+        place.leave()
+        raise
 
 
 def problem(request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:

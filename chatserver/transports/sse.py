@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Protocol
 
 from chatserver.errors import NotAcceptable
@@ -95,6 +96,7 @@ class PlainText:
 FORMATS: tuple[Format, ...] = (EventStream(), JsonLines(), PlainText())
 
 
+@lru_cache
 def chosen(accept: str) -> Format:
     """The format that an `Accept` header prefers; the first one where it does not care, or is empty.
 

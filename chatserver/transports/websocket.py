@@ -38,7 +38,7 @@ async def websocket(scope: Scope, receive: Receive, send: Send) -> None:
         if isinstance(identity, Unauthenticated):
             raise identity
         parts.requests.count(identity.user)
-        with parts.connections.admitted(identity.user):
+        with parts.connections.admit(identity.user):
             closing = await Dialogue(identity, parts, scope, send).run(receive)
     except (Unauthenticated, TooMany) as error:
         closing = Closing(4000 + error.status, error.detail)

@@ -1,0 +1,68 @@
+"""Request bodies: bytes within their limit, strict JSON, the Struct that a route wants."""
+
+from typing import Any, TypeVar, cast
+
+import anyio
+from litestar import Request
+from litestar.datastructures import State
+
+from chatserver.auth.origins import header
+from chatserver.commands import convert, parse_json
+from chatserver.errors import BadJson, TooLarge, UnsupportedMedia
+from chatserver.transports.parts import parts_of
+
+T = TypeVar("T")
+
+DISCARDED_BYTES_LIMIT = 64 * 1024 * 1024
+DISCARD_SECONDS = 0.5
+"""After so much silence, the sender of a body that is too large is taken to wait for its answer."""
+
+
+async def read_body(request: Request[str, Any, State], kind: type[T]) -> T:
+    """The body as a Struct.
+
+    Raises:
+        UnsupportedMedia, TooLarge, BadJson, BadRequest: it is not one.
+    """
+    headers = request.scope["headers"]
+    media_type, _, parameters = header(headers, b"content-type").partition(";")
+    charset = parameters.lower().replace(" ", "").replace('"', "")
+    if media_type.strip().lower() != "application/json" or charset not in ("", "charset=utf-8"):
+        raise UnsupportedMedia("the body must be application/json in UTF-8")
+    if header(headers, b"content-encoding") not in ("", "identity"):
+        raise UnsupportedMedia("the body must not be compressed")
+    body = await body_bytes(request, parts_of(request).settings.max_body_bytes)
+    return convert(parse_json(body), kind)
+
+
+async def body_bytes(request: Request[str, Any, State], limit: int) -> bytes:
+    """The body; one that is too large is read and thrown away as long as it comes.
+
+    Who is cut off while it still sends never reads why.
+    """
+    too_large = TooLarge(f"the body is over {limit} bytes")
+    declared = header(request.scope["headers"], b"content-length")
+    size = int(declared[:19]) if declared.isdecimal() else 0
+    if size > limit and header(request.scope["headers"], b"expect"):
+        raise too_large
+    body, has_more = b"", True
+    while has_more and max(size, len(body)) <= limit:
+        piece, has_more = await _piece(request)
+        body += piece
+    if max(size, len(body)) <= limit:
+        return body
+    seen = len(body)
+    with anyio.move_on_after(DISCARD_SECONDS) as patience:
+        while has_more and seen <= limit + DISCARDED_BYTES_LIMIT:
+            piece, has_more = await _piece(request)
+            seen += len(piece)
+            patience.deadline = anyio.current_time() + DISCARD_SECONDS
+    raise too_large
+
+
+async def _piece(request: Request[str, Any, State]) -> tuple[bytes, bool]:
+    """What comes next of a body, and whether more will."""
+    message = cast(dict[str, Any], await request.receive())
+    if message["type"] == "http.disconnect":
+        raise BadJson("the body never came")
+    return message["body"], message.get("more_body", False)
