@@ -188,7 +188,7 @@ class Run:
         try:
             await self.log.append(ending)
         except Exception:
-            # Every other run lives in the same task group: one that cannot be ended must not end them.
+            # Whatever the log has against it: the run is over.
             logger.exception("run %s could not be ended", self.run_id)
         self._has_ended = True
         if self._ended is not None:

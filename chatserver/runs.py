@@ -3,10 +3,11 @@
 A run belongs to the server, not to a request.
 """
 
+import asyncio
 import logging
+from collections.abc import Coroutine
 from itertools import islice
 from time import monotonic
-from types import TracebackType
 from typing import Self
 
 import anyio
@@ -39,7 +40,7 @@ SHUTDOWN_SECONDS = 2.0
 
 
 class Runs:
-    """All runs of this process. Enter it: its task group is where runs live."""
+    """All runs of this process. Enter it: leaving ends what still goes on."""
 
     def __init__(self, settings: Settings, sessions: Sessions, logs: EventLogs, agent: Agent) -> None:
         self._settings = settings
@@ -51,22 +52,27 @@ class Runs:
         self._beginning: dict[str, anyio.Event] = {}
         self._deleting: dict[str, anyio.Event] = {}
         self._places = Places(settings, sessions.spent_on)
-        self._tasks = anyio.create_task_group()
+        self._tasks: set[asyncio.Task[None]] = set()
         self.is_draining = False
 
     async def __aenter__(self) -> Self:
-        await self._tasks.__aenter__()
-        self._tasks.start_soon(self._keep)
+        self._spawn(self._keep())
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
+    async def __aexit__(self, *_: object) -> None:
         await self._interrupt()
         for run in self._runs.values():
             run.release()
-        self._tasks.cancel_scope.cancel()
-        return await self._tasks.__aexit__(kind, error, trace)
+        for task in self._tasks:
+            task.cancel()
+        with anyio.CancelScope(shield=True):
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _spawn(self, life: Coroutine[None, None, None]) -> None:
+        # Not in a task group of anyio: a scope, a handle and an event are 2 KB of each run.
+        task = asyncio.create_task(life)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def start(self, user: str, request: ChatRequest) -> Subscription:
         """Begin a run, or find the one that the request's idempotency key names; subscribed from its start.
@@ -99,7 +105,7 @@ class Runs:
             self._beginning.pop(run_id).set()
         if run is None:
             return await self.subscribe(user, begun.run.run_id, 0)
-        self._tasks.start_soon(self._live, run, self._asked(begun, request))
+        self._spawn(self._live(run, self._asked(begun, request)))
         return Subscription(run.log, 0, run, is_at_end=False)
 
     async def subscribe(self, user: str, run_id: str, after: int) -> Subscription:

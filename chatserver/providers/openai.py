@@ -120,6 +120,7 @@ class OpenAIProvider:
                             turn.heard_at = monotonic()  # Only now: how long the consumer took is no silence upstream.
                         elif monotonic() - turn.heard_at > self._idle_seconds:
                             raise _silent()  # The client's read timeout ends silence; comments alone are silence too.
+                        del chunk, found  # A KB of each stream, until more comes.
                     async with aclosing(_rest(reads, turn)) as rest:
                         async for delta in rest:
                             yield delta

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
+from typing import Literal, TypeAlias
 
 import anyio
 
@@ -30,6 +31,9 @@ HEADERS = (
     (b"x-content-type-options", b"nosniff"),
 )
 
+Outcome: TypeAlias = Literal["complete", "failed", "drained", "left"]
+"""How a stream came out; `failed`: text that shall be cut; `drained`: to be ended before the run; `left`, or stuck."""
+
 
 class RunStream:
     """An ASGI response that sends a subscription's records until the run is over or the peer has left.
@@ -43,6 +47,9 @@ class RunStream:
         self._connections = connections
         self._place = place
         self._is_draining = False
+        self._outcome: Outcome = "left"
+        self._scope = anyio.CancelScope()
+        self._connection: Connection
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._place, self._subscription:
@@ -53,58 +60,56 @@ class RunStream:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
                 return
             await send({"type": "http.response.start", "status": 200, "headers": headers})
-            outcome = await self._stream(scope, receive, send)
-        if outcome == "drained":
-            with anyio.move_on_after(1):
-                await send(_body(self._form.farewell(), more_body=False))
-                return
-        if outcome != "complete":
-            await self._break_off(scope, receive, at_once=outcome != "failed")
+            with self._scope:
+                await self._stream(scope, receive, send)
+            del self._connection  # It calls us: a cycle, for the collector.
+        match self._outcome:
+            case "drained":
+                with anyio.move_on_after(1):
+                    return await send(_body(self._form.farewell(), more_body=False))
+                await self._break_off(scope, receive, at_once=True)
+            case "left" | "failed":
+                await self._break_off(scope, receive, at_once=self._outcome == "left")
 
-    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> str:
-        """How the stream came out: `complete`; `failed` (text that shall be cut); `drained` (to be ended before the
-        run is); `left` or stuck."""
-        outcome = "left"
-        with anyio.CancelScope() as streaming:
-            cancel = streaming.cancel
+    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+        ping = KeepAlive(_body(self._form.ping), self._form.ping) if self._form.ping else None
+        self._connection = connection = Connection(
+            send,
+            ping,
+            self._scope.cancel,
+            self._drain,
+            scope.get("extensions", {}).get(WRITE_NOW),
+            expire=self._expire,
+            expires_at=scope["auth"].expires_at,
+        )
+        has_failed = False
+        with self._connections.watched(connection), _Leaving(scope, receive, self._scope.cancel):
+            await connection.write(_body(self._form.opening()))
+            async with aclosing(self._subscription.read(self._take)) as batches:
+                async for batch in batches:
+                    await connection.write(_body(self._form.frame(batch)))
+                    has_failed = batch[-1].type == "error"
+            with _emptied(scope):
+                await connection.write(_body(b""))
+                if has_failed and isinstance(self._form, PlainText):
+                    self._outcome = "failed"
+                else:
+                    tail = self._form.farewell() if self._is_draining else b""
+                    await connection.write(_body(tail, more_body=False))
+                    self._outcome = "complete"
 
-            def drain() -> None:
-                nonlocal outcome
-                self._is_draining = True
-                if self._subscription.is_over:
-                    outcome = "drained"
-                    cancel()
+    def _take(self, batch: Sequence[Record]) -> bool:
+        return self._connection.write_now(self._form.frame(batch))
 
-            def expire() -> None:
-                nonlocal outcome
-                outcome = "failed" if isinstance(self._form, PlainText) else "drained"
-                cancel()
+    def _drain(self) -> None:
+        self._is_draining = True
+        if self._subscription.is_over:
+            self._outcome = "drained"
+            self._scope.cancel()
 
-            ping = KeepAlive(_body(self._form.ping), self._form.ping) if self._form.ping else None
-            write_now = scope.get("extensions", {}).get(WRITE_NOW)
-            connection = Connection(
-                send, ping, cancel, drain, write_now, expire=expire, expires_at=scope["auth"].expires_at
-            )
-
-            def take(batch: Sequence[Record]) -> bool:
-                return connection.write_now(self._form.frame(batch))
-
-            with self._connections.watched(connection), _Leaving(scope, receive, cancel):
-                await connection.write(_body(self._form.opening()))
-                has_failed = False
-                async with aclosing(self._subscription.read(take)) as batches:
-                    async for batch in batches:
-                        await connection.write(_body(self._form.frame(batch)))
-                        has_failed = batch[-1].type == "error"
-                with _emptied(scope):
-                    await connection.write(_body(b""))
-                    if has_failed and isinstance(self._form, PlainText):
-                        outcome = "failed"
-                    else:
-                        tail = self._form.farewell() if self._is_draining else b""
-                        await connection.write(_body(tail, more_body=False))
-                        outcome = "complete"
-        return outcome
+    def _expire(self) -> None:
+        self._outcome = "failed" if isinstance(self._form, PlainText) else "drained"
+        self._scope.cancel()
 
     async def _break_off(self, scope: Scope, receive: Receive, *, at_once: bool) -> None:
         """Leave the body unfinished, so that the peer sees a cut. A stuck one is reset: it would hold its socket."""
