@@ -11,25 +11,18 @@ from typing import Any, cast
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
-from uvicorn.protocols.utils import ClientDisconnected
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.protocol import State
 
 from chatserver import peers
 from chatserver.app import create_app, drain
-from chatserver.errors import BadHttp, ChatError, SettingsError
-from chatserver.limits import Bucket
+from chatserver.errors import ChatError, SettingsError
 from chatserver.settings import Settings
-from chatserver.strict_http import LINGER_SECONDS, StrictHttp, answer
+from chatserver.strict_http import StrictHttp
+from chatserver.strict_websocket import WebSocketProtocol
 from chatserver.transports.connections import ON_LEAVE, TRANSPORT, WRITE_NOW, Message, Receive, Scope, Send
-from chatserver.transports.frames import FRAMES, framed_once
+from chatserver.transports.frames import framed_once
 
 BACKLOG = 2048
 WS_PING_SECONDS = 15.0
-FRAMES_PER_SECOND_LIMIT = 200
-FRAMES_AT_ONCE_LIMIT = 2000
-"""Of one WebSocket, whatever kind they are; a second's worth more is taken after each second."""
-
 TICKS_PER_LOOK = 50
 """uvicorn ticks ten times a second: every 5 s it is looked who is still there."""
 
@@ -99,75 +92,6 @@ def _chunk(body: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(body), body)
 
 
-class WebSocketProtocol(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket, with the transport in reach and many frames in one write."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._frames_left = Bucket(FRAMES_AT_ONCE_LIMIT, FRAMES_PER_SECOND_LIMIT)
-        self._is_deaf = False
-
-    def handle_connect(self, event: Any) -> None:
-        super().handle_connect(event)
-        if not self.close_sent:
-            cast(dict[str, Any], self.scope)["extensions"] |= {
-                TRANSPORT: self.transport,
-                WRITE_NOW: self._write_now,
-                FRAMES: {},
-            }
-
-    def data_received(self, data: bytes) -> None:
-        if self._is_deaf:
-            return
-        super().data_received(data)
-        if self.conn.handshake_exc is not None and not self.handshake_initiated:
-            self.transport.write(answer(BadHttp()))  # Too many headers, or too long ones; uvicorn would wait for ever.
-            self.transport.close()
-
-    def handle_events(self) -> None:
-        if self.handshake_complete and any(self._frames_left.take() for _ in self.conn.events) and not self.close_sent:
-            self.conn.events.clear()
-            self.conn.send_close(4429, "too many frames")
-            return self.handle_parser_exception()
-        super().handle_events()
-
-    def handle_parser_exception(self) -> None:
-        """As uvicorn's, but for a while the peer may go on sending: cut off at once, it would never read why."""
-        sent = self.conn.close_sent
-        code, reason = (sent.code, sent.reason) if sent is not None else (1011, "")
-        self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
-        self.transport.write(b"".join(self.conn.data_to_send()))
-        self.close_sent = self._is_deaf = True
-        self.transport.resume_reading()
-        self.close_timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
-
-    def send_receive_event_to_app(self) -> None:
-        if self.curr_msg_data_type == "text" and not _is_utf8(b"".join(self.frames)):
-            self.frames = []  # uvicorn closes with 1007 too, but with a traceback in the log.
-            self.conn.send_close(1007)
-            return self.handle_parser_exception()
-        super().send_receive_event_to_app()
-
-    async def send(self, message: Any) -> None:
-        if self.close_sent and message["type"] in ("websocket.send", "websocket.close"):
-            raise ClientDisconnected
-        frames: bytes | None = message.get(FRAMES)
-        if frames is None:
-            await super().send(message)
-            if message["type"] == "websocket.http.response.body":
-                self.handshake_complete = True  # Refused is complete too; uvicorn would log it as a fault of the app.
-            return
-        await self.writable.wait()
-        if not self._write_now(frames):
-            raise ClientDisconnected
-
-    def _write_now(self, frames: bytes) -> bool:
-        if self.disconnected or self.close_sent or self.conn.state is not State.OPEN or not self.writable.is_set():
-            return False
-        self.transport.write(frames)
-        return True
-
-
 class Server(uvicorn.Server):
     """A server of one process. The first SIGTERM or SIGINT drains it, a second one ends it at once."""
 
@@ -214,14 +138,6 @@ class Server(uvicorn.Server):
             await drain(self.app)
         finally:
             self.should_exit = True
-
-
-def _is_utf8(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _as_served(app: Any) -> Any:

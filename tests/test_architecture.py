@@ -29,6 +29,7 @@ ROOMS = (
     "transports",
     "app",
     "strict_http",
+    "strict_websocket",
     "peers",
     "server",
     "bench",
@@ -58,9 +59,9 @@ HOMES = {
     "openai": ("providers/openai.py", "providers/refusals.py"),
     "rich": ("bench/",),
     "sqlalchemy": ("sessions/",),
-    "uvicorn": ("strict_http.py", "server.py", "cli.py"),
+    "uvicorn": ("strict_http.py", "strict_websocket.py", "server.py", "cli.py"),
     "uvloop": ("server.py",),
-    "websockets": ("server.py",),
+    "websockets": ("strict_websocket.py",),
 }
 """Where a library may be imported: nowhere else does the program know that it exists."""
 
@@ -165,7 +166,7 @@ def test_every_room_and_home_exists() -> None:
         (
             "app.py",
             "import uvicorn.config",
-            "app.py:1: `uvicorn` is imported outside strict_http.py, server.py, cli.py",
+            "app.py:1: `uvicorn` is imported outside strict_http.py, strict_websocket.py, server.py, cli.py",
         ),
         ("app.py", "import requests", "app.py:1: `requests` has no place in HOMES"),
         ("attic.py", "", "attic.py: `attic` has no place in ROOMS"),

@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 import pytest
 
-from chatserver import limits, server
+from chatserver import limits, strict_websocket
 from chatserver.errors import TooMany
 from chatserver.events import ToolResult, Usage
 from chatserver.limits import Bucket, Day, Meter, Requests
@@ -187,8 +187,8 @@ async def test_a_flood_of_frames_of_whatever_kind_is_shut_off(kind: str) -> None
 async def test_as_many_frames_as_are_allowed_at_once_are_taken() -> None:
     async with live_server(None) as live, await WsReader.connect(live) as reader:
         with anyio.fail_after(WAIT_SECONDS):
-            reader.send_wire(FLOODS["commands"] * (server.FRAMES_AT_ONCE_LIMIT - 1))
-            for _ in range(server.FRAMES_AT_ONCE_LIMIT - 1):
+            reader.send_wire(FLOODS["commands"] * (strict_websocket.FRAMES_AT_ONCE_LIMIT - 1))
+            for _ in range(strict_websocket.FRAMES_AT_ONCE_LIMIT - 1):
                 await reader.until("pong")
 
 

@@ -6,7 +6,7 @@ This is the seam for other APIs of the SDK: another decoder beside ``chunks``, a
 import logging
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, suppress
 from functools import partial
 from ipaddress import ip_address
 from threading import Lock
@@ -105,11 +105,11 @@ class OpenAIProvider:
 
     async def stream(self, request: ModelRequest, take: TakeText) -> AsyncGenerator[Delta, None]:
         """The turn's deltas, tried again as long as nothing of the answer has come."""
-        began, delays = monotonic(), backoff()
+        began, delays, body = monotonic(), backoff(), self._body(request)
         while True:
             turn = _Turn(take)
             try:
-                async with self._reading(request, turn) as reads:
+                async with _Reading(await self._open(body), turn) as reads:
                     turn.heard_at = monotonic()
                     async for chunk in reads:
                         if found := turn.events.feed(chunk):
@@ -149,22 +149,6 @@ class OpenAIProvider:
             # OpenAI's newer models refuse the old name, other servers may not know the new one.
             body["max_tokens" if self._base_url else "max_completion_tokens"] = request.max_output_tokens
         return msgspec.json.encode(body)
-
-    @asynccontextmanager
-    async def _reading(self, request: ModelRequest, turn: "_Turn") -> AsyncIterator[AsyncIterator[bytes]]:
-        """The bytes of the answer to a request; leaving ends it, and whatever goes wrong is an error of ours."""
-        import httpx2
-
-        reads, leave = _reads(await self._open(self._body(request)), turn.take)
-        try:
-            async with aclosing(reads):
-                yield reads
-        except EventTooLong:
-            raise UpstreamError("llm_error", "the model server sent an event without end") from None
-        except (httpx2.TransportError, httpx2.DecodingError) as error:
-            raise _silent() if isinstance(error, httpx2.ReadTimeout) else _cut(turn.decoder) from None
-        finally:
-            await leave()
 
     async def _open(self, body: bytes) -> "httpx2.Response":
         """Send the request and wait for the head of a stream."""
@@ -217,6 +201,29 @@ class _Turn:
             return False
         self.heard_at = monotonic()
         return True
+
+
+class _Reading:
+    """The bytes of an answer as they come; leaving ends it, and whatever goes wrong in it is an error of ours."""
+
+    def __init__(self, response: "httpx2.Response", turn: _Turn) -> None:
+        self._turn = turn
+        self._reads, self._leave = _reads(response, turn.take)
+
+    async def __aenter__(self) -> AsyncGenerator[bytes, None]:
+        return self._reads
+
+    async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
+        import httpx2
+
+        try:
+            await self._reads.aclose()
+        finally:
+            await self._leave()
+        if isinstance(error, EventTooLong):
+            raise UpstreamError("llm_error", "the model server sent an event without end") from None
+        if isinstance(error, httpx2.TransportError | httpx2.DecodingError):
+            raise _silent() if isinstance(error, httpx2.ReadTimeout) else _cut(self._turn.decoder) from None
 
 
 def _is_local(url: str | None) -> bool:
