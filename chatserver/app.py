@@ -43,7 +43,11 @@ class App(Litestar):
                     raise NotFound("here is no WebSocket")
             except ChatError as error:
                 return await refuse(scope, send, error)
-        await super().__call__(scope, receive, send)
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            # What reaches from here to the server's objects: a cycle each, for the collector.
+            scope.pop("extensions", None)
 
 
 def create_app(settings: Settings) -> Litestar:

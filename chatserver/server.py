@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from types import FrameType
 from typing import Any, cast
@@ -141,22 +141,17 @@ class Server(uvicorn.Server):
 
 
 def _as_served(app: Any) -> Any:
-    """The app, except that a setting which turns out wrong at start is told without a traceback.
+    """The app, except that a setting which turns out wrong at start is told without a traceback."""
 
-    When it is done with a scope, what reaches from there to uvicorn's objects is gone: a cycle each, for the collector.
-    """
-
-    async def asgi(scope: Scope, receive: Receive, send: Send) -> None:
+    def asgi(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         async def tell(message: Message) -> None:
             lines = message.get("message", "").rstrip().splitlines()
             if wrong := [line.partition(_WRONG)[2] for line in lines if _WRONG in line]:
                 message = message | {"message": wrong[-1]}
             await send(message)
 
-        try:
-            await app(scope, receive, tell if scope["type"] == "lifespan" else send)
-        finally:
-            scope.pop("extensions", None)
+        served: Awaitable[None] = app(scope, receive, tell if scope["type"] == "lifespan" else send)
+        return served
 
     return asgi
 
@@ -168,6 +163,7 @@ def config(settings: Settings, app: object) -> uvicorn.Config:
     """uvicorn as it is set up here; every difference from its defaults has a reason in the research."""
     return uvicorn.Config(
         cast(Any, app),
+        interface="asgi3",
         host=settings.host,
         port=settings.port,
         root_path=settings.root_path,

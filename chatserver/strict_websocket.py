@@ -9,7 +9,7 @@ from websockets.protocol import State
 
 from chatserver.errors import BadHttp
 from chatserver.limits import Bucket
-from chatserver.strict_http import LINGER_SECONDS, answer
+from chatserver.strict_http import LINGER_SECONDS, Event, answer
 from chatserver.transports.connections import TRANSPORT, WRITE_NOW, Message
 from chatserver.transports.frames import FRAMES
 
@@ -21,24 +21,23 @@ FRAMES_AT_ONCE_LIMIT = 2000
 class Inbox:
     """What the application has still to receive. One task waits for it; asyncio's queue is ready for many, in 3 KB."""
 
-    __slots__ = ("_messages", "_waiter")
+    __slots__ = ("_has_come", "_messages")
 
     def __init__(self) -> None:
         self._messages: list[Message] = []
-        self._waiter: asyncio.Future[None] | None = None
+        self._has_come = Event()
 
     def put_nowait(self, message: Message) -> None:
         self._messages.append(message)
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        self._has_come.set()
 
     def empty(self) -> bool:
         return not self._messages
 
     async def get(self) -> Message:
         while not self._messages:
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
+            self._has_come.clear()
+            await self._has_come.wait()
         return self._messages.pop(0)
 
 
@@ -48,6 +47,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.queue = cast(Any, Inbox())
+        self.writable = cast(asyncio.Event, Event(is_set=True))
         self._frames_left = Bucket(FRAMES_AT_ONCE_LIMIT, FRAMES_PER_SECOND_LIMIT)
         self._is_deaf = False
 
