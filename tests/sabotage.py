@@ -278,7 +278,8 @@ async def first_reader_goes_on() -> AsyncIterator[None]:
     """A second attach on a connection does not end the first one."""
 
     async def detach(self: Dialogue, run_id: str) -> None:
-        self._pumps.pop(run_id, None)
+        if pump := self._pumps.pop(run_id, None):
+            self._pumps[f"{run_id}, the first"] = pump  # Until the connection ends.
 
     with patch.object(Dialogue, "_detach", detach):
         yield

@@ -105,11 +105,11 @@ class OpenAIProvider:
 
     async def stream(self, request: ModelRequest, take: TakeText) -> AsyncGenerator[Delta, None]:
         """The turn's deltas, tried again as long as nothing of the answer has come."""
-        began, delays, body = monotonic(), backoff(), self._body(request)
+        began, delays = monotonic(), backoff()
         while True:
             turn = _Turn(take)
             try:
-                async with _Reading(await self._open(body), turn) as reads:
+                async with _Reading(await self._open(self._body(request)), turn) as reads:
                     turn.heard_at = monotonic()
                     async for chunk in reads:
                         if found := turn.events.feed(chunk):

@@ -23,7 +23,7 @@ from chatserver.transports.connections import (
     Scope,
     Send,
 )
-from chatserver.transports.sse import Format, PlainText
+from chatserver.transports.sse import FORMATS, Format, PlainText
 
 HEADERS = (
     (b"cache-control", b"no-cache, no-transform"),
@@ -53,13 +53,12 @@ class RunStream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._place, self._subscription:
-            headers = [(b"content-type", self._form.content_type), *HEADERS]
             if self._subscription.is_at_end:
                 # 204 is the one answer after which a browser's EventSource stays away.
                 await send({"type": "http.response.start", "status": 204, "headers": [*HEADERS]})
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
                 return
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.start", "status": 200, "headers": _HEADERS[self._form]})
             with self._scope:
                 await self._stream(scope, receive, send)
             del self._connection  # It calls us: a cycle, for the collector.
@@ -72,10 +71,9 @@ class RunStream:
                 await self._break_off(scope, receive, at_once=self._outcome == "left")
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
-        ping = KeepAlive(_body(self._form.ping), self._form.ping) if self._form.ping else None
         self._connection = connection = Connection(
             send,
-            ping,
+            _KEEP_ALIVE[self._form],
             self._scope.cancel,
             self._drain,
             scope.get("extensions", {}).get(WRITE_NOW),
@@ -164,3 +162,8 @@ class _Leaving:
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+# Made once, not for each stream.
+_HEADERS = {form: [(b"content-type", form.content_type), *HEADERS] for form in FORMATS}
+_KEEP_ALIVE = {form: KeepAlive(_body(form.ping), form.ping) if form.ping else None for form in FORMATS}
