@@ -58,7 +58,8 @@ class RunStream:
                 await send({"type": "http.response.start", "status": 204, "headers": [*HEADERS]})
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
                 return
-            await send({"type": "http.response.start", "status": 200, "headers": _HEADERS[self._form]})
+            await send({"type": "http.response.start", "status": 200, "headers": _headers(self._form)})
+            scope["headers"].clear()  # They have been looked at; a browser's are 2 KB.
             with self._scope:
                 await self._stream(scope, receive, send)
             del self._connection  # It calls us: a cycle, for the collector.
@@ -117,6 +118,10 @@ class RunStream:
                 await _disconnected(receive)
 
 
+def _headers(form: Format) -> list[tuple[bytes, bytes]]:
+    return [(b"content-type", form.content_type), *HEADERS]  # Each time anew: whoever passes them on may add to them.
+
+
 def _body(content: bytes, more_body: bool = True) -> Message:
     return {"type": "http.response.body", "body": content, "more_body": more_body}
 
@@ -165,5 +170,4 @@ async def _disconnected(receive: Receive) -> None:
 
 
 # Made once, not for each stream.
-_HEADERS = {form: [(b"content-type", form.content_type), *HEADERS] for form in FORMATS}
 _KEEP_ALIVE = {form: KeepAlive(_body(form.ping), form.ping) if form.ping else None for form in FORMATS}
