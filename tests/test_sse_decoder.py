@@ -129,6 +129,7 @@ def test_the_end_of_the_body_makes_no_event_of_nothing(body: bytes) -> None:
 
 def test_a_chunk_of_whole_events_is_seen_as_that() -> None:
     assert SSEDecoder().whole(b'data: {"x": 1}\n\ndata: 2\n\n') == [b'{"x": 1}', b"2"]
+    assert SSEDecoder().single(b'data: {"x": 1}\n\n') == b'{"x": 1}'
 
 
 @given(st.lists(pieces | st.just(b"data: x\n\n"), min_size=1, max_size=6), st.booleans())
@@ -136,12 +137,15 @@ def test_a_chunk_of_whole_events_is_seen_as_that() -> None:
 @example([b"event: e\n", b"data: a\n\n"], False)
 @example([b"data: a\r", b"\ndata: b\n\n"], False)
 def test_the_whole_events_of_a_chunk_are_what_feeding_it_gives(chunks: list[bytes], is_fed_too: bool) -> None:
-    decoder, other = SSEDecoder(), SSEDecoder()
+    decoder, one, other = SSEDecoder(), SSEDecoder(), SSEDecoder()
     for chunk in chunks:
-        found, fed = decoder.whole(chunk), other.feed(chunk)
+        found, single, fed = decoder.whole(chunk), one.single(chunk), other.feed(chunk)
         assert found is None or [(b"", data) for data in found] == fed
+        assert single is None or [(b"", single)] == fed
         if found is None or is_fed_too:
             assert decoder.feed(chunk) == fed
+        if single is None or is_fed_too:
+            assert one.feed(chunk) == fed
 
 
 def test_an_error_without_a_field_is_an_event_at_once() -> None:

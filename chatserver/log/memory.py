@@ -8,6 +8,7 @@ from anyio.lowlevel import checkpoint
 
 from chatserver.events import (
     TERMINAL_TYPES,
+    TEXT_CHARS_PER_EVENT,
     Answer,
     Event,
     Reasoning,
@@ -18,6 +19,7 @@ from chatserver.events import (
     decode,
     fold,
     pieces,
+    token_writer,
 )
 from chatserver.log import READ_BYTES_LIMIT, READ_RECORDS_LIMIT, Take
 
@@ -48,6 +50,7 @@ class MemoryLog:
         self._bytes = sum(len(each.data) for each in self._records)
         self._compact_at_bytes = budget_bytes
         self._last_seq = self._records[-1].seq if self._records else 0
+        self._token = token_writer(run_id)
         self._answer = Answer()
         self._unfolded: list[Event | Record] = list(records)
         self._waiting: list[_Cursor] = []
@@ -68,14 +71,18 @@ class MemoryLog:
     def _append(self, draft: Event) -> None:
         if self._closed:
             raise RuntimeError("a terminal event is the last one")
-        for piece in pieces(draft):
-            new = appended(piece, self.run_id, self._last_seq + 1)
-            self._last_seq = new.seq
-            self._records.append(new)
-            # Texts cannot be changed; a tool may change the arguments that it is given.
-            self._unfolded.append(piece if isinstance(piece, Token | Reasoning) else new)
-            self._bytes += len(new.data)
-            self._closed = new.type in TERMINAL_TYPES
+        if isinstance(draft, Token | Reasoning) and len(draft.content) > TEXT_CHARS_PER_EVENT:
+            for piece in pieces(draft):
+                self._append(piece)
+            return
+        seq = self._last_seq + 1
+        new = self._token(draft.content, seq) if type(draft) is Token else appended(draft, self.run_id, seq)
+        self._last_seq = seq
+        self._records.append(new)
+        # Texts cannot be changed; a tool may change the arguments that it is given.
+        self._unfolded.append(draft if isinstance(draft, Token | Reasoning) else new)
+        self._bytes += len(new.data)
+        self._closed = new.type in TERMINAL_TYPES
         if self._bytes > self._compact_at_bytes:
             self._compact()
 
@@ -126,9 +133,9 @@ class MemoryLog:
         Waking a task for each event is dearer (measured, the server's CPU for one more reader's event: 23 and 14 µs).
         """
         self._is_waking = False
-        waiting, self._waiting = self._waiting, []
         after, batch = -1, ()  # type: tuple[int, Sequence[Record]]
-        for reader in waiting:
+        is_any_woken = False
+        for reader in self._waiting:
             if reader.waiter.done():
                 continue
             if reader.after != after:
@@ -142,11 +149,13 @@ class MemoryLog:
                     logger.debug("a reader could not be served at once", exc_info=True)
             if is_taken:
                 reader.after = batch[-1].seq
-                self._waiting.append(reader)
                 if reader.after < self._last_seq:
                     self._wake()
             else:
                 reader.waiter.set_result(None)
+                is_any_woken = True
+        if is_any_woken:
+            self._waiting = [reader for reader in self._waiting if not reader.waiter.done()]
 
     def _following(self, cursor: int) -> Sequence[Record]:
         if cursor >= self._last_seq:

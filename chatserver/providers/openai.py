@@ -193,10 +193,10 @@ class _Turn:
 
     def take(self, chunk: bytes) -> bool:
         """Take a chunk that is one event and has nothing but text."""
-        found = self.events.whole(chunk)
-        if found is None or len(found) != 1:
+        event = self.events.single(chunk)
+        if event is None:
             return False
-        text = self.decoder.text(found[0])
+        text = self.decoder.text(event)
         if text is None or not self._take(text):
             return False
         self.heard_at = monotonic()

@@ -4,6 +4,9 @@ EVENT_BYTES_LIMIT = 1024 * 1024
 """A longer line or event is no model's chunk; the largest seen in use are tool arguments of some 100 KB."""
 
 
+NEWLINE = ord("\n")
+
+
 class EventTooLong(ValueError):
     """The upstream sends something without end."""
 
@@ -52,6 +55,16 @@ class SSEDecoder:
             return None
         self._at_start = False
         return found
+
+    def single(self, chunk: bytes) -> bytes | None:
+        """As ``whole``, if it is nothing but one event."""
+        end = len(chunk) - 2
+        if not chunk.startswith(b"data: ") or chunk.find(b"\n") != end or chunk[-1] != NEWLINE or b"\r" in chunk:
+            return None
+        if self._rest or self._data or self._type or end > EVENT_BYTES_LIMIT:
+            return None
+        self._at_start = False
+        return chunk[6:end]
 
     def flush(self) -> list[tuple[bytes, bytes]]:
         """At the end of the body: an event whose blank line never came, since some servers forget it."""

@@ -32,7 +32,7 @@ def framed_once(frame: Callable[[T], bytes]) -> Callable[[T], bytes]:
 @framed_once
 def text_frames(batch: Sequence[Record]) -> bytes:
     """Each document as one text frame, unmasked (RFC 6455, 5.2)."""
-    return b"".join([part for each in batch for part in (_text_head(len(each.data)), each.data)])
+    return b"".join([text_frame(each.data) for each in batch]) if len(batch) > 1 else text_frame(batch[0].data)
 
 
 def text_frame(document: bytes) -> bytes:

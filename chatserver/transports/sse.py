@@ -34,10 +34,12 @@ class Format(Protocol):
 
 
 @framed_once
-def _event_stream(records: Sequence[Record]) -> bytes:
-    return b"".join(
-        [b"id: %d\nevent: %b\ndata: %b\n\n" % (each.seq, each.type.encode(), each.data) for each in records]
-    )
+def _events(records: Sequence[Record]) -> bytes:
+    return b"".join(map(_event, records)) if len(records) > 1 else _event(records[0])
+
+
+def _event(each: Record) -> bytes:
+    return b"id: %d\nevent: %b\ndata: %b\n\n" % (each.seq, each.type.encode(), each.data)
 
 
 class EventStream:
@@ -51,7 +53,7 @@ class EventStream:
         return b"retry: %d\n\n" % RETRY_MS
 
     def frame(self, records: Sequence[Record]) -> bytes:
-        return _event_stream(records)
+        return _events(records)
 
     def farewell(self) -> bytes:
         # Spread out, or every reader would come back in the same moment.
