@@ -22,7 +22,8 @@ from chatserver.transports.connections import ON_LEAVE, TRANSPORT, WRITE_NOW, Me
 from chatserver.transports.frames import framed_once
 
 BACKLOG = 2048
-WS_PING_SECONDS = 15.0
+WS_PING_SECONDS = 45.0
+WS_PONG_SECONDS = 15.0
 TICKS_PER_LOOK = 50
 """uvicorn ticks ten times a second: every 5 s it is looked who is still there."""
 
@@ -172,7 +173,7 @@ def config(settings: Settings, app: object) -> uvicorn.Config:
         ws_max_size=settings.max_frame_bytes,
         ws_per_message_deflate=False,
         ws_ping_interval=WS_PING_SECONDS,
-        ws_ping_timeout=WS_PING_SECONDS,
+        ws_ping_timeout=WS_PONG_SECONDS,
         timeout_keep_alive=75,
         limit_concurrency=settings.max_connections,
         timeout_graceful_shutdown=LAST_TASKS_SECONDS,
