@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from secrets import token_urlsafe
 from typing import Any
 
@@ -15,7 +16,7 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from chatserver import __version__
 from chatserver.agent import Agent
 from chatserver.auth import Gate
-from chatserver.errors import ChatError, NotFound
+from chatserver.errors import ChatError, NotFound, SettingsError
 from chatserver.limits import Requests
 from chatserver.log.memory import MemoryLogs
 from chatserver.providers.openai import OpenAIProvider
@@ -25,7 +26,7 @@ from chatserver.settings import Settings
 from chatserver.tools import load_tools
 from chatserver.tools.execution import ToolThreads
 from chatserver.transports import demo, documents, http, page
-from chatserver.transports.connections import Connections
+from chatserver.transports.connections import Connections, Message, Send
 from chatserver.transports.openapi import BY_TOKEN, SECURITY
 from chatserver.transports.parts import Parts
 from chatserver.transports.refusal import refuse
@@ -36,18 +37,31 @@ class App(Litestar):
     """Litestar, with the gate before everything else: also before routes that do not exist."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "lifespan":
+        if scope["type"] == "lifespan":
+            return await super().__call__(scope, receive, partial(_without_traceback, send))
+        try:
             try:
                 self.state.gate.origins.check(scope)
                 if scope["type"] == "websocket" and scope["path"].removeprefix(scope["root_path"]) != PATH:
                     raise NotFound("here is no WebSocket")
             except ChatError as error:
-                return await refuse(scope, send, error)
-        try:
-            await super().__call__(scope, receive, send)
+                await refuse(scope, send, error)
+            else:
+                await super().__call__(scope, receive, send)
         finally:
             # What reaches from here to the server's objects: a cycle each, for the collector.
             scope.pop("extensions", None)
+
+
+async def _without_traceback(send: Send, message: Message) -> None:
+    """Say how the start went; of a setting that turned out wrong, in a line."""
+    lines = message.get("message", "").rstrip().splitlines()
+    if wrong := [line.partition(_WRONG)[2] for line in lines if _WRONG in line]:
+        message = message | {"message": wrong[-1]}
+    await send(message)
+
+
+_WRONG = f"{SettingsError.__module__}.{SettingsError.__qualname__}: "
 
 
 def create_app(settings: Settings) -> Litestar:

@@ -176,7 +176,7 @@ def to_json(value: object) -> bytes:
 
 
 def record(event: Event) -> Record:
-    """Encode an event that has its ``seq``; the only place where an event becomes bytes."""
+    """Encode an event that has its ``seq``. Only here and in ``token_writer`` does one become bytes."""
     return Record(event.seq, event.__struct_config__.tag, to_json(event))  # type: ignore[arg-type]  # our tags are text
 
 
@@ -204,12 +204,12 @@ def decode(document: bytes) -> Event:
     return _decoder.decode(document)
 
 
-_TEXTS = (Token, Reasoning)
+TEXTS = (Token, Reasoning)
 
 
 def pieces(draft: Event) -> Sequence[Event]:
     """A draft as the events it takes: one, or several when its text is longer than one event may be."""
-    if not isinstance(draft, _TEXTS) or len(draft.content) <= TEXT_CHARS_PER_EVENT:
+    if not isinstance(draft, TEXTS) or len(draft.content) <= TEXT_CHARS_PER_EVENT:
         return (draft,)
     starts = range(0, len(draft.content), TEXT_CHARS_PER_EVENT)
     return [type(draft)(content=draft.content[start : start + TEXT_CHARS_PER_EVENT]) for start in starts]

@@ -19,6 +19,7 @@ from anyio.abc import TaskGroup
 from chatserver.agent import Agent, Finished
 from chatserver.errors import UpstreamError
 from chatserver.events import Done, Error, FinishReason, Record, Terminal, Token, ToolResult, appended, compact
+from chatserver.lean_event import LeanEvent
 from chatserver.limits import Meter
 from chatserver.log import EVENTS_LIMIT, EventLog, Take
 from chatserver.providers import ModelRequest
@@ -63,8 +64,7 @@ class Run:
         self._last_seq = 0
         self._scope: anyio.CancelScope | None = None  # Its task group's: one of its own would be a KB more a stream.
         self._ending: Terminal | None = None
-        self._has_ended = False
-        self._ended: anyio.Event | None = None  # Made when somebody waits for it: it takes a KB.
+        self.over = LeanEvent()
         self.looked_at, self.stored_seq = self.began, START_SEQ
         """When it was last asked whether there is more to store of its answer, and how far that is stored."""
         self._wait_for_reader()
@@ -190,16 +190,8 @@ class Run:
         except Exception:
             # Whatever the log has against it: the run is over.
             logger.exception("run %s could not be ended", self.run_id)
-        self._has_ended = True
-        if self._ended is not None:
-            self._ended.set()
+        self.over.set()
         return is_stored
-
-    async def ended(self) -> None:
-        """Return when all is appended that there will be."""
-        if not self._has_ended:
-            self._ended = self._ended or anyio.Event()
-            await self._ended.wait()
 
     async def store_late(self, sessions: Sessions) -> None:
         """Go on trying: as long as a run is stored as running, its session takes no other."""

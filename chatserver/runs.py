@@ -106,6 +106,7 @@ class Runs:
         if run is None:
             return await self.subscribe(user, begun.run.run_id, 0)
         self._spawn(self._live(run, self._asked(begun, request)))
+        await asyncio.sleep(0)  # The model is asked first: while it thinks, there is time to answer the reader.
         return Subscription(run.log, 0, run, is_at_end=False)
 
     async def subscribe(self, user: str, run_id: str, after: int) -> Subscription:
@@ -179,7 +180,7 @@ class Runs:
             runs = [run for run in self._runs.values() if (run.user, run.record.session_id) == (user, session_id)]
             for run in runs:
                 run.cancel()
-                await run.ended()
+                await run.over.wait()
             await self._sessions.delete(user, session_id)
             for run in runs:
                 self._forget(run)
@@ -197,7 +198,7 @@ class Runs:
         self.is_draining = True
         with anyio.move_on_after(self._settings.drain_seconds):
             for run in list(self._unfinished.values()):
-                await run.ended()
+                await run.over.wait()
         await self._interrupt()
 
     async def _find(self, user: str, run_id: str) -> Run | None:
@@ -240,7 +241,7 @@ class Runs:
             for run in list(self._unfinished.values()):
                 run.interrupt()
             for run in list(self._unfinished.values()):
-                await run.ended()
+                await run.over.wait()
 
     async def _begin(self, user: str, begun: Begun, request: ChatRequest, meter: Meter) -> Run:
         settings = self._settings
@@ -270,10 +271,9 @@ class Runs:
     async def _live(self, run: Run, request: ModelRequest) -> None:
         ending = await run.answer(self._agent, request, self._sessions)
         run.meter.told(None)
-        with anyio.CancelScope(shield=True):
-            is_stored = await run.finish(ending, self._sessions)
-            del self._unfinished[run.run_id]
-            self._places.leave(run.user, run.meter)
+        is_stored = await run.finish(ending, self._sessions)
+        del self._unfinished[run.run_id]
+        self._places.leave(run.user, run.meter)
         if not is_stored:
             await run.store_late(self._sessions)
         run.retain(self._settings.retention_seconds, lambda: self._forget(run))

@@ -1,29 +1,26 @@
-"""The uvicorn process: what ASGI has no words for. Signals that drain, connections that can be cut, joined frames."""
+"""The uvicorn process: a listening socket, signals that drain, peers that are looked after."""
 
 import asyncio
-import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable
-from functools import partial
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, cast
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from chatserver import peers
 from chatserver.app import create_app, drain
-from chatserver.errors import ChatError, SettingsError
 from chatserver.settings import Settings
-from chatserver.strict_http import StrictHttp
+from chatserver.strict_http import HttpProtocol
 from chatserver.strict_websocket import WebSocketProtocol
-from chatserver.transports.connections import ON_LEAVE, TRANSPORT, WRITE_NOW, Message, Receive, Scope, Send
-from chatserver.transports.frames import framed_once
 
 BACKLOG = 2048
 WS_PING_SECONDS = 45.0
 WS_PONG_SECONDS = 15.0
+"""For a peer whose kernel answers and whose program does not. Seldom: uvicorn has a timer for each connection. What
+keeps connections alive for proxies is the clock of ``Connections``."""
+
 TICKS_PER_LOOK = 50
 """uvicorn ticks ten times a second: every 5 s it is looked who is still there."""
 
@@ -31,74 +28,12 @@ LAST_TASKS_SECONDS = 2
 """After the drain nothing of ours is left; what still hangs is cancelled."""
 
 
-_quiet = logging.getLogger("chatserver.http")
-_quiet.setLevel(logging.ERROR)  # uvicorn warns of each broken request: a hostile client could fill the log.
-
-
-class HttpProtocol(StrictHttp):
-    """One HTTP connection, with the transport in reach of the application."""
-
-    _leave: Callable[[], None] | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        super().connection_made(transport)
-        self.logger = _quiet
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        cast(dict[str, Any], self.scope)["extensions"] = {TRANSPORT: self.transport}
-
-    def on_headers_complete(self) -> None:
-        cycle_before = self.cycle
-        super().on_headers_complete()
-        if self.cycle is not cycle_before and self.scope["method"] != "HEAD":
-            extensions = cast(dict[str, Any], self.scope)["extensions"]
-            extensions[WRITE_NOW] = partial(_write_now, self.cycle)
-            extensions[ON_LEAVE] = self._on_leave
-
-    def _on_leave(self, call: Callable[[], None] | None) -> None:
-        self._leave = call
-        if call is not None:
-            self.flow.resume_reading()  # A large body may have paused it, and then nobody would see the peer leave.
-            self._tell_of_leaving()
-
-    def refuse(self, error: ChatError) -> None:
-        super().refuse(error)
-        self._tell_of_leaving()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._tell_of_leaving()
-
-    def _tell_of_leaving(self) -> None:
-        if self._leave is not None and self.cycle.disconnected:
-            self._leave()
-
-
-def _write_now(cycle: RequestResponseCycle, body: bytes) -> bool:
-    """A part of a response as uvicorn's cycle sends it, where that would neither wait nor do anything else.
-
-    uvicorn's way is a coroutine, a message and a list for it: with waking the reader's task, a third of an event's CPU.
-    """
-    if not cycle.chunked_encoding or cycle.response_complete or cycle.disconnected or cycle.flow.write_paused:
-        return False
-    if body:
-        cycle.transport.write(_chunk(body))
-    return True
-
-
-@framed_once
-def _chunk(body: bytes) -> bytes:
-    """A part of a body as one chunk (RFC 9112, 7.1)."""
-    return b"%x\r\n%b\r\n" % (len(body), body)
-
-
 class Server(uvicorn.Server):
     """A server of one process. The first SIGTERM or SIGINT drains it, a second one ends it at once."""
 
     def __init__(self, settings: Settings, on_ready: Callable[[], None] | None = None) -> None:
         self.app = create_app(settings)
-        super().__init__(config(settings, _as_served(self.app)))
+        super().__init__(config(settings, self.app))
         self._on_ready = on_ready
         self._is_told = False
         self._draining: asyncio.Task[None] | None = None
@@ -141,30 +76,10 @@ class Server(uvicorn.Server):
             self.should_exit = True
 
 
-def _as_served(app: Any) -> Any:
-    """The app, except that a setting which turns out wrong at start is told without a traceback."""
-
-    def asgi(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        async def tell(message: Message) -> None:
-            lines = message.get("message", "").rstrip().splitlines()
-            if wrong := [line.partition(_WRONG)[2] for line in lines if _WRONG in line]:
-                message = message | {"message": wrong[-1]}
-            await send(message)
-
-        served: Awaitable[None] = app(scope, receive, tell if scope["type"] == "lifespan" else send)
-        return served
-
-    return asgi
-
-
-_WRONG = f"{SettingsError.__module__}.{SettingsError.__qualname__}: "
-
-
 def config(settings: Settings, app: object) -> uvicorn.Config:
     """uvicorn as it is set up here; every difference from its defaults has a reason in the research."""
     return uvicorn.Config(
         cast(Any, app),
-        interface="asgi3",
         host=settings.host,
         port=settings.port,
         root_path=settings.root_path,

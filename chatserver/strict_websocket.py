@@ -1,6 +1,5 @@
 """WebSocket as uvicorn has it, and what that lacks: a limit of frames, a close that can be read, joined frames."""
 
-import asyncio
 from typing import Any, cast
 
 from uvicorn.protocols.utils import ClientDisconnected
@@ -8,8 +7,9 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.protocol import State
 
 from chatserver.errors import BadHttp
+from chatserver.lean_event import LeanEvent
 from chatserver.limits import Bucket
-from chatserver.strict_http import LINGER_SECONDS, Event, answer
+from chatserver.strict_http import LINGER_SECONDS, answer
 from chatserver.transports.connections import TRANSPORT, WRITE_NOW, Message
 from chatserver.transports.frames import FRAMES
 
@@ -18,14 +18,14 @@ FRAMES_AT_ONCE_LIMIT = 2000
 """Of one WebSocket, whatever kind they are; a second's worth more is taken after each second."""
 
 
-class Inbox:
+class _Unread:
     """What the application has still to receive. One task waits for it; asyncio's queue is ready for many, in 3 KB."""
 
     __slots__ = ("_has_come", "_messages")
 
     def __init__(self) -> None:
         self._messages: list[Message] = []
-        self._has_come = Event()
+        self._has_come = LeanEvent()
 
     def put_nowait(self, message: Message) -> None:
         self._messages.append(message)
@@ -46,8 +46,9 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.queue = cast(Any, Inbox())
-        self.writable = cast(asyncio.Event, Event(is_set=True))
+        self.queue = cast(Any, _Unread())
+        self.writable = LeanEvent()
+        self.writable.set()
         self._frames_left = Bucket(FRAMES_AT_ONCE_LIMIT, FRAMES_PER_SECOND_LIMIT)
         self._is_deaf = False
 

@@ -22,6 +22,7 @@ ROOMS = (
     "limits",
     "agent",
     "sessions",
+    "lean_event",
     "run",
     "runs",
     "schema",

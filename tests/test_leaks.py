@@ -18,7 +18,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from chatserver.log.memory import MemoryLog
 from chatserver.providers import http_connection
 from chatserver.run import Run, Subscription
-from chatserver.server import HttpProtocol
+from chatserver.strict_http import HttpProtocol
 from chatserver.strict_websocket import WebSocketProtocol
 from chatserver.transports.connections import Connection
 from tests.clients import (

@@ -161,7 +161,7 @@ CASES = [
     Case(lambda: patch.object(Requests, "count", lambda *_: None), requests_are_counted),
     Case(lambda: patch.object(Bucket, "take", lambda _: 0.0), floods_are_shut_off),
     Case(lambda: patch.object(Meter, "is_spent", lambda _: False), runs_end_when_spent),
-    Case(lambda: patch.object(strict_http.StrictHttp, "_look", lambda _: None), slow_requests_end),
+    Case(lambda: patch.object(strict_http.HttpProtocol, "_look", lambda _: None), slow_requests_end),
 ]
 
 

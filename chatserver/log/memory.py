@@ -8,10 +8,9 @@ from anyio.lowlevel import checkpoint
 
 from chatserver.events import (
     TERMINAL_TYPES,
-    TEXT_CHARS_PER_EVENT,
+    TEXTS,
     Answer,
     Event,
-    Reasoning,
     Record,
     Token,
     appended,
@@ -50,7 +49,7 @@ class MemoryLog:
         self._bytes = sum(len(each.data) for each in self._records)
         self._compact_at_bytes = budget_bytes
         self._last_seq = self._records[-1].seq if self._records else 0
-        self._token = token_writer(run_id)
+        self._token_record = token_writer(run_id)
         self._answer = Answer()
         self._unfolded: list[Event | Record] = list(records)
         self._waiting: list[_Cursor] = []
@@ -71,16 +70,16 @@ class MemoryLog:
     def _append(self, draft: Event) -> None:
         if self._closed:
             raise RuntimeError("a terminal event is the last one")
-        if isinstance(draft, Token | Reasoning) and len(draft.content) > TEXT_CHARS_PER_EVENT:
-            for piece in pieces(draft):
-                self._append(piece)
+        if len(parts := pieces(draft)) > 1:
+            for part in parts:
+                self._append(part)
             return
         seq = self._last_seq + 1
-        new = self._token(draft.content, seq) if type(draft) is Token else appended(draft, self.run_id, seq)
+        new = self._token_record(draft.content, seq) if type(draft) is Token else appended(draft, self.run_id, seq)
         self._last_seq = seq
         self._records.append(new)
         # Texts cannot be changed; a tool may change the arguments that it is given.
-        self._unfolded.append(draft if isinstance(draft, Token | Reasoning) else new)
+        self._unfolded.append(draft if isinstance(draft, TEXTS) else new)
         self._bytes += len(new.data)
         self._closed = new.type in TERMINAL_TYPES
         if self._bytes > self._compact_at_bytes:

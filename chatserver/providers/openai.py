@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     import httpx2
     import openai
 
-    from chatserver.providers.http_connection import Take
-
 logger = logging.getLogger(__name__)
 
 Leave: TypeAlias = Callable[[], Awaitable[None]]
@@ -42,9 +40,9 @@ LAST_WORDS_SECONDS = 2.0
 END_SECONDS = 0.1
 """How long after [DONE] the end of the body is waited for: only then can the connection be used again."""
 
-OPTIONS = {
+OPTIONS: Any = {
     "headers": {"Content-Type": "application/json", "Accept-Encoding": "identity"},
-    "idempotency_key": "",  # None is sent either way; left out, it is made up for each request all the same.
+    "idempotency_key": "",  # No key is sent either way; left out, one is made up for each request all the same.
 }
 
 
@@ -162,7 +160,7 @@ class OpenAIProvider:
                     self._address,
                     content=body,
                     cast_to=httpx2.Response,
-                    options=cast(Any, OPTIONS),
+                    options=OPTIONS,
                     stream=True,
                     stream_cls=cast(Any, None),
                 )
@@ -204,22 +202,33 @@ class _Turn:
 
 
 class _Reading:
-    """The bytes of an answer as they come; leaving ends it, and whatever goes wrong in it is an error of ours."""
+    """The bytes of an answer as they come; leaving ends it, and whatever goes wrong in it is an error of ours.
+
+    Where it can be, they are the connection's own: past the iterators that only count, and without the response and its
+    request, which would be 6 KB of an open stream, and the whole dialogue once more.
+    """
 
     def __init__(self, response: "httpx2.Response", turn: _Turn) -> None:
-        self._turn = turn
-        self._reads, self._leave = _reads(response, turn.take)
+        from chatserver.providers.http_transport import BODY, Body
 
-    async def __aenter__(self) -> AsyncGenerator[bytes, None]:
+        self._turn = turn
+        self._reads: AsyncIterator[bytes]
+        self._leave: Leave
+        body: Body | None = response.extensions.get(BODY)
+        if body is None or response.headers.get("content-encoding", "identity").lower() != "identity":
+            decoded = response.aiter_bytes()
+            self._reads, self._leave = decoded, partial(_leave, decoded, response)
+        else:
+            body.take = turn.take
+            self._reads, self._leave = body, body.aclose
+
+    async def __aenter__(self) -> AsyncIterator[bytes]:
         return self._reads
 
     async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
         import httpx2
 
-        try:
-            await self._reads.aclose()
-        finally:
-            await self._leave()
+        await self._leave()
         if isinstance(error, EventTooLong):
             raise UpstreamError("llm_error", "the model server sent an event without end") from None
         if isinstance(error, httpx2.TransportError | httpx2.DecodingError):
@@ -239,19 +248,11 @@ def backoff() -> Iterator[float]:
         yield 0.25 * 2**attempt * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing
 
 
-def _reads(response: "httpx2.Response", take: "Take") -> "tuple[AsyncGenerator[bytes, None], Leave]":
-    """The body as it comes, and what leaves it.
-
-    Where it can be, both are the connection's own: past the iterators that only count, and without the response and
-    its request, which would be 6 KB of an open stream, and the whole dialogue once more.
-    """
-    from chatserver.providers.http_transport import BODY, Body
-
-    body: Body | None = response.extensions.get(BODY)
-    if body is None or response.headers.get("content-encoding", "identity").lower() != "identity":
-        return response.aiter_bytes(), partial(_close, response)
-    body.take = take
-    return cast("AsyncGenerator[bytes, None]", body), body.aclose
+async def _leave(reads: AsyncGenerator[bytes, None], response: "httpx2.Response") -> None:
+    try:
+        await reads.aclose()
+    finally:
+        await _close(response)
 
 
 async def _close(response: "httpx2.Response") -> None:

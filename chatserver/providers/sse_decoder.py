@@ -4,9 +4,6 @@ EVENT_BYTES_LIMIT = 1024 * 1024
 """A longer line or event is no model's chunk; the largest seen in use are tool arguments of some 100 KB."""
 
 
-NEWLINE = ord("\n")
-
-
 class EventTooLong(ValueError):
     """The upstream sends something without end."""
 
@@ -59,7 +56,7 @@ class SSEDecoder:
     def single(self, chunk: bytes) -> bytes | None:
         """As ``whole``, if it is nothing but one event."""
         end = len(chunk) - 2
-        if not chunk.startswith(b"data: ") or chunk.find(b"\n") != end or chunk[-1] != NEWLINE or b"\r" in chunk:
+        if not chunk.startswith(b"data: ") or chunk.find(b"\n") != end or b"\r" in chunk or not chunk.endswith(b"\n"):
             return None
         if self._rest or self._data or self._type or end > EVENT_BYTES_LIMIT:
             return None

@@ -1,8 +1,9 @@
-"""Connections: one writer and a few readers on SQLite, a pool on PostgreSQL, migrations before either.
+"""Databases: SQLite in threads, a pool on PostgreSQL, migrations before either.
 
-What is asked of a database is a plain function over a ``Connection``, a whole transaction. It runs at one go in a
-worker thread (SQLite: one hop a transaction, where an async driver takes several a statement) or in a greenlet
-(PostgreSQL). Once it has begun, anyio's cancellation waits until it has ended.
+What is asked of a database is a plain function over a ``Connection``, which neither commits nor rolls back: it is a
+whole transaction, or on SQLite shares one with others. It runs at one go in a thread (SQLite: one hop for all of it,
+where an async driver takes several a statement) or in a greenlet (PostgreSQL). Once it is asked for, anyio's
+cancellation waits until it has ended.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -48,7 +49,10 @@ class Database(Protocol):
         ...
 
     async def write(self, work: Callable[[Connection], T]) -> T:
-        """Run ``work`` and commit: durable when this returns, undone when it raises."""
+        """Run ``work`` and commit: durable when this returns, undone when it raises.
+
+        A commit that fails, fails for all that share it.
+        """
         ...
 
     async def close(self) -> None:

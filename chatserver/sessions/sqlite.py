@@ -68,7 +68,8 @@ class Sqlite:
 
     async def write(self, work: Callable[[Connection], T]) -> T:
         await checkpoint_if_cancelled()
-        with CancelScope(shield=True):  # From here on it will be done, and whoever has asked must know of it.
+        # From here on it will be done, and whoever has asked must know of it: anyio's cancellation waits.
+        with CancelScope(shield=True):
             return await self._asked(work)
         raise AssertionError("a scope that nobody cancels swallows nothing")
 
@@ -115,7 +116,7 @@ class Sqlite:
         with self._engine.begin() as connection:
             # The lock first: a transaction that turns from reading to writing can only fail when it is late.
             connection.exec_driver_sql("BEGIN IMMEDIATE")
-            if len(batch) == 1:
+            if len(batch) == 1:  # Alone it needs no savepoint: two statements less.
                 batch[0].result = batch[0].work(connection)
                 return
             for write in batch:

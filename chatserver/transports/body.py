@@ -39,18 +39,22 @@ async def body_bytes(request: Request[str, Any, State], limit: int) -> bytes:
     """The body; one that is too large is read and thrown away as long as it comes.
 
     Who is cut off while it still sends never reads why.
+
+    Raises:
+        TooLarge: it is over ``limit`` bytes.
+        BadJson: the peer left before its end.
     """
     too_large = TooLarge(f"the body is over {limit} bytes")
     declared = header(request.scope["headers"], b"content-length")
     size = int(declared[:19]) if declared.isdecimal() else 0
     if size > limit and header(request.scope["headers"], b"expect"):
         raise too_large
-    body, has_more = b"", True
+    body, has_more = bytearray(), True  # Not bytes: many small pieces must not cost their square.
     while has_more and max(size, len(body)) <= limit:
         piece, has_more = await _piece(request)
         body += piece
     if max(size, len(body)) <= limit:
-        return body
+        return bytes(body)
     seen = len(body)
     with anyio.move_on_after(DISCARD_SECONDS) as patience:
         while has_more and seen <= limit + DISCARDED_BYTES_LIMIT:

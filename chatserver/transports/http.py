@@ -122,7 +122,9 @@ async def read_events(
     """A run's events from a cursor."""
 
     async def subscribe() -> Subscription:
-        given = request.headers.get("last-event-id", after)
+        # Not `request.headers`: Litestar keeps them, decoded, for as long as the stream.
+        last = dict(request.scope["headers"]).get(b"last-event-id")
+        given = after if last is None else last.decode("latin-1")
         return await parts_of(request).runs.subscribe(request.user, run_id, 0 if given is None else parse_cursor(given))
 
     return await _streamed(request, subscribe)

@@ -29,7 +29,7 @@ class Format(Protocol):
         ...
 
     def farewell(self) -> bytes:
-        """The last bytes when the server goes down."""
+        """The last bytes of a stream that ends before its run."""
         ...
 
 

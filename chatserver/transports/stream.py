@@ -10,6 +10,7 @@ import anyio
 from chatserver.events import Record
 from chatserver.run import Subscription
 from chatserver.transports.connections import (
+    FLUSH_SECONDS,
     ON_LEAVE,
     TRANSPORT,
     WRITE_NOW,
@@ -31,8 +32,8 @@ HEADERS = (
     (b"x-content-type-options", b"nosniff"),
 )
 
-Outcome: TypeAlias = Literal["complete", "failed", "drained", "left"]
-"""How a stream came out; `failed`: text that shall be cut; `drained`: to be ended before the run; `left`, or stuck."""
+Outcome: TypeAlias = Literal["complete", "failed", "ended early", "left"]
+"""How a stream came out. `failed`: text that shall be cut; `ended early`: ended before its run is; `left`: or stuck."""
 
 
 class RunStream:
@@ -60,19 +61,24 @@ class RunStream:
                 return
             await send({"type": "http.response.start", "status": 200, "headers": _headers(self._form)})
             scope["headers"].clear()  # They have been looked at; a browser's are 2 KB.
-            with self._scope:
-                await self._stream(scope, receive, send)
-            del self._connection  # It calls us: a cycle, for the collector.
-        match self._outcome:
-            case "drained":
-                with anyio.move_on_after(1):
-                    return await send(_body(self._form.farewell(), more_body=False))
-                await self._break_off(scope, receive, at_once=True)
-            case "left" | "failed":
-                await self._break_off(scope, receive, at_once=self._outcome == "left")
+            self._connection = self._made(scope, send)
+            on_leave: OnLeave = scope.get("extensions", {}).get(ON_LEAVE) or _LeavingTask(receive)
+            on_leave(self._scope.cancel)
+            try:
+                with self._scope, self._connections.watched(self._connection):
+                    await self._send_all(scope)
+            finally:
+                on_leave(None)
+                del self._connection  # It calls us: a cycle, for the collector.
+        if self._outcome == "ended early":
+            with anyio.move_on_after(FLUSH_SECONDS):
+                return await send(_body(self._form.farewell(), more_body=False))
+            self._outcome = "left"  # It takes nothing.
+        if self._outcome != "complete":
+            await self._break_off(scope, receive)
 
-    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._connection = connection = Connection(
+    def _made(self, scope: Scope, send: Send) -> Connection:
+        return Connection(
             send,
             _KEEP_ALIVE[self._form],
             self._scope.cancel,
@@ -81,21 +87,22 @@ class RunStream:
             expire=self._expire,
             expires_at=scope["auth"].expires_at,
         )
-        has_failed = False
-        with self._connections.watched(connection), _Leaving(scope, receive, self._scope.cancel):
-            await connection.write(_body(self._form.opening()))
-            async with aclosing(self._subscription.read(self._take)) as batches:
-                async for batch in batches:
-                    await connection.write(_body(self._form.frame(batch)))
-                    has_failed = batch[-1].type == "error"
-            with _emptied(scope):
-                await connection.write(_body(b""))
-                if has_failed and isinstance(self._form, PlainText):
-                    self._outcome = "failed"
-                else:
-                    tail = self._form.farewell() if self._is_draining else b""
-                    await connection.write(_body(tail, more_body=False))
-                    self._outcome = "complete"
+
+    async def _send_all(self, scope: Scope) -> None:
+        connection, has_failed = self._connection, False
+        await connection.write(_body(self._form.opening()))
+        async with aclosing(self._subscription.read(self._take)) as batches:
+            async for batch in batches:
+                await connection.write(_body(self._form.frame(batch)))
+                has_failed = batch[-1].type == "error"
+        with _emptied(scope):
+            await connection.write(_body(b""))
+            if has_failed and isinstance(self._form, PlainText):
+                self._outcome = "failed"
+            else:
+                tail = self._form.farewell() if self._is_draining else b""
+                await connection.write(_body(tail, more_body=False))
+                self._outcome = "complete"
 
     def _take(self, batch: Sequence[Record]) -> bool:
         return self._connection.write_now(self._form.frame(batch))
@@ -103,18 +110,18 @@ class RunStream:
     def _drain(self) -> None:
         self._is_draining = True
         if self._subscription.is_over:
-            self._outcome = "drained"
+            self._outcome = "ended early"
             self._scope.cancel()
 
     def _expire(self) -> None:
-        self._outcome = "failed" if isinstance(self._form, PlainText) else "drained"
+        self._outcome = "failed" if isinstance(self._form, PlainText) else "ended early"
         self._scope.cancel()
 
-    async def _break_off(self, scope: Scope, receive: Receive, *, at_once: bool) -> None:
+    async def _break_off(self, scope: Scope, receive: Receive) -> None:
         """Leave the body unfinished, so that the peer sees a cut. A stuck one is reset: it would hold its socket."""
         if transport := scope.get("extensions", {}).get(TRANSPORT):
-            (transport.abort if at_once else transport.close)()
-            with anyio.move_on_after(1):
+            (transport.close if self._outcome == "failed" else transport.abort)()
+            with anyio.move_on_after(FLUSH_SECONDS):
                 await _disconnected(receive)
 
 
@@ -140,28 +147,19 @@ def _emptied(scope: Scope) -> Iterator[None]:
         transport.set_write_buffer_limits()
 
 
-class _Leaving:
-    """Meanwhile ``cancel`` is called when the peer leaves."""
+class _LeavingTask:
+    """An ``OnLeave`` where the server has none: a task that waits for ASGI's message."""
 
-    __slots__ = ("_cancel", "_on_leave", "_receive", "_task")
-
-    def __init__(self, scope: Scope, receive: Receive, cancel: Callable[[], None]) -> None:
-        self._on_leave: OnLeave | None = scope.get("extensions", {}).get(ON_LEAVE)
+    def __init__(self, receive: Receive) -> None:
         self._receive = receive
-        self._cancel = cancel
         self._task: asyncio.Task[None] | None = None
 
-    def __enter__(self) -> None:
-        if self._on_leave is not None:
-            return self._on_leave(self._cancel)
-        self._task = asyncio.create_task(_disconnected(self._receive))
-        self._task.add_done_callback(lambda task: None if task.cancelled() else self._cancel())
-
-    def __exit__(self, *_: object) -> None:
-        if self._on_leave is not None:
-            return self._on_leave(None)
+    def __call__(self, call: Callable[[], None] | None) -> None:
         if self._task is not None:
             self._task.cancel()
+        if call is not None:
+            self._task = asyncio.create_task(_disconnected(self._receive))
+            self._task.add_done_callback(lambda task: None if task.cancelled() else call())
 
 
 async def _disconnected(receive: Receive) -> None:

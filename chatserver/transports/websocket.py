@@ -7,7 +7,7 @@ from litestar import asgi
 
 from chatserver.auth import Identity
 from chatserver.errors import ChatError, Draining, TooMany, Unauthenticated, UpgradeRequired
-from chatserver.transports.connections import TRANSPORT, Receive, Scope, Send
+from chatserver.transports.connections import FLUSH_SECONDS, TRANSPORT, Receive, Scope, Send
 from chatserver.transports.dialogue import STUCK, Closing, Dialogue
 from chatserver.transports.parts import Parts
 from chatserver.transports.refusal import refuse
@@ -51,6 +51,6 @@ async def websocket(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def _has_said_goodbye(send: Send, closing: Closing) -> bool:
-    with anyio.move_on_after(1) as patience, suppress(OSError, RuntimeError):
+    with anyio.move_on_after(FLUSH_SECONDS) as patience, suppress(OSError, RuntimeError):
         await send({"type": "websocket.close", "code": closing.code, "reason": closing.reason})
     return not patience.cancelled_caught
