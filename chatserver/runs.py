@@ -52,27 +52,25 @@ class Runs:
         self._beginning: dict[str, anyio.Event] = {}
         self._deleting: dict[str, anyio.Event] = {}
         self._places = Places(settings, sessions.spent_on)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._lives: set[asyncio.Task[None]] = set()
+        self._chores: set[asyncio.Task[None]] = set()
+        """What would never end by itself."""
         self.is_draining = False
 
     async def __aenter__(self) -> Self:
-        self._spawn(self._keep())
+        _spawn(self._keep(), self._chores)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._interrupt()
+        with anyio.CancelScope(shield=True):
+            while self._lives:  # What is being stored is waited for; and a last one may just have begun.
+                await self._interrupt()
+                await asyncio.gather(*self._lives, return_exceptions=True)
+            for chore in self._chores:
+                chore.cancel()
+            await asyncio.gather(*self._chores, return_exceptions=True)
         for run in self._runs.values():
             run.release()
-        for task in self._tasks:
-            task.cancel()
-        with anyio.CancelScope(shield=True):
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def _spawn(self, life: Coroutine[None, None, None]) -> None:
-        # Not in a task group of anyio: a scope, a handle and an event are 2 KB of each run.
-        task = asyncio.create_task(life)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def start(self, user: str, request: ChatRequest) -> Subscription:
         """Begin a run, or find the one that the request's idempotency key names; subscribed from its start.
@@ -105,7 +103,7 @@ class Runs:
             self._beginning.pop(run_id).set()
         if run is None:
             return await self.subscribe(user, begun.run.run_id, 0)
-        self._spawn(self._live(run, self._asked(begun, request)))
+        _spawn(self._live(run, self._asked(begun, request)), self._lives)
         await asyncio.sleep(0)  # The model is asked first: while it thinks, there is time to answer the reader.
         return Subscription(run.log, 0, run, is_at_end=False)
 
@@ -274,8 +272,16 @@ class Runs:
         is_stored = await run.finish(ending, self._sessions)
         del self._unfinished[run.run_id]
         self._places.leave(run.user, run.meter)
-        if not is_stored:
-            await run.store_late(self._sessions)
+        if is_stored:
+            self._retain(run)
+        else:
+            _spawn(self._store_late(run), self._chores)
+
+    async def _store_late(self, run: Run) -> None:
+        await run.store_late(self._sessions)
+        self._retain(run)
+
+    def _retain(self, run: Run) -> None:
         run.retain(self._settings.retention_seconds, lambda: self._forget(run))
 
     def _forget(self, run: Run) -> None:
@@ -283,3 +289,10 @@ class Runs:
         run.release()
         if self._runs.pop(run.run_id, None):
             self._logs.forget(run.run_id)
+
+
+def _spawn(life: Coroutine[None, None, None], among: set[asyncio.Task[None]]) -> None:
+    # Not in a task group of anyio: a scope, a handle and an event are 2 KB of each run.
+    task = asyncio.create_task(life)
+    among.add(task)
+    task.add_done_callback(among.discard)

@@ -176,10 +176,12 @@ class HttpProtocol(HttpToolsProtocol):
             self.cycle.__class__ = _ToTheEnd
         if self.scope["method"] != "HEAD":
             extensions = cast(dict[str, Any], self.scope)["extensions"]
-            extensions |= {WRITE_NOW: partial(_write_now, self.cycle), ON_LEAVE: self._on_leave}
+            extensions |= {WRITE_NOW: partial(_write_now, self.cycle), ON_LEAVE: partial(self._on_leave, self.cycle)}
 
     def on_body(self, body: bytes) -> None:
-        if not self._is_refused and not self._is_offer:
+        # Who sends more to a request that is answered with a stream is read and not heard.
+        is_answered = self._leave is not None and self.cycle.response_started
+        if not self._is_refused and not self._is_offer and not is_answered:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -191,9 +193,10 @@ class HttpProtocol(HttpToolsProtocol):
 
     # what ASGI has no words for
 
-    def _on_leave(self, call: Callable[[], None] | None) -> None:
+    def _on_leave(self, cycle: RequestResponseCycle, call: Callable[[], None] | None) -> None:
         self._leave = call
         if call is not None:
+            cycle.body = bytearray()
             self.flow.resume_reading()  # A large body may have paused it, and then nobody would see the peer leave.
             self._tell_of_leaving()
 

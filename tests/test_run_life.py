@@ -71,6 +71,22 @@ async def test_a_run_is_cancelled_a_grace_period_after_its_last_reader_has_left(
         assert (answer["status"], answer["content"]) == ("partial", "one two ")
 
 
+@in_time
+async def test_a_reader_that_goes_on_sending_is_not_kept_in_memory_and_is_seen_to_leave(stage: Stage) -> None:
+    story, reading = await begun(stage, SSE)
+    head = f"GET /chat/runs/{reading.run_id}/events HTTP/1.1\r\nHost: {stage.server.host}\r\nAccept: text/plain\r\n"
+    async with await anyio.connect_tcp(stage.server.host, stage.server.port) as sending:
+        await sending.send(f"{head}Content-Length: 100000000\r\n\r\n".encode())
+        heard = b""
+        while b"two" not in heard:
+            heard += await sending.receive()
+        for _ in range(100):
+            await sending.send(b"x" * 100_000)  # More than the kernel takes of it, if nobody reads.
+        reading.cut()
+    await is_cut(stage, story)
+    assert (await end_of(stage, reading.run_id))["finish_reason"] == "cancelled"
+
+
 @each_pair
 @in_time
 async def test_a_run_goes_on_while_anybody_reads_it(stage: Stage, first: Transport, second: Transport) -> None:

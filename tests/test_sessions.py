@@ -42,6 +42,7 @@ from chatserver.records import MessageRecord, RunFailure, RunStatus, SessionPage
 from chatserver.sessions import Begun, Sessions, begin, end, open_sessions
 from chatserver.sessions.database import Database, open_database
 from chatserver.sessions.schema import metadata, runs, spendings
+from chatserver.sessions.schema import sessions as chats
 
 pytestmark = pytest.mark.anyio
 
@@ -933,6 +934,38 @@ async def test_on_sqlite_what_waits_shares_a_commit_and_one_that_fails_is_undone
             users = await opened.read(lambda c: c.execute(select(spendings.c.user_id)).scalars().all())
     assert told == {"a": "a", "b": "b failed", "c": "c"}
     assert (sorted(users), len(commits)) == (["a", "c"], 2)
+
+
+async def test_on_sqlite_what_a_full_disk_refuses_takes_nothing_with_it(sqlite_url: str) -> None:
+    gate, has_begun = threading.Event(), anyio.Event()
+    loop = asyncio.get_running_loop()
+    told: dict[str, bool] = {}
+
+    def wait(connection: Connection) -> None:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages + 20}")
+        loop.call_soon_threadsafe(has_begun.set)
+        assert gate.wait(SECONDS)
+
+    async def write(name: str, size: int) -> None:
+        values = {"user_id": name, "session_id": "s", "title": "x" * size, "created_at": "", "updated_at": ""}
+        try:
+            await opened.write(lambda c: c.execute(insert(chats).values(values)).rowcount)
+            told[name] = True
+        except DBAPIError:
+            told[name] = False
+
+    async with open_database(sqlite_url) as opened:
+        with fail_after(SECONDS):
+            async with create_task_group() as tasks:
+                tasks.start_soon(opened.write, wait)
+                await has_begun.wait()
+                for name, size in {"a": 10, "b": 1_000_000, "c": 10}.items():
+                    tasks.start_soon(write, name, size)
+                await wait_all_tasks_blocked()
+                gate.set()
+            users = await opened.read(lambda c: c.execute(select(chats.c.user_id)).scalars().all())
+    assert (told, sorted(users)) == ({"a": True, "b": False, "c": True}, ["a", "c"])
 
 
 async def test_whoever_is_cancelled_knows_of_every_run_that_began(sessions: Sessions) -> None:

@@ -62,6 +62,7 @@ class Sqlite:
         self._readers = CapacityLimiter(READERS)
         self._writes: SimpleQueue[_Write | None] = SimpleQueue()
         self._writer: Thread | None = None
+        self._is_closed = False
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         return await to_thread.run_sync(self._read, work, limiter=self._readers)
@@ -74,6 +75,8 @@ class Sqlite:
         raise AssertionError("a scope that nobody cancels swallows nothing")
 
     def _asked(self, work: Callable[[Connection], T]) -> asyncio.Future[T]:
+        if self._is_closed:
+            raise RuntimeError("the database is closed")
         loop = asyncio.get_running_loop()
         if self._writer is None:
             self._writer = Thread(target=self._write_all, args=(loop,), name="sqlite-writer", daemon=True)
@@ -83,6 +86,7 @@ class Sqlite:
         return future
 
     async def close(self) -> None:
+        self._is_closed = True
         if self._writer is not None:
             self._writes.put(None)
             await to_thread.run_sync(self._writer.join)
@@ -104,29 +108,41 @@ class Sqlite:
                     self._writes.put(None)
                     break
                 batch.append(another)
-            try:
-                self._commit(batch)
-            except BaseException as error:  # noqa: BLE001 - whoever waits for it is told
-                for write in batch:
-                    write.error = write.error or error
+            self._commit(batch)
             loop.call_soon_threadsafe(_tell, batch)
 
     def _commit(self, batch: list[_Write]) -> None:
-        """All of a batch in one transaction."""
-        with self._engine.begin() as connection:
-            # The lock first: a transaction that turns from reading to writing can only fail when it is late.
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-            if len(batch) == 1:  # Alone it needs no savepoint: two statements less.
-                batch[0].result = batch[0].work(connection)
-                return
-            for write in batch:
-                connection.exec_driver_sql("SAVEPOINT one")
-                try:
-                    write.result = write.work(connection)
-                except Exception as error:  # noqa: BLE001 - one that fails is undone alone
+        """A batch in one transaction; if that fails, each in its own: a full disk refuses the large ones only."""
+        has_begun = False
+        try:
+            with self._engine.begin() as connection:
+                # The lock first: a transaction that turns from reading to writing can only fail when it is late.
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+                has_begun = True
+                if len(batch) == 1:  # Alone it needs no savepoint: two statements less.
+                    batch[0].result = batch[0].work(connection)
+                else:
+                    for write in batch:
+                        _write_in_savepoint(connection, write)
+        except BaseException as error:  # noqa: BLE001 - whoever waits for it is told
+            if has_begun and len(batch) > 1:
+                for write in batch:
+                    write.error = None
+                    self._commit([write])
+            else:
+                for write in batch:
                     write.error = error
-                    connection.exec_driver_sql("ROLLBACK TO one")
-                connection.exec_driver_sql("RELEASE one")
+
+
+def _write_in_savepoint(connection: Connection, write: _Write) -> None:
+    """One that fails is undone alone, unless SQLite has given the whole transaction up: then there is no savepoint."""
+    connection.exec_driver_sql("SAVEPOINT one")
+    try:
+        write.result = write.work(connection)
+    except Exception as error:  # noqa: BLE001 - told to whoever waits
+        write.error = error
+        connection.exec_driver_sql("ROLLBACK TO one")
+    connection.exec_driver_sql("RELEASE one")
 
 
 def _tell(batch: list[_Write]) -> None:

@@ -64,6 +64,7 @@ class _Pump(Struct, frozen=True):
     async def end(self) -> None:
         self.task.cancel()
         await asyncio.wait([self.task])
+        self.subscription.close()  # A task that was cancelled before it began never entered it.
 
 
 class Dialogue:
@@ -101,9 +102,11 @@ class Dialogue:
             try:
                 async with anyio.create_task_group() as self._tasks:
                     await self._listen(receive)
+                    self._cancel_pumps()
                     await checkpoint()  # A command that came right before the end is still begun.
                     self._tasks.cancel_scope.cancel()
             finally:
+                self._cancel_pumps()
                 with anyio.CancelScope(shield=True):
                     for pump in list(self._pumps.values()):
                         await pump.end()
@@ -113,13 +116,19 @@ class Dialogue:
     def _close(self, closing: Closing | None) -> None:
         self._closing = self._closing or closing
         self._tasks.cancel_scope.cancel()
+        self._cancel_pumps()
+
+    def _cancel_pumps(self) -> None:
+        """Nothing more is sent, also while the group still waits for a command that is being obeyed."""
+        for pump in self._pumps.values():
+            pump.task.cancel()
 
     def _drain(self) -> None:
         self._is_draining = True
         self._close_if_drained()
 
     def _close_if_drained(self) -> None:
-        if self._is_draining and all(pump.subscription.is_over for pump in self._pumps.values()):
+        if self._is_draining and not self._pumps:  # One whose run is over has still to say so.
             self._close(Closing(1012, "going down"))
 
     async def _listen(self, receive: Receive) -> None:
