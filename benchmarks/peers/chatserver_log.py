@@ -44,7 +44,11 @@ class MadeRuns:
             Start(session_id="s", message_id="m", user_message_id="u", model="lab", protocol=1, heartbeat_ms=15000)
         )
         async for text in words.made_here(script):
-            await log.append(Token(content=text))
+            token = Token(content=text)
+            if script.ready == 1:
+                log.append_now(token)  # As a run does with a token that comes alone.
+            else:
+                await log.append(token)
         await log.append(
             Done(session_id="s", message_id="m", finish_reason="stop", total_tokens=0, usage=Usage(), duration_ms=0)
         )
