@@ -32,8 +32,10 @@ logger = logging.getLogger(__name__)
 CHECKPOINT_SECONDS = 2.0
 """How much of an answer's text a crash can take."""
 
-CHECKPOINT_TICK_SECONDS = 0.05
-"""So often those are stored whose turn it is: a thousand answers in one transaction would hold up all tokens."""
+CHECKPOINT_ANSWERS = 25
+SHORTEST_REST_SECONDS, LONGEST_REST_SECONDS = 0.05, 0.5
+"""About so many are stored together, if that leaves a rest between: a thousand in one transaction would hold up all
+tokens, and one at a time is dear."""
 
 SHUTDOWN_SECONDS = 2.0
 """How long a server that is going down anyway waits for the last answers to be stored."""
@@ -53,8 +55,7 @@ class Runs:
         self._deleting: dict[str, anyio.Event] = {}
         self._places = Places(settings, sessions.spent_on)
         self._lives: set[asyncio.Task[None]] = set()
-        self._chores: set[asyncio.Task[None]] = set()
-        """What would never end by itself."""
+        self._chores: set[asyncio.Task[None]] = set()  # Those would never end by themselves.
         self.is_draining = False
 
     async def __aenter__(self) -> Self:
@@ -208,20 +209,21 @@ class Runs:
 
     async def _keep(self) -> None:
         """Every now and then store how far each answer has come: it is what a crash leaves of it."""
-        rest_seconds = CHECKPOINT_TICK_SECONDS
+        rest_seconds = LONGEST_REST_SECONDS
         while True:
             await anyio.sleep(rest_seconds)
             now = monotonic()
-            # Twice as many as come due on average, so that those that came due together catch up.
-            limit = 1 + int(len(self._unfinished) * 2 * CHECKPOINT_TICK_SECONDS / CHECKPOINT_SECONDS)
-            oldest = islice(self._unfinished.values(), limit)
-            due = [run for run in oldest if now - run.looked_at >= CHECKPOINT_SECONDS]
+            share = 2 * rest_seconds / CHECKPOINT_SECONDS  # Twice what comes due on average, to catch up.
+            oldest = islice(self._unfinished.values(), 1 + int(share * len(self._unfinished)))
+            due = [run for run in oldest if now - run.looked_at >= CHECKPOINT_SECONDS - rest_seconds]
             for run in due:
                 run.looked_at = now
                 self._unfinished[run.run_id] = self._unfinished.pop(run.run_id)  # Behind all others.
             try:
                 await self._checkpoint(due)
-                rest_seconds = max(CHECKPOINT_TICK_SECONDS, monotonic() - now)  # A slow disk has other things to write.
+                wanted = CHECKPOINT_SECONDS * CHECKPOINT_ANSWERS / (len(self._unfinished) or 1)
+                took = monotonic() - now  # A slow disk has other things to write.
+                rest_seconds = max(SHORTEST_REST_SECONDS, min(LONGEST_REST_SECONDS, wanted), took)
             except Exception:
                 logger.exception("answers could not be stored while they are written")
                 rest_seconds = CHECKPOINT_SECONDS  # A database that is down is not asked at every tick.
