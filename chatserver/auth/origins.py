@@ -43,7 +43,7 @@ def header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> str:
     return b", ".join(value for key, value in headers if key == name).decode("latin-1").strip()
 
 
-@lru_cache
+@lru_cache(maxsize=16)  # Few: whoever asks chooses the text, and it may be long.
 def _name(host: str) -> str:
     """The host without its port and brackets; what is no host at all has none."""
     try:

@@ -47,7 +47,7 @@ class Sqlite:
     """The ``Database`` in a file.
 
     What is to be written while the disk is busy shares the next commit (group commit), each transaction in a savepoint
-    of its own. Ten at a time cost less than half of what they do one by one.
+    of its own (measured, ten runs at a time: 572 µs of this thread's CPU a run, 977 with a commit each).
     """
 
     def __init__(self, url: URL) -> None:

@@ -98,7 +98,7 @@ class PlainText:
 FORMATS: tuple[Format, ...] = (EventStream(), JsonLines(), PlainText())
 
 
-@lru_cache
+@lru_cache(maxsize=16)  # Few: whoever asks chooses the text, and it may be long.
 def chosen(accept: str) -> Format:
     """The format that an `Accept` header prefers; the first one where it does not care, or is empty.
 

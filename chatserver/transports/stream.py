@@ -59,7 +59,9 @@ class RunStream:
                 await send({"type": "http.response.start", "status": 204, "headers": [*HEADERS]})
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
                 return
-            await send({"type": "http.response.start", "status": 200, "headers": _headers(self._form)})
+            # A list for each: whoever passes it on may add to it.
+            headers = [(b"content-type", self._form.content_type), *HEADERS]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
             scope["headers"].clear()  # They have been looked at; a browser's are 2 KB.
             self._connection = self._made(scope, send)
             on_leave: OnLeave = scope.get("extensions", {}).get(ON_LEAVE) or _LeavingTask(receive)
@@ -123,10 +125,6 @@ class RunStream:
             (transport.close if self._outcome == "failed" else transport.abort)()
             with anyio.move_on_after(FLUSH_SECONDS):
                 await _disconnected(receive)
-
-
-def _headers(form: Format) -> list[tuple[bytes, bytes]]:
-    return [(b"content-type", form.content_type), *HEADERS]  # Each time anew: whoever passes them on may add to them.
 
 
 def _body(content: bytes, more_body: bool = True) -> Message:
