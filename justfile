@@ -57,9 +57,13 @@ check: lint types test
 
 # write the checked-in schemas and types anew from the events and commands
 schema: _package _node
+    #!/usr/bin/env bash
+    set -euo pipefail
     chatserver schema clients
     mv clients/events.d.ts clients/web/
-    tests/web/node_modules/.bin/tsc --project clients/web --noEmit false --declaration --emitDeclarationOnly --stripInternal
+    made=$(mktemp -d) && trap 'rm -r "$made"' EXIT
+    tests/web/node_modules/.bin/tsc --project clients/web --noEmit false --declaration --emitDeclarationOnly --stripInternal --outDir "$made"
+    mv "$made/chatserver.d.ts" clients/web/
 
 # resolve the locks anew after a change of pyproject.toml; `just lock --upgrade` takes the newest of everything
 lock *options: _package

@@ -76,11 +76,22 @@ export type Frame = {
     way: "in" | "out";
     text: string;
 };
+export type Wait = {
+    /**
+     * what was refused or lost: `code`, `status`, `message`, `retryAfter`
+     */
+    reason: ChatError;
+    /**
+     * how long until the next try
+     */
+    delayMs: number;
+    /**
+     * when that is, as `Date.now()` tells it
+     */
+    until: number;
+};
 export type Happenings = {
-    state: [State, {
-        delayMs?: number;
-        reason?: unknown;
-    }];
+    state: [State, Partial<Wait>];
     frame: [Frame];
 };
 /** What the server refused, or why a connection was lost. `isFinal`: asking again would not help. */
@@ -176,6 +187,7 @@ export declare class Run implements AsyncIterable<ChatEvent> {
     /** @type {ToolCallState[]} */ toolCalls: ToolCallState[];
     /** @type {Usage | null} */ usage: Usage | null;
     /** The terminal event. @type {DoneEvent | ErrorEvent | null} */ end: DoneEvent | ErrorEvent | null;
+    /** Why it has to wait, until the server takes it; a `state` event tells of each change. @type {Wait | null} */ waits: Wait | null;
     /** End the run, for every reader. @returns {Promise<void>} the server has obeyed; the end comes as an event */
     cancel(): Promise<void>;
     /** Approve or deny a tool call. @param {string} callId @param {Verdict} verdict @returns {Promise<void>} */

@@ -44,7 +44,13 @@
  * @property {"in" | "out"} way
  * @property {string} text
  */
-/** @typedef {{ state: [State, { delayMs?: number, reason?: unknown }], frame: [Frame] }} Happenings */
+/**
+ * @typedef {object} Wait
+ * @property {ChatError} reason what was refused or lost: `code`, `status`, `message`, `retryAfter`
+ * @property {number} delayMs how long until the next try
+ * @property {number} until when that is, as `Date.now()` tells it
+ */
+/** @typedef {{ state: [State, Partial<Wait>], frame: [Frame] }} Happenings */
 
 const HEARTBEAT_MS = 15_000;
 const SILENT_HEARTBEATS = 2.5; // After so many without a byte a connection is dead, whatever it says of itself.
@@ -160,11 +166,11 @@ export class Chat {
     return run;
   }
 
-  /** Put a run on the line that carries it, a new one if need be. @param {Run} run @param {number} [tries] */
-  #place(run, tries = 0) {
+  /** Put a run on the line that carries it, a new one if need be. @param {Run} run */
+  #place(run) {
     const via = this.via;
     let line = [...this.#lines].find((each) => via === "ws" && each.via === via);
-    if (!line) this.#lines.add((line = new Line(this, via, tries)));
+    if (!line) this.#lines.add((line = new Line(this, via)));
     line.add(run);
   }
 
@@ -189,10 +195,10 @@ export class Chat {
     return known === "sse" || this.#misses >= (known ? MISSES_LIMIT : 1) ? "sse" : "ws";
   }
 
-  /** @internal A line's runs go on over the transport of now. @param {Line} line @param {number} [tries] */
-  move(line, tries) {
+  /** @internal A line's runs go on over the transport of now. @param {Line} line */
+  move(line) {
     this.#lines.delete(line);
-    for (const run of line.runs) this.#place(run, tries);
+    for (const run of line.runs) this.#place(run);
     line.leave();
   }
 
@@ -240,14 +246,14 @@ export class Chat {
     if (this.#listeners.has("frame")) this.#emit("frame", { at: performance.now(), transport, way, text });
   }
 
-  /** @internal The chat is in the worst state that one of its lines is in. @param {object} [detail] */
-  update(detail) {
+  /** @internal The chat is in the worst state that one of its lines is in. @param {Wait | null} [wait] what is new */
+  update(wait) {
     /** @type {State[]} */ const order = ["idle", "open", "connecting", "stalled", "waiting", "offline"];
-    const states = [...this.#lines].map((line) => order.indexOf(line.runs.size ? line.state : "idle"));
+    const states = [...this.#lines].map((line) => order.indexOf(line.runs.size ? line.shown : "idle"));
     const state = this.#closing.signal.aborted ? "closed" : order[Math.max(0, ...states)];
-    if (state === this.#state && !detail) return;
+    if (state === this.#state && wait === undefined) return;
     this.#state = state;
-    this.#emit("state", state, detail ?? {});
+    this.#emit("state", state, wait ?? {});
   }
 
   /** @internal @param {Line} line */
@@ -327,12 +333,14 @@ export class Run {
   /** @type {ToolCallState[]} */ toolCalls = [];
   /** @type {Usage | null} */ usage = null;
   /** The terminal event. @type {DoneEvent | ErrorEvent | null} */ end = null;
+  /** Why it has to wait, until the server takes it; a `state` event tells of each change. @type {Wait | null} */ waits = null;
 
   /** @internal What asks for it, again and again if need be. */ request;
   /** @internal The newest event that has arrived. */ cursor;
   /** @internal Its last event has arrived. */ hasEnded = false;
   /** @internal @type {Line | null} */ line = null;
   /** @internal The id is known, or will never be. @type {Promise<void>} */ named;
+  /** @internal Losses and refusals since the last event. */ tries = 0;
 
   #chat;
   #isOver = false;
@@ -429,6 +437,7 @@ export class Run {
       return false;
     }
     this.cursor = event.seq;
+    this.tries = 0;
     this.is(event.run_id);
     this.#arrived.push(event);
     this.#stir();
@@ -440,6 +449,19 @@ export class Run {
   is(id) {
     this.id = id;
     this.#name();
+  }
+
+  /** @internal It has to be asked for again, at once or later. @param {Wait} wait */
+  wait(wait) {
+    this.tries++;
+    if (wait.delayMs) this.waits = wait;
+  }
+
+  /** @internal The server has taken it. */
+  serve() {
+    if (!this.waits) return;
+    this.waits = null;
+    this.#chat.update(null);
   }
 
   /** @internal Nothing more is to come, and that is well. */
@@ -458,6 +480,7 @@ export class Run {
   #finish(isLeft) {
     if (this.#isOver) return;
     this.#isOver = true;
+    this.waits = null;
     this.line?.drop(this, isLeft);
     this.#name();
     this.#stir();
@@ -489,11 +512,20 @@ class Line {
   #mayHurry = true;
   /** Why we gave the connection up. @type {ChatError | undefined} */ #loss;
 
-  /** @param {Chat} chat @param {"ws" | "sse"} via @param {number} tries losses in a row without progress */
-  constructor(chat, via, tries) {
+  /** @param {Chat} chat @param {"ws" | "sse"} via */
+  constructor(chat, via) {
     this.chat = chat;
     this.via = via;
-    this.tries = tries;
+  }
+
+  /** Losses in a row without progress. */
+  get tries() {
+    return Math.min(...[...this.runs].map((run) => run.tries));
+  }
+
+  /** Its state, to the page: an open line may be told to wait with one of its runs. @returns {State} */
+  get shown() {
+    return this.state === "open" && [...this.runs].some((run) => run.waits) ? "waiting" : this.state;
   }
 
   /** @param {Run} run */
@@ -536,7 +568,7 @@ class Line {
       if (loss.isFinal && !isBarred) this.#fail(loss);
       if (this.runs.size && !isBarred) await this.#pause(loss);
       if (this.#hasLeft) return;
-      if (this.runs.size && this.chat.via !== this.via) return this.chat.move(this, this.tries);
+      if (this.runs.size && this.chat.via !== this.via) return this.chat.move(this);
     }
     this.chat.drop(this);
   }
@@ -564,9 +596,10 @@ class Line {
   async #pause(loss) {
     const asked = waitMs(loss);
     const delayMs = asked ?? (loss.atOnce && !this.tries ? 0 : this.chat.backoff(this.tries));
-    this.tries++;
+    const wait = waitFor(loss, delayMs);
+    for (const run of this.runs) run.wait(wait);
     if (!delayMs) return;
-    this.enter(globalThis.navigator?.onLine === false ? "offline" : "waiting", { delayMs, reason: loss });
+    this.enter(globalThis.navigator?.onLine === false ? "offline" : "waiting", wait);
     this.#mayHurry = asked === undefined;
     let timer;
     await /** @type {Promise<void>} */ (
@@ -586,10 +619,10 @@ class Line {
     for (const run of unanswered.length ? unanswered : runs) run.fail(loss);
   }
 
-  /** @param {State} state @param {object} [detail] */
-  enter(state, detail) {
+  /** @param {State} state @param {Wait} [wait] */
+  enter(state, wait) {
     this.state = state;
-    this.chat.update(detail);
+    this.chat.update(wait);
   }
 
   /** Something came, if only a comment. */
@@ -604,7 +637,7 @@ class Line {
   /** An event came. @param {Run} run @param {ChatEvent} event */
   take(run, event) {
     if (event.type === "start") this.#expect(SILENT_HEARTBEATS * (this.chat.heartbeatMs = event.heartbeat_ms));
-    if (run.take(event)) this.tries = 0;
+    run.take(event);
   }
 
   /** @param {number} ms */
@@ -711,12 +744,16 @@ function ask(line, run) {
     ({ run_id, ended }) => {
       if (!line.runs.has(run)) return order({ type: "detach", run_id });
       run.is(run_id);
+      run.serve();
       if (ended) run.finish();
     },
     (error) => {
       if (error.isFinal) return run.fail(error);
-      const again = () => line.order === order && line.runs.has(run) && ask(line, run);
-      if (error.code !== "lost") setTimeout(again, waitMs(error) ?? line.chat.backoff(line.tries++));
+      if (error.code === "lost") return;
+      const wait = waitFor(error, waitMs(error) ?? line.chat.backoff(run.tries));
+      run.wait(wait);
+      line.chat.update(wait);
+      setTimeout(() => line.order === order && line.runs.has(run) && ask(line, run), wait.delayMs);
     },
   );
 }
@@ -732,6 +769,7 @@ async function overFetch(line, signal) {
   if (!run.id) init.headers = { Accept: "text/event-stream" };
   chat.show("sse", "out", `${run.id ? `GET ${path}\nLast-Event-ID: ${run.cursor}` : `POST ${path}\n\n${init.body}`}`);
   const response = await chat.request(path, init);
+  run.serve();
   line.hear();
   if (response.status === 204) return run.finish();
   if (!response.headers.get("Content-Type")?.startsWith("text/event-stream")) throw new ChatError("this is no stream");
@@ -781,6 +819,9 @@ function refusal({ message, status, code = `http_${status}`, retry_after, run_id
 function waitMs(error) {
   return error?.retryAfter === undefined ? undefined : Math.min(TIMER_LIMIT_MS, error.retryAfter * 1000);
 }
+
+/** @param {ChatError} reason @param {number} delayMs @returns {Wait} */
+const waitFor = (reason, delayMs) => ({ reason, delayMs, until: Date.now() + delayMs });
 
 /** Unique is enough: the server keeps the keys of each user apart. `randomUUID` is for secure pages only. */
 function newKey() {

@@ -297,6 +297,60 @@ describe("a lost connection", () => {
     chat.close();
   });
 
+  for (const transport of ["sse", "ws"]) {
+    test(`${transport}: a run that waits says why, and until when`, async () => {
+      const ws = sockets(), http = requests(), told = [];
+      const chat = connect(url, { transport, WebSocket: ws.WebSocket, fetch: http.fetch });
+      const run = chat.send("Hi");
+      chat.on("state", (state, { reason, delayMs }) => told.push([state, reason?.code, delayMs, run.waits?.delayMs]));
+      await pass();
+      if (transport === "ws") ws.last.open();
+      for (const retry_after of [7, 3]) {
+        const refusal = { status: 429, code: "too_many", retry_after };
+        if (transport === "sse") http.last.answer(429, { ...refusal, detail: "4 answers are being written" });
+        else {
+          ws.last.say({ type: "pong" });
+          const { ref } = ws.last.sent.at(-1);
+          ws.last.say({ type: "rejected", ref, ...refusal, message: "4 answers are being written" });
+        }
+        await pass();
+        const { reason, until } = run.waits;
+        assert.deepEqual(
+          [chat.state, reason.code, reason.status, reason.message, reason.retryAfter, until - Date.now()],
+          ["waiting", "too_many", 429, "4 answers are being written", retry_after, retry_after * 1000],
+        );
+        await pass(retry_after * 1000);
+        assert.ok(run.waits, "until it is taken, it waits");
+      }
+      if (transport === "sse") http.last.stream();
+      else ws.last.accept();
+      await pass();
+      assert.deepEqual([run.waits, chat.state], [null, "open"]);
+      assert.deepEqual(told.filter(([, code]) => code), [
+        ["waiting", "too_many", 7000, 7000],
+        ["waiting", "too_many", 3000, 3000],
+      ]);
+      assert.deepEqual(told.at(-1), ["open", undefined, undefined, undefined]);
+      chat.close();
+    });
+  }
+
+  test("one run of a WebSocket waits, the others do not", async () => {
+    const ws = sockets();
+    const chat = connect(url, { transport: "ws", WebSocket: ws.WebSocket });
+    const going = chat.send("Hi");
+    ws.last.open();
+    ws.last.accept();
+    ws.last.say(start());
+    const late = chat.send("Me too");
+    const { ref } = ws.last.sent.at(-1);
+    ws.last.say({ type: "rejected", ref, status: 503, code: "draining", message: "later", retry_after: 1 });
+    assert.deepEqual([going.waits, late.waits.reason.code, chat.state], [null, "draining", "waiting"]);
+    late.detach();
+    assert.deepEqual([late.waits, chat.state], [null, "open"]);
+    chat.close();
+  });
+
   for (const status of [400, 401, 403, 404, 409, 413, 422]) {
     test(`${status} is final`, async () => {
       const http = requests();
