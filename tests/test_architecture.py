@@ -50,6 +50,7 @@ HOMES = {
     "httptools": ("bench/", "providers/http_connection.py", "strict_http.py"),
     "httpx2": (
         "auth/tokens.py",
+        "providers/client.py",
         "providers/http_connection.py",
         "providers/http_transport.py",
         "providers/openai.py",
@@ -57,7 +58,7 @@ HOMES = {
     ),
     "jwt": ("auth/tokens.py",),
     "litestar": ("transports/", "app.py"),
-    "openai": ("providers/openai.py", "providers/refusals.py"),
+    "openai": ("providers/client.py", "providers/openai.py", "providers/refusals.py"),
     "rich": ("bench/",),
     "sqlalchemy": ("sessions/",),
     "uvicorn": ("strict_http.py", "strict_websocket.py", "server.py", "cli.py"),

@@ -8,11 +8,9 @@ import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, suppress
 from functools import partial
-from ipaddress import ip_address
 from threading import Lock
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, cast
-from urllib.parse import urlsplit
 
 import anyio
 import msgspec
@@ -20,7 +18,8 @@ import msgspec
 from chatserver.errors import UpstreamError
 from chatserver.providers import Delta, ModelRequest, TakeText
 from chatserver.providers.chunks import TurnDecoder
-from chatserver.providers.refusals import Lost, read_refusal, refusal
+from chatserver.providers.client import address, make_client
+from chatserver.providers.refusals import Lost, refusal
 from chatserver.providers.sse_decoder import EventTooLong, SSEDecoder
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 Leave: TypeAlias = Callable[[], Awaitable[None]]
 
-CONNECT_SECONDS = 5.0
 RETRIES_LIMIT = 2
 RETRY_DEADLINE_SECONDS = 5.0
 LAST_WORDS_SECONDS = 2.0
@@ -54,7 +52,7 @@ class OpenAIProvider:
         self._base_url = base_url
         self._idle_seconds = idle_seconds
         self._sdk: openai.AsyncOpenAI | None = None
-        self._address = ""  # Absolute, since the SDK joins a path to its base anew for each request.
+        self._address = ""
         self._making = Lock()
 
     async def __aenter__(self) -> Self:
@@ -78,28 +76,11 @@ class OpenAIProvider:
 
     def _made_client(self) -> "openai.AsyncOpenAI":
         with self._making:  # The first run may come while `warm_up` is still at it.
-            sdk = self._sdk or self._make_client()
-            self._address = f"{sdk.base_url}chat/completions"
-            self._sdk = sdk
-        return sdk
-
-    def _make_client(self) -> "openai.AsyncOpenAI":
-        import httpx2
-        import openai
-
-        from chatserver.providers.http_transport import HttpClient
-
-        return openai.AsyncOpenAI(
-            api_key=self._api_key or "none",  # The SDK insists; a local server does not look at it.
-            base_url=self._base_url,
-            max_retries=0,
-            timeout=httpx2.Timeout(self._idle_seconds, connect=min(CONNECT_SECONDS, self._idle_seconds)),
-            http_client=HttpClient(
-                follow_redirects=True,
-                event_hooks={"response": [read_refusal]},
-                trust_env=not _is_local(self._base_url),  # No proxy leads to this very machine.
-            ),
-        )
+            if self._sdk is None:
+                sdk = make_client(api_key=self._api_key, base_url=self._base_url, idle_seconds=self._idle_seconds)
+                self._address = address(sdk, "chat/completions")
+                self._sdk = sdk
+            return self._sdk
 
     async def stream(self, request: ModelRequest, take: TakeText) -> AsyncGenerator[Delta, None]:
         """The turn's deltas, tried again as long as nothing of the answer has come."""
@@ -233,13 +214,6 @@ class _Reading:
             raise UpstreamError("llm_error", "the model server sent an event without end") from None
         if isinstance(error, httpx2.TransportError | httpx2.DecodingError):
             raise _silent() if isinstance(error, httpx2.ReadTimeout) else _cut(self._turn.decoder) from None
-
-
-def _is_local(url: str | None) -> bool:
-    host = urlsplit(url or "").hostname or ""
-    with suppress(ValueError):
-        return ip_address(host).is_loopback
-    return host == "localhost" or host.endswith(".localhost")
 
 
 def backoff() -> Iterator[float]:

@@ -1,0 +1,71 @@
+"""The SDK's client: whom it asks, with which key, and that it asks nobody else."""
+
+import logging
+from contextlib import suppress
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from chatserver.errors import UpstreamError
+from chatserver.providers.refusals import read_refusal
+
+if TYPE_CHECKING:
+    import openai
+
+logger = logging.getLogger(__name__)
+
+OPENAI_URL = "https://api.openai.com/v1"
+CONNECT_SECONDS = 5.0
+
+
+def make_client(*, api_key: str | None, base_url: str | None, idle_seconds: float) -> "openai.AsyncOpenAI":
+    """A client whose requests, redirected ones too, all go to the origin of ``base_url`` (None: OpenAI).
+
+    Raises:
+        ValueError, httpx2.InvalidURL: an address, of the model server or of a proxy, is none.
+    """
+    import httpx2
+    import openai
+
+    from chatserver.providers.http_transport import HttpClient
+
+    origin = httpx2.URL(base_url or OPENAI_URL).origin
+
+    async def stay(request: httpx2.Request) -> None:
+        """Hook of the HTTP client, called before each request: also before the one that a redirect asks for."""
+        if request.url.origin != origin:
+            where = request.url.origin
+            target = f"{where.scheme}://{where.host}:{where.port}"
+            logger.warning("the model server redirects to %.300s, which is not followed", target)
+            raise UpstreamError(
+                "llm_error", "the model server redirects to another one: OPENAI_BASE_URL must name that one itself"
+            )
+
+    return openai.AsyncOpenAI(
+        api_key=api_key or "none",  # The SDK insists; a local server does not look at it.
+        base_url=base_url or OPENAI_URL,  # Named here, or the SDK would read the environment by itself.
+        max_retries=0,
+        timeout=httpx2.Timeout(idle_seconds, connect=min(CONNECT_SECONDS, idle_seconds)),
+        http_client=HttpClient(
+            follow_redirects=True,
+            event_hooks={"request": [stay], "response": [read_refusal]},
+            trust_env=not _is_local(base_url),  # No proxy leads to this very machine.
+        ),
+    )
+
+
+def address(client: "openai.AsyncOpenAI", path: str) -> str:
+    """Where a path of the API is, below the client's base, as the SDK joins them.
+
+    It is absolute, since the SDK joins a path to its base anew for each request. A query of the base stays behind the
+    path; the SDK would put the path behind the query.
+    """
+    folder, mark, query = client.base_url.raw_path.partition(b"?")
+    return str(client.base_url.copy_with(raw_path=folder + path.encode() + mark + query))
+
+
+def _is_local(url: str | None) -> bool:
+    host = urlsplit(url or "").hostname or ""
+    with suppress(ValueError):
+        return ip_address(host).is_loopback
+    return host == "localhost" or host.endswith(".localhost")
