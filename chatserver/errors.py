@@ -17,6 +17,7 @@ ChatError                 an answer to a client: an HTTP problem document, or a 
 ├── UpgradeRequired   426 plain HTTP where a WebSocket lives
 ├── TooMany           429 over a limit of the user or the server
 ├── HeadTooLarge      431 a URL or headers over their limit
+├── Internal          500 a bug of this server
 ├── Draining          503 going down
 ├── Overloaded        503 more connections than the server takes
 └── Unavailable       503 something that is needed to answer cannot be reached
@@ -160,6 +161,13 @@ class TooMany(ChatError):
 class HeadTooLarge(ChatError):
     status, code = 431, "head_too_large"
     sentence = "the URL and the headers are too long, or too many"
+
+
+class Internal(ChatError):
+    """A failure that was not foreseen: a client learns that there was one, the log says which."""
+
+    status, code = 500, "internal"
+    sentence: str = "the server failed; its log says why"
 
 
 class Draining(ChatError):

@@ -16,7 +16,7 @@ from msgspec import Struct
 from chatserver.auth import Identity
 from chatserver.commands import Attach, Cancel, Command, Detach, Ping, command, cursor, parse_json
 from chatserver.commands import Send as SendCommand
-from chatserver.errors import BadJson, BadRequest, ChatError, NoCommand
+from chatserver.errors import BadJson, BadRequest, ChatError, Internal, NoCommand
 from chatserver.events import Record
 from chatserver.limits import Requests
 from chatserver.run import Subscription
@@ -40,19 +40,25 @@ PING_DOCUMENT = '{"type":"ping"}'
 PING = KeepAlive({"type": "websocket.send", "text": PING_DOCUMENT}, text_frame(PING_DOCUMENT.encode()))
 
 
-class Closing(Exception):
-    """The connection is to be closed with this code."""
+class Closing(Struct, frozen=True):
+    """How a connection is closed. 1006 is no code that is sent: no close frame could reach this peer."""
 
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
-        self.reason = reason
+    code: int
+    reason: str
 
 
 EXPIRED = Closing(4401, "the token has expired")
-FAILED = Closing(1011, "the server failed; its log says why")
+FAILED = Closing(1011, Internal.sentence)
 STUCK = Closing(1006, "the peer takes nothing")
-"""No close frame could reach this peer: its connection is reset."""
+GONE = Closing(1006, "the peer has left")
+
+
+class Closed(Exception):
+    """Whoever is at work on this connection stops: it is to be closed."""
+
+    def __init__(self, closing: Closing) -> None:
+        super().__init__(closing.reason)
+        self.closing = closing
 
 
 class _Pump(Struct, frozen=True):
@@ -113,7 +119,7 @@ class Dialogue:
         del self._connection  # It calls us: a cycle, for the collector.
         return self._closing
 
-    def _close(self, closing: Closing | None) -> None:
+    def _close(self, closing: Closing) -> None:
         self._closing = self._closing or closing
         self._tasks.cancel_scope.cancel()
         self._cancel_pumps()
@@ -156,31 +162,37 @@ class Dialogue:
             self._inbox_bytes -= len(text) + FRAME_OVERHEAD_BYTES
             try:
                 await self._obey_text(text)
-            except Closing as closing:
-                return self._close(closing)
-            except OSError:
-                return self._close(None)
+            except Closed as closed:
+                return self._close(closed.closing)
             await checkpoint()  # One that asks for much must not keep the loop for itself.
             del self._inbox[0]
 
     async def _obey_text(self, text: str) -> None:
         """Obey one frame, or say why not."""
         if self._identity.is_over:
-            raise EXPIRED
+            raise Closed(EXPIRED)
         about: dict[str, Any] = {}
         try:
             tree = parse_json(text)
             about = _named(tree)
             await self._obey(command(tree), about)
             self._no_commands = 0
+        except Closed:
+            raise
         except ChatError as error:
             if isinstance(error, BadRequest) and not about:
                 about = _named(json.loads(text))  # JSON it is, or this would be BadJson.
-            self._no_commands = self._no_commands + 1 if isinstance(error, BadJson | NoCommand) else 0
-            refusal = {"status": error.status, "code": error.code, "message": error.detail} | error.facts()
-            await self._say({"type": "rejected"} | about | refusal)
-            if self._no_commands >= NO_COMMANDS_LIMIT:
-                raise Closing(4400, "these are no commands") from None
+            await self._reject(error, about)
+        except Exception:
+            logger.exception("a command of a WebSocket failed")
+            await self._reject(Internal(), about)
+
+    async def _reject(self, error: ChatError, about: dict[str, Any]) -> None:
+        self._no_commands = self._no_commands + 1 if isinstance(error, BadJson | NoCommand) else 0
+        refusal = {"status": error.status, "code": error.code, "message": error.detail} | error.facts()
+        await self._say({"type": "rejected"} | about | refusal)
+        if self._no_commands >= NO_COMMANDS_LIMIT:
+            raise Closed(Closing(4400, "these are no commands"))
 
     async def _obey(self, wanted: Command, about: dict[str, Any]) -> None:
         if not isinstance(wanted, Ping):
@@ -225,8 +237,8 @@ class Dialogue:
                 async with aclosing(subscription.read(self._take)) as batches:
                     async for batch in batches:
                         await self._forward(batch)
-        except OSError:
-            return self._close(None)
+        except Closed as closed:
+            return self._close(closed.closing)
         except Exception:
             logger.exception("a WebSocket's reader of run %s failed", subscription.run_id)
             return self._close(FAILED)
@@ -245,12 +257,18 @@ class Dialogue:
     async def _forward(self, batch: Sequence[Record]) -> None:
         """Each record as a text frame; the whole batch in one write where the server can do that."""
         if FRAMES in self._extensions:
-            return await self._connection.write({"type": "websocket.send", FRAMES: text_frames(batch)})
+            return await self._write({FRAMES: text_frames(batch)})
         for each in batch:
-            await self._connection.write({"type": "websocket.send", "text": each.data.decode()})
+            await self._write({"text": each.data.decode()})
 
     async def _say(self, message: dict[str, Any]) -> None:
-        await self._connection.write({"type": "websocket.send", "text": msgspec.json.encode(message).decode()})
+        await self._write({"text": msgspec.json.encode(message).decode()})
+
+    async def _write(self, content: dict[str, Any]) -> None:
+        try:
+            await self._connection.write({"type": "websocket.send"} | content)
+        except OSError:  # Of the socket; one that a command meets elsewhere is a fault of the server.
+            raise Closed(GONE) from None
 
 
 def _named(tree: Any) -> dict[str, Any]:

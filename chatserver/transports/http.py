@@ -22,6 +22,7 @@ from chatserver.errors import (
     BadRequest,
     ChatError,
     Draining,
+    Internal,
     NotAcceptable,
     NotFound,
 )
@@ -219,7 +220,7 @@ def problem(request: Request[Any, Any, Any], error: Exception) -> Response[dict[
         refusal = error
     else:
         logger.error("a request failed", exc_info=error)
-        refusal = ChatError("the server failed; its log says why")
+        refusal = Internal()
     headers = refusal.headers()
     if refusal.status == HTTPStatus.METHOD_NOT_ALLOWED:
         headers["Allow"] = ", ".join(_methods(request))

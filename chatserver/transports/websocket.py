@@ -1,16 +1,19 @@
 """The WebSocket endpoint: who comes in, and how a dialogue is ended."""
 
+import logging
 from contextlib import suppress
 
 import anyio
 from litestar import asgi
 
 from chatserver.auth import Identity
-from chatserver.errors import ChatError, Draining, TooMany, Unauthenticated, UpgradeRequired
+from chatserver.errors import ChatError, Draining, Internal, TooMany, Unauthenticated, UpgradeRequired
 from chatserver.transports.connections import FLUSH_SECONDS, TRANSPORT, Receive, Scope, Send
-from chatserver.transports.dialogue import STUCK, Closing, Dialogue
+from chatserver.transports.dialogue import FAILED, GONE, Closing, Dialogue
 from chatserver.transports.parts import Parts
 from chatserver.transports.refusal import refuse
+
+logger = logging.getLogger(__name__)
 
 PATH = "/chat/ws"
 SUBPROTOCOL = "chatserver.v1"
@@ -31,23 +34,40 @@ async def websocket(scope: Scope, receive: Receive, send: Send) -> None:
         identity = error  # To be told behind the handshake: no browser shows how one was refused.
     except ChatError as error:
         return await refuse(scope, send, error)
-    await receive()
-    offered = SUBPROTOCOL in scope["subprotocols"]
-    await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL if offered else None, "headers": []})
+    except Exception:
+        logger.exception("a handshake failed")
+        return await refuse(scope, send, Internal())
+    closing = await _held(identity, parts, scope, receive, send)
+    if closing is None or (closing.code != GONE.code and await _has_said_goodbye(send, closing)):
+        return
+    if transport := scope.get("extensions", {}).get(TRANSPORT):
+        transport.abort()
+
+
+async def _held(
+    identity: Identity | Unauthenticated, parts: Parts, scope: Scope, receive: Receive, send: Send
+) -> Closing | None:
+    """Take the handshake and hold the dialogue; how it is to be closed, if the peer has not left.
+
+    Nothing escapes from here: Litestar would close with 4500, which is no code of the protocol.
+    """
     try:
+        await receive()
+        offered = SUBPROTOCOL in scope["subprotocols"]
+        try:
+            await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL if offered else None, "headers": []})
+        except OSError:
+            return GONE
         if isinstance(identity, Unauthenticated):
             raise identity
         parts.requests.count(identity.user)
         with parts.connections.admit(identity.user):
-            closing = await Dialogue(identity, parts, scope, send).run(receive)
+            return await Dialogue(identity, parts, scope, send).run(receive)
     except (Unauthenticated, TooMany) as error:
-        closing = Closing(4000 + error.status, error.detail)
-    except OSError:
-        return  # The peer went away in mid send.
-    if closing is None or (closing is not STUCK and await _has_said_goodbye(send, closing)):
-        return
-    if transport := scope.get("extensions", {}).get(TRANSPORT):
-        transport.abort()
+        return Closing(4000 + error.status, error.detail)
+    except Exception:
+        logger.exception("a WebSocket failed")
+        return FAILED
 
 
 async def _has_said_goodbye(send: Send, closing: Closing) -> bool:
