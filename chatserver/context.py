@@ -1,7 +1,8 @@
 """What goes upstream of a session: its messages as Chat Completions has them, within a token budget."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, groupby
 from typing import Any
 
 import msgspec
@@ -10,6 +11,9 @@ from chatserver.records import MessageRecord
 
 BYTES_PER_TOKEN = 4
 """A rule of thumb for English and code; used for budgets, and for usage that an upstream does not tell."""
+
+INTERRUPTED = "[The answer was interrupted here.]"
+"""Told in place of the words that should follow a tool's results: a strict template takes no user's message there."""
 
 TOOL_NAME_CHARS = 64
 _NO_NAME = re.compile("[^A-Za-z0-9_-]")
@@ -24,7 +28,8 @@ def estimated_tokens(value: object) -> int:
 def dialogue(messages: Sequence[MessageRecord], system: str | None, tokens_limit: int) -> list[dict[str, Any]]:
     """The newest messages that fit, oldest first, behind the system message; the last one is always there.
 
-    A dialogue that had to be cut begins with a message of the user, since models expect one there.
+    The dialogue begins with a message of the user, and the user's and the model's alternate, since many models refuse
+    any other: two messages of the user, with an answer between them that failed or was empty, are told as one.
     """
     kept: list[list[dict[str, Any]]] = []
     left = tokens_limit - (estimated_tokens(system) if system else 0)
@@ -35,10 +40,16 @@ def dialogue(messages: Sequence[MessageRecord], system: str | None, tokens_limit
             break
         kept.append(upstream)
     kept.reverse()
-    if len(kept) < len(messages):
-        first = next(index for index, each in enumerate(kept) if each and each[0]["role"] == "user")
-        kept = kept[first:]
-    return [{"role": "system", "content": system}] * bool(system) + [each for group in kept for each in group]
+    first = next(index for index, each in enumerate(kept) if each and each[0]["role"] == "user")
+    return [{"role": "system", "content": system}] * bool(system) + list(_alternating(chain(*kept[first:])))
+
+
+def _alternating(messages: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for is_of_user, together in groupby(messages, lambda each: each["role"] == "user"):
+        if is_of_user:
+            yield {"role": "user", "content": "\n\n".join(each["content"] for each in together)}
+        else:
+            yield from together
 
 
 def _upstream(message: MessageRecord) -> list[dict[str, Any]]:
@@ -51,8 +62,8 @@ def _upstream(message: MessageRecord) -> list[dict[str, Any]]:
         made = [call_upstream(call.call_id, call.tool, call.args) for call in calls]
         result.append({"role": "assistant", "content": None, "tool_calls": made})
         result += [{"role": "tool", "tool_call_id": call.call_id, "content": as_text(call.result)} for call in calls]
-    if message.content:
-        result.append({"role": "assistant", "content": message.content})
+    if message.content.strip() or calls:
+        result.append({"role": "assistant", "content": message.content if message.content.strip() else INTERRUPTED})
     return result
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatserver.context import BYTES_PER_TOKEN, as_text, dialogue, estimated_tokens
+from chatserver.context import BYTES_PER_TOKEN, INTERRUPTED, as_text, dialogue, estimated_tokens
 from chatserver.events import ToolCallState
 from chatserver.records import MessageRecord, Role
 
@@ -89,9 +89,37 @@ USER = {"role": "user", "content": "Hi"}
                 USER,
             ],
         ),
-        ([message("user", "Hi"), message("assistant", "", PENDING), message("user", "Hi")], [USER, USER]),
+        (
+            [message("user", "Hi"), message("assistant", "", PENDING), message("user", "Again")],
+            [{"role": "user", "content": "Hi\n\nAgain"}],
+        ),
+        (
+            [message("user", "a"), message("assistant", " \n"), message("user", "b"), message("assistant", "c")] * 2
+            + [message("user", "d")],
+            [
+                {"role": "user", "content": "a\n\nb"},
+                {"role": "assistant", "content": "c"},
+                {"role": "user", "content": "a\n\nb"},
+                {"role": "assistant", "content": "c"},
+                {"role": "user", "content": "d"},
+            ],
+        ),
+        (
+            [message("user", "Hi"), message("assistant", "", called("a", 12)), message("user", "Hi")],
+            [
+                USER,
+                {
+                    "role": "assistant",
+                    "content": None,
+                    "tool_calls": [{"id": "a", "type": "function", "function": {"name": "clock", "arguments": "{}"}}],
+                },
+                {"role": "tool", "tool_call_id": "a", "content": "12"},
+                {"role": "assistant", "content": INTERRUPTED},
+                USER,
+            ],
+        ),
     ],
-    ids=["one", "dialogue", "tools", "failed"],
+    ids=["one", "dialogue", "tools", "failed", "blank", "interrupted-behind-a-tool"],
 )
 def test_messages_as_the_api_has_them(messages: list[MessageRecord], upstream: list[dict[str, Any]]) -> None:
     assert dialogue(messages, None, ENDLESS) == upstream
@@ -99,18 +127,19 @@ def test_messages_as_the_api_has_them(messages: list[MessageRecord], upstream: l
     assert dialogue(messages, "Be kind.", ENDLESS) == [system, *upstream]
 
 
+said = st.text(max_size=200) | st.sampled_from(["", " ", "\n"])
 turns = st.lists(
     st.tuples(
-        st.text(max_size=200),
-        st.text(max_size=200),
+        st.text(min_size=1, max_size=200),
+        said,
         st.lists(st.integers(0, 300).map(lambda size: called("c", "r" * size)) | st.just(PENDING), max_size=3),
     ),
     max_size=12,
 )
 
 
-@given(turns, st.text(max_size=100), st.none() | st.text(max_size=100), st.integers(0, 1500))
-def test_what_fits_is_the_newest_part_and_begins_with_the_user(
+@given(turns, st.text(min_size=1, max_size=100), st.none() | st.text(max_size=100), st.integers(0, 1500))
+def test_what_fits_is_the_newest_part_and_the_roles_alternate(
     history: list[tuple[str, str, list[ToolCallState]]], question: str, system: str | None, tokens_limit: int
 ) -> None:
     messages = [
@@ -121,19 +150,42 @@ def test_what_fits_is_the_newest_part_and_begins_with_the_user(
     told = dialogue(messages, system, tokens_limit)
     if system:
         assert told.pop(0) == {"role": "system", "content": system}
-    assert told == whole[len(whole) - len(told) :]
     assert told[0]["role"] == "user"
-    assert told[-1] == {"role": "user", "content": question}
+    assert whole[0]["role"] == "user"
+    assert told[1:] == whole[len(whole) - len(told) + 1 :]
+    assert whole[len(whole) - len(told)]["content"].endswith(told[0]["content"])
+    assert told[-1]["role"] == "user"
+    assert told[-1]["content"].endswith(question)
     if len(told) > 1:
         size = len(msgspec.json.encode(told)) + len((system or "").encode())
-        assert size <= tokens_limit * BYTES_PER_TOKEN
-    for place, each in enumerate(told):
+        assert size <= tokens_limit * BYTES_PER_TOKEN + 2 * len(INTERRUPTED) * len(history)
+    assert_a_strict_template_takes(told)
+
+
+def assert_a_strict_template_takes(told: list[dict[str, Any]]) -> None:
+    """User and model alternate, calls and their results left aside; a result stands behind its call."""
+    spoken = [each["role"] for each in told if each["role"] != "tool" and "tool_calls" not in each]
+    assert spoken == ["user", "assistant"] * (len(spoken) // 2) + ["user"]
+    owed: list[str] = []
+    for each in told:
         if each["role"] == "tool":
-            assert told[place - 1]["role"] == "tool" or "tool_calls" in told[place - 1]
+            assert each["tool_call_id"] == owed.pop(0)
+            continue
+        assert owed == []
+        owed = [call["id"] for call in each.get("tool_calls", [])]
+        assert owed or each["content"]
+    assert owed == []
+
+
+def test_messages_that_were_never_answered_are_told_in_the_time_of_their_length() -> None:
+    messages = [message("user", "Hi"), message("assistant", "")] * 50_000
+    (told,) = dialogue([*messages, message("user", "Hi")], None, ENDLESS)
+    assert len(told["content"]) == 4 * 50_000 + 2
 
 
 def test_as_much_as_fits_is_told() -> None:
     messages = [message("user", f"{number:04}") for number in range(1000)]
     per_message = estimated_tokens([{"role": "user", "content": "0000"}])
-    assert len(dialogue(messages, None, 10 * per_message)) == 10
-    assert len(dialogue(messages, None, 10 * per_message - 1)) == 9
+    for limit, count in ((10 * per_message, 10), (10 * per_message - 1, 9)):
+        (told,) = dialogue(messages, None, limit)
+        assert told["content"].split() == [f"{number:04}" for number in range(1000 - count, 1000)]
