@@ -28,7 +28,10 @@ Reference = Annotated[str, Meta(max_length=NAME_CHARS_LIMIT)]
 
 
 class ChatRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Start a run: answer ``message`` in a session, or answer an older message again (``regenerate``)."""
+    """Start a run: answer ``message`` in a session, or answer an older message again (``regenerate``).
+
+    ``message`` follows the answer ``parent_id``, or else the newest message of the session.
+    """
 
     message: str | None = None
     session_id: str | None = None
@@ -38,6 +41,7 @@ class ChatRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     temperature: float | None = None
     max_output_tokens: int | None = None
     regenerate: str | None = None
+    parent_id: str | None = None
     on_disconnect: Literal["cancel", "continue"] = "cancel"
 
     def __repr__(self) -> str:
@@ -235,7 +239,9 @@ def checked(request: ChatRequest, message_bytes_limit: int) -> ChatRequest:
         raise BadRequest("`temperature` is from 0 to 2", "/temperature")
     if request.max_output_tokens is not None and not 1 <= request.max_output_tokens <= OUTPUT_TOKENS_LIMIT:
         raise BadRequest(f"`max_output_tokens` is from 1 to {OUTPUT_TOKENS_LIMIT}", "/max_output_tokens")
-    for id in (request.session_id, request.regenerate):
+    if None not in (request.parent_id, request.regenerate):
+        raise BadRequest("`parent_id` is for a new message, `regenerate` for an old one", "/parent_id")
+    for id in (request.session_id, request.regenerate, request.parent_id):
         if id is not None:
             known_form(id)
     return request
@@ -251,6 +257,18 @@ def checked_title(rename: Rename) -> str:
     if not title or len(title) > NAME_CHARS_LIMIT:
         raise BadRequest(f"`title` is 1 to {NAME_CHARS_LIMIT} characters", "/title")
     return title
+
+
+def checked_search(text: str) -> str:
+    """What titles are searched for, its spaces collapsed as theirs are.
+
+    Raises:
+        BadRequest, BadJson: it is too long, or no text.
+    """
+    words = " ".join(_clean(text, "/search", 0).split())
+    if len(words) > NAME_CHARS_LIMIT:
+        raise BadRequest(f"`search` is at most {NAME_CHARS_LIMIT} characters", "/search")
+    return words
 
 
 def known_form(id: str) -> str:

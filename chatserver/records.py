@@ -5,7 +5,7 @@ from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
-from chatserver.events import ErrorCode, ToolCallState, Usage
+from chatserver.events import Error, ErrorCode, FinishReason, Terminal, ToolCallState, Usage
 
 RunStatus: TypeAlias = Literal["running", "waiting", "completed", "cancelled", "failed"]
 MessageStatus: TypeAlias = Literal["complete", "partial", "streaming"]
@@ -17,6 +17,13 @@ class RunFailure(Struct, frozen=True):
 
     code: ErrorCode
     message: str
+
+
+def status_after(ending: Terminal) -> RunStatus:
+    """What a run is that ended with this event."""
+    if isinstance(ending, Error):
+        return "failed"
+    return "cancelled" if ending.finish_reason == "cancelled" else "completed"
 
 
 class RunRecord(Struct, frozen=True, kw_only=True):
@@ -34,7 +41,10 @@ class RunRecord(Struct, frozen=True, kw_only=True):
 
 
 class MessageRecord(Struct, frozen=True, kw_only=True):
-    """One message of a session; ``parent_id`` is the message it follows, so that branches form a tree."""
+    """One message of a session; ``parent_id`` is the message it follows, so that branches form a tree.
+
+    ``finish_reason`` is that of the answer's `done`; None: no answer, one that is being written, or one that failed.
+    """
 
     message_id: str
     parent_id: str | None
@@ -43,6 +53,7 @@ class MessageRecord(Struct, frozen=True, kw_only=True):
     reasoning: str
     tool_calls: tuple[ToolCallState, ...]
     status: MessageStatus
+    finish_reason: FinishReason | None
     run_id: str | None
     usage: Usage | None
     created_at: str
@@ -69,9 +80,13 @@ class SessionPage(Struct, frozen=True):
 
 
 class SessionDetail(SessionRecord, frozen=True, kw_only=True):
-    """A session with the messages of its newest branch, or of all."""
+    """A session with a page of messages of its newest branch, or of all, oldest first.
+
+    ``cursor`` asks for the page of older messages, None: there are none.
+    """
 
     messages: list[MessageRecord]
+    cursor: str | None
 
 
 def timestamp(moment: datetime | None = None) -> str:

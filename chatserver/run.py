@@ -23,8 +23,8 @@ from chatserver.lean_event import LeanEvent
 from chatserver.limits import Meter
 from chatserver.log import EVENTS_LIMIT, EventLog, Take
 from chatserver.providers import ModelRequest
-from chatserver.records import RunFailure, RunRecord, RunStatus
-from chatserver.sessions import Sessions
+from chatserver.records import RunRecord, RunStatus, status_after
+from chatserver.sessions import INTERRUPTED, Sessions
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +42,6 @@ STORE_AGAIN_SECONDS = 5.0
 START_SEQ = 1
 """Of the event that every run begins with; so far there is no answer."""
 
-INTERRUPTED = Error(
-    code="interrupted", message="the server stopped before the answer was complete", retryable=True, retry_after=None
-)
 INTERNAL = Error(code="internal", message="the server failed; its log says why", retryable=False)
 
 
@@ -184,7 +181,7 @@ class Run:
         except Exception:
             logger.exception("the answer of run %s could not be stored", self.run_id)
             ending = INTERNAL
-        self.become(_status(ending))
+        self.become(status_after(ending))
         try:
             await self.log.append(ending)
         except Exception:
@@ -202,14 +199,8 @@ class Run:
 
     async def _store(self, ending: Terminal, records: list[Record], sessions: Sessions) -> None:
         answer = await self.log.answer()
-        await sessions.finish(
-            self.run_id,
-            status=_status(ending),
-            answer=answer,
-            records=compact(records, self.run_id, whole=answer),
-            usage=self.meter.usage(),
-            error=RunFailure(ending.code, ending.message) if isinstance(ending, Error) else None,
-        )
+        kept = compact(records, self.run_id, whole=answer)
+        await sessions.finish(self.run_id, ending=ending, answer=answer, records=kept, usage=self.meter.usage())
 
 
 class Subscription:
@@ -245,9 +236,3 @@ class Subscription:
     def read(self, take: Take | None = None) -> AsyncGenerator[Sequence[Record], None]:
         """The one generator that every transport sends from, beside what ``take`` sends at once."""
         return self._log.read(self._after, take)
-
-
-def _status(ending: Terminal) -> RunStatus:
-    if isinstance(ending, Error):
-        return "failed"
-    return "cancelled" if ending.finish_reason == "cancelled" else "completed"

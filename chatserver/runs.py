@@ -4,16 +4,14 @@ A run belongs to the server, not to a request.
 """
 
 import asyncio
-import logging
 from collections.abc import Coroutine
-from itertools import islice
-from time import monotonic
 from typing import Self
 
 import anyio
 from msgspec.structs import replace
 
 from chatserver.agent import Agent
+from chatserver.checkpoints import keep
 from chatserver.commands import ChatRequest, checked, known_form, new_id
 from chatserver.context import dialogue
 from chatserver.errors import BadCursor, ChatError, Draining, NotFound
@@ -26,16 +24,6 @@ from chatserver.records import MessageRecord, RunRecord, SessionDetail
 from chatserver.run import Run, Subscription
 from chatserver.sessions import Begun, Sessions
 from chatserver.settings import Settings
-
-logger = logging.getLogger(__name__)
-
-CHECKPOINT_SECONDS = 2.0
-"""How much of an answer's text a crash can take."""
-
-CHECKPOINT_ANSWERS = 25
-SHORTEST_REST_SECONDS, LONGEST_REST_SECONDS = 0.05, 0.5
-"""About so many are stored together, if that leaves a rest between: a thousand in one transaction would hold up all
-tokens, and one at a time is dear."""
 
 SHUTDOWN_SECONDS = 2.0
 """How long a server that is going down anyway waits for the last answers to be stored."""
@@ -59,7 +47,7 @@ class Runs:
         self.is_draining = False
 
     async def __aenter__(self) -> Self:
-        _spawn(self._keep(), self._chores)
+        _spawn(keep(self._unfinished, self._sessions), self._chores)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -148,13 +136,16 @@ class Runs:
             run.cancel()
         return await self.record(user, run_id)
 
-    async def session(self, user: str, session_id: str, all_branches: bool) -> SessionDetail:
-        """A session with its messages, the one that is being written as far as it has come.
+    async def session(
+        self, user: str, session_id: str, all_branches: bool, limit: int, cursor: str | None
+    ) -> SessionDetail:
+        """A session with a page of messages, the one that is being written as far as it has come.
 
         Raises:
             NotFound: this user has no such session.
+            BadCursor: no page gave the cursor.
         """
-        detail = await self._sessions.session(user, known_form(session_id), all_branches)
+        detail = await self._sessions.session(user, known_form(session_id), all_branches, limit, cursor)
         return replace(detail, messages=[await self._as_it_is(message) for message in detail.messages])
 
     async def _as_it_is(self, message: MessageRecord) -> MessageRecord:
@@ -206,35 +197,6 @@ class Runs:
             await beginning.wait()
         run = self._runs.get(run_id)
         return run if run is not None and run.user == user else None
-
-    async def _keep(self) -> None:
-        """Every now and then store how far each answer has come: it is what a crash leaves of it."""
-        rest_seconds = LONGEST_REST_SECONDS
-        while True:
-            await anyio.sleep(rest_seconds)
-            now = monotonic()
-            share = 2 * rest_seconds / CHECKPOINT_SECONDS  # Twice what comes due on average, to catch up.
-            oldest = islice(self._unfinished.values(), 1 + int(share * len(self._unfinished)))
-            due = [run for run in oldest if now - run.looked_at >= CHECKPOINT_SECONDS - rest_seconds]
-            for run in due:
-                run.looked_at = now
-                self._unfinished[run.run_id] = self._unfinished.pop(run.run_id)  # Behind all others.
-            try:
-                await self._checkpoint(due)
-                wanted = CHECKPOINT_SECONDS * CHECKPOINT_ANSWERS / (len(self._unfinished) or 1)
-                took = monotonic() - now  # A slow disk has other things to write.
-                rest_seconds = max(SHORTEST_REST_SECONDS, min(LONGEST_REST_SECONDS, wanted), took)
-            except Exception:
-                logger.exception("answers could not be stored while they are written")
-                rest_seconds = CHECKPOINT_SECONDS  # A database that is down is not asked at every tick.
-
-    async def _checkpoint(self, runs: list[Run]) -> None:
-        seqs = {run.run_id: await run.log.last_seq() for run in runs}
-        changed = [run for run in runs if seqs[run.run_id] > run.stored_seq]
-        if changed:
-            await self._sessions.checkpoint({run.run_id: await run.log.answer() for run in changed})
-            for run in changed:
-                run.stored_seq = seqs[run.run_id]
 
     async def _interrupt(self) -> None:
         with anyio.move_on_after(SHUTDOWN_SECONDS, shield=True):

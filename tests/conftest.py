@@ -5,12 +5,14 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
-from secrets import token_hex
 from typing import TypeAlias, TypeVar
 
 import pytest
+
+from chatserver.sessions import Sessions, open_sessions
+from chatserver.sessions.database import Database, open_database
 
 ReportT = TypeVar("ReportT", pytest.TestReport, pytest.CollectReport)
 Scale: TypeAlias = Callable[[int, int], int]
@@ -75,13 +77,47 @@ def postgres_server() -> Iterator[str]:
             run(pg_ctl, "stop", "--pgdata", data, "--mode", "immediate")
 
 
+@pytest.fixture(scope="session")
+def postgres_database(postgres_server: str) -> str:
+    """One database for all tests of this process: to make one takes longer than most of them."""
+    _psql(f"{postgres_server}/postgres", "CREATE DATABASE chat")
+    return f"{postgres_server}/chat"
+
+
 @pytest.fixture
-def postgres_url(postgres_server: str) -> str:
-    """The URL of an empty database that no other test sees."""
-    name = f"test_{token_hex(8)}"
-    create = f"CREATE DATABASE {name}"
-    subprocess.run(["psql", "--quiet", f"{postgres_server}/postgres", "--command", create], check=True)
-    return f"{postgres_server}/{name}"
+def postgres_url(postgres_database: str) -> str:
+    """The URL of an empty database."""
+    _psql(postgres_database, "SET client_min_messages = warning; DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    return postgres_database
+
+
+def _psql(database: str, statements: str) -> None:
+    subprocess.run(["psql", "--quiet", database, "--command", statements], check=True, timeout=50)
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'chat.db'}"
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest) -> str:
+    """The URL of an empty database, of either kind."""
+    found: str = request.getfixturevalue(f"{request.param}_url")
+    return found
+
+
+@pytest.fixture
+async def sessions(url: str) -> AsyncIterator[Sessions]:
+    async with open_sessions(url) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def database(url: str) -> AsyncIterator[Database]:
+    """A second way into the database of ``sessions``."""
+    async with open_database(url) as opened:
+        yield opened
 
 
 def _free_port() -> int:

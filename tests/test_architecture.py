@@ -24,6 +24,7 @@ ROOMS = (
     "sessions",
     "lean_event",
     "run",
+    "checkpoints",
     "runs",
     "schema",
     "auth",

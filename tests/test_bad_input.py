@@ -292,7 +292,7 @@ def field_cases() -> Iterator[Case]:
         yield case("message", value)
     for control in "\0\x01\x08\x0b\x0c\x0e\x1b\x1f":
         yield case("message", f"a{control}b")
-    for name in ("session_id", "idempotency_key", "model", "system", "regenerate"):
+    for name in ("session_id", "idempotency_key", "model", "system", "regenerate", "parent_id"):
         for value in (5, True, [], {}, "a\0b", "a\x1fb"):
             yield case(name, value)
     for name in ("model", "idempotency_key"):
@@ -701,7 +701,7 @@ async def test_an_odd_id_in_a_path_is_not_found(place: Place, id: str, method: s
 
 
 @pytest.mark.parametrize("via", VIAS)
-@pytest.mark.parametrize("name", ["session_id", "regenerate"])
+@pytest.mark.parametrize("name", ["session_id", "regenerate", "parent_id"])
 @pytest.mark.parametrize(
     "id", ["", "a b", "ä", "😀", "../x", "a/b", "a.b", "a\nb", "a\tb", "x" * 65, " abc", "a\u2028"]
 )
@@ -713,6 +713,8 @@ async def test_a_malformed_id_in_a_request_is_not_found(place: Place, id: str, n
 async def test_an_unknown_message_cannot_be_answered_again(place: Place, via: str) -> None:
     await refusal(place, via, {"regenerate": ID}, 404, "not_found")
     await refusal(place, via, {"regenerate": ID, "session_id": place.session_id}, 404, "not_found")
+    await refusal(place, via, {"message": "x", "parent_id": ID}, 404, "not_found")
+    await refusal(place, via, {"message": "x", "regenerate": ID, "parent_id": ID}, 400, "bad_request")
 
 
 @pytest.mark.parametrize("type", ["attach", "detach", "cancel"])

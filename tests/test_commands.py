@@ -159,6 +159,7 @@ FULL: dict[str, Any] = {
     "temperature": 0.5,
     "max_output_tokens": 5,
     "regenerate": "m1",
+    "parent_id": "m2",
     "on_disconnect": "continue",
 }
 
@@ -186,6 +187,7 @@ def test_a_request_has_just_these_fields() -> None:
         ({"max_output_tokens": 1.5}, "/max_output_tokens"),
         ({"max_output_tokens": False}, "/max_output_tokens"),
         ({"regenerate": 1}, "/regenerate"),
+        ({"parent_id": 1}, "/parent_id"),
         ({"on_disconnect": "stay"}, "/on_disconnect"),
         ({"on_disconnect": None}, "/on_disconnect"),
         ({"messages": "Hi"}, "/messages"),
@@ -264,6 +266,7 @@ def test_commands_of_the_contract_that_this_version_has() -> None:
         {"message": "é" * (LIMIT // 2)},
         {"message": " \n x"},
         {"regenerate": "m1"},
+        {"message": "Hi", "parent_id": "m2"},
         {"message": "Hi", "regenerate": "m1"},
         {"message": "Hi", "session_id": "A-Z_09" + "z" * 58},
         {"message": "Hi", "temperature": 0},
@@ -273,7 +276,7 @@ def test_commands_of_the_contract_that_this_version_has() -> None:
         {"message": "Hi", "system": "x" * SYSTEM_BYTES_LIMIT},
         {"message": "Hi", "system": ""},
         {"message": "Hi", "model": "m" * NAME_CHARS_LIMIT, "idempotency_key": "k" * NAME_CHARS_LIMIT},
-        FULL,
+        FULL | {"parent_id": None},
     ],
     ids=lambda fields: "-".join(f"{name}={str(value)[:8]}" for name, value in fields.items())[:60],
 )
@@ -299,6 +302,8 @@ def test_a_request_within_the_rules_stays_as_it_is(fields: dict[str, Any]) -> No
         ({"session_id": "é"}, NotFound, None),
         ({"session_id": "a\n"}, NotFound, None),
         ({"regenerate": "a b"}, NotFound, None),
+        ({"parent_id": "a b"}, NotFound, None),
+        ({"regenerate": "m1", "parent_id": "m2"}, BadRequest, "/parent_id"),
         ({"model": ""}, BadRequest, "/model"),
         ({"model": "m" * (NAME_CHARS_LIMIT + 1)}, BadRequest, "/model"),
         ({"model": "a\nb"}, BadRequest, "/model"),

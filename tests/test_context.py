@@ -23,6 +23,7 @@ def message(role: Role, content: str, *calls: ToolCallState, reasoning: str = ""
         reasoning=reasoning,
         tool_calls=calls,
         status="complete",
+        finish_reason=None,
         run_id=None,
         usage=None,
         created_at="2026-01-01T00:00:00.000Z",

@@ -98,6 +98,63 @@ async def test_a_message_edited_makes_a_new_branch_from_what_preceded_it(talk: T
 
 
 @each_transport
+@in_time
+async def test_a_message_goes_on_with_the_branch_of_the_answer_that_it_names(talk: Talk) -> None:
+    first = await talk.ask("Hello", message="Hi")
+    left = await talk.ask("Fine", message="How are you?")
+    await talk.ask("Noon", message="What time is it?", regenerate=left["user_message_id"])
+    await talk.ask("Good", message="Really?", parent_id=left["message_id"])
+    assert talk.told == ["Hi", "Hello", "How are you?", "Fine", "Really?"]
+    assert await talk.contents() == ["Hi", "Hello", "How are you?", "Fine", "Really?", "Good"]
+    assert len(await talk.contents("?branches=all")) == 8
+    for wrong in (first["user_message_id"], "unknown"):
+        with pytest.raises(RefusedError) as refusal:
+            await talk.transport.start(talk.stage.server, {"message": "No", "parent_id": wrong})
+        assert refusal.value.status == 404
+
+
+@in_time
+async def test_a_session_is_read_page_by_page_and_says_how_each_answer_ended(stage: Stage) -> None:
+    talk = Talk(stage, TRANSPORTS[0], "long")
+    for number in range(3):
+        await talk.ask(f"Answer {number}", message=f"Question {number}")
+    shown: list[dict[str, Any]] = []
+    path = f"{talk.path}?limit=2"
+    while path:
+        page = (await request(stage.server, "GET", path)).json
+        shown = page["messages"] + shown
+        path = page["cursor"] and f"{talk.path}?limit=2&cursor={page['cursor']}"
+    assert [each["content"] for each in shown[::2]] == ["Question 0", "Question 1", "Question 2"]
+    assert [each["finish_reason"] for each in shown] == [None, "stop"] * 3
+    for query in ("limit=0", "limit=101", "limit=x", "cursor=unknown", "cursor="):
+        refused = await request(stage.server, "GET", f"{talk.path}?{query}")
+        assert (refused.status, refused.json["code"]) == (400, "bad_request" if "limit" in query else "bad_cursor")
+
+
+@in_time
+async def test_sessions_are_found_by_their_title(stage: Stage) -> None:
+    for number, title in enumerate(["Größe einer 100%-Stelle", "Über Flüsse", "About rivers"]):
+        await Talk(stage, TRANSPORTS[0], f"titled-{number}").ask("Yes", message=title)
+    for search, found in {
+        "GR%C3%B6SSE": 1,
+        "0%25-": 1,
+        "%25": 1,
+        "fl%C3%9CSSE": 1,
+        "a": 1,
+        "ver": 1,
+        "%20": None,
+        "": None,
+    }.items():
+        page = await request(stage.server, "GET", f"/chat/sessions?limit=100&search={search}")
+        titles = [each["title"] for each in page.json["sessions"] if each["session_id"].startswith("titled-")]
+        assert len(titles) == (3 if found is None else found), (search, titles)
+    for search in ("x" * 257, "a%00b", "%1f"):
+        refused = await request(stage.server, "GET", f"/chat/sessions?search={search}")
+        assert (refused.status, refused.json["code"]) == (400, "bad_request")
+    assert (await request(stage.server, "GET", "/chat/sessions?search=%ff%fe")).status == 200
+
+
+@each_transport
 @pytest.mark.parametrize("whose", ["an answer", "another session's message", "nothing"])
 @in_time
 async def test_only_a_question_of_the_session_can_be_answered_again(talk: Talk, whose: str) -> None:

@@ -7,7 +7,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -28,9 +27,7 @@ from chatserver.events import (
     EVENT_BYTES_LIMIT,
     Answer,
     Error,
-    Record,
     Snapshot,
-    Token,
     ToolCallState,
     Usage,
     decode,
@@ -43,80 +40,13 @@ from chatserver.sessions import Begun, Sessions, begin, end, open_sessions
 from chatserver.sessions.database import Database, open_database
 from chatserver.sessions.schema import metadata, runs, spendings
 from chatserver.sessions.schema import sessions as chats
+from tests.databases import answered, ask, contents, done, ended, said, texts
 
 pytestmark = pytest.mark.anyio
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 20
 CALL = ToolCallState("call_1", "clock", {"zone": "UTC"}, result={"now": [1, "ü\0"]}, is_error=False, duration_ms=3)
-
-
-@pytest.fixture
-def sqlite_url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'chat.db'}"
-
-
-@pytest.fixture(scope="session")
-def postgres_database(postgres_server: str) -> str:
-    """One database for all tests here: to make one takes longer than most of them."""
-    sql(f"{postgres_server}/postgres", "CREATE DATABASE sessions")
-    return f"{postgres_server}/sessions"
-
-
-@pytest.fixture
-def postgres_url(postgres_database: str) -> str:
-    sql(postgres_database, "SET client_min_messages = warning; DROP SCHEMA public CASCADE; CREATE SCHEMA public")
-    return postgres_database
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest) -> str:
-    found: str = request.getfixturevalue(f"{request.param}_url")
-    return found
-
-
-def sql(database: str, statements: str) -> None:
-    subprocess.run(["psql", "--quiet", database, "--command", statements], check=True, timeout=SECONDS)
-
-
-@pytest.fixture
-async def sessions(url: str) -> AsyncIterator[Sessions]:
-    async with open_sessions(url) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def database(url: str) -> AsyncIterator[Database]:
-    async with open_database(url) as opened:
-        yield opened
-
-
-def said(*texts: str, run_id: str = "run") -> list[Record]:
-    return [record(Token(run_id=run_id, seq=seq, content=content)) for seq, content in enumerate(texts, 1)]
-
-
-async def ask(sessions: Sessions, message: str | None = "Hello", *, user: str = "ann", **fields: Any) -> Begun:
-    return await sessions.begin(user, ChatRequest(message=message, **fields), new_id())
-
-
-async def ended(sessions: Sessions, begun: Begun, content: str = "Hi", status: RunStatus = "completed") -> Begun:
-    await sessions.finish(
-        begun.run.run_id, status=status, answer=Answer(content), records=said(content), usage=Usage(1, 2), error=None
-    )
-    return begun
-
-
-async def answered(sessions: Sessions, message: str | None = "Hello", content: str = "Hi", **fields: Any) -> Begun:
-    return await ended(sessions, await ask(sessions, message, **fields), content)
-
-
-async def texts(sessions: Sessions, session_id: str, *, user: str = "ann", all_branches: bool = False) -> list[str]:
-    detail = await sessions.session(user, session_id, all_branches)
-    return [message.content for message in detail.messages]
-
-
-def contents(begun: Begun) -> list[str]:
-    return [message.content for message in begun.context]
 
 
 # Beginning
@@ -296,6 +226,7 @@ async def test_a_key_survives_a_restart(url: str) -> None:
         {"max_output_tokens": 1},
         {"on_disconnect": "continue"},
         {"regenerate": "r"},
+        {"parent_id": "p"},
     ],
 )
 async def test_the_same_key_with_another_request_is_refused(sessions: Sessions, other: dict[str, Any]) -> None:
@@ -486,9 +417,7 @@ async def test_the_end_of_a_run_is_kept_whole(sessions: Sessions) -> None:
         record(Snapshot(seq=3, content="", reasoning="", tool_calls=())),
     ]
     answer = Answer("Hi you", "hm", (CALL,))
-    await sessions.finish(
-        begun.run.run_id, status="completed", answer=answer, records=log, usage=Usage(5, 7, True), error=None
-    )
+    await sessions.finish(begun.run.run_id, ending=done("length"), answer=answer, records=log, usage=Usage(5, 7, True))
     run = await sessions.run("ann", begun.run.run_id)
     assert (run.status, run.last_seq, run.usage, run.error) == ("completed", 3, Usage(5, 7, True), None)
     assert run.finished_at is not None and run.finished_at >= run.created_at
@@ -497,20 +426,21 @@ async def test_the_end_of_a_run_is_kept_whole(sessions: Sessions) -> None:
     assert detail.active_run_id is None
     message = detail.messages[-1]
     assert (message.content, message.reasoning, message.tool_calls) == ("Hi you", "hm", (CALL,))
-    assert (message.status, message.usage) == ("complete", Usage(5, 7, True))
+    assert (message.status, message.finish_reason, message.usage) == ("complete", "length", Usage(5, 7, True))
+    assert detail.messages[0].finish_reason is None
 
 
 @pytest.mark.parametrize("status", ["cancelled", "failed"])
 async def test_what_a_cancelled_or_failed_run_said_is_kept_and_marked(sessions: Sessions, status: RunStatus) -> None:
     begun = await ask(sessions)
-    failure = RunFailure("llm_error", "no") if status == "failed" else None
-    await sessions.finish(
-        begun.run.run_id, status=status, answer=Answer("Ha"), records=said("Ha"), usage=None, error=failure
-    )
+    failure = Error(code="llm_error", message="no", retryable=False)
+    ending = failure if status == "failed" else done("cancelled")
+    await sessions.finish(begun.run.run_id, ending=ending, answer=Answer("Ha"), records=said("Ha"), usage=None)
     run = await sessions.run("ann", begun.run.run_id)
-    assert (run.status, run.error) == (status, failure)
+    assert (run.status, run.error) == (status, RunFailure("llm_error", "no") if status == "failed" else None)
     message = (await sessions.session("ann", begun.run.session_id)).messages[-1]
     assert (message.content, message.status) == ("Ha", "partial")
+    assert message.finish_reason == (None if status == "failed" else "cancelled")
 
 
 async def test_the_first_end_counts(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -518,7 +448,7 @@ async def test_the_first_end_counts(sessions: Sessions, monkeypatch: pytest.Monk
     run = await sessions.run("ann", begun.run.run_id)
     session = await sessions.session("ann", begun.run.session_id)
     monkeypatch.setattr(end, "timestamp", lambda: "2100-01-01T00:00:00.000Z")
-    await ended(sessions, begun, "second", "failed")
+    await ended(sessions, begun, "second", done("cancelled"))
     assert await sessions.run("ann", begun.run.run_id) == run
     assert await sessions.records(begun.run.run_id) == said("first")
     assert await sessions.session("ann", begun.run.session_id) == session
@@ -544,11 +474,10 @@ async def test_a_nul_that_a_model_says_is_replaced_and_the_log_keeps_it(sessions
     begun = await ask(sessions)
     await sessions.finish(
         begun.run.run_id,
-        status="completed",
+        ending=Error(code="internal", message="\0", retryable=False),
         answer=Answer("a\0b", "\0", (CALL,)),
         records=said("a\0b"),
         usage=None,
-        error=RunFailure("internal", "\0"),
     )
     message = (await sessions.session("ann", begun.run.session_id)).messages[-1]
     assert (message.content, message.reasoning, message.tool_calls) == ("a\ufffdb", "\ufffd", (CALL,))
@@ -570,7 +499,7 @@ async def test_a_checkpoint_is_what_a_running_answer_shows(sessions: Sessions) -
     await sessions.checkpoint({})
     message = (await sessions.session("ann", one.run.session_id)).messages[-1]
     assert (message.content, message.reasoning, message.tool_calls) == ("so", "far", (CALL,))
-    assert (message.status, message.usage) == ("streaming", None)
+    assert (message.status, message.finish_reason, message.usage) == ("streaming", None, None)
     assert await texts(sessions, two.run.session_id) == ["Hello", "good"]
     assert await texts(sessions, over.run.session_id) == ["Hello", "done"]
     assert (await sessions.run("ann", one.run.run_id)).status == "running"
@@ -602,6 +531,7 @@ async def test_what_a_dead_process_left_is_ended_as_interrupted(url: str) -> Non
         assert [(each.seq, each.type) for each in log] == [(SEQ_LIMIT + 1, "snapshot"), (SEQ_LIMIT + 2, "error")]
         detail = await after.session("ann", kept.run.session_id)
         assert (detail.active_run_id, detail.messages[-1].status) == (None, "partial")
+        assert detail.messages[-1].finish_reason is None
         assert detail.messages[-1].content == "so far"
         assert (await after.run("ann", over.run.run_id)).status == "completed"
         assert (await ask(after, session_id=kept.run.session_id)).is_new

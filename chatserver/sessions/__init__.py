@@ -11,13 +11,15 @@ from functools import partial
 from sqlalchemy.exc import IntegrityError
 
 from chatserver.commands import ChatRequest
-from chatserver.events import Answer, Record, Usage
-from chatserver.records import RunFailure, RunRecord, RunStatus, SessionDetail, SessionPage, SessionRecord
+from chatserver.events import Answer, Record, Terminal, Usage
+from chatserver.records import RunRecord, SessionDetail, SessionPage, SessionRecord
 from chatserver.sessions import begin, edit, end, read
 from chatserver.sessions.begin import Begun
+from chatserver.sessions.branches import MESSAGES_LIMIT
 from chatserver.sessions.database import Database, open_database
+from chatserver.sessions.end import INTERRUPTED
 
-__all__ = ["Begun", "Sessions", "open_sessions"]
+__all__ = ["INTERRUPTED", "Begun", "Sessions", "open_sessions"]
 
 BEGIN_ATTEMPTS = 3
 """A lost race for a key or a session shows in the second attempt; the third is for one deleted in between."""
@@ -57,18 +59,17 @@ class Sessions:
         self,
         run_id: str,
         *,
-        status: RunStatus,
+        ending: Terminal,
         answer: Answer,
         records: Sequence[Record],
         usage: Usage | None,
-        error: RunFailure | None,
     ) -> None:
         """Keep a run's end: its outcome, its log as it shall be read from now on, its answer. The first end counts.
 
         Of a run that was deleted with its session nothing is kept, and nothing is said.
         """
         await self._database.write(
-            partial(end.finish, run_id=run_id, status=status, answer=answer, records=records, usage=usage, error=error)
+            partial(end.finish, run_id=run_id, ending=ending, answer=answer, records=records, usage=usage)
         )
 
     async def checkpoint(self, answers: Mapping[str, Answer]) -> None:
@@ -95,21 +96,36 @@ class Sessions:
         """The model tokens of the user's runs that ended on this day (UTC, ISO 8601), deleted ones too."""
         return await self._database.read(partial(read.spent_on, user=user, day=day))
 
-    async def page(self, user: str, limit: int, cursor: str | None) -> SessionPage:
+    async def page(self, user: str, limit: int, cursor: str | None, search: str | None = None) -> SessionPage:
         """Up to ``limit`` (1 or more) sessions, the last used one first; ``cursor`` is that of the page before.
+
+        Where ``search`` is given, only sessions whose title has it in it, whatever the case.
 
         Raises:
             BadCursor: no page gave it.
         """
-        return await self._database.read(partial(read.page, user=user, limit=limit, cursor=cursor))
+        work = partial(read.page, user=user, limit=limit, cursor=cursor, search=search)
+        return await self._database.read(work)
 
-    async def session(self, user: str, session_id: str, all_branches: bool = False) -> SessionDetail:
-        """A session with the messages of its newest branch, or of all, oldest first.
+    async def session(
+        self,
+        user: str,
+        session_id: str,
+        all_branches: bool = False,
+        limit: int = MESSAGES_LIMIT,
+        cursor: str | None = None,
+    ) -> SessionDetail:
+        """A session with the newest messages of its newest branch, or of all, oldest first; at most ``limit`` of them.
+
+        ``cursor`` is that of the page after.
 
         Raises:
             NotFound: the user has no such session.
+            BadCursor: no page gave it.
         """
-        work = partial(read.session, user=user, session_id=session_id, all_branches=all_branches)
+        work = partial(
+            read.session, user=user, session_id=session_id, all_branches=all_branches, limit=limit, cursor=cursor
+        )
         return await self._database.read(work)
 
     async def rename(self, user: str, session_id: str, title: str) -> SessionRecord:

@@ -10,8 +10,9 @@ from sqlalchemy import Connection, bindparam, insert, select, update
 from chatserver.commands import ChatRequest, new_id
 from chatserver.errors import KeyReused, NotFound, RunActive
 from chatserver.records import MessageRecord, MessageStatus, Role, RunRecord, timestamp
-from chatserver.sessions.read import RUN_COLUMNS, branch
-from chatserver.sessions.schema import messages, runs, sessions
+from chatserver.sessions.branches import branch
+from chatserver.sessions.read import RUN_COLUMNS
+from chatserver.sessions.schema import folded, messages, runs, sessions
 
 TITLE_CHARS_LIMIT = 80
 
@@ -59,7 +60,7 @@ def begin(connection: Connection, user: str, request: ChatRequest, run_id: str) 
 
 def _begin(connection: Connection, user: str, request: ChatRequest, run_id: str) -> Begun:
     now = timestamp()
-    find_place = _next if request.regenerate is None else _again
+    find_place = _next if request.regenerate is None and request.parent_id is None else _named
     place = find_place(connection, user, request, now)
     *context, answer = _insert_messages(connection, user, place, request.message, run_id, now)
     run = RunRecord(
@@ -111,15 +112,19 @@ def _next(connection: Connection, user: str, request: ChatRequest, now: str) -> 
         return _Place(request.session_id, newest.position, branch(connection, newest.message_id))
     session_id = request.session_id or new_id()
     title = _title(request.message or "")
-    times = {"created_at": now, "updated_at": now}
-    connection.execute(_NEW_SESSION, {"user_id": user, "session_id": session_id, "title": title} | times)
+    row = {"user_id": user, "session_id": session_id, "title": title, "folded_title": folded(title)}
+    connection.execute(_NEW_SESSION, row | {"created_at": now, "updated_at": now})
     return _Place(session_id, 0, [])
 
 
-def _again(connection: Connection, user: str, request: ChatRequest, now: str) -> _Place:
-    """After the user's message to answer again; where another text takes its place, after what precedes it."""
+def _named(connection: Connection, user: str, request: ChatRequest, now: str) -> _Place:
+    """After the message that the request names: an answer to follow, or a user's message to answer again.
+
+    Where another text takes the place of the latter: after what precedes it.
+    """
+    role, named = ("user", request.regenerate) if request.parent_id is None else ("assistant", request.parent_id)
     query = select(messages.c.session_id, messages.c.parent_id).where(
-        messages.c.message_id == request.regenerate, messages.c.user_id == user, messages.c.role == "user"
+        messages.c.message_id == named, messages.c.user_id == user, messages.c.role == role
     )
     old = connection.execute(query).one_or_none()
     if (
@@ -129,7 +134,8 @@ def _again(connection: Connection, user: str, request: ChatRequest, now: str) ->
     ):
         raise NotFound("there is nothing with this id")
     newest = _newest(connection, user, old.session_id)
-    end = request.regenerate if request.message is None else old.parent_id
+    is_edited = role == "user" and request.message is not None
+    end = old.parent_id if is_edited else named
     return _Place(old.session_id, newest.position, branch(connection, end) if end else [])
 
 
@@ -197,6 +203,7 @@ def _message(
         reasoning="",
         tool_calls=(),
         status=status,
+        finish_reason=None,
         run_id=run_id,
         usage=None,
         created_at=now,

@@ -93,14 +93,14 @@ def _database(database_url: str) -> Database:
     raise SettingsError(f"{variable('database_url')}: is neither sqlite:///FILE nor postgresql://…")
 
 
-def migrate(connection: Connection) -> None:
-    """Bring the schema to the newest version, in the caller's transaction."""
+def migrate(connection: Connection, version: str = "head") -> None:
+    """Bring the schema to a version, the newest, in the caller's transaction."""
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    command.upgrade(config, version)
 
 
 class _Postgres:

@@ -6,7 +6,7 @@ from chatserver.commands import known_form
 from chatserver.errors import NotFound
 from chatserver.records import SessionRecord
 from chatserver.sessions.read import session_record
-from chatserver.sessions.schema import sessions
+from chatserver.sessions.schema import folded, sessions
 
 
 def rename(connection: Connection, user: str, session_id: str, title: str) -> SessionRecord:
@@ -16,7 +16,7 @@ def rename(connection: Connection, user: str, session_id: str, title: str) -> Se
         NotFound: the user has no such session.
     """
     mine = (sessions.c.user_id == user, sessions.c.session_id == known_form(session_id))
-    connection.execute(update(sessions).where(*mine).values(title=title))
+    connection.execute(update(sessions).where(*mine).values(title=title, folded_title=folded(title)))
     return session_record(connection, user, session_id)
 
 

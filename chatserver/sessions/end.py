@@ -15,6 +15,7 @@ from chatserver.events import (
     Event,
     Reasoning,
     Record,
+    Terminal,
     Token,
     ToolCall,
     ToolResult,
@@ -23,10 +24,10 @@ from chatserver.events import (
     record,
 )
 from chatserver.log import SEQ_LIMIT
-from chatserver.records import RunFailure, RunStatus, timestamp
+from chatserver.records import RunFailure, status_after, timestamp
 from chatserver.sessions.schema import messages, runs, sessions, spendings
 
-INTERRUPTED = RunFailure("interrupted", "the server stopped before the answer was complete")
+INTERRUPTED = Error(code="interrupted", message="the server stopped before the answer was complete", retryable=True)
 
 
 # Made once: to build a statement costs as much as to run it. What they set are the parameters named as columns.
@@ -43,14 +44,14 @@ _CHECKPOINT = _SAY.where(messages.c.status == "streaming")
 def finish(
     connection: Connection,
     run_id: str,
-    status: RunStatus,
+    ending: Terminal,
     answer: Answer,
     records: Sequence[Record],
     usage: Usage | None,
-    error: RunFailure | None,
 ) -> None:
     """Keep what a run has come to. Of a run that is over or gone: nothing."""
-    now = timestamp()
+    now, status = timestamp(), status_after(ending)
+    error = RunFailure(ending.code, ending.message) if isinstance(ending, Error) else None
     # The session first: everybody locks in this order, so that PostgreSQL meets no deadlock with a deletion.
     connection.execute(_TOUCH, {"run": run_id, "updated_at": now})
     ended = {"status": status, "last_seq": records[-1].seq, "usage": usage, "finished_at": now, "error": error}
@@ -61,6 +62,7 @@ def finish(
         spent = {"run": run_id, "day": now[:10], "tokens": usage.input_tokens + usage.output_tokens}
         connection.execute(_spend(connection.dialect.name), spent)
     said = _said(answer) | {"usage": usage, "status": "complete" if status == "completed" else "partial"}
+    said["finish_reason"] = None if isinstance(ending, Error) else ending.finish_reason
     connection.execute(_SAY, {"run": run_id} | said)
 
 
@@ -102,7 +104,7 @@ def interrupt_unfinished(connection: Connection) -> list[str]:
     for run_id, *said in rows:
         left = Answer(*said)
         log = [record(each) for each in _remains(run_id, left)]
-        finish(connection, run_id, "failed", left, log, None, INTERRUPTED)
+        finish(connection, run_id, INTERRUPTED, left, log, None)
     return [row.run_id for row in rows]
 
 
@@ -111,8 +113,7 @@ def _remains(run_id: str, left: Answer) -> Iterator[Event]:
     whole = left.snapshot(run_id, SEQ_LIMIT)
     fits = len(record(whole).data) <= EVENT_BYTES_LIMIT
     said = [whole] if fits else [Answer().snapshot(run_id, SEQ_LIMIT), *_said_again(left)]
-    error = Error(code=INTERRUPTED.code, message=INTERRUPTED.message, retryable=True)
-    for seq, draft in enumerate([*said, error], SEQ_LIMIT + 1):
+    for seq, draft in enumerate([*said, INTERRUPTED], SEQ_LIMIT + 1):
         yield replace(draft, run_id=run_id, seq=seq)
 
 

@@ -1,20 +1,20 @@
-"""What is read back: runs and their logs, sessions, pages of sessions, branches of messages."""
+"""What is read back: runs and their logs, sessions, pages of sessions."""
 
 from base64 import b64decode, urlsafe_b64encode
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta, Struct
-from sqlalchemy import Connection, bindparam, select, tuple_
+from sqlalchemy import Connection, select, tuple_
 
 from chatserver.commands import known_form
 from chatserver.errors import BadCursor, NotFound
 from chatserver.events import Record
-from chatserver.records import MessageRecord, RunRecord, SessionDetail, SessionPage, SessionRecord
-from chatserver.sessions.schema import messages, runs, sessions, spendings
+from chatserver.records import RunRecord, SessionDetail, SessionPage, SessionRecord
+from chatserver.sessions import branches
+from chatserver.sessions.schema import folded, runs, sessions, spendings
 
 RUN_COLUMNS = [runs.c[name] for name in RunRecord.__struct_fields__]
-MESSAGE_COLUMNS = [messages.c[name] for name in MessageRecord.__struct_fields__]
 
 _SESSIONS = select(
     sessions.c.session_id,
@@ -29,24 +29,6 @@ _SESSIONS = select(
     & (runs.c.session_id == sessions.c.session_id)
     & runs.c.finished_at.is_(None),
 )
-
-# The way to the root is found by ids alone; texts are fetched once, for what lies on it.
-_ids = select(messages.c.message_id, messages.c.parent_id)
-_end = _ids.where(messages.c.message_id == bindparam("end")).cte("way", recursive=True)
-_way = _end.union_all(_ids.join(_end, messages.c.message_id == _end.c.parent_id))
-_BRANCH = (
-    select(*MESSAGE_COLUMNS)
-    .join_from(_way, messages, messages.c.message_id == _way.c.message_id)
-    .order_by(messages.c.position)
-)
-
-
-def branch(connection: Connection, end: str) -> list[MessageRecord]:
-    """The messages from the root to this one, oldest first."""
-    names = MessageRecord.__struct_fields__
-    rows = connection.execute(_BRANCH, {"end": end}).all()
-    # By position: a row's mapping looks up each column by its object, twice the time for a long session.
-    return [MessageRecord(**dict(zip(names, row, strict=True))) for row in rows]
 
 
 def run(connection: Connection, user: str, run_id: str) -> RunRecord:
@@ -97,21 +79,18 @@ def session_record(connection: Connection, user: str, session_id: str) -> Sessio
     return SessionRecord(**row._mapping)
 
 
-def session(connection: Connection, user: str, session_id: str, all_branches: bool) -> SessionDetail:
-    """A session with its newest branch, oldest message first, or with all messages in order of creation.
+def session(
+    connection: Connection, user: str, session_id: str, all_branches: bool, limit: int, cursor: str | None
+) -> SessionDetail:
+    """A session with a page of its newest branch, oldest message first, or of all messages in order of creation.
 
     Raises:
         NotFound: there is none.
+        BadCursor: no page gave the cursor.
     """
     record = session_record(connection, user, session_id)
-    theirs = (messages.c.user_id == user, messages.c.session_id == session_id)
-    if all_branches:
-        rows = connection.execute(select(*MESSAGE_COLUMNS).where(*theirs).order_by(messages.c.position))
-        found = [MessageRecord(**row._mapping) for row in rows]
-    else:
-        newest = select(messages.c.message_id).where(*theirs).order_by(messages.c.position.desc()).limit(1)
-        found = branch(connection, connection.execute(newest).scalar_one())
-    return SessionDetail(**msgspec.structs.asdict(record), messages=found)
+    found, older = branches.page(connection, user, session_id, all_branches, limit, cursor)
+    return SessionDetail(**msgspec.structs.asdict(record), messages=found, cursor=older)
 
 
 class _Place(Struct, array_like=True, forbid_unknown_fields=True):
@@ -121,14 +100,18 @@ class _Place(Struct, array_like=True, forbid_unknown_fields=True):
     session_id: Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]{1,64}\Z")]
 
 
-def page(connection: Connection, user: str, limit: int, cursor: str | None) -> SessionPage:
+def page(connection: Connection, user: str, limit: int, cursor: str | None, search: str | None) -> SessionPage:
     """``limit`` (1 or more) sessions, the last used one first, from where the page that gave ``cursor`` ended.
+
+    Where ``search`` is given: those that have it in their title.
 
     Raises:
         BadCursor: no page gave it.
     """
     key = tuple_(sessions.c.updated_at, sessions.c.session_id)
     query = _SESSIONS.where(sessions.c.user_id == user)
+    if search is not None:
+        query = query.where(sessions.c.folded_title.contains(folded(search), autoescape=True))
     if cursor is not None:
         place = _place(cursor)
         query = query.where(key < tuple_(place.updated_at, place.session_id))

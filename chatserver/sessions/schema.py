@@ -1,6 +1,7 @@
 """The tables of sessions, messages, runs and spendings: one schema for SQLite and PostgreSQL, made by `migrations/`."""
 
 from typing import Any
+from unicodedata import normalize
 
 import msgspec
 from sqlalchemy import (
@@ -42,6 +43,11 @@ class Document(TypeDecorator[Any]):
         return None if value is None else self._decoder.decode(value)
 
 
+def folded(text: str) -> str:
+    """A text without its differences of case and width; databases know them of ASCII only, or as they are set up."""
+    return normalize("NFKC", text).casefold()
+
+
 metadata = MetaData()
 
 sessions = Table(
@@ -50,6 +56,7 @@ sessions = Table(
     Column("user_id", Text, nullable=False),
     Column("session_id", Text, nullable=False),
     Column("title", Text, nullable=False),
+    Column("folded_title", Text, nullable=False, server_default=text("''")),  # as it is searched
     Column("created_at", Text, nullable=False),
     Column("updated_at", Text, nullable=False),
     PrimaryKeyConstraint("user_id", "session_id", name="pk_sessions"),
@@ -68,6 +75,7 @@ messages = Table(
     Column("parent_id", Text),
     Column("role", Text, nullable=False),
     Column("status", Text, nullable=False),
+    Column("finish_reason", Text),
     Column("run_id", Text),  # the run that says this answer
     Column("usage", Document(Usage)),
     Column("created_at", Text, nullable=False),

@@ -15,7 +15,7 @@ from litestar.params import FromPath, Parameter
 
 from chatserver.auth import Ticket
 from chatserver.auth.origins import header
-from chatserver.commands import ChatRequest, Rename, checked_title, known_form
+from chatserver.commands import ChatRequest, Rename, checked_search, checked_title, known_form
 from chatserver.commands import cursor as parse_cursor
 from chatserver.errors import (
     BadCursor,
@@ -57,6 +57,8 @@ TICKET = "ticket"
 
 PAGE_LIMIT = 100
 PAGE_DEFAULT = 20
+LIMIT = f"1 to {PAGE_LIMIT}, default "
+CURSOR = "where the last page ended"
 
 
 async def admit(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
@@ -145,25 +147,37 @@ async def cancel_run(request: Request[str, Any, State], run_id: FromPath[str]) -
 @get("/chat/sessions", responses=refusals(*WITH_USER, BadRequest, BadCursor))
 async def list_sessions(
     request: Request[str, Any, State],
-    limit: Annotated[str | None, Parameter(description=f"1 to {PAGE_LIMIT}, default {PAGE_DEFAULT}")] = None,
-    cursor: Annotated[str | None, Parameter(description="where the last page ended")] = None,
+    limit: Annotated[str | None, Parameter(description=f"{LIMIT}{PAGE_DEFAULT}")] = None,
+    cursor: Annotated[str | None, Parameter(description=CURSOR)] = None,
+    search: Annotated[str | None, Parameter(description="only sessions with this in their title")] = None,
 ) -> SessionPage:
     """The user's sessions, newest first."""
-    if limit is not None and not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= PAGE_LIMIT):
-        raise BadRequest(f"`limit` is from 1 to {PAGE_LIMIT}", "/limit")
-    return await parts_of(request).sessions.page(request.user, int(limit or PAGE_DEFAULT), cursor)
+    words = None if search is None else checked_search(search)
+    return await parts_of(request).sessions.page(request.user, _size(limit, PAGE_DEFAULT), cursor, words or None)
 
 
-@get("/chat/sessions/{session_id:str}", responses=refusals(*WITH_USER, BadRequest, NotFound))
+@get("/chat/sessions/{session_id:str}", responses=refusals(*WITH_USER, BadRequest, BadCursor, NotFound))
 async def read_session(
     request: Request[str, Any, State],
     session_id: FromPath[str],
     branches: Annotated[str | None, Parameter(description="`all`: every branch, not just the newest")] = None,
+    limit: Annotated[str | None, Parameter(description=f"{LIMIT}{PAGE_LIMIT}")] = None,
+    cursor: Annotated[str | None, Parameter(description=CURSOR)] = None,
 ) -> SessionDetail:
-    """A session with its messages."""
+    """A session with its newest messages; older ones are on further pages."""
     if branches not in (None, "all"):
         raise BadRequest("`branches` is `all` or absent", "/branches")
-    return await parts_of(request).runs.session(request.user, session_id, branches == "all")
+    size = _size(limit, PAGE_LIMIT)
+    return await parts_of(request).runs.session(request.user, session_id, branches == "all", size, cursor)
+
+
+def _size(limit: str | None, default: int) -> int:
+    """How much a page shall hold."""
+    if limit is None:
+        return default
+    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= PAGE_LIMIT):
+        raise BadRequest(f"`limit` is from 1 to {PAGE_LIMIT}", "/limit")
+    return int(limit)
 
 
 @patch("/chat/sessions/{session_id:str}", responses=refusals(*WITH_BODY, NotFound), operation_class=body_of(Rename))

@@ -1,0 +1,51 @@
+"""Checkpoints: how far each answer has come is stored every now and then, and is what a crash leaves of it."""
+
+import logging
+from itertools import islice
+from time import monotonic
+
+import anyio
+
+from chatserver.run import Run
+from chatserver.sessions import Sessions
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_SECONDS = 2.0
+"""How much of an answer's text a crash can take."""
+
+CHECKPOINT_ANSWERS = 25
+SHORTEST_REST_SECONDS, LONGEST_REST_SECONDS = 0.05, 0.5
+"""About so many are stored together, if that leaves a rest between: a thousand in one transaction would hold up all
+tokens, and one at a time is dear."""
+
+
+async def keep(unfinished: dict[str, Run], sessions: Sessions) -> None:
+    """Store the answers of these runs, for ever. Their order in the dictionary is kept: the oldest look first."""
+    rest_seconds = LONGEST_REST_SECONDS
+    while True:
+        await anyio.sleep(rest_seconds)
+        now = monotonic()
+        share = 2 * rest_seconds / CHECKPOINT_SECONDS  # Twice what comes due on average, to catch up.
+        oldest = islice(unfinished.values(), 1 + int(share * len(unfinished)))
+        due = [run for run in oldest if now - run.looked_at >= CHECKPOINT_SECONDS - rest_seconds]
+        for run in due:
+            run.looked_at = now
+            unfinished[run.run_id] = unfinished.pop(run.run_id)  # Behind all others.
+        try:
+            await _store(due, sessions)
+            wanted = CHECKPOINT_SECONDS * CHECKPOINT_ANSWERS / (len(unfinished) or 1)
+            took = monotonic() - now  # A slow disk has other things to write.
+            rest_seconds = max(SHORTEST_REST_SECONDS, min(LONGEST_REST_SECONDS, wanted), took)
+        except Exception:
+            logger.exception("answers could not be stored while they are written")
+            rest_seconds = CHECKPOINT_SECONDS  # A database that is down is not asked at every tick.
+
+
+async def _store(runs: list[Run], sessions: Sessions) -> None:
+    seqs = {run.run_id: await run.log.last_seq() for run in runs}
+    changed = [run for run in runs if seqs[run.run_id] > run.stored_seq]
+    if changed:
+        await sessions.checkpoint({run.run_id: await run.log.answer() for run in changed})
+        for run in changed:
+            run.stored_seq = seqs[run.run_id]

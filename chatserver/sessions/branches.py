@@ -1,0 +1,115 @@
+"""The messages of a session, from one of them backwards: a branch of their tree, or all in order of creation."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Integer, Select, bindparam, literal, select
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+from chatserver.commands import is_id
+from chatserver.errors import BadCursor
+from chatserver.records import MessageRecord
+from chatserver.sessions.schema import messages
+
+MESSAGES_LIMIT = 100
+MESSAGES_BYTES_LIMIT = 1024 * 1024
+"""One page of a session: so many messages, so much text of theirs."""
+
+_COLUMNS = [messages.c[name] for name in MessageRecord.__struct_fields__]
+
+
+class _Bytes(FunctionElement[int]):
+    """How many bytes a text takes."""
+
+    type, inherit_cache = Integer(), True
+
+
+@compiles(_Bytes)
+def _on_postgresql(element: _Bytes, compiler: SQLCompiler, **options: Any) -> str:
+    return f"octet_length({compiler.process(element.clauses, **options)})"
+
+
+@compiles(_Bytes, "sqlite")
+def _on_sqlite(element: _Bytes, compiler: SQLCompiler, **options: Any) -> str:
+    # Not octet_length, which SQLite has since 3.43 only.
+    return f"length(CAST({compiler.process(element.clauses, **options)} AS BLOB))"
+
+
+_TEXTS = _Bytes(messages.c.content) + _Bytes(messages.c.reasoning) + _Bytes(messages.c.tool_calls)
+
+
+def _backwards(is_branch: bool) -> Select[Any]:
+    """From the message ``newest`` on, while there are not more than ``limit`` and ``bytes_limit``; the oldest first.
+
+    The way is found first, so that no text is fetched which does not lie on it. ``newest`` is there at any size.
+    """
+    keys = (messages.c.message_id, messages.c.parent_id, messages.c.user_id, messages.c.session_id, messages.c.position)
+    newest = select(*keys, literal(1).label("number"), _TEXTS.label("size"))
+    way = newest.where(messages.c.message_id == bindparam("newest")).cte("way", recursive=True)
+    in_session = (messages.c.user_id == way.c.user_id) & (messages.c.session_id == way.c.session_id)
+    is_next = (
+        messages.c.message_id == way.c.parent_id
+        if is_branch
+        else in_session & (messages.c.position == way.c.position - 1)
+    )
+    further = select(*keys, way.c.number + 1, way.c.size + _TEXTS).join_from(way, messages, is_next)
+    way = way.union_all(
+        further.where(way.c.number < bindparam("limit"), way.c.size + _TEXTS <= bindparam("bytes_limit"))
+    )
+    found = select(messages.c.position, *_COLUMNS).join_from(way, messages, messages.c.message_id == way.c.message_id)
+    return found.order_by(messages.c.position)
+
+
+# Made once: to build a statement costs as much as to run it.
+_BACKWARDS = {is_branch: _backwards(is_branch) for is_branch in (True, False)}
+_HERE = (messages.c.user_id == bindparam("user"), messages.c.session_id == bindparam("session"))
+_NEWEST = select(messages.c.message_id).where(*_HERE).order_by(messages.c.position.desc()).limit(1)
+_GIVEN = select(messages.c.parent_id, messages.c.position).where(*_HERE, messages.c.message_id == bindparam("given"))
+_AT = select(messages.c.message_id).where(*_HERE, messages.c.position == bindparam("at"))
+
+
+def page(
+    connection: Connection, user: str, session_id: str, all_branches: bool, limit: int, cursor: str | None
+) -> tuple[list[MessageRecord], str | None]:
+    """The newest messages of the newest branch, or of all, and the cursor of those before them, None: there are none.
+
+    A cursor is the id of the first message of the page that follows.
+
+    Raises:
+        BadCursor: no page gave it.
+    """
+    home = {"user": user, "session": session_id}
+    newest = connection.execute(_NEWEST, home).scalar_one() if cursor is None else None
+    if cursor is not None:
+        newest = _before(connection, home, cursor, all_branches)
+    within = {"newest": newest, "limit": limit, "bytes_limit": MESSAGES_BYTES_LIMIT}
+    rows = connection.execute(_BACKWARDS[not all_branches], within).all()
+    found = [_message(row[1:]) for row in rows]
+    has_more = rows[0].position > 1 if all_branches else found[0].parent_id is not None
+    return found, found[0].message_id if has_more else None
+
+
+def _before(connection: Connection, home: dict[str, str], cursor: str, all_branches: bool) -> str:
+    given = connection.execute(_GIVEN, home | {"given": cursor}).one_or_none() if is_id(cursor) else None
+    if given is None:
+        found = None
+    elif all_branches:
+        found = connection.execute(_AT, home | {"at": given.position - 1}).scalar()
+    else:
+        found = given.parent_id
+    if found is None:
+        raise BadCursor("`cursor` is what the last page gave, or absent")
+    return str(found)
+
+
+def branch(connection: Connection, end: str) -> list[MessageRecord]:
+    """The messages from the root to this one, oldest first."""
+    rows = connection.execute(_BACKWARDS[True], {"newest": end, "limit": 1_000_000, "bytes_limit": (1 << 31) - 1}).all()
+    return [_message(row[1:]) for row in rows]
+
+
+def _message(row: Sequence[Any]) -> MessageRecord:
+    # By position: a row's mapping looks up each column by its object, twice the time for a long session.
+    return MessageRecord(**dict(zip(MessageRecord.__struct_fields__, row, strict=True)))

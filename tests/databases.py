@@ -1,0 +1,43 @@
+"""What tests of the store share: how a run begins and ends there, without a server."""
+
+from typing import Any
+
+from chatserver.commands import ChatRequest, new_id
+from chatserver.events import Answer, Done, FinishReason, Record, Terminal, Token, Usage, record
+from chatserver.sessions import Begun, Sessions
+
+
+def said(*texts: str, run_id: str = "run") -> list[Record]:
+    return [record(Token(run_id=run_id, seq=seq, content=content)) for seq, content in enumerate(texts, 1)]
+
+
+async def ask(sessions: Sessions, message: str | None = "Hello", *, user: str = "ann", **fields: Any) -> Begun:
+    return await sessions.begin(user, ChatRequest(message=message, **fields), new_id())
+
+
+def done(reason: FinishReason = "stop") -> Done:
+    return Done(session_id="s", message_id="m", finish_reason=reason, total_tokens=3, usage=Usage(1, 2), duration_ms=1)
+
+
+async def ended(sessions: Sessions, begun: Begun, content: str = "Hi", ending: Terminal | None = None) -> Begun:
+    await sessions.finish(
+        begun.run.run_id,
+        ending=ending or done(),
+        answer=Answer(content),
+        records=said(content),
+        usage=Usage(1, 2),
+    )
+    return begun
+
+
+async def answered(sessions: Sessions, message: str | None = "Hello", content: str = "Hi", **fields: Any) -> Begun:
+    return await ended(sessions, await ask(sessions, message, **fields), content)
+
+
+async def texts(sessions: Sessions, session_id: str, *, user: str = "ann", all_branches: bool = False) -> list[str]:
+    detail = await sessions.session(user, session_id, all_branches)
+    return [message.content for message in detail.messages]
+
+
+def contents(begun: Begun) -> list[str]:
+    return [message.content for message in begun.context]
