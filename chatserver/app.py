@@ -83,6 +83,8 @@ def create_app(settings: Settings) -> Litestar:
                 OpenAIProvider(
                     api_key=demo_key if settings.is_demo else settings.openai_api_key,
                     base_url=f"{settings.own_url}{demo.PATH}" if settings.is_demo else settings.openai_base_url,
+                    # The demo's own key wins over whatever the SDK finds in the environment.
+                    headers={"Authorization": f"Bearer {demo_key}"} if settings.is_demo else settings.upstream_headers,
                     idle_seconds=settings.upstream_idle_seconds,
                 )
             )

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from chatserver.errors import SettingsError
+from chatserver.syntax import headers_of, is_header_value, is_host, is_http_url, is_origin, is_utf8
 
 SECONDS_LIMIT = 10_000_000
 """Four months: longer is a mistake, and infinity is no time."""
@@ -18,9 +19,15 @@ NotNegative = Annotated[float, Meta(ge=0, le=SECONDS_LIMIT)]
 Count = Annotated[int, Meta(ge=1)]
 
 PREFIX = "CHATSERVER_"
-SDK_VARIABLES = {"openai_api_key": "OPENAI_API_KEY", "openai_base_url": "OPENAI_BASE_URL"}
+SDK_PREFIX = "openai_"
+"""Settings that begin so are the variables that the openai SDK reads."""
+
 _SECRET_PARAMETER = re.compile(r"(?i)([^?&=]*(?:pass|secret|token|key)[^&=]*=)[^&]*")
 SECRETS = frozenset({"openai_api_key", "jwt_secret"})
+HEADER_VALUES = ("openai_api_key", "openai_org_id", "openai_project_id")
+JWT_SECRET_BYTES = 32
+"""A shorter one can be guessed from a single token (RFC 7518, 3.2)."""
+
 DEMO_MODEL = "demo"
 CONNECTIONS_OF_ALL = 10_000
 """Of the one user that there is without authentication."""
@@ -40,6 +47,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     openai_api_key: str | None = None
     openai_base_url: str | None = None
+    openai_org_id: str | None = None
+    openai_project_id: str | None = None
+    openai_custom_headers: str | None = None
     model: str = "gpt-4o-mini"
     tools: str | None = None
 
@@ -84,6 +94,12 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return not (self.openai_api_key or self.openai_base_url)
 
     @property
+    def upstream_headers(self) -> dict[str, str]:
+        """What goes to the model server with every request, beside the key."""
+        named = {"OpenAI-Organization": self.openai_org_id, "OpenAI-Project": self.openai_project_id}
+        return {name: value for name, value in named.items() if value} | headers_of(self.openai_custom_headers or "")
+
+    @property
     def own_url(self) -> str:
         """Where this very server is reached from its own machine."""
         host = WILDCARD_HOSTS.get(self.host, self.host)
@@ -100,20 +116,25 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 def variable(name: str) -> str:
     """The environment variable of a setting."""
-    return SDK_VARIABLES.get(name, PREFIX + name.upper())
+    return ("" if name.startswith(SDK_PREFIX) else PREFIX) + name.upper()
 
 
 def load(*sources: Mapping[str, str | None], flags: Mapping[str, Any] | None = None) -> Settings:
     """Settings from environments (a later one wins) and, above all, from command-line flags.
 
+    Blanks and line ends around a value are none of it: files that secrets are mounted from often end in one.
+
     Raises:
         SettingsError: a value is wrong, or asks for what this server cannot do.
     """
-    environment = {key: value for source in sources for key, value in source.items() if value}
+    given = (pair for source in sources for pair in source.items())
+    environment = {key: value.strip() for key, value in given if value and value.strip()}
     values: dict[str, Any] = {}
     for each in msgspec.structs.fields(Settings):
         text = environment.get(variable(each.name))
         if text is not None:
+            if not is_utf8(text):
+                raise SettingsError(f"{variable(each.name)}: is no text in UTF-8")
             is_list = isinstance(each.default, tuple)
             values[each.name] = [part.strip() for part in text.split(",") if part.strip()] if is_list else text
     values |= {name: value for name, value in (flags or {}).items() if value is not None}
@@ -132,18 +153,37 @@ def load(*sources: Mapping[str, str | None], flags: Mapping[str, Any] | None = N
 
 
 def _possible(settings: Settings) -> Settings:
+    _possible_texts(settings)
     _possible_auth(settings)
     if settings.redis_url:
         raise SettingsError(f"{variable('redis_url')}: a shared event log is not available in this version")
     if settings.workers > 1:
         raise SettingsError(f"{variable('workers')}: more than one worker needs {variable('redis_url')}")
-    if settings.openai_base_url and not _is_http(settings.openai_base_url):
-        raise SettingsError(f"{variable('openai_base_url')}: is no http:// or https:// URL")
     if settings.auth == "none" and settings.host not in LOOPBACK_HOSTS and not settings.insecure:
         raise SettingsError(
             f"{variable('host')}: without authentication only loopback is served; --insecure serves {settings.host}"
         )
     return settings
+
+
+def _possible_texts(settings: Settings) -> None:
+    """What is wrong is named by its variable and never quoted: it may be a secret in the wrong place."""
+    for name in HEADER_VALUES:
+        if not is_header_value(getattr(settings, name) or ""):
+            raise SettingsError(f"{variable(name)}: has a control character or one beyond ASCII inside")
+    try:
+        headers_of(settings.openai_custom_headers or "")
+    except ValueError as error:
+        raise SettingsError(f"{variable('openai_custom_headers')}: {error}") from None
+    if settings.openai_base_url and not is_http_url(settings.openai_base_url):
+        raise SettingsError(f"{variable('openai_base_url')}: is no http:// or https:// URL")
+    for name, is_right, form in (
+        ("allowed_origins", is_origin, "scheme://host or scheme://host:port"),
+        ("allowed_hosts", is_host, "a host or host:port"),
+    ):
+        wrong = [number for number, each in enumerate(getattr(settings, name), start=1) if not is_right(each)]
+        if wrong:
+            raise SettingsError(f"{variable(name)}: entry {wrong[0]} is not {form}")
 
 
 def _possible_auth(settings: Settings) -> None:
@@ -159,26 +199,22 @@ def _possible_auth(settings: Settings) -> None:
         raise SettingsError(
             f"{variable('auth')}: `jwt` needs either {variable('jwt_secret')} or {variable('jwks_url')}"
         )
+    if settings.jwt_secret is not None and len(settings.jwt_secret.encode()) < JWT_SECRET_BYTES:
+        raise SettingsError(f"{variable('jwt_secret')}: has less than {JWT_SECRET_BYTES} bytes and can be guessed")
     if url is not None and not _is_trustworthy(url) and not settings.insecure:
         raise SettingsError(f"{variable('jwks_url')}: keys come over https only; --insecure takes them as they come")
 
 
 def _is_trustworthy(url: str) -> bool:
     """Nobody on the way can put another document in the place of this one."""
-    return _is_http(url) and (url.startswith("https:") or urlsplit(url).hostname in LOOPBACK_HOSTS)
-
-
-def _is_http(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # The port is no number, or too large; a bracket is missing.
-        return False
+    return is_http_url(url) and (url.startswith("https:") or urlsplit(url).hostname in LOOPBACK_HOSTS)
 
 
 def _masked(name: str, value: Any) -> Any:
     if name in SECRETS and value:
         return "***"
+    if name == "openai_custom_headers" and value:
+        return "\n".join(f"{line.partition(':')[0].strip()}: ***" for line in value.split("\n") if ":" in line)
     if name.endswith("_url") and value:
         # Not parsed as a URL: a password with `/` or `#` in it is none, and must not be shown for that.
         scheme, _, rest = value.partition("://")

@@ -14,6 +14,7 @@ ROOMS = (
     "errors",
     "commands",
     "records",
+    "syntax",
     "settings",
     "log",
     "providers",

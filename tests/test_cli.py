@@ -92,10 +92,12 @@ def test_config_masks_secrets() -> None:
         "config",
         OPENAI_API_KEY="sk-hunter2",
         OPENAI_BASE_URL="https://me:hunter2@gateway/v1",
+        OPENAI_CUSTOM_HEADERS="api-key: hunter2\nX-Title: hunter2",
         CHATSERVER_DATABASE_URL="postgresql://me:hunter2@db/chat",
     )
     assert (result.exit_code, result.stderr) == (0, "")
     assert "hunter2" not in result.output
+    assert shown(result.stdout)["openai_custom_headers"] == "api-key: ***\nX-Title: ***"
     assert shown(result.stdout)["database_url"] == "postgresql://me:***@db/chat"
 
 
@@ -138,6 +140,11 @@ MISTAKES: list[tuple[list[str], dict[str, str], str]] = [
     (["serve", "--host", "0.0.0.0"], {}, "--insecure"),
     (["serve", "--workers", "2"], {}, "CHATSERVER_WORKERS"),
     (["serve"], {"CHATSERVER_AUTH": "jwt"}, "CHATSERVER_AUTH"),
+    (["serve"], {"CHATSERVER_AUTH": "jwt", "CHATSERVER_JWT_SECRET": "abc"}, "CHATSERVER_JWT_SECRET"),
+    (["serve"], {"CHATSERVER_ALLOWED_ORIGINS": "null"}, "CHATSERVER_ALLOWED_ORIGINS"),
+    (["serve"], {"CHATSERVER_ALLOWED_HOSTS": "*"}, "CHATSERVER_ALLOWED_HOSTS"),
+    (["serve"], {"OPENAI_API_KEY": "sk-a\nb"}, "OPENAI_API_KEY"),
+    (["serve"], {"OPENAI_CUSTOM_HEADERS": "A: é"}, "OPENAI_CUSTOM_HEADERS"),
     (["serve"], {"CHATSERVER_REDIS_URL": "redis://localhost"}, "CHATSERVER_REDIS_URL"),
     (["serve", "--host", "host.invalid", "--insecure"], {}, "host.invalid"),
     (["schema", "/nowhere"], {}, "/nowhere"),

@@ -27,7 +27,7 @@ WAIT_SECONDS = 15.0
 ALLOWED = "https://app.example"
 """In `place.open`, as are the two below, as people write them."""
 
-CONFIGURED = (ALLOWED, "https://Mixed.Example/", "http://localhost:5173")
+CONFIGURED = (ALLOWED, "https://Mixed.Example/", "http://localhost:5173", "https://port.example:443")
 EVIL = "https://evil.example"
 
 ROUTES = (
@@ -318,7 +318,7 @@ def assert_shared(response: Response, origin: str) -> None:
     assert "origin" in [each.strip().lower() for each in headers.get("vary", "").split(",")]
 
 
-@pytest.mark.parametrize("origin", [ALLOWED, "https://mixed.example", "http://localhost:5173"])
+@pytest.mark.parametrize("origin", [ALLOWED, "https://mixed.example", "http://localhost:5173", "https://port.example"])
 async def test_an_allowed_origin_may_read_every_answer(place: Place, origin: str) -> None:
     for method, template in ROUTES:
         if method != "DELETE":

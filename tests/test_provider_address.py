@@ -1,6 +1,7 @@
 """Where the provider sends a dialogue and its key: to the address that the operator wrote, and nowhere else."""
 
 import json
+import os
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
@@ -13,6 +14,7 @@ from chatserver.errors import UpstreamError
 from chatserver.providers import ModelRequest, TextDelta
 from chatserver.providers.client import OPENAI_URL, address, make_client
 from chatserver.providers.openai import OpenAIProvider
+from chatserver.settings import Settings, load
 from tests.clients import SSE, WS, Transport, documents_of
 from tests.fake_upstream import FakeUpstream, Status, Step, refuse, say
 from tests.live import live_server
@@ -29,7 +31,7 @@ PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """No proxy, no certificates (to read them takes longer than these tests), nothing that the SDK reads by itself."""
-    for name in (*PROXIES, *map(str.lower, PROXIES), "SSL_CERT_FILE", "OPENAI_BASE_URL"):
+    for name in (*PROXIES, *map(str.lower, PROXIES), "SSL_CERT_FILE", "OPENAI_BASE_URL", *SDK_HEADERS):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path_factory.getbasetemp()))
 
@@ -164,6 +166,75 @@ async def test_without_an_address_it_is_openai_whatever_the_environment_says(mon
         assert address(made, "chat/completions") == "https://api.openai.com/v1/chat/completions"
     monkeypatch.delenv("OPENAI_BASE_URL")
     assert str(openai.AsyncOpenAI(api_key=KEY).base_url) == f"{OPENAI_URL}/"
+
+
+# ---- the headers ----------------------------------------------------------------------------------------------------
+
+SDK_HEADERS = {
+    "OPENAI_ORG_ID": "org-1",
+    "OPENAI_PROJECT_ID": "proj_2",
+    "OPENAI_CUSTOM_HEADERS": "HTTP-Referer: https://a.example\n\n no header \n X-Title :  a: b \r\nuser-agent:mine",
+}
+
+
+async def headers_of_a_turn(upstream: FakeUpstream, settings: Settings) -> dict[str, str]:
+    headers, key = settings.upstream_headers, settings.openai_api_key
+    async with OpenAIProvider(api_key=key, base_url=upstream.url, idle_seconds=10, headers=headers) as provider:
+        with anyio.fail_after(20):
+            async with aclosing(provider.stream(ASK, deaf)) as deltas:
+                async for _ in deltas:
+                    pass
+    return upstream.requests[-1].headers
+
+
+async def headers_of_the_sdk(upstream: FakeUpstream) -> dict[str, str]:
+    async with openai.AsyncOpenAI(api_key=KEY, base_url=upstream.url, max_retries=0) as client:
+        stream = await client.chat.completions.create(model="m", messages=[], stream=True)
+        async for _ in stream:
+            pass
+    return upstream.requests[-1].headers
+
+
+@pytest.mark.parametrize("where", ["environment", ".env"])
+async def test_headers_are_those_that_the_sdk_finds_in_the_environment(
+    upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    for name, value in SDK_HEADERS.items():
+        monkeypatch.setenv(name, value)
+    expected = await headers_of_the_sdk(upstream)
+    if where == ".env":
+        for name in SDK_HEADERS:
+            monkeypatch.delenv(name)
+    file = SDK_HEADERS if where == ".env" else {}
+    found = await headers_of_a_turn(upstream, load(file, os.environ, {"OPENAI_API_KEY": KEY}))
+    names = ["authorization", "openai-organization", "openai-project", "http-referer", "x-title", "user-agent"]
+    assert [found.get(name) for name in names] == [expected[name] for name in names]
+    assert found["x-title"] == "a: b"
+
+
+async def test_an_empty_variable_is_no_header(upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in SDK_HEADERS:
+        monkeypatch.setenv(name, " ")
+    found = await headers_of_a_turn(upstream, load({"OPENAI_API_KEY": KEY}, os.environ))
+    assert not found.keys() & {"openai-organization", "openai-project"}
+
+
+async def test_a_key_in_a_header_of_ones_own_takes_the_place_of_the_key(upstream: FakeUpstream) -> None:
+    found = await headers_of_a_turn(upstream, load({"OPENAI_CUSTOM_HEADERS": "authorization: Bearer mine"}))
+    assert found["authorization"] == "Bearer mine"
+
+
+async def test_a_key_with_a_line_end_behind_it_is_good(upstream: FakeUpstream) -> None:
+    found = await headers_of_a_turn(upstream, load({"OPENAI_API_KEY": f" {KEY}\r\n"}))
+    assert found["authorization"] == f"Bearer {KEY}"
+
+
+async def test_the_demo_model_answers_whatever_headers_the_environment_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer mine")
+    async with live_server(None) as server:
+        with anyio.fail_after(20):
+            documents = await documents_of(await SSE.start(server, {"message": "Count to 2"}))
+    assert json.loads(documents[-1])["type"] == "done"
 
 
 # ---- redirects ------------------------------------------------------------------------------------------------------

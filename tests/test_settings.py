@@ -51,6 +51,7 @@ SAMPLES: dict[str, tuple[str, str, str]] = {
     "root_path": ("/a", "/b", "/c"),
     "openai_base_url": ("http://a/v1", "http://b/v1", "http://c/v1"),
     "database_url": ("sqlite:///a.db", "sqlite:///b.db", "sqlite:///c.db"),
+    "allowed_origins": ("https://a", "https://b", "https://c"),
     "tools": ("a:b", "c:d", "e:f"),
     "max_tool_result_bytes": ("101", "102", "103"),
     "insecure": ("1", "false", "true"),
@@ -95,6 +96,52 @@ def test_flags_win_over_environment_over_env_file_over_defaults(name: str) -> No
 @pytest.mark.parametrize("nothing", ["", None])
 def test_an_empty_variable_is_an_unset_one(nothing: str | None) -> None:
     assert load({variable(name): nothing for name in FIELDS}) == load()
+
+
+@pytest.mark.parametrize("around", [" {} ", "{}\n", "\r\n{}\r\n", "\t{}\n\n"])
+@pytest.mark.parametrize("name", sorted(FIELDS.keys() - ONE_VALUE))
+def test_blanks_and_line_ends_around_a_value_are_none_of_it(name: str, around: str) -> None:
+    text = samples(name)[1]
+    assert load({variable(name): around.format(text)}) == load({variable(name): text})
+    assert load({variable(name): around.format("")}) == load()
+
+
+CANARY = "canary-4711"
+
+
+@pytest.mark.parametrize(
+    "inside", ["\n", "\r\n", "\r", "\0", "\t", "\x1f", "\x7f", "\x85", "é", "\u2028", "\ufeff", "😀"]
+)
+@pytest.mark.parametrize("name", ["openai_api_key", "openai_org_id", "openai_project_id"])
+def test_a_key_that_no_header_can_hold_is_refused_by_its_name(name: str, inside: str) -> None:
+    with pytest.raises(SettingsError, match=rf"\A{variable(name)}: ") as refusal:
+        load({variable(name): f"{CANARY}{inside}{CANARY}"})
+    assert CANARY not in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"X-Title: {CANARY}é",
+        f"X-Title: {CANARY}\rX-Injected: 1",
+        f"X-Title: {CANARY}\0",
+        f"X-Title: {CANARY}\tb",
+        f": {CANARY}",
+        f"X Title: {CANARY}",
+        f"X-Tïtle: {CANARY}",
+        f'{{"X-Title": "{CANARY}"}}',
+    ],
+)
+def test_a_header_that_cannot_be_sent_is_refused_by_its_line(line: str) -> None:
+    with pytest.raises(SettingsError, match=r"\AOPENAI_CUSTOM_HEADERS: line 2 ") as refusal:
+        load({"OPENAI_CUSTOM_HEADERS": f"A: b\n{line}\nC: d"})
+    assert CANARY not in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_what_is_no_utf8_is_refused_by_its_name() -> None:
+    for name in FIELDS:
+        with pytest.raises(SettingsError, match=rf"\A{variable(name)}: "):
+            load({variable(name): "\udcff" * 40})
 
 
 def test_variables_of_others_are_not_looked_at() -> None:
@@ -168,6 +215,9 @@ def test_with_authentication_every_host_is_served() -> None:
         ({"CHATSERVER_AUTH": "jwt", "CHATSERVER_JWKS_URL": "http://issuer.example/keys"}, "CHATSERVER_JWKS_URL"),
         ({"CHATSERVER_AUTH": "jwt", "CHATSERVER_JWKS_URL": "file:///etc/keys"}, "CHATSERVER_JWKS_URL"),
         ({"CHATSERVER_AUTH": "jwt", "CHATSERVER_JWKS_URL": "http://[::1/keys"}, "CHATSERVER_JWKS_URL"),
+        ({"CHATSERVER_AUTH": "jwt", "CHATSERVER_JWT_SECRET": "abc"}, "CHATSERVER_JWT_SECRET"),
+        ({"CHATSERVER_AUTH": "jwt", "CHATSERVER_JWT_SECRET": "s" * 31}, "CHATSERVER_JWT_SECRET"),
+        ({"CHATSERVER_AUTH": "jwt", "CHATSERVER_JWT_SECRET": " " * 40 + "s" * 31}, "CHATSERVER_JWT_SECRET"),
     ],
     ids=str,
 )
@@ -175,6 +225,80 @@ def test_doors_that_cannot_be_shut_are_refused(environment: dict[str, str], vari
     """A secret that can be guessed, keys that anybody on the way can change, settings that only seem to lock."""
     with pytest.raises(SettingsError, match=rf"\A{variable}: "):
         load(environment)
+
+
+def test_a_secret_is_as_long_as_its_bytes() -> None:
+    for secret in ("é" * 16, "s" * 32):
+        assert load({"CHATSERVER_AUTH": "jwt", "CHATSERVER_JWT_SECRET": f"{secret}\n"}).jwt_secret == secret
+
+
+NO_HOSTS = [
+    "*",
+    "*.example.org",
+    "https://a",
+    "a/b",
+    "me@a",
+    "a:",
+    ":80",
+    "a:99999",
+    "a:b",
+    "a b",
+    "a..b",
+    "bücher.example",
+]
+NO_HOSTS += ["[::1", "[a]", "::1]", "[127.0.0.1]", "a?b", "a#b", "a\\b", "[::1]x", "a:80:80"]
+NO_ORIGINS = [
+    *(f"https://{host}" for host in NO_HOSTS if ":/" not in host),
+    "null",
+    "*",
+    "a.example",
+    "a.example:443",
+    "https:a",
+]
+NO_ORIGINS += [
+    "//a",
+    "https://",
+    "://a",
+    "https//a",
+    "https://a/x",
+    "https://a?x",
+    "https://::1",
+    "ht tp://a",
+    "1a://b",
+]
+
+
+@pytest.mark.parametrize("entry", NO_ORIGINS)
+def test_an_origin_that_could_never_match_or_matches_too_much_is_refused(entry: str) -> None:
+    with pytest.raises(SettingsError, match=r"\ACHATSERVER_ALLOWED_ORIGINS: entry 2 ") as refusal:
+        load({"CHATSERVER_ALLOWED_ORIGINS": f"https://a.example, {entry}"})
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("entry", NO_HOSTS)
+def test_a_host_that_is_none_is_refused(entry: str) -> None:
+    with pytest.raises(SettingsError, match=r"\ACHATSERVER_ALLOWED_HOSTS: entry 2 ") as refusal:
+        load({"CHATSERVER_ALLOWED_HOSTS": f"a.example, {entry}"})
+    assert "\n" not in str(refusal.value)
+
+
+def test_origins_and_hosts_that_are_some_are_taken() -> None:
+    hosts = [
+        "a",
+        "A.Example",
+        "a_b.c-d",
+        "xn--bcher-kva.example",
+        "10.0.0.1",
+        "[::1]",
+        "[2001:db8::1]:8000",
+        "a:1",
+        "a:65535",
+    ]
+    schemes = ["http", "https", "capacitor", "chrome-extension", "HTTPS"]
+    origins = [f"{scheme}://{host}" for scheme in schemes for host in hosts] + ["https://a/"]
+    assert load({"CHATSERVER_ALLOWED_ORIGINS": ",".join(origins)}).allowed_origins == tuple(origins)
+    hosts.append("2001:db8::1")
+    assert load({"CHATSERVER_ALLOWED_HOSTS": ",".join(hosts)}).allowed_hosts == tuple(hosts)
 
 
 @pytest.mark.parametrize("url", ["https://issuer.example/keys", "http://127.0.0.1:9/keys", "http://[::1]/keys"])
@@ -223,7 +347,17 @@ def test_the_demo_answers_when_no_upstream_is_named(settings: Settings, is_demo:
 
 
 @pytest.mark.parametrize(
-    "url", ["localhost:8000", "ftp://a/v1", "http://", "http://a:b/v1", "http://a:99999", "http://["]
+    "url",
+    [
+        "localhost:8000",
+        "ftp://a/v1",
+        "http://",
+        "http://a:b/v1",
+        "http://a:99999",
+        "http://[",
+        "http://a\n.b",
+        "http://a b",
+    ],
 )
 def test_an_upstream_that_has_no_address_is_refused(url: str) -> None:
     with pytest.raises(SettingsError, match=r"^OPENAI_BASE_URL: "):
@@ -278,6 +412,7 @@ def test_a_url_without_a_secret_is_shown_as_it_is(url: str) -> None:
     "settings",
     [
         Settings(openai_api_key=SECRET),
+        Settings(openai_custom_headers=f"api-key: {SECRET}\nX-B:{SECRET}\n{SECRET}"),
         Settings(jwt_secret=SECRET),
         Settings(jwks_url=f"https://issuer/keys?token={SECRET}"),
         *[Settings(database_url=url) for url in URLS],
@@ -292,6 +427,11 @@ def test_no_secret_is_shown(settings: Settings) -> None:
     assert any("***" in str(each) for each in shown.values())
 
 
+def test_of_headers_the_names_are_shown() -> None:
+    settings = Settings(openai_custom_headers=f"api-key: {SECRET}\r\nX-Title : a: b\n")
+    assert settings.shown()["openai_custom_headers"] == "api-key: ***\nX-Title: ***"
+
+
 @pytest.mark.parametrize("url", [*URLS[:2], "https://me:hunter2@gateway:8080/v1"])
 def test_the_rest_of_a_url_with_a_secret_is_shown(url: str) -> None:
     assert Settings(database_url=url).shown()["database_url"] == url.replace(SECRET, "***")
@@ -302,8 +442,9 @@ def test_a_refusal_never_quotes_a_secret(name: str) -> None:
     """Whatever else is wrong, keys and URLs do not get into the message."""
     secrets = {
         "CHATSERVER_AUTH": "jwt",
-        "CHATSERVER_JWT_SECRET": SECRET,
+        "CHATSERVER_JWT_SECRET": SECRET * 5,
         "OPENAI_API_KEY": SECRET,
+        "OPENAI_CUSTOM_HEADERS": f"api-key: {SECRET}",
         "CHATSERVER_DATABASE_URL": URLS[0],
         "OPENAI_BASE_URL": API_URLS[0],
     }

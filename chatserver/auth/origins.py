@@ -17,9 +17,10 @@ class Origins:
     """Lets a connection in by its `Host` and `Origin`: neither DNS rebinding nor a foreign page gets through."""
 
     def __init__(self, settings: Settings) -> None:
-        self._hosts = {host.lower() for host in (*LOOPBACK_HOSTS, settings.host, *settings.allowed_hosts)}
+        hosts = (*LOOPBACK_HOSTS, settings.host, *settings.allowed_hosts)
+        self._hosts = {_without_brackets(host.lower()) for host in hosts}
         self._is_everywhere = settings.host in WILDCARD_HOSTS
-        self.allowed = {origin.lower().rstrip("/") for origin in settings.allowed_origins}
+        self.allowed = {_as_sent(origin.lower()) for origin in settings.allowed_origins}
 
     def check(self, scope: Mapping[str, Any]) -> None:
         """Let a connection in, or not.
@@ -50,6 +51,17 @@ def _name(host: str) -> str:
         return "" if _NO_HOST.search(host) else urlsplit(f"//{host}").hostname or ""
     except ValueError:
         return ""
+
+
+def _without_brackets(host: str) -> str:
+    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
+
+
+def _as_sent(origin: str) -> str:
+    """An origin as browsers send it: without the port that its scheme has anyway, and without a slash."""
+    origin = origin.rstrip("/")
+    scheme, _, _ = origin.partition(":")
+    return origin.removesuffix({"http": ":80", "https": ":443"}.get(scheme, "/"))
 
 
 def _is_address(name: str) -> bool:

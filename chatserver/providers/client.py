@@ -1,9 +1,10 @@
 """The SDK's client: whom it asks, with which key, and that it asks nobody else."""
 
 import logging
+from collections.abc import Mapping
 from contextlib import suppress
 from ipaddress import ip_address
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from chatserver.errors import UpstreamError
@@ -18,8 +19,12 @@ OPENAI_URL = "https://api.openai.com/v1"
 CONNECT_SECONDS = 5.0
 
 
-def make_client(*, api_key: str | None, base_url: str | None, idle_seconds: float) -> "openai.AsyncOpenAI":
+def make_client(
+    *, api_key: str | None, base_url: str | None, idle_seconds: float, headers: Mapping[str, str] | None = None
+) -> "openai.AsyncOpenAI":
     """A client whose requests, redirected ones too, all go to the origin of ``base_url`` (None: OpenAI).
+
+    ``headers`` go with each of them and win over the SDK's own, the key's too.
 
     Raises:
         ValueError, httpx2.InvalidURL: an address, of the model server or of a proxy, is none.
@@ -29,6 +34,8 @@ def make_client(*, api_key: str | None, base_url: str | None, idle_seconds: floa
 
     from chatserver.providers.http_transport import HttpClient
 
+    # An empty variable is an unset one; the SDK would send it.
+    unset: dict[str, Any] = {"OpenAI-Organization": openai.omit, "OpenAI-Project": openai.omit}
     origin = httpx2.URL(base_url or OPENAI_URL).origin
 
     async def stay(request: httpx2.Request) -> None:
@@ -44,6 +51,7 @@ def make_client(*, api_key: str | None, base_url: str | None, idle_seconds: floa
     return openai.AsyncOpenAI(
         api_key=api_key or "none",  # The SDK insists; a local server does not look at it.
         base_url=base_url or OPENAI_URL,  # Named here, or the SDK would read the environment by itself.
+        default_headers={**unset, **(headers or {})},
         max_retries=0,
         timeout=httpx2.Timeout(idle_seconds, connect=min(CONNECT_SECONDS, idle_seconds)),
         http_client=HttpClient(

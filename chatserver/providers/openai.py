@@ -5,7 +5,7 @@ This is the seam for other APIs of the SDK: another decoder beside ``chunks``, a
 
 import logging
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, suppress
 from functools import partial
 from threading import Lock
@@ -47,9 +47,17 @@ OPTIONS: Any = {
 class OpenAIProvider:
     """A ``Provider`` for any OpenAI-compatible server. Enter it before use; leaving closes all connections."""
 
-    def __init__(self, *, api_key: str | None, base_url: str | None, idle_seconds: float) -> None:
+    def __init__(
+        self,
+        *,
+        api_key: str | None,
+        base_url: str | None,
+        idle_seconds: float,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         self._api_key = api_key
         self._base_url = base_url
+        self._headers = headers
         self._idle_seconds = idle_seconds
         self._sdk: openai.AsyncOpenAI | None = None
         self._address = ""
@@ -77,7 +85,12 @@ class OpenAIProvider:
     def _made_client(self) -> "openai.AsyncOpenAI":
         with self._making:  # The first run may come while `warm_up` is still at it.
             if self._sdk is None:
-                sdk = make_client(api_key=self._api_key, base_url=self._base_url, idle_seconds=self._idle_seconds)
+                sdk = make_client(
+                    api_key=self._api_key,
+                    base_url=self._base_url,
+                    headers=self._headers,
+                    idle_seconds=self._idle_seconds,
+                )
                 self._address = address(sdk, "chat/completions")
                 self._sdk = sdk
             return self._sdk

@@ -1,0 +1,71 @@
+"""How headers, hosts, origins and URLs are written: what can never work is refused at start, not at each request."""
+
+import re
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+_FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HOST = r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]"
+_HOST_AND_PORT = re.compile(rf"({_HOST})(?::([0-9]{{1,5}}))?", re.IGNORECASE | re.ASCII)
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*", re.IGNORECASE | re.ASCII)
+
+
+def is_header_value(text: str) -> bool:
+    """It can be sent as a header: no line end, no other control character, nothing beyond ASCII."""
+    return text.isascii() and text.isprintable()
+
+
+def is_utf8(text: str) -> bool:
+    """It can be encoded; what the environment holds beyond UTF-8 comes as lone surrogates."""
+    return text == text.encode(errors="ignore").decode()
+
+
+def headers_of(lines: str) -> dict[str, str]:
+    """The headers in lines of `Name: value`, as the openai SDK reads them: a line without a colon is passed over.
+
+    Raises:
+        ValueError: one cannot be sent; the message has its number and never its value.
+    """
+    headers: dict[str, str] = {}
+    for number, line in enumerate(lines.split("\n"), start=1):
+        name, colon, value = (part.strip() for part in line.partition(":"))
+        if not colon:
+            continue
+        if not _FIELD_NAME.fullmatch(name):
+            raise ValueError(f"line {number} has no header's name before its colon")
+        if not is_header_value(value):
+            raise ValueError(f"line {number} has a control character or one beyond ASCII")
+        headers[name] = value
+    return headers
+
+
+def is_host(text: str) -> bool:
+    """A name or an address, with or without a port, as in a `Host` header; an IPv6 address also without brackets."""
+    found = _HOST_AND_PORT.fullmatch(text)
+    if found is None:
+        return _is_ipv6(text)
+    host, port = found.groups()
+    return int(port or 0) <= 65535 and (not host.startswith("[") or _is_ipv6(host[1:-1]))
+
+
+def is_origin(text: str) -> bool:
+    """`scheme://host[:port]`, as in an `Origin` header; a slash at the end does no harm."""
+    scheme, separator, host = text.removesuffix("/").partition("://")
+    return bool(separator and _SCHEME.fullmatch(scheme)) and is_host(host) and not _is_ipv6(host)
+
+
+def is_http_url(text: str) -> bool:
+    """An address that an HTTP client can ask."""
+    try:
+        parts = urlsplit(text)
+        is_whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # The port is no number, or too large; a bracket is missing.
+        return False
+    return is_whole and text.isprintable() and " " not in text  # urlsplit passes over line ends.
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        return ip_address(text).version == 6
+    except ValueError:
+        return False
