@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from chatserver.errors import SettingsError
-from chatserver.syntax import headers_of, is_header_value, is_host, is_http_url, is_origin, is_utf8
+from chatserver.syntax import headers_of, is_header_value, is_host, is_http_url, is_link, is_origin, is_utf8
 
 SECONDS_LIMIT = 10_000_000
 """Four months: longer is a mistake, and infinity is no time."""
@@ -85,6 +85,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     jwks_url: str | None = None
     jwt_audience: str | None = None
     jwt_issuer: str | None = None
+    login_url: str | None = None
     allowed_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
 
@@ -159,6 +160,8 @@ def _possible(settings: Settings) -> Settings:
         raise SettingsError(f"{variable('redis_url')}: a shared event log is not available in this version")
     if settings.workers > 1:
         raise SettingsError(f"{variable('workers')}: more than one worker needs {variable('redis_url')}")
+    if settings.login_url is not None and not is_link(settings.login_url):
+        raise SettingsError(f"{variable('login_url')}: is no http:// or https:// URL and no path that begins with /")
     if settings.auth == "none" and settings.host not in LOOPBACK_HOSTS and not settings.insecure:
         raise SettingsError(
             f"{variable('host')}: without authentication only loopback is served; --insecure serves {settings.host}"
@@ -215,7 +218,7 @@ def _masked(name: str, value: Any) -> Any:
         return "***"
     if name == "openai_custom_headers" and value:
         return "\n".join(f"{line.partition(':')[0].strip()}: ***" for line in value.split("\n") if ":" in line)
-    if name.endswith("_url") and value:
+    if name.endswith("_url") and value and name != "login_url":  # That one is told to everybody.
         # Not parsed as a URL: a password with `/` or `#` in it is none, and must not be shown for that.
         scheme, _, rest = value.partition("://")
         who, _, where = rest.rpartition("@")

@@ -69,3 +69,10 @@ def _is_ipv6(text: str) -> bool:
         return ip_address(text).version == 6
     except ValueError:
         return False
+
+
+def is_link(text: str) -> bool:
+    """An address that a page may lead to: a path of its own origin, or a web page without a name and password."""
+    if not re.fullmatch(r"[!-~]+", text) or set(text) & set('"<>\\^`{|}'):
+        return False
+    return "@" not in urlsplit(text).netloc if is_http_url(text) else text[:1] == "/" != text[1:2]

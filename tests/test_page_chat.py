@@ -1,11 +1,10 @@
 """The chat at `/`, in Chromium against a real server: each thing that a reader can do, and what is seen of it."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 
 import pytest
-from playwright.async_api import Browser, Route, expect
+from playwright.async_api import Browser, expect
 
 from tests.browser import open_chromium
 from tests.clients import request
@@ -46,7 +45,7 @@ async def test_a_question_is_answered_and_kept(chromium: Browser) -> None:
         await expect(page.answer.locator("td")).to_have_text(["1", "2"])
         await expect(page.answer.locator("footer .badge")).to_have_text("WebSocket")
         await expect(page.answer.locator("footer .facts")).to_contain_text("first token")
-        await expect(page.answer.locator("footer .facts")).to_contain_text("tokens12in4out")
+        await expect(page.answer.locator("footer .facts")).to_contain_text("12 tokens in, 4 out")
         await expect(page("#sessions a[aria-current]")).to_have_text("first line")
         await expect(page("#title")).to_have_text("first line")
         assert "#/s/" in page.page.url
@@ -146,7 +145,7 @@ async def test_what_was_measured_stays_when_the_tab_comes_back(chromium: Browser
         await page.send("Hello")
         await page.answered("Yes.")
         session = page.page.url.rpartition("/")[2]
-        async with page.page.expect_response(f"**/chat/sessions/{session}"):
+        async with page.page.expect_response(f"**/chat/sessions/{session}?branches=all"):
             await page.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
         await expect(page.answer.locator("footer .facts")).to_contain_text("first token")
         await request(server, "POST", "/chat/stream", {"message": "From elsewhere", "session_id": session})
@@ -280,58 +279,6 @@ async def test_tools_are_cards(chromium: Browser) -> None:
         await page.answered("That was that.")
         await expect(page(".tool")).to_have_count(2)
         await expect(page(".tool").first).to_have_attribute("data-state", "done")
-
-
-@pytest.mark.parametrize("approve", [True, False])
-async def test_a_tool_call_waits_for_approval(chromium: Browser, approve: bool) -> None:
-    """The server cannot ask yet; what it will say is said in its place."""
-    answered, said = asyncio.Event(), list[str]()
-    run = {"run_id": "r1"}
-    start = {"session_id": "s1", "message_id": "m2", "user_message_id": "m1", "model": "m", "protocol": 1}
-    asked = {"call_id": "c1", "tool": "delete_file", "args": {"path": "a.txt"}, "needs_approval": True}
-    result = {
-        "call_id": "c1",
-        "tool": "delete_file",
-        "result": "gone" if approve else "denied",
-        "is_error": not approve,
-    }
-    usage = {"input_tokens": 1, "output_tokens": 1, "estimated": False}
-    end = {"session_id": "s1", "message_id": "m2", "finish_reason": "stop", "total_tokens": 2, "usage": usage}
-    first: list[dict[str, object]] = [
-        {"type": "start", **run, "seq": 1, **start, "heartbeat_ms": 15000},
-        {"type": "tool_call", **run, "seq": 2, **asked},
-    ]
-    rest: list[dict[str, object]] = [
-        {"type": "tool_result", **run, "seq": 3, **result, "truncated": False, "duration_ms": 3},
-        {"type": "done", **run, "seq": 4, **end, "duration_ms": 9},
-    ]
-
-    async def stream(route: Route, events: list[dict[str, object]]) -> None:
-        text = "".join(f"id: {each['seq']}\ndata: {json.dumps(each)}\n\n" for each in events)
-        await route.fulfill(body=text, content_type="text/event-stream")
-
-    async def go_on(route: Route) -> None:
-        await answered.wait()
-        await stream(route, rest)
-
-    async def take(route: Route) -> None:
-        said.append(route.request.post_data or "")
-        answered.set()
-        await route.fulfill(json={})
-
-    async with chatting(chromium) as (page, _, _):
-        await page.page.route("**/chat/stream", lambda route: stream(route, first))
-        await page.page.route("**/chat/runs/r1/events*", go_on)
-        await page.page.route("**/chat/runs/r1/tool_calls/c1", take)
-        await page.use("sse")
-        await page.send("Delete it")
-        card = page.answer.locator(".tool")
-        await expect(card).to_have_attribute("data-state", "asking")
-        await expect(card.locator("pre")).to_contain_text("a.txt")
-        await card.get_by_role("button", name="Approve" if approve else "Deny").click()
-        await expect(card).to_have_attribute("data-state", "done" if approve else "failed")
-        await expect(card.get_by_role("button")).to_have_count(0)
-        assert json.loads(said[0])["approve"] is approve
 
 
 async def test_reasoning_is_folded(chromium: Browser) -> None:

@@ -53,6 +53,7 @@ SAMPLES: dict[str, tuple[str, str, str]] = {
     "database_url": ("sqlite:///a.db", "sqlite:///b.db", "sqlite:///c.db"),
     "allowed_origins": ("https://a", "https://b", "https://c"),
     "tools": ("a:b", "c:d", "e:f"),
+    "login_url": ("/a", "https://b", "http://c/d?e=f"),
     "max_tool_result_bytes": ("101", "102", "103"),
     "insecure": ("1", "false", "true"),
 }
@@ -299,6 +300,41 @@ def test_origins_and_hosts_that_are_some_are_taken() -> None:
     assert load({"CHATSERVER_ALLOWED_ORIGINS": ",".join(origins)}).allowed_origins == tuple(origins)
     hosts.append("2001:db8::1")
     assert load({"CHATSERVER_ALLOWED_HOSTS": ",".join(hosts)}).allowed_hosts == tuple(hosts)
+
+
+@pytest.mark.parametrize("url", ["/login", "/sso/in?to=/chat", "https://login.example/a?b=c#d", "http://127.0.0.1:9/"])
+def test_one_signs_in_on_this_origin_or_on_a_web_page(url: str) -> None:
+    settings = load({"CHATSERVER_LOGIN_URL": url})
+    assert settings.login_url == settings.shown()["login_url"] == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(
+            "javascript:alert(1)",
+            "JavaScript:alert(1)",
+            "data:text/html,a",
+            "login",
+            "//evil.example/a",
+            "/\\evil.example",
+        ),
+        *(
+            "https://",
+            "http:///a",
+            "https://me:word@login.example/",
+            "https://a b/",
+            "/a b",
+            "/ü",
+            '/a"b',
+            "ftp://a/b",
+            "/a\tb",
+        ),
+    ],
+)
+def test_a_link_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(SettingsError, match="CHATSERVER_LOGIN_URL"):
+        load({"CHATSERVER_LOGIN_URL": url})
 
 
 @pytest.mark.parametrize("url", ["https://issuer.example/keys", "http://127.0.0.1:9/keys", "http://[::1]/keys"])

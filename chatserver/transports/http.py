@@ -209,7 +209,8 @@ async def livez() -> dict[str, str]:
 async def readyz(request: Request[str, Any, State]) -> dict[str, Any]:
     """New runs are welcome, and this model answers them; 503 while draining."""
     settings = parts_of(request).settings
-    return {"status": "ok", "model": settings.model, "is_demo": settings.is_demo}
+    about = {name: getattr(settings, name) for name in ("model", "is_demo", "login_url", "max_message_bytes")}
+    return {"status": "ok"} | about
 
 
 async def _streamed(request: Request[str, Any, State], subscribe: Callable[[], Awaitable[Subscription]]) -> RunStream:

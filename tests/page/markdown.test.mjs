@@ -39,6 +39,9 @@ for (const [name, text, tree] of [
   ["tasks", "- [x] a\n- [ ] b", "<ul><li><span></span>a</li><li><span></span>b</li></ul>"],
   ["quotes", "> a\n> - b\n\nc", "<blockquote><p>a</p><ul><li>b</li></ul></blockquote><p>c</p>"],
   ["tables", "a | b\n--|:-:\n1 | x\\|y\n2", "<div><table><thead><tr><th>a</th><th>b</th></tr></thead><tbody><tr><td>1</td><td>x|y</td></tr><tr><td>2</td><td></td></tr></tbody></table></div>"],
+  ["formulas stay as they were typed", "a \\(e^{i\\pi}\\) \\[x_1*y_1\\] $$a*b*c$$ $x_1*y_1*z$", "<p>a <code>\\(e^{i\\pi}\\)</code> <code>\\[x_1*y_1\\]</code> <code>$$a*b*c$$</code> <code>$x_1*y_1*z$</code></p>"],
+  ["formulas of several lines", "so\n\\[\na\n+ b\\\\\n\\]\n$$ a\n- b\n$$\nc", "<p>so</p><pre>\\[\na\n+ b\\\\\n\\]</pre><pre>$$ a\n- b\n$$</pre><p>c</p>"],
+  ["money is no formula", "$5 and $10, \\$5, $*a* $2*3 \\(", "<p>$5 and $10, $5, $<em>a</em> $2*3 (</p>"],
   ["HTML is text", "<b>a</b>\n<br>c", "<p>&lt;b>a&lt;/b>\n<br>c</p>"],
 ]) {
   test(name, () => assert.equal(html(text), tree));
@@ -57,6 +60,7 @@ const WORDS = [
   "a", "word", " ", "  ", "\n", "\n\n", "\r\n", "# ", "## ", "- ", "* ", "1. ", "2) ", "> ", "  - ", "    ", "\t", "```", "```js\n",
   "~~~\n", "**", "*", "_", "__", "~~", "`", "``", "[", "]", "(", ")", "![", "](https://a.b/c)", "https://d.e/f", "<", ">", "&amp;",
   "&#60;", "|", "| a | b |\n", "|---|---|\n", "---\n", "\\", "- [x] ", "\"", "'", "const x = 1;", "/*", "*/", "é😀", "www.g.h", ".", "#",
+  "\\(", "\\)", "\\[", "\\]", "$", "$$", "\\[\n", "$$\n",
 ];
 /** A generator of numbers that are the same in each run. */
 const numbers = (seed) => () => ((seed = (seed * 1103515245 + 12345) & 0x7fffffff) / 0x7fffffff);
@@ -149,7 +153,8 @@ test("no text takes more than a moment", () => {
     times("` `` ``` ", 5000), times("](", 20000), times("[a](", 10000), times("<", 20000), times("<https://", 5000), times("&", 20000),
     times("> ", 10000), times("- ", 10000), times("1. ", 10000), times("| ", 20000), times("|-", 20000), times("http://", 10000), times("\\", 30000),
     times("- - - x", 5000), times("~~a ", 10000), `${times("*", 20000)}a${times("*", 20000)}`, times("(", 20000), `[a](${times("(", 10000)}`,
-    times("  ".repeat(20) + "- a\n", 2000), times(" ", 50000) + "a", "# " + times("#", 30000) + "a", times("- a\n\n", 5000), times("_ ", 20000), `[a](${times("\\a", 5000)}`,
+    times("  ".repeat(20) + "- a\n", 2000), times(" ", 50000) + "a", "# " + times("#", 30000) + "a", times("- a\n\n", 5000), times("_ ", 20000), times("\\(", 20000), times("$", 30000),
+    times("$a_ ", 20000), times("\\[ a\n", 10000), times("$$ a\n\n", 5000), `[a](${times("\\a", 5000)}`,
   ]) {
     for (const isOpen of [true, false]) {
       let blocks, took = Infinity;

@@ -25,6 +25,18 @@ export function safeUrl(text) {
   }
 }
 
+/** The address that a text begins with, without what belongs to the sentence around it; empty: none. @param {string} text */
+export function bareAddress(text) {
+  let address = /^(?:https?:\/\/|www\.)[^\s<>`]+/i.exec(text)?.[0].replace(/[*_~]+(?=[\s.,:;!?)]*$)/, "") ?? "";
+  for (let trimmed = ""; trimmed !== address; ) {
+    trimmed = address;
+    address = address.replace(/[.,:;!?'"*_~]+$|&[a-z]+;$/i, "");
+    const isExtra = address.endsWith(")") && address.split(")").length > address.split("(").length;
+    if (isExtra || address.endsWith("]")) address = address.slice(0, -1);
+  }
+  return address;
+}
+
 /** @param {string} text */
 export function unescape(text) {
   return text.replace(/\\([!-/:-@[-`{-~])/g, "$1").replace(new RegExp(ENTITY, "gi"), (...found) => decoded(found));

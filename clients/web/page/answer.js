@@ -1,18 +1,18 @@
 /** One answer on the page: from events as they come, or from a stored message. Draws at most once a frame. */
 
 import { announce, copyButton, duration, el, iconButton } from "./dom.js";
-import { Markdown } from "./markdown.js";
-import { gapPlot } from "./plot.js";
-import { patch } from "./render.js";
+import { facts } from "./facts.js";
+import { Flow } from "./flow.js";
+import { keep, kept } from "./kept.js";
 import { ToolCard } from "./tools.js";
 
 /** @import { ChatEvent, DoneEvent, ErrorEvent, ToolCallState, Usage } from "../events.js" */
-/** @import { Meter } from "./meter.js" */
-/** @import { Answer as Approve } from "./tools.js" */
+/** @import { Child } from "./dom.js" */
+/** @import { Measured, Meter } from "./meter.js" */
+/** @typedef {{ content: string, reasoning: string, tool_calls: ToolCallState[], usage: Usage | null, status: string, finish_reason?: keyof typeof ENDINGS | null, run_id: string | null }} Stored */
 
 const PLOT_MS = 250; // The plot is drawn anew so often while an answer is written.
 const ANNOUNCE_MS = 2000;
-const TRANSPORTS = { sse: "SSE", ws: "WebSocket" };
 const ENDINGS = { stop: "", length: "cut at its greatest length", content_filter: "stopped by a content filter", cancelled: "stopped", turn_limit: "stopped after too many turns" };
 const FAILURES = {
   rate_limited: "The model is busy", llm_error: "The model failed", upstream_unavailable: "The model cannot be reached",
@@ -20,71 +20,41 @@ const FAILURES = {
   auth_failed: "The server may not use this model", interrupted: "The server stopped in the middle", internal: "The server failed",
 };
 
-/** Text that grows in one element. */
-class Flow {
-  /** @type {import("./tree.js").Node[]} */ #drawn = [];
-  #markdown = new Markdown();
-  #announced = 0;
-  isDirty = false;
-  text = "";
-
-  /** @param {HTMLElement} element */
-  constructor(element) {
-    this.element = element;
-  }
-
-  /** @param {string} text */
-  append(text) {
-    this.text += text;
-    this.#markdown.append(text);
-    this.isDirty = true;
-  }
-
-  /** @param {boolean} isOpen */
-  draw(isOpen) {
-    const now = this.#markdown.blocks(isOpen);
-    patch(this.element, this.#drawn, now);
-    this.#drawn = now;
-    this.isDirty = false;
-  }
-
-  /** The blocks that are complete and were not announced yet. @param {boolean} isOpen */
-  unannounced(isOpen) {
-    const to = isOpen ? this.#markdown.closed : this.#drawn.length;
-    const said = [...this.element.children].slice(this.#announced, to).map((block) => block.textContent ?? "");
-    this.#announced = to;
-    return said.join(" ");
-  }
-}
-
 export class AnswerView {
-  element = el("article", { class: "answer", "aria-label": "Answer" });
+  element = el("article", { class: "answer" }, el("h2", { class: "unseen" }, "Answer"));
   /** @type {Meter | null} */ meter = null;
+  /** What a meter said of it before the page was loaded. @type {Measured | null} */ #measured = null;
   /** @type {Usage | null} */ #usage = null;
+  #note = "";
+  #thoughtMs = 0;
   #parts = el("div", { class: "parts" });
+  #why = el("p", { class: "why", hidden: true });
+  /** Where its versions are shown. */ corner = el("div", { class: "corner" });
   #foot = el("footer", {});
   #failure = el("div", { class: "failure", role: "alert", hidden: true });
   /** @type {Flow[]} */ #flows = [];
   /** @type {Flow | null} */ #flow = null;
   /** @type {{ flow: Flow, details: HTMLDetailsElement, summary: HTMLElement, since: number } | null} */ #thoughts = null;
   /** @type {Map<string, ToolCard>} */ #tools = new Map();
+  /** @type {string | null} */ runId = null;
   #isOpen = true;
   #isDue = false;
   #plottedAt = 0;
   #announcedAt = 0;
 
   /**
-   * @param {{ onRetry: () => void, onApprove: Approve, onDrawn: () => void }} hooks
+   * @param {{ onRetry: () => void, onDrawn: () => void }} hooks
    */
   constructor(hooks) {
     this.hooks = hooks;
-    this.element.append(this.#parts, this.#failure, this.#foot);
+    this.element.append(this.#parts, this.#why, this.#failure, this.#foot);
     this.element.dataset.state = "waiting";
     this.#parts.append(el("p", { class: "pending" }, el("span", { class: "unseen" }, "The answer is on its way"), el("i"), el("i"), el("i")));
   }
 
   /** @param {ChatEvent} event */
   apply(event) {
+    this.runId = event.run_id;
     if (event.type !== "start") this.#begin();
     switch (event.type) {
       case "token": this.#text(event.content); break;
@@ -98,12 +68,14 @@ export class AnswerView {
     this.#soon();
   }
 
-  /** Show a stored answer. @param {{ content: string, reasoning: string, tool_calls: ToolCallState[], usage: Usage | null, status: string }} message */
+  /** Show a stored answer. @param {Stored} message */
   show(message) {
     this.#begin();
+    this.#measured = kept("session", `measured.${message.run_id}`);
+    this.#thoughtMs = this.#measured?.thoughtMs ?? 0;
     this.#restore(message);
     this.#usage = message.usage;
-    this.end(message.status === "complete" ? "" : "incomplete");
+    this.end(message.finish_reason ? ENDINGS[message.finish_reason] : message.status === "complete" ? "" : "incomplete");
   }
 
   get text() {
@@ -114,15 +86,32 @@ export class AnswerView {
     return this.#isOpen;
   }
 
+  /** Whether it was no longer read before it ended. */
+  get isLeft() {
+    return this.element.dataset.state === "left";
+  }
+
+  /** Why nothing comes, while nothing does. @param {string} text empty: it comes */
+  wait(text) {
+    if (text === this.#why.textContent) return;
+    this.#why.textContent = text;
+    this.#why.hidden = !text;
+    if (text) announce(text);
+    this.hooks.onDrawn();
+  }
+
   /** @param {string} [note] why it ended, if there is something to say */
   end(note = "") {
     this.#close("done");
-    if (note) this.#foot.dataset.note = note;
+    this.#note = note;
     this.#drawFoot();
   }
 
-  /** @param {Pick<ErrorEvent, "message"> & { code: string, retryable?: boolean, retry_after?: number | null }} error */
-  fail(error) {
+  /**
+   * @param {Pick<ErrorEvent, "message"> & { code: string, retryable?: boolean, retry_after?: number | null }} error
+   * @param {Child} [way] out of it, beside trying again
+   */
+  fail(error, way) {
     this.#close("failed");
     const title = FAILURES[/** @type {keyof typeof FAILURES} */ (error.code)] ?? "That did not work";
     const again = el("button", { type: "button", class: error.retryable === false ? "plain" : "primary" }, "Try again");
@@ -130,7 +119,8 @@ export class AnswerView {
     const wait = error.retry_after ?? 0;
     const hint = el("p", { class: "wait" }, wait > 0 ? `It asks to wait ${Math.ceil(wait)} s.` : "");
     this.#failure.replaceChildren(
-      el("div", {}, el("strong", {}, title), el("p", {}, `${sentence(error.message)} `, el("code", {}, error.code)), wait > 0 && hint), again);
+      el("div", {}, el("strong", {}, title), el("p", {}, `${sentence(error.message)} `, el("code", {}, error.code)), wait > 0 && hint),
+      el("div", { class: "row" }, ...(way ? [way] : []), again));
     this.#failure.hidden = false;
     this.#drawFoot();
     this.hooks.onDrawn();
@@ -151,6 +141,7 @@ export class AnswerView {
   #close(state) {
     this.#begin();
     this.#isOpen = false;
+    this.wait("");
     for (const card of this.#tools.values()) card.leave();
     this.#endThoughts();
     this.#draw();
@@ -190,8 +181,8 @@ export class AnswerView {
     if (!this.#thoughts) return;
     const { flow, summary, since } = this.#thoughts;
     flow.draw(false);
-    const took = performance.now() - since;
-    summary.textContent = this.meter && took > 100 ? `Thought for ${duration(took)}` : "Thoughts";
+    if (this.meter) this.#thoughtMs += performance.now() - since;
+    summary.textContent = this.#thoughtMs > 100 ? `Thought for ${duration(this.#thoughtMs)}` : "Thoughts";
     this.#thoughts = null;
   }
 
@@ -199,10 +190,9 @@ export class AnswerView {
   #call(call) {
     this.#endThoughts();
     this.#endFlow();
-    const card = new ToolCard(call, this.hooks.onApprove);
+    const card = new ToolCard(call);
     this.#tools.set(call.call_id, card);
     this.#parts.append(card.element);
-    if (call.needs_approval) announce(`The tool ${call.tool} waits for your approval`);
     return card;
   }
 
@@ -248,29 +238,13 @@ export class AnswerView {
   }
 
   #drawFoot() {
-    const { meter } = this;
-    const facts = [];
-    if (meter?.vias.size) facts.push(el("span", { class: "via" }, ...[...meter.vias].map((via) => el("span", { class: `badge ${via}` }, TRANSPORTS[via]))));
-    if (meter?.firstTokenMs != null) facts.push(fact("first token", duration(meter.firstTokenMs), "From sending the message to the first token"));
-    if (meter?.tokensPerSecond != null) facts.push(fact("tokens/s", meter.tokensPerSecond.toFixed(meter.tokensPerSecond < 10 ? 1 : 0), "Token events a second, as they arrived"));
-    if (this.#usage) {
-      const { input_tokens: read, output_tokens: written, estimated } = this.#usage;
-      const about = `Tokens read and written, ${estimated ? "estimated: the model did not say" : "as the model counts them"}`;
-      const mark = estimated ? "~" : "";
-      facts.push(el("span", { class: "fact", title: about }, "tokens", el("b", {}, `${mark}${read}`), "in", el("b", {}, `${mark}${written}`), "out"));
-    }
-    if (meter && meter.gaps.length > 1) facts.push(el("span", { class: "plot" }, gapPlot(meter.gaps)));
-    if (this.#foot.dataset.note) facts.push(el("span", { class: "note" }, this.#foot.dataset.note));
+    const measured = this.meter ? { ...this.meter.measured, thoughtMs: this.#thoughtMs } : this.#measured;
+    if (!this.#isOpen && this.meter) keep("session", `measured.${this.runId}`, measured);
     const actions = [];
     if (!this.#isOpen && this.text) actions.push(copyButton("Copy the answer", () => this.text));
     if (!this.#isOpen && this.#failure.hidden) actions.push(iconButton("again", "Answer again", () => this.hooks.onRetry()));
-    this.#foot.replaceChildren(el("div", { class: "facts" }, ...facts), el("div", { class: "actions" }, ...actions));
+    this.#foot.replaceChildren(this.corner, facts(measured, this.#usage, this.#note), el("div", { class: "actions" }, ...actions));
   }
-}
-
-/** @param {string} name @param {string} value @param {string} title */
-function fact(name, value, title) {
-  return el("span", { class: "fact", title }, el("b", {}, value), ` ${name}`);
 }
 
 /** @param {string} text */

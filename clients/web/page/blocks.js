@@ -2,7 +2,7 @@
 
 /**
  * @typedef {object} Block
- * @property {"code" | "heading" | "rule" | "quote" | "list" | "table" | "paragraph"} type
+ * @property {"code" | "math" | "heading" | "rule" | "quote" | "list" | "table" | "paragraph"} type
  * @property {number} from its first line
  * @property {number} to the line behind it
  * @property {number} decided the line that makes it what it is, once it is complete
@@ -10,6 +10,7 @@
 
 const DEPTH_LIMIT = 12;
 export const FENCE = /^( *)(`{3,}|~{3,})[ \t]*([^`]*)$/;
+const MATH = /^ {0,3}(?:\\\[(?!.*\\\])|\$\$(?!.*\$\$))/;
 export const HEADING = /^ {0,3}(#{1,6})(?:[ \t]+(.*))?$/;
 const RULE = /^ {0,3}([-*_])(?:[ \t]*\1){2,}[ \t]*$/;
 export const QUOTE = /^ {0,3}> ?/;
@@ -35,6 +36,7 @@ export function split(lines, depth) {
 function typeAt(lines, at, depth) {
   const line = lines[at];
   if (FENCE.test(line)) return "code";
+  if (MATH.test(line)) return "math";
   if (HEADING.test(line)) return "heading";
   if (RULE.test(line)) return "rule";
   if (depth < DEPTH_LIMIT && QUOTE.test(line)) return "quote";
@@ -64,6 +66,12 @@ const ENDS = {
       if (end && end[0] === fence[0] && end.length >= fence.length) return i + 1;
     }
     return lines.length;
+  },
+  math(lines, at) {
+    const end = lines[at].includes("$$") ? "$$" : "\\]";
+    let i = at + 1;
+    while (i < lines.length && !isBlank(lines[i])) if (lines[i++].includes(end)) break;
+    return i;
   },
   quote: (lines, at) => while_(lines, at, (line) => QUOTE.test(line)),
   table: (lines, at) => while_(lines, at + 1, (line) => !isBlank(line) && (line.includes("|") || !startsBlock(line))),
@@ -96,7 +104,7 @@ function while_(lines, at, holds) {
 }
 
 /** @param {string} line */
-const startsBlock = (line) => [FENCE, HEADING, RULE, QUOTE, MARKER].some((pattern) => pattern.test(line));
+const startsBlock = (line) => [FENCE, MATH, HEADING, RULE, QUOTE, MARKER].some((pattern) => pattern.test(line));
 /** @param {string} line */
 export const isBlank = (line) => !/[^ \t]/.test(line);
 /** @param {string} mark */

@@ -81,6 +81,11 @@ function copyBySelection(text) {
   return isDone;
 }
 
+/** Whether a key is the Enter that ends a text, and not the one that ends a word of an input method. @param {KeyboardEvent} event */
+export function isEnter({ key, isComposing, keyCode }) {
+  return key === "Enter" && !isComposing && keyCode !== 229; // Safari ends the composition first: only the code is left.
+}
+
 /** Say something to those who listen to the page, after what they are hearing. @param {string} text */
 export function announce(text) {
   part("announcer").append(el("span", {}, `${text} `));
@@ -98,4 +103,16 @@ export function duration(ms) {
 export function size(bytes) {
   if (bytes < 1000) return `${bytes} B`;
   return bytes < 1_000_000 ? `${(bytes / 1000).toFixed(1)} kB` : `${(bytes / 1_000_000).toFixed(1)} MB`;
+}
+
+/** @param {unknown} error */
+export const said = (error) => (error instanceof Error ? error.message : String(error));
+
+/** Ask before something is lost. @param {string} question @returns {Promise<boolean>} */
+export function isSure(question) {
+  const dialog = /** @type {HTMLDialogElement} */ (part("confirm"));
+  part("confirm-text").textContent = question;
+  dialog.returnValue = "no";
+  dialog.showModal();
+  return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true }));
 }

@@ -5,7 +5,8 @@
  * were ended, so that half a link or one asterisk does not flicker.
  */
 
-import { decoded, ENTITY, safeUrl, unescape, URL_CHARS_LIMIT } from "./address.js";
+import { bareAddress, decoded, ENTITY, safeUrl, unescape, URL_CHARS_LIMIT } from "./address.js";
+import { formulaEnd } from "./formula.js";
 import { anchor, append, textOf } from "./tree.js";
 
 /** @import { Tree } from "./tree.js" */
@@ -22,7 +23,7 @@ import { anchor, append, textOf } from "./tree.js";
  */
 
 const DEPTH_LIMIT = 16; // Nesting beyond it is shown as it was written: a deep tree overflows a browser's stack.
-const SPECIAL = /[\\`*_~[\]!<&\n]|https?:\/\/|www\.(?=[a-z0-9])/gi;
+const SPECIAL = /[\\`*_~[\]!<&\n$]|https?:\/\/|www\.(?=[a-z0-9])/gi;
 const PUNCTUATION = /[\p{P}\p{S}]/u;
 
 /** @param {string} text @param {boolean} [isOpen] @returns {Tree[]} */
@@ -34,7 +35,7 @@ class Inline {
   /** @type {Item} */ #head = { tree: "", depth: 0, prev: null, next: null };
   #tail = this.#head;
   /** @type {Item[]} */ #brackets = [];
-  /** Lengths of backtick runs that have no partner further on. @type {Set<number>} */ #lonely = new Set();
+  /** Lengths of backtick runs, and ends of formulas, that do not come further on. @type {Set<number | string>} */ #lonely = new Set();
   #at = 0;
 
   /** @param {string} text @param {boolean} isOpen */
@@ -62,7 +63,8 @@ class Inline {
   /** Take what begins here. @param {string} what */
   #step(what) {
     switch (what[0]) {
-      case "\\": return this.#escape();
+      case "\\": return this.#formula() || this.#escape();
+      case "$": return this.#formula() || this.#literal(1);
       case "`": return this.#code();
       case "*": case "_": case "~": return this.#delimiters(what);
       case "[": return this.#bracket(1);
@@ -85,6 +87,13 @@ class Inline {
   /** @param {number} length */
   #literal(length) {
     this.#push(this.text.slice(this.#at, (this.#at += length)));
+  }
+
+  /** @returns {boolean} whether one begins here */
+  #formula() {
+    const end = formulaEnd(this.text, this.#at, this.isOpen, this.#lonely);
+    if (end > 0) this.#push({ tag: "code", attrs: { class: "math" }, children: [this.text.slice(this.#at, (this.#at = end))] }, 1);
+    return end > 0;
   }
 
   #escape() {
@@ -194,17 +203,8 @@ class Inline {
   }
 
   #bareUrl() {
-    const rest = this.text.slice(this.#at, this.#at + URL_CHARS_LIMIT);
-    const before = this.text[this.#at - 1] ?? " ";
-    const found = /^(?:https?:\/\/|www\.)[^\s<>`]+/i.exec(rest);
-    if (!found || /[\p{L}\p{N}]/u.test(before) || this.#brackets.some((each) => each.mark)) return this.#literal(1);
-    let address = found[0].replace(/[*_~]+(?=[\s.,:;!?)]*$)/, "");
-    for (let trimmed = ""; trimmed !== address; ) {
-      trimmed = address;
-      address = address.replace(/[.,:;!?'"*_~]+$|&[a-z]+;$/i, "");
-      const isExtra = address.endsWith(")") && address.split(")").length > address.split("(").length;
-      if (isExtra || address.endsWith("]")) address = address.slice(0, -1);
-    }
+    const address = bareAddress(this.text.slice(this.#at, this.#at + URL_CHARS_LIMIT));
+    if (!address || /[\p{L}\p{N}]/u.test(this.text[this.#at - 1] ?? " ") || this.#brackets.some((each) => each.mark)) return this.#literal(1);
     const href = safeUrl(/^www/i.test(address) ? `https://${address}` : address);
     if (!href) return this.#literal(1);
     this.#push(anchor(href, [address]), 1);

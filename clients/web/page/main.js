@@ -6,9 +6,13 @@
 
 import { connect } from "../chatserver.js";
 import { Compare } from "./compare.js";
+import { Composer, limitMessages } from "./composer.js";
+import { Door } from "./door.js";
 import { announce, copy, duration, el, part } from "./dom.js";
+import { keep, kept } from "./kept.js";
 import { Sessions } from "./sessions.js";
 import { listen } from "./shortcuts.js";
+import { Sidebar } from "./sidebar.js";
 import { Thread } from "./thread.js";
 import { Drawer, Wire } from "./wire.js";
 
@@ -17,26 +21,47 @@ import { Drawer, Wire } from "./wire.js";
 const DEMO_SUGGESTIONS = ["What time is it in Tokyo, and what is 17 * 23?", "Think about rivers.", "Count to 500", "Fail with 429"];
 const SUGGESTIONS = ["Explain Server-Sent Events and WebSocket in a table.", "Write a binary search in Python, with a test.", "What can you do for me?"];
 const NAMES = { ws: "WS", sse: "SSE" };
+/** @type {Transport[]} */ const TRANSPORTS = ["auto", "sse", "ws"];
 
-const chat = connect("", { transport: remembered() });
+const chat = connect("", { transport: TRANSPORTS.find((each) => each === kept("local", "transport")) ?? "auto" });
 const wire = new Wire(chat);
 const drawer = new Drawer(chat);
-const message = /** @type {HTMLTextAreaElement} */ (part("message"));
+const sidebar = new Sidebar();
+/** Other pages of this browser: what one does, the others show. */
+const others = new BroadcastChannel("chatserver");
+const news = () => others.postMessage("news");
 
+const door = new Door(chat, () => {
+  void sessions.refresh();
+  thread.signedIn();
+});
+const onSignedOut = () => door.shut();
+const composer = new Composer({
+  onSend: (text) => void thread.send(text),
+  onEditLast: () => thread.editLast(),
+  isBusy: () => thread.isBusy,
+});
 const sessions = new Sessions(chat, {
   onDeleted: (id) => id === thread.sessionId && go("#/"),
   onTitle: (id, title) => id === thread.sessionId && entitle(title || "New chat"),
+  onNews: news,
+  onSignedOut,
 });
 const thread = new Thread(chat, wire, {
   onSession: (id) => {
     history.replaceState(null, "", `#/s/${id}`);
+    composer.name(id);
     sessions.select(id);
   },
   onTitle: entitle,
+  onTaken: () => composer.taken(),
+  onRefused: (text, why) => composer.giveBack(text, why),
   onChange: () => {
     showBusy();
     void sessions.refresh();
   },
+  onNews: news,
+  onSignedOut,
 });
 const compare = new Compare(part("compare"));
 
@@ -54,14 +79,15 @@ function route() {
   document.body.classList.toggle("comparing", isCompare);
   part("to-compare").toggleAttribute("aria-current", isCompare);
   sessions.select(isCompare ? null : id);
-  showSidebar(false);
+  sidebar.show(false);
   if (isCompare) {
     entitle("Compare transports");
     return compare.show();
   }
   compare.stop();
   void thread.open(id).then(() => id === null || entitle(part("title").textContent ?? ""));
-  if (!matchMedia("(pointer: coarse)").matches) message.focus();
+  composer.open(id);
+  if (!matchMedia("(pointer: coarse)").matches) composer.focus();
 }
 
 /** @param {string} title */
@@ -77,38 +103,14 @@ function showBusy() {
   part("stop").hidden = !thread.isBusy;
   /** @type {HTMLButtonElement} */ (part("cut")).disabled = !thread.isBusy;
   document.body.classList.toggle("busy", thread.isBusy);
-  if (isLosingFocus) (thread.isBusy ? part("stop") : message).focus();
+  if (!thread.isBusy) composer.say("");
+  if (isLosingFocus) thread.isBusy ? part("stop").focus() : composer.focus();
 }
 
-/** @param {boolean} isShown on screens that have no room for it beside the chat */
-function showSidebar(isShown) {
-  document.body.classList.toggle("with-sidebar", isShown);
-  part("shade").hidden = !isShown;
-  part("open-sidebar").setAttribute("aria-expanded", String(isShown));
-  if (isShown) part("new").focus();
-  else if (part("sidebar").contains(document.activeElement) && matchMedia("(max-width: 56rem)").matches) part("open-sidebar").focus();
-}
-
-/** @returns {Transport} */
-function remembered() {
-  const kept = keep("transport");
-  return kept === "ws" || kept === "sse" ? kept : "auto";
-}
-
-/** Browser storage, where there is any. @param {string} name @param {string} [value] */
-function keep(name, value) {
-  try {
-    if (value !== undefined) localStorage.setItem(`chatserver.${name}`, value);
-    return localStorage.getItem(`chatserver.${name}`);
-  } catch {
-    return null;
-  }
-}
-
-/** @param {string} transport */
+/** @param {Transport} transport */
 function choose(transport) {
-  chat.transport = /** @type {Transport} */ (transport);
-  keep("transport", transport);
+  chat.transport = transport;
+  keep("local", "transport", transport);
   for (const input of part("transport").querySelectorAll("input")) input.checked = input.value === transport;
   showState();
 }
@@ -122,6 +124,7 @@ function showState({ delayMs } = {}) {
   const text = state === "waiting" && delayMs ? `waiting ${duration(delayMs)}` : state;
   const label = pill.querySelector("span");
   if (label) label.textContent = state === "open" || state === "connecting" ? `${text} · ${NAMES[via]}` : text;
+  thread.reading.showState();
 }
 
 function cut() {
@@ -130,65 +133,42 @@ function cut() {
   announce("The connection is cut; the answer goes on");
 }
 
-async function submit() {
-  const text = message.value.trim();
-  if (!text || thread.isBusy) return;
-  message.value = "";
-  fit();
-  await thread.send(text);
-}
-
-/** As high as its text. */
-function fit() {
-  message.style.height = "auto";
-  message.style.height = `${message.scrollHeight}px`;
-}
-
 /** @param {string[]} texts */
 function suggest(texts) {
   part("suggestions").replaceChildren(...texts.map((text) =>
     el("li", {}, el("button", { type: "button", onclick: () => {
       void thread.send(text);
-      message.focus();
+      composer.focus();
     } }, text))));
 }
 
 async function learn() {
   try {
-    const { is_demo: isDemo } = await (await chat.request("/readyz")).json();
+    const { is_demo: isDemo, login_url: loginUrl, max_message_bytes: bytes } = await (await chat.request("/readyz")).json();
     part("demo").hidden = !isDemo;
     compare.isDemo = isDemo;
+    door.way = loginUrl;
+    limitMessages(bytes);
     suggest(isDemo ? DEMO_SUGGESTIONS : SUGGESTIONS);
   } catch {
     suggest(SUGGESTIONS);
   }
 }
 
-part("composer").addEventListener("submit", (event) => {
-  event.preventDefault();
-  void submit();
-});
-message.addEventListener("input", fit);
-message.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
-    event.preventDefault();
-    void submit();
-  } else if (event.key === "ArrowUp" && !message.value) {
-    event.preventDefault();
-    thread.editLast();
-  }
-});
-part("stop").addEventListener("click", () => void thread.stop());
+function refresh() {
+  void sessions.refresh();
+  void thread.refresh();
+}
+
+part("stop").addEventListener("click", () => void thread.reading.stop());
 part("cut").addEventListener("click", cut);
 part("skip").addEventListener("click", (event) => {
   event.preventDefault();
-  message.focus();
+  if (part("chat").hidden) compare.answer.focus();
+  else composer.focus();
 });
-part("new").addEventListener("click", () => location.hash === "#/" && message.focus());
-part("transport").addEventListener("change", (event) => choose(/** @type {HTMLInputElement} */ (event.target).value));
-part("open-sidebar").addEventListener("click", () => showSidebar(true));
-part("close-sidebar").addEventListener("click", () => showSidebar(false));
-part("shade").addEventListener("click", () => showSidebar(false));
+part("new").addEventListener("click", () => location.hash === "#/" && composer.focus());
+part("transport").addEventListener("change", (event) => choose(/** @type {any} */ (event.target).value));
 part("messages").addEventListener("click", (event) => {
   const button = event.target instanceof Element ? event.target.closest(".copy-code") : null;
   const text = button?.closest(".code")?.querySelector("code")?.textContent;
@@ -200,19 +180,16 @@ part("messages").addEventListener("click", (event) => {
 });
 chat.on("state", (_, detail) => showState(detail));
 window.addEventListener("hashchange", route);
-document.addEventListener("visibilitychange", () => {
-  if (document.hidden) return;
-  void sessions.refresh();
-  void thread.refresh();
-});
+document.addEventListener("visibilitychange", () => document.hidden || refresh());
+others.addEventListener("message", () => document.hidden || refresh());
 
 listen({
-  stop: () => (document.body.classList.contains("with-sidebar") ? showSidebar(false) : void thread.stop()),
-  focus: () => message.focus(),
+  stop: () => (sidebar.isShown ? sidebar.show(false) : void thread.reading.stop()),
+  focus: () => composer.focus(),
   "new": () => go("#/"),
   next: () => beside(1),
   previous: () => beside(-1),
-  transport: () => choose({ auto: "sse", sse: "ws", ws: "auto" }[chat.transport]),
+  transport: () => choose({ auto: /** @type {const} */ ("sse"), sse: /** @type {const} */ ("ws"), ws: /** @type {const} */ ("auto") }[chat.transport]),
   cut,
   wire: () => drawer.toggle(),
   compare: () => go("#compare"),

@@ -90,6 +90,7 @@ function build({ type, from, to }, all, isOpen, memo, depth) {
         return node(`h${marks.length}`, parseInline(text.replace(/(?:^|[ \t]+)#*[ \t]*$/, ""), isOpen));
       }
       case "rule": return node("hr", []);
+      case "math": return node("pre", [lines.join("\n")], { class: "math", tabindex: "0" });
       case "quote": return node("blockquote", inner(lines.map((line) => line.replace(QUOTE, "")), isOpen, memo, depth + 1));
       case "list": return list(lines, isOpen, memo, depth);
       case "table": return table(lines, isOpen, memo);

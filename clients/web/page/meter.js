@@ -1,7 +1,25 @@
-/** When the events of an answer arrived, and over what: time to first token, pace, gaps. No DOM. */
+/** When the events of an answer arrived, and over what: time to first token, pace, gaps, cuts. No DOM. */
+
+import { quantile } from "./statistics.js";
 
 /** @typedef {"ws" | "sse"} Via */
 /** @typedef {{ ms: number, via: Via, isResumed: boolean }} Gap `isResumed`: a connection was lost or left within it */
+/**
+ * @typedef {object} Measured what is shown of an answer, and kept
+ * @property {Via[]} vias
+ * @property {number | null} firstTokenMs
+ * @property {number | null} tokensPerSecond
+ * @property {Gap[]} bars the gaps, the longest of each bin where there are too many
+ * @property {number} medianMs
+ * @property {number} p99Ms
+ * @property {number} cuts
+ * @property {number | null} backMs the longest time from a loss to the server's word that the run goes on
+ * @property {number} lost events that were asked for and never came
+ * @property {number} twice events that came although they had not been asked for
+ * @property {number} [thoughtMs]
+ */
+
+const BARS_LIMIT = 66;
 
 export class Meter {
   /** When the message was sent; null: somebody else sent it. @type {number | null} */ sentAt = null;
@@ -9,19 +27,26 @@ export class Meter {
   /** @type {number | null} */ firstEventAt = null;
   /** @type {number | null} */ firstTokenAt = null;
   /** @type {Gap[]} */ gaps = [];
-  tokens = 0;
   /** @type {Set<Via>} */ vias = new Set();
-  resumes = 0;
 
-  #seq = 0;
+  /** The newest event that was measured. */ #seq = 0;
+  /** The newest event that came over the connection of now. */ #cursor = 0;
   /** @type {number | null} */ #before = null;
+  /** @type {number | null} */ #lostAt = null;
+  /** @type {Via | null} */ #via = null;
   #isResumed = false;
+  #cuts = 0;
+  #lost = 0;
+  #twice = 0;
+  /** @type {number | null} */ #backMs = null;
 
   /** @param {{ type: string, seq: number }} event @param {number} at @param {Via} via */
   arrive({ type, seq }, at, via) {
+    this.#count(type, seq);
     if (seq <= this.#seq) return;
     const isLive = seq > this.liveAfter;
     this.#seq = seq;
+    this.#via = via;
     this.vias.add(via);
     this.firstEventAt ??= at;
     if (type === "snapshot") this.#before = null;
@@ -30,14 +55,28 @@ export class Meter {
     this.#isResumed = false;
     this.firstTokenAt ??= at;
     this.#before = isLive ? at : null;
-    this.tokens++;
   }
 
-  /** The run is asked for again, from a cursor. */
-  resume() {
-    if (this.firstEventAt === null) return;
+  /** @param {string} type @param {number} seq */
+  #count(type, seq) {
+    if (seq <= this.#cursor) this.#twice++;
+    else if (type !== "snapshot") this.#lost += seq - this.#cursor - 1;
+    this.#cursor = Math.max(this.#cursor, seq);
+  }
+
+  /** The run is asked for again, from a cursor. @param {number} after @param {number} lostAt @param {Via} via */
+  resume(after, lostAt, via) {
+    this.#cursor = after;
+    if (this.firstEventAt === null || after === 0) return; // From the start it is another reading, no cut.
     this.#isResumed = true;
-    this.resumes++;
+    if (via === this.#via) this.#cuts++; // Over the other transport it was a change, not a cut.
+    this.#lostAt = via === this.#via ? lostAt : null;
+  }
+
+  /** The server has said that the run goes on. @param {number} at */
+  back(at) {
+    if (this.#lostAt !== null) this.#backMs = Math.max(this.#backMs ?? 0, at - this.#lostAt);
+    this.#lostAt = null;
   }
 
   get firstTokenMs() {
@@ -48,4 +87,25 @@ export class Meter {
     const total = this.gaps.reduce((sum, gap) => sum + gap.ms, 0);
     return this.gaps.length > 1 && total > 0 ? (1000 * this.gaps.length) / total : null;
   }
+
+  /** @returns {Measured} */
+  get measured() {
+    const { firstTokenMs, tokensPerSecond, gaps } = this;
+    const steady = gaps.filter((gap) => !gap.isResumed).map((gap) => gap.ms).sort((a, b) => a - b);
+    const [medianMs, p99Ms] = [0.5, 0.99].map((q) => quantile(steady, q) || 0);
+    const [cuts, backMs, lost, twice] = [this.#cuts, this.#backMs, this.#lost, this.#twice];
+    return { vias: [...this.vias], firstTokenMs, tokensPerSecond, bars: bars(gaps), medianMs, p99Ms, cuts, backMs, lost, twice };
+  }
+}
+
+/** @param {Gap[]} gaps */
+function bars(gaps) {
+  const bin = Math.ceil(gaps.length / BARS_LIMIT) || 1;
+  /** @type {Gap[]} */ const found = [];
+  for (let i = 0; i < gaps.length; i += bin) {
+    const part = gaps.slice(i, i + bin);
+    const longest = part.reduce((a, b) => (b.ms > a.ms ? b : a));
+    found.push({ ...longest, isResumed: part.some((gap) => gap.isResumed) });
+  }
+  return found;
 }

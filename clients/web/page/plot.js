@@ -3,23 +3,14 @@
 import { svg } from "./dom.js";
 import { quantile } from "./statistics.js";
 
-/** @import { Gap } from "./meter.js" */
+/** @import { Measured } from "./meter.js" */
 
 const WIDTH = 132;
 const HEIGHT = 24;
-const BARS_LIMIT = 66;
 
-/** The gaps between tokens, each a bar; the longest of its bin where there are too many. @param {Gap[]} gaps */
-export function gapPlot(gaps) {
-  const bin = Math.ceil(gaps.length / BARS_LIMIT) || 1;
-  /** @type {Gap[]} */ const bars = [];
-  for (let i = 0; i < gaps.length; i += bin) {
-    const part = gaps.slice(i, i + bin);
-    const longest = part.reduce((a, b) => (b.ms > a.ms ? b : a));
-    bars.push({ ...longest, isResumed: part.some((gap) => gap.isResumed) });
-  }
-  const steady = gaps.filter((gap) => !gap.isResumed).map((gap) => gap.ms).sort((a, b) => a - b);
-  const top = Math.max(1, quantile(steady, 0.99) * 1.15 || 1);
+/** The gaps between tokens, each a bar. @param {Measured} measured */
+export function gapPlot({ bars, medianMs, p99Ms }) {
+  const top = Math.max(1, p99Ms * 1.15);
   const step = WIDTH / Math.max(bars.length, 24);
   /** @type {SVGElement[]} */ const resumed = [];
   const shapes = bars.map((gap, i) => {
@@ -28,18 +19,11 @@ export function gapPlot(gaps) {
     const box = { x: (i * step).toFixed(1), y: (HEIGHT - height).toFixed(1), width: Math.max(1, step - 1).toFixed(1), height: height.toFixed(1) };
     return svg("rect", { ...box, rx: 0.5, class: gap.via });
   });
-  const label = gapLabel(steady, gaps);
+  const label = `Gaps between tokens: median ${Math.round(medianMs)} ms, 99th percentile ${Math.round(p99Ms)} ms${resumed.length ? `, ${resumed.length} resumed` : ""}`;
   return svg(
     "svg", { class: "gaps", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, width: WIDTH, height: HEIGHT, role: "img", "aria-label": label },
     svg("title", {}, label), ...shapes, ...resumed,
   );
-}
-
-/** @param {number[]} steady @param {Gap[]} gaps */
-function gapLabel(steady, gaps) {
-  const resumed = gaps.filter((gap) => gap.isResumed).length;
-  const [middle, high] = [0.5, 0.99].map((q) => Math.round(quantile(steady, q) || 0));
-  return `Gaps between tokens: median ${middle} ms, 99th percentile ${high} ms${resumed ? `, ${resumed} resumed` : ""}`;
 }
 
 const PLOT = { width: 640, height: 190, left: 8, right: 8, top: 14, bottom: 34 };

@@ -1,48 +1,57 @@
 /** A message of the user: a bubble that can be copied, and edited to be asked anew. */
 
-import { copyButton, el, iconButton, part } from "./dom.js";
+import { overLimit } from "./composer.js";
+import { copyButton, el, iconButton, isEnter, part } from "./dom.js";
 
-/**
- * @param {string} text @param {string | null} id of the message, once the server has it
- * @param {() => boolean} mayEdit @param {(question: HTMLElement, text: string) => void} onEdit
- */
-export function questionView(text, id, mayEdit, onEdit) {
-  const bubble = el("div", { class: "bubble" }, text);
-  const question = el("article", { class: "question", "aria-label": "You", "data-text": text, "data-id": id });
-  const begin = () => mayEdit() && !question.querySelector("form") && edit(question, bubble, (now) => onEdit(question, now));
-  const actions = el("div", { class: "actions" }, copyButton("Copy", () => text), iconButton("edit", "Edit", begin, { class: "icon edit" }));
-  question.append(actions, bubble);
-  return question;
-}
+export class QuestionView {
+  element = el("article", { class: "question" }, el("h2", { class: "unseen" }, "You"));
+  /** Where its versions are shown. */ corner = el("div", { class: "corner" });
+  #bubble;
 
-/** @param {HTMLElement} question @param {HTMLElement} bubble @param {(text: string) => void} onEdit */
-function edit(question, bubble, onEdit) {
-  const old = question.dataset.text ?? "";
-  const field = el("textarea", { "aria-label": "Edit the message", rows: 1 });
-  field.value = old;
-  const leave = () => {
-    form.remove();
-    bubble.hidden = false;
-    question.classList.remove("editing");
-    part("message").focus();
-  };
-  const submit = (/** @type {Event} */ event) => {
-    event.preventDefault();
-    leave();
-    const text = field.value.trim();
-    if (text && text !== old) onEdit(text);
-  };
-  const form = el("form", { class: "editor", onsubmit: submit }, field, el("div", { class: "row" },
-    el("button", { type: "button", class: "plain", onclick: leave }, "Cancel"), el("button", { class: "primary" }, "Ask this instead")));
-  field.addEventListener("keydown", (event) => {
-    if (event.key === "Escape") leave();
-    else if (event.key === "Enter" && !event.shiftKey && !event.isComposing) form.requestSubmit();
-    else return;
-    event.preventDefault();
-    event.stopPropagation();
-  });
-  bubble.hidden = true;
-  question.classList.add("editing");
-  question.prepend(form);
-  field.focus();
+  /**
+   * @param {string} text @param {string | null} id of the message, once the server has it
+   * @param {{ mayEdit: () => boolean, onEdit: (question: QuestionView, text: string) => void }} hooks
+   */
+  constructor(text, id, hooks) {
+    this.text = text;
+    this.id = id;
+    this.hooks = hooks;
+    this.#bubble = el("div", { class: "bubble", dir: "auto" }, text);
+    const actions = el("div", { class: "actions" }, copyButton("Copy", () => text), iconButton("edit", "Edit", () => this.edit(), { class: "icon edit" }));
+    this.element.append(this.#bubble, actions, this.corner);
+  }
+
+  edit() {
+    if (!this.hooks.mayEdit() || this.element.querySelector("form")) return;
+    const field = el("textarea", { "aria-label": "Edit the message", rows: 1, dir: "auto" });
+    const note = el("p", { class: "note", role: "status" });
+    field.value = this.text;
+    const leave = () => {
+      form.remove();
+      this.#bubble.hidden = false;
+      this.element.classList.remove("editing");
+      part("message").focus();
+    };
+    const submit = (/** @type {Event} */ event) => {
+      event.preventDefault();
+      const text = field.value.trim();
+      if ((note.textContent = overLimit(text))) return;
+      leave();
+      if (text && text !== this.text) this.hooks.onEdit(this, text);
+    };
+    const form = el("form", { class: "editor", onsubmit: submit }, field, note, el("div", { class: "row" },
+      el("button", { type: "button", class: "plain", onclick: leave }, "Cancel"), el("button", { class: "primary" }, "Ask this instead")));
+    field.addEventListener("input", () => (note.textContent = overLimit(field.value.trim())));
+    field.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") leave();
+      else if (isEnter(event) && !event.shiftKey) form.requestSubmit();
+      else return;
+      event.preventDefault();
+      event.stopPropagation();
+    });
+    this.#bubble.hidden = true;
+    this.element.classList.add("editing");
+    this.element.prepend(form);
+    field.focus();
+  }
 }

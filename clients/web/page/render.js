@@ -12,6 +12,8 @@ import { safeUrl } from "./address.js";
 const TAGS = new Set(
   "a blockquote br button code del div em h1 h2 h3 h4 h5 h6 hr li ol p pre span strong table tbody td th thead tr ul".split(" "),
 );
+/** Each is written from its own side: a Hebrew line in an English answer is one too. */
+const BLOCKS = new Set("h1 h2 h3 h4 h5 h6 li p td th".split(" "));
 const ATTRIBUTES = new Set(["class", "start", "type", "role", "aria-label", "tabindex"]);
 
 /**
@@ -41,6 +43,7 @@ function make(tree) {
     if (name === "href") link(/** @type {HTMLAnchorElement} */ (element), value);
     else if (ATTRIBUTES.has(name)) element.setAttribute(name, value);
   }
+  if (BLOCKS.has(tree.tag)) element.dir = "auto";
   patch(element, [], tree.children);
   return element;
 }

@@ -1,139 +1,181 @@
-/** The list of chats: newest first, with rename and delete. */
+/** The list of chats: the last used one first, by days, as far back as there are any; and those whose title is looked for. */
 
-import { announce, el, iconButton, part } from "./dom.js";
+import { ChatEntry } from "./chat_entry.js";
+import { announce, el, isSure, part, said } from "./dom.js";
 
 /** @import { Chat } from "./wire.js" */
-/** @typedef {{ session_id: string, title: string, updated_at: string, active_run_id: string | null }} Entry */
+/** @typedef {{ session_id: string, title: string, updated_at: string, active_run_id: string | null }} Session */
 
-const PAGE = 30;
+const PAGE = 40;
+const SEARCH_MS = 200; // After the last key.
+const DAY_MS = 86_400_000;
 
 export class Sessions {
-  /** @type {Entry[]} */ #entries = [];
-  /** @type {string | null} */ #cursor = null;
-  #limit = PAGE;
+  /** @type {Session[]} */ #sessions = [];
+  /** @type {Map<string, ChatEntry>} */ #entries = new Map();
+  /** Asks for older ones. @type {string | null} */ #cursor = null;
   /** @type {string | null} */ #current = null;
+  #searched = "";
+  #asking = 0;
   #list = part("sessions");
+  #more = part("more-sessions");
+  #search = /** @type {HTMLInputElement} */ (part("search"));
 
-  /** @param {Chat} chat @param {{ onDeleted: (id: string) => void, onTitle: (id: string, title: string) => void }} hooks */
+  /**
+   * @param {Chat} chat
+   * @param {{ onDeleted: (id: string) => void, onTitle: (id: string, title: string) => void, onNews: () => void, onSignedOut: () => void }} hooks
+   */
   constructor(chat, hooks) {
     this.chat = chat;
     this.hooks = hooks;
-    part("more-sessions").addEventListener("click", () => {
-      this.#limit += PAGE;
-      void this.refresh();
+    this.#more.addEventListener("click", () => void this.#older());
+    new IntersectionObserver(([{ isIntersecting }]) => isIntersecting && void this.#older(), { root: this.#list.parentElement, rootMargin: "200px" }).observe(this.#more);
+    /** @type {ReturnType<typeof setTimeout> | undefined} */ let timer;
+    this.#search.addEventListener("input", () => {
+      clearTimeout(timer);
+      timer = setTimeout(() => void this.#find(), SEARCH_MS);
+    });
+    this.#search.addEventListener("keydown", (event) => {
+      if (event.key !== "Escape" || !this.#search.value) return;
+      event.stopPropagation();
+      this.#search.value = "";
+      void this.#find();
     });
   }
 
+  /** See what is new: the first page, in front of what is known. */
   async refresh() {
-    try {
-      const answer = await this.chat.request(`/chat/sessions?limit=${Math.min(100, this.#limit)}`);
-      const { sessions, cursor } = await answer.json();
-      this.#entries = sessions;
-      this.#cursor = cursor;
-    } catch {
-      return; // The list stays as it was; the state of the connection says why.
-    }
+    const page = await this.#ask(null);
+    if (!page) return;
+    const last = page.sessions.at(-1);
+    const isNew = new Set(page.sessions.map((each) => each.session_id));
+    const rest = page.cursor && last ? this.#sessions.filter((each) => isBefore(each, last) && !isNew.has(each.session_id)) : [];
+    if (!rest.length) this.#cursor = page.cursor;
+    this.#sessions = [...page.sessions, ...rest];
     this.#draw();
+  }
+
+  async #find() {
+    this.#searched = this.#search.value.trim();
+    this.#sessions = [];
+    await this.refresh();
+    if (this.#searched) announce(`${this.#sessions.length}${this.#cursor ? " or more" : ""} chats found`);
+  }
+
+  async #older() {
+    if (this.#cursor === null || this.#more.ariaBusy === "true") return;
+    this.#more.ariaBusy = "true";
+    const page = await this.#ask(this.#cursor);
+    this.#more.ariaBusy = "false";
+    if (!page) return;
+    const known = new Set(this.#sessions.map((each) => each.session_id));
+    this.#sessions.push(...page.sessions.filter((each) => !known.has(each.session_id)));
+    this.#cursor = page.cursor;
+    this.#draw();
+  }
+
+  /** @param {string | null} cursor @returns {Promise<{ sessions: Session[], cursor: string | null } | null>} null: it could not be read, or something else was asked meanwhile */
+  async #ask(cursor) {
+    const asking = ++this.#asking;
+    const query = new URLSearchParams({ limit: String(PAGE), ...(cursor && { cursor }), ...(this.#searched && { search: this.#searched }) });
+    try {
+      const page = await (await this.chat.request(`/chat/sessions?${query}`)).json();
+      return asking === this.#asking ? page : null;
+    } catch (error) {
+      if (/** @type {any} */ (error).status === 401) this.hooks.onSignedOut();
+      return null; // The list stays as it was; the state of the connection says why.
+    }
   }
 
   /** @param {string | null} sessionId the one that is open */
   select(sessionId) {
     this.#current = sessionId;
-    for (const item of this.#list.children) this.#mark(/** @type {HTMLElement} */ (item));
+    for (const [id, entry] of this.#entries) entry.mark(id === sessionId);
   }
 
   /** The next or previous one in the list. @param {number} by @returns {string | null} */
   beside(by) {
-    const at = this.#entries.findIndex((entry) => entry.session_id === this.#current);
-    return this.#entries[at < 0 ? 0 : at + by]?.session_id ?? null;
+    const at = this.#sessions.findIndex((each) => each.session_id === this.#current);
+    return this.#sessions[at < 0 ? 0 : at + by]?.session_id ?? null;
   }
 
   #draw() {
     if (this.#list.querySelector("input")) return; // Somebody is typing a new name.
     const focused = document.activeElement?.closest("li[data-id]")?.getAttribute("data-id");
-    this.#list.replaceChildren(...this.#entries.map((entry) => this.#item(entry)));
-    if (!this.#entries.length) this.#list.append(el("li", { class: "none" }, "No chats yet"));
-    const current = this.#entries.find((entry) => entry.session_id === this.#current);
-    if (current) this.hooks.onTitle(current.session_id, current.title);
-    part("more-sessions").hidden = this.#cursor === null || this.#limit >= 100;
-    if (focused) /** @type {HTMLElement | null} */ (this.#list.querySelector(`[data-id="${CSS.escape(focused)}"] a`))?.focus();
-  }
-
-  /** @param {Entry} entry */
-  #item(entry) {
-    const title = entry.title || "New chat";
-    const item = el("li", { "data-id": entry.session_id },
-      el("a", { href: `#/s/${entry.session_id}`, title }, el("span", {}, title), entry.active_run_id && el("i", { class: "going", role: "img", "aria-label": "an answer is being written" })),
-      el("div", { class: "actions" },
-        iconButton("edit", `Rename “${title}”`, () => this.#rename(item, entry)),
-        iconButton("trash", `Delete “${title}”`, () => void this.#delete(entry))));
-    this.#mark(item);
-    return item;
-  }
-
-  /** @param {HTMLElement} item */
-  #mark(item) {
-    const link = item.querySelector("a");
-    if (item.dataset.id === this.#current) link?.setAttribute("aria-current", "page");
-    else link?.removeAttribute("aria-current");
-  }
-
-  /** @param {HTMLElement} item @param {Entry} entry */
-  #rename(item, entry) {
-    const field = el("input", { type: "text", value: entry.title, "aria-label": "New name", maxlength: 200 });
-    let isOver = false; // Taking the field away takes the focus from it, and that is a reason to keep the name too.
-    const leave = () => {
-      isOver = true;
-      field.remove();
-      this.#draw();
-      /** @type {HTMLElement | null} */ (this.#list.querySelector(`[data-id="${CSS.escape(entry.session_id)}"] a`))?.focus();
-    };
-    const keep = async () => {
-      if (isOver) return;
-      isOver = true;
-      const title = field.value.trim();
-      if (title && title !== entry.title) {
-        try {
-          await this.chat.request(`/chat/sessions/${entry.session_id}`, { method: "PATCH", body: JSON.stringify({ title }) });
-          entry.title = title;
-          this.hooks.onTitle(entry.session_id, title);
-        } catch (error) {
-          announce(`It could not be renamed: ${error instanceof Error ? error.message : error}`);
-        }
+    const entries = new Map(this.#sessions.map((each) => [each.session_id, this.#entry(each)]));
+    this.#entries = entries;
+    /** @type {HTMLElement[]} */ const groups = [];
+    let day = "";
+    for (const session of this.#sessions) {
+      if (dayOf(session.updated_at) !== day) {
+        day = dayOf(session.updated_at);
+        groups.push(el("section", {}, el("h2", {}, day), el("ul", {})));
       }
-      leave();
-    };
-    field.addEventListener("keydown", (event) => {
-      event.stopPropagation();
-      if (event.key === "Enter" && !event.isComposing) void keep();
-      else if (event.key === "Escape") leave();
-    });
-    field.addEventListener("blur", () => void keep());
-    item.replaceChildren(field);
-    field.focus();
-    field.select();
+      groups.at(-1)?.lastElementChild?.append(/** @type {ChatEntry} */ (entries.get(session.session_id)).element);
+    }
+    if (!groups.length) groups.push(el("p", { class: "none" }, this.#searched ? "No chat has this in its title" : "No chats yet"));
+    this.#list.replaceChildren(...groups);
+    const current = this.#sessions.find((each) => each.session_id === this.#current);
+    if (current) this.hooks.onTitle(current.session_id, current.title);
+    this.#more.hidden = this.#cursor === null;
+    if (focused) entries.get(focused)?.focus();
   }
 
-  /** @param {Entry} entry */
-  async #delete(entry) {
-    if (!(await isSure(`Delete “${entry.title || "New chat"}” and all it holds?`))) return;
+  /** @param {Session} session */
+  #entry(session) {
+    const known = this.#entries.get(session.session_id);
+    const entry = known?.shows(session) ? known : new ChatEntry(session, { onRename: (title) => this.#rename(session, title), onDelete: () => void this.#delete(session) });
+    entry.mark(session.session_id === this.#current);
+    return entry;
+  }
+
+  /** @param {Session} session @param {string | null} title null: it stays */
+  async #rename(session, title) {
+    const { session_id: id } = session;
+    if (title !== null) {
+      try {
+        await this.chat.request(`/chat/sessions/${id}`, { method: "PATCH", body: JSON.stringify({ title }) });
+        this.#sessions = this.#sessions.map((each) => (each.session_id === id ? { ...each, title } : each));
+        this.hooks.onTitle(id, title);
+        this.hooks.onNews();
+      } catch (error) {
+        announce(`It could not be renamed: ${said(error)}`);
+      }
+    }
+    this.#entries.delete(id);
+    this.#draw();
+    this.#entries.get(id)?.focus();
+  }
+
+  /** @param {Session} session */
+  async #delete({ session_id: id, title }) {
+    if (!(await isSure(`Delete “${title || "New chat"}” and all it holds?`))) return;
     try {
-      await this.chat.request(`/chat/sessions/${entry.session_id}`, { method: "DELETE" });
+      await this.chat.request(`/chat/sessions/${id}`, { method: "DELETE" });
     } catch (error) {
-      return announce(`It could not be deleted: ${error instanceof Error ? error.message : error}`);
+      return announce(`It could not be deleted: ${said(error)}`);
     }
     announce("Deleted");
-    this.hooks.onDeleted(entry.session_id);
+    this.#sessions = this.#sessions.filter((each) => each.session_id !== id);
+    this.hooks.onDeleted(id);
+    this.hooks.onNews();
     await this.refresh();
     if (document.activeElement === document.body) part("new").focus();
   }
 }
 
-/** @param {string} question @returns {Promise<boolean>} */
-function isSure(question) {
-  const dialog = /** @type {HTMLDialogElement} */ (part("confirm"));
-  part("confirm-text").textContent = question;
-  dialog.returnValue = "no";
-  dialog.showModal();
-  return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true }));
+/** Whether one comes later in the list than another. @param {Session} session @param {Session} other */
+function isBefore(session, other) {
+  return session.updated_at === other.updated_at ? session.session_id < other.session_id : session.updated_at < other.updated_at;
+}
+
+/** Such as Yesterday, or October 2026. @param {string} time */
+function dayOf(time) {
+  const date = new Date(time);
+  const today = new Date().setHours(0, 0, 0, 0);
+  const days = Math.round((today - new Date(date).setHours(0, 0, 0, 0)) / DAY_MS);
+  if (days <= 0) return "Today";
+  if (days === 1) return "Yesterday";
+  if (days <= 7) return "Last 7 days";
+  return days <= 30 ? "Last 30 days" : date.toLocaleDateString("en", { month: "long", year: "numeric" });
 }

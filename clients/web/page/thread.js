@@ -1,268 +1,262 @@
-/** The conversation that is open: its messages, and the run that is writing the newest one. */
+/** The conversation that is open: the branch of its messages that is shown, and what is asked behind it. */
 
 import { AnswerView } from "./answer.js";
-import { announce, el, part } from "./dom.js";
-import { questionView } from "./question.js";
+import { announce, el, part, said } from "./dom.js";
+import { End } from "./end.js";
+import { History } from "./history.js";
+import { showPager } from "./pager.js";
+import { QuestionView } from "./question.js";
+import { Reading } from "./reading.js";
 
+/** @import { Message, Place } from "./history.js" */
 /** @import { Chat, Wire } from "./wire.js" */
-/** @typedef {ReturnType<Chat["send"]>} Run */
-/** @typedef {{ message_id: string, parent_id: string | null, role: string, content: string, reasoning: string, tool_calls: any[], status: string, run_id: string | null, usage: any }} Message */
-/** @typedef {{ session_id: string, title: string, updated_at: string, active_run_id: string | null, messages: Message[] }} Session */
-
-const NEAR_END_PX = 80;
+/** @typedef {{ after: string | null, question: QuestionView | null, answer: AnswerView, text: string | null }} Asked what the server has not taken yet: a question and its answer, or a known question's other answer, behind a message */
 
 export class Thread {
-  /** @type {string | null} */ sessionId = null;
-  /** @type {Run | null} */ #run = null;
-  #isSending = false;
-  /** The newest message that is shown. @type {string | null} */ #newest = null;
-  #follows = true;
+  /** @type {History | null} */ #history = null;
+  /** @type {Map<string, QuestionView | AnswerView>} */ #views = new Map();
+  /** @type {Asked | null} */ #asked = null;
   #opening = 0;
   #messages = part("messages");
-  #scroller = part("scroller");
+  #end = new End();
 
   /**
    * @param {Chat} chat @param {Wire} wire
-   * @param {{ onSession: (id: string) => void, onChange: () => void, onTitle: (title: string) => void }} hooks
+   * @param {{ onSession: (id: string) => void, onTitle: (title: string) => void, onTaken: () => void, onRefused: (text: string, why: string) => void,
+   *           onChange: () => void, onNews: () => void, onSignedOut: () => void }} hooks
+   * `onTaken`: the server has the message; `onRefused`: it has not, and will not
    */
   constructor(chat, wire, hooks) {
     this.chat = chat;
     this.wire = wire;
     this.hooks = hooks;
-    this.#scroller.addEventListener("scroll", () => this.#scrolled(), { passive: true });
-    part("to-end").addEventListener("click", () => this.#toEnd());
+    this.reading = new Reading(chat, wire, { ...hooks, onBegan: (event) => this.#began(event), onRefused: (error, view) => this.#refused(error, view) });
+  }
+
+  get sessionId() {
+    return this.#history?.sessionId ?? null;
   }
 
   /** Whether an answer is being written here. */
   get isBusy() {
-    return this.#isSending;
+    return this.reading.isGoing;
   }
 
   /** Show a session, or an empty one. @param {string | null} sessionId */
   async open(sessionId) {
     if (sessionId !== null && sessionId === this.sessionId) return;
-    this.#leave();
-    this.sessionId = sessionId;
-    this.#newest = null;
+    this.#opening++;
+    this.reading.leave();
+    this.#history = sessionId === null ? null : new History(this.chat, sessionId);
+    this.#views.clear();
+    this.#asked = null;
     this.#messages.replaceChildren();
-    this.#welcome(sessionId === null);
+    part("welcome").hidden = sessionId !== null;
     this.hooks.onTitle("New chat");
     if (sessionId !== null) await this.#load();
   }
 
   /** Another tab, another device may have gone on here. */
   async refresh() {
-    if (this.sessionId !== null && !this.#isSending) await this.#load();
+    if (this.sessionId !== null && !this.reading.isGoing) await this.#load();
   }
 
   async #load() {
     const opening = ++this.#opening;
-    /** @type {Session} */ let session;
+    const isWanted = () => opening === this.#opening && !this.reading.isGoing;
+    const history = /** @type {History} */ (this.#history);
+    const { leaf } = history.branches;
     try {
-      session = await (await this.chat.request(`/chat/sessions/${this.sessionId}`)).json();
+      const found = await history.load(isWanted);
+      if (!found) return;
+      this.hooks.onTitle(found.title || "New chat");
+      this.#draw();
+      if (leaf !== history.branches.leaf) this.#end.show();
+      if (found.active?.run_id) await this.#join(found.active.run_id, /** @type {AnswerView} */ (this.#view(found.active)));
     } catch (error) {
-      if (opening === this.#opening && !this.#messages.childElementCount) this.#missing(error);
-      return;
+      if (isWanted()) this.#unread(error);
     }
-    if (opening !== this.#opening || this.#isSending) return;
-    this.hooks.onTitle(session.title || "New chat");
-    const newest = session.messages.at(-1)?.message_id ?? null;
-    if (newest === this.#newest && !session.active_run_id) return; // What was measured here is known only here.
-    this.#newest = newest;
-    this.#messages.replaceChildren();
-    for (const message of session.messages) this.#stored(message, session);
-    this.#toEnd();
-    if (session.active_run_id) await this.#join(session.active_run_id);
-    else await this.#explain(session.messages.at(-1));
+  }
+
+  async #older() {
+    const { branches } = /** @type {History} */ (this.#history);
+    await this.#history?.older().catch((error) => announce(`They cannot be read: ${said(error)}`));
+    if (branches === this.#history?.branches) this.#end.keep(() => this.#draw());
   }
 
   /** @param {unknown} error */
-  #missing(error) {
-    const isGone = /** @type {any} */ (error).status === 404;
-    const text = isGone ? "This chat is not here any more." : `The chat cannot be read: ${said(error)}.`;
-    this.#messages.replaceChildren(el("div", { class: "missing" }, el("p", {}, text),
-      isGone ? el("a", { href: "#/", class: "plain" }, "Begin a new one") : el("button", { type: "button", class: "plain", onclick: () => void this.#load() }, "Try again")));
+  #unread(error) {
+    const { status } = /** @type {any} */ (error);
+    if (status === 401) return this.hooks.onSignedOut();
+    if (this.#messages.childElementCount) return;
+    const again = el("button", { type: "button", class: "plain", onclick: () => void this.#load() }, "Try again");
+    const isGone = status === 404;
+    const text = isGone ? "This chat is not here any more. What you write begins a new one." : `The chat cannot be read: ${said(error)}.`;
+    this.#messages.replaceChildren(el("div", { class: "missing" }, el("p", {}, text), isGone ? el("a", { href: "#/", class: "plain" }, "Begin a new one") : again));
+    if (isGone) this.#history = null;
   }
 
-  /** @param {Message} message @param {Session} session */
-  #stored(message, session) {
-    if (message.role === "user") return this.#question(message.content, message.message_id);
-    if (message.run_id !== null && message.run_id === session.active_run_id) return;
-    this.#answer(message.parent_id).show(message);
-  }
-
-  /** Why the newest answer is not whole. @param {Message | undefined} message */
-  async #explain(message) {
-    if (message?.role !== "assistant" || message.status !== "partial" || !message.run_id) return;
-    const view = this.#last;
-    try {
-      const run = await (await this.chat.request(`/chat/runs/${message.run_id}`)).json();
-      if (run.error) view?.fail(run.error);
-    } catch {
-      // It says "incomplete" already.
+  /** Bring the page to what is to be shown; what stays is not touched. */
+  #draw() {
+    const { branches } = /** @type {History} */ (this.#history);
+    const { path } = branches;
+    const asked = this.#asked;
+    const shown = asked ? path.slice(0, 1 + path.findIndex((each) => each.message_id === asked.after)) : path;
+    const views = shown.map((each) => this.#view(each));
+    const earlier = path[0] && path[0].parent_id !== null && el("button", { type: "button", class: "quiet earlier", onclick: () => void this.#older() }, "Earlier messages");
+    const elements = [...(earlier ? [earlier] : []), ...views.map((view) => view.element)];
+    if (asked) elements.push(...(asked.question ? [asked.question.element] : []), asked.answer.element);
+    let same = 0;
+    while (same < elements.length && this.#messages.children[same] === elements[same]) same++;
+    while (this.#messages.children.length > same) this.#messages.lastChild?.remove();
+    this.#messages.append(...elements.slice(same));
+    for (const [i, { message_id: id, role }] of shown.entries()) {
+      showPager(views[i].corner, role === "user" ? "message" : "answer", branches.versions(id), id, (other) => this.#turn(other));
     }
   }
 
-  /** Read a run that is going. @param {string} runId */
-  async #join(runId) {
+  /** Show another version of a message, and what followed it last. @param {string} id @returns {HTMLElement | undefined} */
+  #turn(id) {
+    if (this.reading.isGoing) return;
+    this.#asked = null;
+    this.#history?.show(id);
+    this.#draw();
+    return this.#views.get(id)?.corner;
+  }
+
+  /** @param {Place} place */
+  #view(place) {
+    const message = /** @type {Message} */ (place);
+    const { message_id: id, role } = message;
+    const known = this.#views.get(id);
+    if (known && !(known instanceof AnswerView && known.isLeft)) return known;
+    const view = role === "user" ? this.#question(message.content, id) : this.#answer(() => this.#views.get(message.parent_id ?? ""));
+    if (view instanceof AnswerView && message.status !== "streaming") {
+      view.show(message);
+      if (message.status === "partial" && !message.finish_reason) void this.#explain(message, view);
+    }
+    this.#views.set(id, view);
+    return view;
+  }
+
+  /** Why an answer is not whole. @param {Message} message @param {AnswerView} view */
+  async #explain({ run_id: runId }, view) {
+    const run = await this.chat.request(`/chat/runs/${runId}`).then((response) => response.json(), () => null);
+    if (run?.error) view.fail(run.error); // Otherwise it says "incomplete" already.
+  }
+
+  /** Read a run that is going. @param {string} runId @param {AnswerView} view */
+  async #join(runId, view) {
     const opening = this.#opening;
-    const parent = this.#messages.querySelector(".question:last-of-type")?.getAttribute("data-id") ?? null;
     const record = await this.chat.request(`/chat/runs/${runId}`).then((response) => response.json(), () => null);
     if (opening !== this.#opening) return;
     this.wire.meter(runId).liveAfter = record?.last_seq ?? 0;
-    await this.#follow(this.chat.attach(runId), this.#answer(parent), null);
+    await this.reading.follow(() => this.chat.attach(runId), view, null);
   }
 
-  /** @param {string} text */
+  /** Say something behind what is shown. @param {string} text */
   async send(text) {
-    if (this.#isSending) return;
-    if (this.sessionId === null) {
-      this.sessionId = newId();
-      this.hooks.onSession(this.sessionId);
+    if (this.reading.isGoing) return;
+    if (!this.#history) {
+      this.#history = new History(this.chat, newId());
+      this.#messages.replaceChildren();
+      this.hooks.onSession(this.#history.sessionId);
     }
-    this.#welcome(false);
-    const question = this.#question(text, null);
-    await this.#ask(text, {}, question);
+    part("welcome").hidden = true;
+    const { leaf } = this.#history.branches;
+    await this.#ask(leaf, this.#question(text, null), text, leaf === null ? {} : { parentId: leaf });
   }
 
-  /** Answer a message again, or its new text. @param {HTMLElement} question @param {string} [text] */
+  /** Answer a message again, or its new text: beside what there is. @param {QuestionView} question @param {string} [text] */
   async again(question, text) {
-    if (this.#isSending) return;
-    const { id } = question.dataset;
-    while (question.nextSibling) question.nextSibling.remove();
-    const old = question.dataset.text ?? "";
-    if (!id) {
-      question.remove(); // It never got to the server.
-      return this.#ask(text ?? old, {}, this.#question(text ?? old, null));
-    }
-    const shown = text === undefined ? question : this.#question(text, null);
-    if (shown !== question) question.replaceWith(shown);
-    await this.#ask(text ?? null, { regenerate: id }, shown);
+    if (this.reading.isGoing) return;
+    const { id } = question;
+    const shown = text === undefined ? null : this.#question(text, null);
+    if (id !== null) return this.#ask(shown ? this.#parentOf(id) : id, shown, text ?? null, { regenerate: id });
+    const after = this.#asked?.after ?? null; // It never got to the server.
+    await this.#ask(after, shown ?? question, text ?? question.text, after === null ? {} : { parentId: after });
   }
 
-  /** @param {string | null} text @param {{ regenerate?: string }} fields @param {HTMLElement} question */
-  async #ask(text, fields, question) {
-    const view = this.#answer(null, question);
+  /** @param {string} id */
+  #parentOf(id) {
+    return /** @type {History} */ (this.#history).branches.get(id).parent_id;
+  }
+
+  /** @param {string | null} after @param {QuestionView | null} question @param {string | null} text @param {{ regenerate?: string, parentId?: string }} fields */
+  async #ask(after, question, text, fields) {
+    const answer = this.#answer(() => question ?? this.#views.get(after ?? ""));
+    this.#asked = { after, question, answer, text };
     this.#opening++;
-    const sentAt = performance.now();
-    const request = { sessionId: this.sessionId ?? undefined, onDisconnect: /** @type {const} */ ("continue"), ...fields };
-    this.#toEnd();
-    await this.#follow(this.chat.send(text, request), view, sentAt, question);
+    this.#draw();
+    this.#end.show();
+    const request = { sessionId: this.sessionId ?? undefined, idempotencyKey: newId(), onDisconnect: /** @type {const} */ ("continue"), ...fields };
+    await this.reading.follow(() => this.chat.send(text, request), answer, performance.now());
   }
 
-  /** Show a run from where it is to its end. @param {Run} run @param {AnswerView} view @param {number | null} sentAt @param {HTMLElement} [question] */
-  async #follow(run, view, sentAt, question) {
-    this.#run = run;
-    this.#isSending = true;
-    this.#live = view;
-    this.hooks.onChange();
-    try {
-      for await (const event of run) {
-        if (event.type === "start") {
-          if (question) question.dataset.id = event.user_message_id;
-          this.#newest = event.message_id;
-          view.meter = this.wire.meter(event.run_id);
-          view.meter.sentAt ??= sentAt;
-          if (sentAt !== null) this.hooks.onChange();
-        }
-        view.meter ??= this.wire.meter(event.run_id);
-        view.apply(event);
-      }
-      if (this.#run === run && view.isOpen) view.leave();
-    } catch (error) {
-      if (this.#run === run) this.#refused(error, view);
-    } finally {
-      if (this.#run === run) {
-        this.#run = this.#live = null;
-        this.#isSending = false;
-        this.hooks.onChange();
-      }
+  /** The server has taken what was asked. @param {{ message_id: string, user_message_id: string }} event */
+  #began(event) {
+    if (!this.#asked) return;
+    const { after, question, answer } = this.#asked;
+    const history = /** @type {History} */ (this.#history);
+    this.#asked = null;
+    if (question) {
+      question.id = event.user_message_id;
+      this.#views.set(question.id, question);
+      history.branches.load([{ message_id: question.id, parent_id: after, role: "user" }]);
     }
+    this.#views.set(event.message_id, answer);
+    history.branches.load([{ message_id: event.message_id, parent_id: event.user_message_id, role: "assistant" }]);
+    history.show(event.message_id);
+    this.#draw();
+    this.hooks.onTaken();
+    this.hooks.onChange();
   }
 
   /** @param {unknown} error @param {AnswerView} view */
   #refused(error, view) {
-    const { code = "lost", retryAfter, isFinal } = /** @type {any} */ (error);
-    view.fail({ code, message: said(error), retryable: !isFinal, retry_after: retryAfter ?? null });
-    if (code === "run_active") queueMicrotask(() => void this.refresh());
+    const { code = "lost", status, retryAfter, isFinal } = /** @type {any} */ (error);
+    const asked = this.#asked;
+    if (asked && (status === 413 || code === "run_active")) {
+      this.#asked = null;
+      this.#draw();
+      this.hooks.onRefused(asked.text ?? "", code === "run_active" ? "An answer was being written here already. Send this when it is over." : said(error));
+      if (code === "run_active") setTimeout(() => void this.refresh());
+      return;
+    }
+    const back = asked && asked.after !== this.#history?.branches.leaf && el("button", { type: "button", class: "plain", onclick: () => {
+      this.#asked = null;
+      this.#draw();
+    } }, "Back to what was there");
+    view.fail({ code, message: said(error), retryable: !isFinal, retry_after: retryAfter ?? null }, back);
   }
 
-  /** End the answer that is being written. */
-  async stop() {
-    const run = this.#run;
-    if (!run) return;
-    announce("Stopping");
-    await run.cancel().catch((error) => this.#live?.fail({ code: error.code ?? "lost", message: said(error) }));
+  /** The door is open again. */
+  signedIn() {
+    if (!this.reading.signedIn()) void this.refresh();
   }
 
-  /** @type {AnswerView | null} */ #live = null;
-  /** @type {AnswerView | null} */ #last = null;
-
-  #leave() {
-    const run = this.#run;
-    this.#run = null;
-    this.#opening++;
-    this.#isSending = false;
-    this.#live?.leave();
-    this.#live = null;
-    run?.detach();
-    this.hooks.onChange();
-  }
-
-  /** @param {string | null} parent @param {HTMLElement} [asked] */
-  #answer(parent, asked) {
-    const question = () => asked ?? (parent && this.#messages.querySelector(`[data-id="${CSS.escape(parent)}"]`));
-    const view = new AnswerView({
+  /** @param {() => unknown} asked the question that it answers */
+  #answer(asked) {
+    return new AnswerView({
       onRetry: () => {
-        const found = question();
-        if (found instanceof HTMLElement) void this.again(found);
+        const question = asked();
+        if (question instanceof QuestionView) void this.again(question);
       },
-      onApprove: async (callId, approve) => void (await this.#run?.answer(callId, { approve })),
-      onDrawn: () => this.#grew(),
+      onDrawn: () => this.#end.grew(this.reading.isGoing),
     });
-    this.#last = view;
-    this.#messages.append(view.element);
-    return view;
   }
 
   /** @param {string} text @param {string | null} id */
   #question(text, id) {
-    const question = questionView(text, id, () => !this.#isSending, (found, now) => void this.again(found, now));
-    this.#messages.append(question);
-    return question;
+    return new QuestionView(text, id, { mayEdit: () => !this.reading.isGoing, onEdit: (question, now) => void this.again(question, now) });
   }
 
   /** Edit the newest message. */
   editLast() {
-    const questions = this.#messages.querySelectorAll(".question");
-    /** @type {HTMLElement | null | undefined} */ (questions[questions.length - 1]?.querySelector(".edit"))?.click();
-  }
-
-  /** @param {boolean} isNew */
-  #welcome(isNew) {
-    part("welcome").hidden = !isNew;
-  }
-
-  #scrolled() {
-    const { scrollHeight, scrollTop, clientHeight } = this.#scroller;
-    this.#follows = scrollHeight - scrollTop - clientHeight < NEAR_END_PX;
-    if (this.#follows) part("to-end").hidden = true;
-  }
-
-  #grew() {
-    if (this.#follows) this.#scroller.scrollTop = this.#scroller.scrollHeight;
-    else if (this.#isSending) part("to-end").hidden = false;
-  }
-
-  #toEnd() {
-    this.#follows = true;
-    part("to-end").hidden = true;
-    this.#scroller.scrollTop = this.#scroller.scrollHeight;
+    const questions = [...(this.#history?.branches.path ?? []).map((each) => this.#views.get(each.message_id)), this.#asked?.question];
+    questions.findLast((each) => each instanceof QuestionView)?.edit();
   }
 }
-
-/** @param {unknown} error */
-const said = (error) => (error instanceof Error ? error.message : String(error));
 
 /** An id of 128 random bits. `randomUUID` is for secure pages only. */
 function newId() {

@@ -1,9 +1,8 @@
-/** A tool call as a card: what is called with what, how it goes, what came back; and the question whether it may. */
+/** A tool call as a card: what is called with what, how it goes, what came back. */
 
 import { duration, el, icon } from "./dom.js";
 
 /** @import { ToolCallState } from "../events.js" */
-/** @typedef {(callId: string, isApproved: boolean) => Promise<void>} Answer */
 
 const SUMMARY_CHARS_LIMIT = 80;
 
@@ -12,27 +11,23 @@ export class ToolCard {
   /** @type {ReturnType<typeof setInterval> | undefined} */ #clock;
   #mark = el("span", { class: "mark" });
   #said = el("span", { class: "said" });
-  #questions = el("div", { class: "row" });
   #body = el("div", { class: "body" });
   element = el("details", { class: "tool" });
 
-  /** @param {Omit<ToolCallState, "result" | "is_error" | "truncated" | "duration_ms">} call @param {Answer} answer */
-  constructor(call, answer) {
-    this.call = call;
-    this.answer = answer;
+  /** @param {Omit<ToolCallState, "result" | "is_error" | "truncated" | "duration_ms">} call */
+  constructor(call) {
+    this.element.setAttribute("aria-label", `Tool call: ${call.tool}`);
     const name = el("code", { class: "name" }, call.tool);
     const summary = el("summary", {}, this.#mark, name, el("span", { class: "args" }, brief(call.args)), this.#said);
     this.#body.append(section("Arguments", call.args));
     this.element.append(summary, this.#body);
-    if (call.needs_approval) this.#ask();
-    else this.#run();
+    this.#run();
   }
 
   /** @param {Pick<ToolCallState, "result" | "is_error" | "truncated" | "duration_ms">} end */
   finish({ result, is_error, truncated, duration_ms }) {
     if (this.element.dataset.state === "done" || this.element.dataset.state === "failed") return;
     this.leave();
-    this.#questions.remove();
     this.#state(is_error ? "failed" : "done", is_error ? "cross" : "check", duration_ms == null ? "" : duration(duration_ms));
     this.#body.append(section(is_error ? "Failed with" : truncated ? "Result, cut" : "Result", result));
     if (is_error) this.element.open = true;
@@ -49,31 +44,10 @@ export class ToolCard {
     this.#clock = setInterval(() => (this.#said.textContent = duration(performance.now() - this.#since)), 100);
   }
 
-  #ask() {
-    this.#state("asking", "ask", "may it run?");
-    this.element.open = true;
-    const decide = (/** @type {boolean} */ isApproved) => async () => {
-      for (const button of this.#questions.querySelectorAll("button")) button.disabled = true;
-      try {
-        await this.answer(this.call.call_id, isApproved);
-        this.#questions.remove();
-        if (this.element.dataset.state === "asking") this.#run();
-      } catch (error) {
-        this.#said.textContent = error instanceof Error ? error.message : String(error);
-        for (const button of this.#questions.querySelectorAll("button")) button.disabled = false;
-      }
-    };
-    this.#questions.append(
-      el("button", { type: "button", class: "primary", onclick: decide(true) }, "Approve"),
-      el("button", { type: "button", class: "plain", onclick: decide(false) }, "Deny"),
-    );
-    this.#body.append(this.#questions);
-  }
-
   /** @param {string} state @param {string} picture @param {string} text */
   #state(state, picture, text) {
     this.element.dataset.state = state;
-    const said = { running: "running", asking: "waits for approval", done: "done", failed: "failed", left: "no result" }[state];
+    const said = { running: "running", done: "done", failed: "failed", left: "no result" }[state];
     this.#mark.replaceChildren(picture ? icon(picture) : el("i", { class: "spinner" }), el("span", { class: "unseen" }, `${said}: `));
     this.#said.textContent = text;
   }

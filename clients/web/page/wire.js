@@ -19,9 +19,12 @@ const NAMES = { ws: "WebSocket", sse: "SSE" };
 export class Wire {
   /** @type {Map<string, Meter>} */ #meters = new Map();
   #parse = eventStream(() => {});
+  /** Since when there is no connection. @type {number | null} */ #lostAt = null;
+  /** Of the stream over SSE. @type {string | undefined} */ #runId;
 
   /** @param {Chat} chat */
   constructor(chat) {
+    chat.on("state", (state) => (this.#lostAt = state === "open" || state === "idle" ? null : (this.#lostAt ?? performance.now())));
     chat.on("frame", (frame) => (frame.way === "in" ? this.#read(frame) : this.#asked(frame)));
   }
 
@@ -42,8 +45,10 @@ export class Wire {
     const take = (data) => {
       const event = JSON.parse(data);
       if (event.seq) this.meter(event.run_id).arrive(event, at, transport);
+      else if (event.type === "accepted") this.meter(event.run_id).back(at);
     };
     if (transport === "ws") return take(text);
+    if (this.#runId) this.meter(this.#runId).back(at);
     this.#take = take;
     this.#parse(encoder.encode(text));
   }
@@ -51,17 +56,24 @@ export class Wire {
   /** @type {(data: string) => void} */ #take = () => {};
 
   /** @param {Frame} frame */
-  #asked({ transport, text }) {
+  #asked({ at, transport, text }) {
     if (transport === "sse") this.#parse = eventStream((data) => this.#take(data)); // Another stream begins.
-    const runId = transport === "sse" ? /^GET \/chat\/runs\/([\w-]+)/.exec(text)?.[1] : attached(text);
-    if (runId) this.meter(runId).resume();
+    const { runId, after } = transport === "sse" ? read(text) : attached(text);
+    this.#runId = runId;
+    if (runId) this.meter(runId).resume(after, this.#lostAt ?? at, transport);
   }
 }
 
-/** The run that a command attaches to. @param {string} text @returns {string | undefined} */
+/** What a request reads, if it reads a run that exists. @param {string} text */
+function read(text) {
+  const [, runId, after] = /^GET \/chat\/runs\/([\w-]+)\/events\nLast-Event-ID: (\d+)/.exec(text) ?? [];
+  return { runId, after: Number(after) };
+}
+
+/** What a command attaches to. @param {string} text @returns {{ runId?: string, after: number }} */
 function attached(text) {
-  const command = JSON.parse(text);
-  return command.type === "attach" ? command.run_id : undefined;
+  const { type, run_id: runId, after } = JSON.parse(text);
+  return type === "attach" ? { runId, after } : { after };
 }
 
 /** The drawer: what went over the wire, newest at the end. It draws only while it is open. */
@@ -146,8 +158,8 @@ export class Drawer {
   }
 }
 
-/** What one reads of a frame stands out from what repeats. @param {string} text */
+/** What one reads of a frame stands out from what repeats; ids are begun only. @param {string} text */
 function lit(text) {
-  const parts = text.split(/("(?:type|content|code|message)":"(?:[^"\\]|\\.)*"|"(?:seq|after)":\d+)/);
+  const parts = text.replace(/("(?:run_id|session_id|message_id|user_message_id|idempotency_key)":"[\w-]{6})[\w-]+/g, "$1…").split(/("(?:type|content|code|message)":"(?:[^"\\]|\\.)*"|"(?:seq|after)":\d+)/);
   return parts.map((part, i) => (i % 2 ? el("b", {}, part) : part));
 }
