@@ -90,7 +90,7 @@ def create_app(settings: Settings) -> Litestar:
             )
             threads = ToolThreads(settings.tool_timeout_seconds, settings.max_tool_result_bytes)
             agent = Agent(provider, tools, threads, settings.max_turns, settings.max_tool_calls_per_run)
-            logs = MemoryLogs(settings.max_log_bytes)
+            logs = MemoryLogs(settings.max_logs_bytes, sessions.records)
             connections = await stack.enter_async_context(
                 Connections(
                     heartbeat_seconds=settings.heartbeat_seconds,

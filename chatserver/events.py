@@ -18,9 +18,6 @@ EVENT_BYTES_LIMIT = 64 * 1024
 TEXT_CHARS_PER_EVENT = 10_000
 """Longer text becomes several events. JSON writes a character in 6 bytes at most, so 10,000 always fit."""
 
-ENVELOPE_BYTES = 40
-"""What the JSON of any event takes at least beside its `run_id` and its text."""
-
 FinishReason: TypeAlias = Literal["stop", "length", "content_filter", "cancelled", "turn_limit"]
 ErrorCode: TypeAlias = Literal[
     "rate_limited",
@@ -149,7 +146,6 @@ TERMINAL_TYPES = frozenset({"done", "error"})
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 
-
 _LINE_ENDS = tuple((mark.encode(), b"\\u%04x" % ord(mark)) for mark in "\x85\u2028\u2029")
 """What is text in JSON and in SSE, but ends a line for Python's `splitlines` and the clients built on it."""
 
@@ -195,6 +191,20 @@ def token_writer(run_id: str) -> Callable[[str, int], Record]:
     return write
 
 
+class _Head(Struct):
+    seq: int
+    type: str
+
+
+_head = msgspec.json.Decoder(_Head)
+
+
+def as_record(document: bytes) -> Record:
+    """The record of a document that was kept."""
+    head = _head.decode(document)
+    return Record(head.seq, head.type, document)
+
+
 def decode(document: bytes) -> Event:
     """The event in a document that ``record`` made.
 
@@ -228,57 +238,54 @@ class Answer(Struct, frozen=True):
         )
 
 
-def fold(events: Iterable[Event], answer: Answer | None = None) -> Answer:
-    """The answer after these events, beginning at ``answer`` (default: at nothing)."""
-    before = answer or Answer()
-    content, reasoning = [before.content], [before.reasoning]
-    calls = {call.call_id: call for call in before.tool_calls}
-    for event in events:
+class Folding:
+    """An answer that grows by one event after the other. Its text is UTF-8: it takes what ``size_bytes`` says."""
+
+    __slots__ = ("_calls", "_content", "_reasoning")
+
+    def __init__(self) -> None:
+        self._content, self._reasoning = bytearray(), bytearray()
+        self._calls: dict[str, ToolCallState] = {}
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self._content) + len(self._reasoning)
+
+    def answer(self) -> Answer:
+        return Answer(self._content.decode(), self._reasoning.decode(), tuple(self._calls.values()))
+
+    def add(self, event: Event) -> None:
+        """Take in the next event.
+
+        Raises:
+            KeyError: the result of a call that nobody made; nothing was done.
+        """
         match event:
             case Token():
-                content.append(event.content)
+                self._content += event.content.encode()
             case Reasoning():
-                reasoning.append(event.content)
+                self._reasoning += event.content.encode()
             case ToolCall():
-                calls[event.call_id] = ToolCallState(event.call_id, event.tool, event.args, event.needs_approval)
+                self._calls[event.call_id] = ToolCallState(event.call_id, event.tool, event.args, event.needs_approval)
             case ToolResult():
-                calls[event.call_id] = msgspec.structs.replace(
-                    calls[event.call_id],
+                self._calls[event.call_id] = msgspec.structs.replace(
+                    self._calls[event.call_id],
                     result=event.result,
                     is_error=event.is_error,
                     truncated=event.truncated,
                     duration_ms=event.duration_ms,
                 )
             case Snapshot():
-                content, reasoning = [event.content], [event.reasoning]
-                calls = {call.call_id: call for call in event.tool_calls}
-            case Start() | Done() | Error():
-                pass
-    return Answer("".join(content), "".join(reasoning), tuple(calls.values()))
+                self._content[:], self._reasoning[:] = event.content.encode(), event.reasoning.encode()
+                self._calls = {call.call_id: call for call in event.tool_calls}
 
 
-def compact(records: list[Record], run_id: str, keep: int = 0, whole: Answer | None = None) -> list[Record]:
-    """The records with their oldest ones replaced by one snapshot, which takes the ``seq`` of the last it replaces.
-
-    The newest ``keep`` records and a terminal one stay as they are, and so does all that would make the snapshot
-    larger than one event may be: a cursor behind the snapshot's ``seq`` still finds every event that follows it.
-    ``whole`` is the fold of all records, for who knows it: to decode them again costs as much as to make them.
-    """
-    end = max(0, len(records) - keep)
-    if end > 0 and records[end - 1].is_terminal:
-        end -= 1
-    room = EVENT_BYTES_LIMIT - 4096
-    for index, each in enumerate(records[:end]):
-        text_only = each.type in ("token", "reasoning")
-        room -= len(each.data) - (ENVELOPE_BYTES + len(run_id) if text_only else 0)
-        if room < 0:
-            end = index
-            break
-    if end < 2:
-        return records
-    is_all = all(each.is_terminal for each in records[end:])
-    answer = whole if whole and is_all else fold(decode(each.data) for each in records[:end])
-    return [record(answer.snapshot(run_id, records[end - 1].seq)), *records[end:]]
+def fold(events: Iterable[Event]) -> Answer:
+    """The answer after these events."""
+    folding = Folding()
+    for event in events:
+        folding.add(event)
+    return folding.answer()
 
 
 def schema(reference: str = "#/$defs/{name}") -> dict[str, Any]:

@@ -17,8 +17,9 @@ import anyio
 from anyio.abc import TaskGroup
 
 from chatserver.agent import Agent, Finished
+from chatserver.compaction import compact
 from chatserver.errors import UpstreamError
-from chatserver.events import Done, Error, FinishReason, Record, Terminal, Token, ToolResult, appended, compact
+from chatserver.events import Done, Error, FinishReason, Record, Terminal, Token, ToolResult, appended
 from chatserver.lean_event import LeanEvent
 from chatserver.limits import Meter
 from chatserver.log import EVENTS_LIMIT, EventLog, Take

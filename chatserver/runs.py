@@ -17,8 +17,7 @@ from chatserver.context import dialogue
 from chatserver.errors import BadCursor, ChatError, Draining, NotFound
 from chatserver.events import PROTOCOL_VERSION, Start
 from chatserver.limits import Meter, Places
-from chatserver.log import EventLog, EventLogs
-from chatserver.log.memory import MemoryLog
+from chatserver.log import EventLogs
 from chatserver.providers import ModelRequest
 from chatserver.records import MessageRecord, RunRecord, SessionDetail
 from chatserver.run import Run, Subscription
@@ -104,13 +103,11 @@ class Runs:
             BadCursor: ``after`` is past the end of its log.
         """
         run = await self._find(user, run_id)
-        if run is not None:
-            log: EventLog = run.log
-        else:
+        if run is None:
             await self._sessions.run(user, run_id)
-            log = MemoryLog(run_id, self._settings.max_log_bytes, await self._sessions.records(run_id))
-            if not await log.last_seq():
-                raise NotFound("this run belongs to another server")
+        log = await self._logs.open(run_id)
+        if log is None:
+            raise NotFound("this run belongs to another server")
         last_seq = await log.last_seq()
         if after > last_seq:
             raise BadCursor(f"`after` is past the end of the log, {last_seq}")
@@ -173,7 +170,7 @@ class Runs:
                 await run.over.wait()
             await self._sessions.delete(user, session_id)
             for run in runs:
-                self._forget(run)
+                self._forget(run.run_id)
         finally:
             del self._deleting[user]
             deleting.set()
@@ -246,13 +243,14 @@ class Runs:
         self._retain(run)
 
     def _retain(self, run: Run) -> None:
-        run.retain(self._settings.retention_seconds, lambda: self._forget(run))
+        run.retain(self._settings.retention_seconds, lambda: self._forget(run.run_id))
+        self._logs.retain(run.run_id, self._forget)
 
-    def _forget(self, run: Run) -> None:
+    def _forget(self, run_id: str) -> None:
         """From now on the run is read from where it is stored."""
-        run.release()
-        if self._runs.pop(run.run_id, None):
-            self._logs.forget(run.run_id)
+        if run := self._runs.pop(run_id, None):
+            run.release()
+        self._logs.forget(run_id)
 
 
 def _spawn(life: Coroutine[None, None, None], among: set[asyncio.Task[None]]) -> None:

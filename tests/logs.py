@@ -14,28 +14,30 @@ from chatserver.log.memory import MemoryLogs
 
 WAIT_SECONDS = 20.0
 ENDLESS = 2**40
-"""A budget that no log of a test passes: it is never compacted."""
-SMALL = 20_000
 
 Nodes: TypeAlias = tuple[EventLogs, EventLogs]
 """A store as the node of the owner sees it, and as another one does."""
 
 
 @asynccontextmanager
-async def memory(budget_bytes: int) -> AsyncIterator[Nodes]:
-    logs = MemoryLogs(budget_bytes)
+async def memory() -> AsyncIterator[Nodes]:
+    logs = MemoryLogs(ENDLESS, nothing_stored)
     yield logs, logs
 
 
-Store: TypeAlias = Callable[[int], AbstractAsyncContextManager[Nodes]]
+async def nothing_stored(run_id: str) -> list[Record]:
+    return []
+
+
+Store: TypeAlias = Callable[[], AbstractAsyncContextManager[Nodes]]
 STORES: dict[str, Store] = {"memory": memory}
 in_each_store = pytest.mark.parametrize("store", STORES.values(), ids=STORES)
 
 
 @asynccontextmanager
-async def new_log(store: Store, budget_bytes: int = ENDLESS) -> AsyncIterator[tuple[EventLog, EventLog]]:
+async def new_log(store: Store) -> AsyncIterator[tuple[EventLog, EventLog]]:
     """A log as its owner has it, and as a reader elsewhere does."""
-    async with store(budget_bytes) as (owner, other):
+    async with store() as (owner, other):
         run_id = new_id()
         log = await owner.create(run_id)
         found = await other.open(run_id)

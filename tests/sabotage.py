@@ -9,8 +9,9 @@ from unittest.mock import patch
 
 from msgspec.structs import replace
 
-from chatserver.events import Answer, Record, Snapshot, Token, compact, decode, record
-from chatserver.log import Take
+from chatserver.compaction import compact
+from chatserver.events import Answer, Record, Snapshot, Token, decode, record
+from chatserver.log import Take, segments
 from chatserver.log.memory import MemoryLog
 from chatserver.providers import Delta, ModelRequest, TakeText
 from chatserver.providers.openai import OpenAIProvider
@@ -116,6 +117,19 @@ async def snapshot_without_tool_results() -> AsyncIterator[None]:
         yield
 
 
+@asynccontextmanager
+async def segment_out_of_order() -> AsyncIterator[None]:
+    """The last two of what was sealed together have changed places."""
+    original = segments._unsealed
+
+    def unsealed(segment: bytes) -> Sequence[Record]:
+        *first, last, newest = original(segment)
+        return (*first, newest, last)
+
+    with patch.object(segments, "_unsealed", unsealed):
+        yield
+
+
 def snapshot_numbered_too_low() -> Fault:
     """A reader that has all the snapshot says gets its last event again."""
     return _stored_as(lambda each: [_renumbered(each, each.seq - 1)] if each.type == "snapshot" else [each])
@@ -211,7 +225,7 @@ async def cancel_says_its_own_end() -> AsyncIterator[None]:
         log = self.log
         assert isinstance(log, MemoryLog)
         log._last_seq += 1
-        log._records.append(record(replace(self.done("cancelled"), run_id=self.run_id, seq=log._last_seq)))
+        log._kept.append(record(replace(self.done("cancelled"), run_id=self.run_id, seq=log._last_seq)))
         log._wake()
         original(self)
 

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "chatserver"
 
 ROOMS = (
     "events",
+    "compaction",
     "errors",
     "commands",
     "records",

@@ -1,7 +1,5 @@
 """Events: one document for each, one fold for all; compacting a log changes how it is told and not what it says."""
 
-from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any
 
 import jsonschema
@@ -12,6 +10,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from chatserver.commands import new_id
+from chatserver.compaction import compact
 from chatserver.events import (
     EVENT_BYTES_LIMIT,
     EVENT_TYPES,
@@ -21,7 +20,6 @@ from chatserver.events import (
     Error,
     Event,
     Reasoning,
-    Record,
     Snapshot,
     Start,
     Token,
@@ -29,12 +27,12 @@ from chatserver.events import (
     ToolCallState,
     ToolResult,
     Usage,
-    compact,
     decode,
     fold,
     pieces,
     record,
     schema,
+    to_json,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
@@ -288,7 +286,7 @@ def test_a_fold_may_begin_at_any_snapshot_of_the_log(log: list[Event], data: st.
     cut = data.draw(st.integers(0, len(log)))
     before = fold(log[:cut])
     snapshot = before.snapshot(RUN_ID, cut)
-    assert fold([snapshot, *log[cut:]]) == fold(log[cut:], before) == fold(log)
+    assert fold([snapshot, *log[cut:]]) == fold(log)
     assert fold([*log[:cut], snapshot, *log[cut:]]) == fold(log)
     assert decode(record(snapshot).data) == snapshot
 
@@ -297,62 +295,83 @@ def test_a_fold_of_nothing_is_empty() -> None:
     assert fold([]) == Answer("", "", ())
 
 
-@given(logs(), st.integers(0, 30))
+@given(logs())
 @of_logs
-def test_a_compacted_log_says_the_same(log: list[Event], keep: int) -> None:
-    assert_compacts(log, keep)
+def test_a_compacted_log_says_the_same(log: list[Event]) -> None:
+    assert_compacts(log)
 
 
-@pytest.mark.parametrize("keep", [0, 7, 101])
 @pytest.mark.parametrize("log", [[], many_calls(300), many_calls(5000), escaped(100)], ids=len)
-def test_a_compacted_log_of_any_size_says_the_same(log: list[Event], keep: int) -> None:
-    assert_compacts(log, keep)
+def test_a_compacted_log_of_any_size_says_the_same(log: list[Event]) -> None:
+    assert_compacts(log)
 
 
-def assert_compacts(log: list[Event], keep: int) -> None:
-    records = [record(event) for event in log]
-    compacted = compact(records, RUN_ID, keep)
-    assert compact(records, RUN_ID, keep, whole=fold(log)) == compacted
-    assert fold(decode(each.data) for each in compacted) == fold(log)
-    assert_is_compacted(compacted, records, keep)
-
-
-def assert_is_compacted(compacted: Sequence[Record], records: Sequence[Record], keep: int) -> None:
+def assert_compacts(log: list[Event]) -> None:
     """At most one snapshot, at the front; behind it every event byte for byte; nothing over the limit."""
+    records = [record(event) for event in log]
+    compacted = compact(records, RUN_ID)
+    assert compact(records, RUN_ID, whole=fold(log)) == compacted
+    assert fold(decode(each.data) for each in compacted) == fold(log)
     assert all(len(each.data) <= EVENT_BYTES_LIMIT for each in compacted)
-    if list(compacted) == list(records):
+    if compacted == records:
         return
     snapshot, *rest = compacted
     assert snapshot.type == "snapshot"
-    assert rest == list(records[len(records) - len(rest) :])
+    assert rest == records[len(records) - len(rest) :]
     assert snapshot.seq == records[len(records) - len(rest) - 1].seq == decode(snapshot.data).seq
-    assert len(rest) >= min(keep, len(records))
     assert not [each for each in rest if each.type == "snapshot"]
-    if records[-1].is_terminal:
-        assert compacted[-1] == records[-1]
+    assert not records[-1].is_terminal or compacted[-1] == records[-1]
 
 
-@given(logs(), st.lists(st.integers(0, 12), min_size=1, max_size=6))
-@of_logs
-def test_compacting_again_and_again_while_the_log_grows_loses_nothing(log: list[Event], keeps: list[int]) -> None:
-    records = [record(event) for event in log]
-    steps = list(accumulate([max(1, len(log) // len(keeps))] * (len(keeps) - 1), initial=0))
-    kept: list[Record] = []
-    for start, end, keep in zip(steps, [*steps[1:], len(log)], keeps, strict=True):
-        grown = [*kept, *records[start:end]]
-        kept = compact(grown, RUN_ID, keep)
-        assert_is_compacted(kept, grown, keep)
-    assert fold(decode(each.data) for each in kept) == fold(log)
+def last(seq: int) -> Error:
+    return Error(run_id=RUN_ID, seq=seq, code="interrupted", message="", retryable=True)
 
 
-@pytest.mark.parametrize("keep", [0, 1, 5])
-def test_an_answer_that_fits_is_compacted_to_its_snapshot(keep: int) -> None:
+def test_an_answer_that_fits_is_compacted_to_its_snapshot() -> None:
     """Otherwise all properties above would hold for a ``compact`` that never does anything."""
     events: list[Event] = [Token(run_id=RUN_ID, seq=seq, content=f"{seq} ") for seq in range(1, 3001)]
-    last = Error(run_id=RUN_ID, seq=3001, code="interrupted", message="", retryable=True)
-    compacted = compact([record(event) for event in [*events, last]], RUN_ID, keep)
-    assert [each.seq for each in compacted] == list(range(3001 - max(keep, 1), 3002))
-    assert [each.type for each in compacted[:1] + compacted[-1:]] == ["snapshot", "error"]
+    compacted = compact([record(event) for event in [*events, last(3001)]], RUN_ID)
+    assert [(each.seq, each.type) for each in compacted] == [(3000, "snapshot"), (3001, "error")]
+
+
+def test_a_single_event_is_no_less_than_its_snapshot_and_stays() -> None:
+    records = [record(Token(run_id=RUN_ID, seq=1, content="x")), record(last(2))]
+    assert compact(records, RUN_ID) == records
+    assert compact(records[1:], RUN_ID) == records[1:]
+
+
+@pytest.mark.parametrize("text", ["x", '"', "\x01", "\u2028", "é", "🦜"])
+@pytest.mark.parametrize("kind", [Token, Reasoning])
+def test_a_snapshot_takes_what_fits_into_one_event_to_the_byte(text: str, kind: type[Token] | type[Reasoning]) -> None:
+    """Of one character an event: what stands around it must not be counted, neither too much of it nor too little."""
+    events = [kind(run_id=RUN_ID, seq=seq, content=text) for seq in range(10_000, 80_000)]
+    snapshot, following, *_ = compact([record(event) for event in events], RUN_ID)
+    size = len(to_json(text)) - 2
+    assert EVENT_BYTES_LIMIT - size < len(snapshot.data) <= EVENT_BYTES_LIMIT
+    assert (snapshot.type, following.type, following.seq) == ("snapshot", record(events[0]).type, snapshot.seq + 1)
+
+
+@pytest.mark.parametrize("result", [None, False, "", {}, "r" * 50])
+def test_calls_with_and_without_results_never_make_a_snapshot_too_large(result: Any) -> None:
+    events: list[Event] = []
+    for number in range(900):
+        call_id = f"c{number}"
+        events.append(ToolCall(run_id=RUN_ID, seq=2 * number, call_id=call_id, tool="t", args={}))
+        if result != "":
+            events.append(
+                ToolResult(
+                    run_id=RUN_ID,
+                    seq=2 * number + 1,
+                    call_id=call_id,
+                    tool="t",
+                    result=result,
+                    is_error=False,
+                    truncated=False,
+                    duration_ms=1,
+                )
+            )
+    snapshot, *rest = compact([record(event) for event in events], RUN_ID)
+    assert rest and EVENT_BYTES_LIMIT * 0.3 < len(snapshot.data) <= EVENT_BYTES_LIMIT
 
 
 def test_what_would_make_a_snapshot_too_large_stays_event_by_event() -> None:

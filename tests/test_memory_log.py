@@ -1,17 +1,35 @@
-"""The event log in memory: what only it promises."""
+"""The event log in memory: what only it promises, and what it costs."""
 
+import asyncio
+import gc
+import random
+import sys
+import tracemalloc
+import weakref
+import zlib
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from functools import partial
+from typing import Any
+
+import anyio
 import pytest
+from anyio.lowlevel import checkpoint
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from chatserver.events import Token, fold, record
+from chatserver.events import Event, Reasoning, Record, Token, ToolCall, ToolResult, decode, fold, record
+from chatserver.log import READ_BYTES_LIMIT, READ_RECORDS_LIMIT, segments
 from chatserver.log.memory import MemoryLog, MemoryLogs
-from tests.logs import ENDLESS, a_run, all_of, end, seqs
+from chatserver.log.segments import Segments
+from tests.logs import ENDLESS, a_run, all_of, end, nothing_stored, seqs, start
 
 pytestmark = pytest.mark.anyio
 
 
 async def test_a_forgotten_log_can_be_read_to_its_end_by_who_has_it() -> None:
-    logs = MemoryLogs(ENDLESS)
+    logs = MemoryLogs(ENDLESS, nothing_stored)
     log = await logs.create("one")
     reading = log.read(0)
     for draft in a_run(5):
@@ -25,10 +43,308 @@ async def test_a_log_that_a_crash_left_is_read_from_any_cursor() -> None:
     """It is numbered above every seq that can have been sent."""
     snapshot = fold([Token(content="kept")]).snapshot("r", 1_000_000)
     records = [record(snapshot), record(replace(end(), run_id="r", seq=1_000_001))]
-    log = MemoryLog("r", ENDLESS, records)
+    log = MemoryLog("r")
+    await log.restore(records)
     for cursor in (0, 1, 77, 999_999):
         assert await all_of(log, cursor) == records
     assert await all_of(log, 1_000_000) == records[1:]
     assert await all_of(log, 1_000_001) == []
+    assert (await log.answer()).content == "kept"
     with pytest.raises(RuntimeError):
         await log.append(Token(content="more"))
+
+
+async def test_what_a_tool_does_to_the_arguments_it_was_given_changes_no_event_and_no_answer() -> None:
+    log, args, result = MemoryLog("r"), {"path": ["a"]}, {"rows": [1]}
+    await log.append(ToolCall(call_id="c", tool="t", args=args))
+    args["path"].append("b")
+    await log.append(ToolResult(call_id="c", tool="t", result=result, is_error=False, truncated=False, duration_ms=1))
+    result["rows"].clear()
+    (call,) = (await log.answer()).tool_calls
+    assert (call.args, call.result) == ({"path": ["a"]}, {"rows": [1]})
+    assert fold(decode(each.data) for each in await log.records()) == await log.answer()
+
+
+# ---- segments -------------------------------------------------------------------------------------------------------
+
+
+def token(seq: int, text: str = "word ") -> Record:
+    return record(Token(run_id="r" * 22, seq=seq, content=text))
+
+
+def kept(records: Sequence[Record]) -> Segments:
+    found = Segments()
+    for each in records:
+        found.append(each)
+    return found
+
+
+def read_to_the_end(log: Segments, cursor: int, last: int) -> list[Record]:
+    found: list[Record] = []
+    while cursor < last:
+        batch = log.after(cursor)
+        assert 0 < len(batch) <= READ_RECORDS_LIMIT
+        assert len(batch) == 1 or sum(len(each.data) for each in batch) <= READ_BYTES_LIMIT
+        found += batch
+        cursor = batch[-1].seq
+    return found
+
+
+texts = st.text(st.characters(codec="utf-8") | st.sampled_from("\n\r\x85\u2028\0"), max_size=30)
+drafts = st.builds(Token, content=texts) | st.builds(Reasoning, content=texts)
+
+
+@given(
+    st.data(), st.lists(drafts, min_size=1, max_size=60), st.integers(1, 900), st.integers(1, 12), st.integers(1, 700)
+)
+@settings(deadline=None)
+def test_however_a_log_is_cut_into_segments_every_cursor_reads_what_was_appended(
+    data: st.DataObject, texts: list[Event], open_bytes: int, records_limit: int, bytes_limit: int
+) -> None:
+    first = data.draw(st.sampled_from([1, 1000]), label="first seq: behind what is not kept")
+    records = [record(replace(each, run_id="r", seq=seq)) for seq, each in enumerate(texts, first)]
+    if first > 1:
+        records[0] = record(fold(texts[:1]).snapshot("r", first))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segments, "OPEN_BYTES", open_bytes)
+        patch.setattr(segments, "READ_RECORDS_LIMIT", records_limit)
+        patch.setattr(segments, "READ_BYTES_LIMIT", bytes_limit)
+        log = kept(records)
+        last = records[-1].seq
+        for cursor in (*range(min(3, first)), *range(first - 1, last)):
+            assert read_to_the_end(log, cursor, last) == [each for each in records if each.seq > cursor]
+        assert [each for part in log.parts() for each in part] == records
+
+
+def test_a_long_log_is_kept_whole_in_a_few_bytes_an_event() -> None:
+    """Of texts that say something: some that repeats itself would prove nothing."""
+    chance = random.Random(1)
+    words = ["".join(chance.choices("etaoinshrdlu", k=chance.randrange(1, 8))) + " " for _ in range(3000)]
+    gc.collect()
+    tracemalloc.start()
+    try:
+        log = kept([])
+        for seq in range(1, 40_001):
+            log.append(token(seq, chance.choice(words)))
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert taken < 40_000 * 16 + 2 * segments.OPEN_BYTES
+    assert 0.7 < log.size_bytes / taken < 1.4, "what it says of its size is what it takes"
+
+
+def test_what_a_log_costs_grows_as_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = 0
+
+    def compress(data: bytes, level: int) -> bytes:
+        nonlocal packed
+        packed += len(data)
+        return zlib.compress(data, level)
+
+    class Zlib:
+        decompress = staticmethod(zlib.decompress)
+
+    Zlib.compress = staticmethod(compress)  # type: ignore[attr-defined]
+    monkeypatch.setattr(segments, "zlib", Zlib)
+    for open_bytes in (1, 1000, segments.OPEN_BYTES):
+        monkeypatch.setattr(segments, "OPEN_BYTES", open_bytes)
+        records = [token(seq) for seq in range(1, 8001)]
+        costs: list[int] = []
+        for count in (2000, 4000, 8000):
+            packed = 0
+            costs.append(calls_of(partial(kept, records[:count])))
+            assert packed <= sum(len(each.data) + 1 for each in records[:count]), "an event is sealed once"
+        assert costs[2] < 2.2 * costs[1] < 2.2**2 * 1.1 * costs[0]
+
+
+def calls_of(work: Callable[[], Any]) -> int:
+    """How many functions are called, those in C too."""
+    count = 0
+
+    def one_more(frame: Any, event: str, argument: Any) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(one_more)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def test_readers_that_keep_up_are_given_nothing_that_was_sealed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "_unsealed", None)
+    log = Segments()
+    for seq in range(1, 5001):
+        log.append(token(seq))
+        assert log.after(seq - 1) == [token(seq)]
+        if seq > 200:
+            assert seqs(log.after(seq - 200)) == list(range(seq - 199, seq + 1))
+
+
+# ---- readers --------------------------------------------------------------------------------------------------------
+
+
+async def waiting_readers(log: MemoryLog, count: int, **options: Any) -> list[asyncio.Task[list[int]]]:
+    """Tasks that read a log; they wait for what follows."""
+
+    async def read() -> list[int]:
+        return [each.seq async for batch in log.read(await log.last_seq(), **options) for each in batch]
+
+    tasks = [asyncio.create_task(read()) for _ in range(count)]
+    await anyio.wait_all_tasks_blocked()
+    assert len(log._waiting) == count
+    return tasks
+
+
+async def test_readers_that_leave_together_cost_no_more_each_than_one_that_leaves_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In whatever order they leave, none looks at the others."""
+    log, looks = MemoryLog("r"), 0
+
+    def look(self: object, other: object) -> bool:
+        nonlocal looks
+        looks += 1
+        return self is other
+
+    tasks = await waiting_readers(log, 400)
+    random.Random(1).shuffle(tasks)
+    reader = type(next(iter(log._waiting)))
+    monkeypatch.setattr(reader, "__eq__", look)
+    monkeypatch.setattr(reader, "__hash__", object.__hash__)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert not log._waiting and looks <= len(tasks)
+
+
+async def test_readers_are_served_in_the_order_of_their_coming_also_after_some_have_left() -> None:
+    log, served = MemoryLog("r"), list[int]()
+
+    async def read(number: int) -> None:
+        def take(batch: Sequence[Record]) -> bool:
+            served.append(number)
+            return True
+
+        async for _ in log.read(0, take):
+            pass
+
+    tasks = [asyncio.create_task(read(number)) for number in range(10)]
+    await anyio.wait_all_tasks_blocked()
+    for number in (0, 4, 9):
+        tasks[number].cancel()
+    await checkpoint()
+    await checkpoint()
+    for _ in range(2):
+        log.append_now(Token(content="x"))
+    assert served == [1, 2, 3, 5, 6, 7, 8] * 2
+    await log.close()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_a_reader_that_fails_when_it_is_served_takes_nothing_from_the_others() -> None:
+    log, taken = MemoryLog("r"), list[int]()
+
+    def fail(batch: Sequence[Record]) -> bool:
+        raise ValueError("a bug, or a peer that has gone")
+
+    def take(batch: Sequence[Record]) -> bool:
+        taken.extend(seqs(batch))
+        return True
+
+    failing = await waiting_readers(log, 1, take=fail)
+    async with aclosing(log.read(0, take)) as batches:
+        last = asyncio.ensure_future(anext(batches, None))
+        await anyio.wait_all_tasks_blocked()
+        for _ in range(3):
+            log.append_now(Token(content="x"))
+            await checkpoint()
+            await checkpoint()
+        assert taken == [1, 2, 3]
+        await log.append(end())
+        assert seqs(await last or ()) == [4]
+    assert await failing[0] == [1, 2, 3, 4], "it got by waiting what it could not take at once"
+
+
+async def test_a_batch_is_held_by_nobody_but_its_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that has stopped reading would hold it for as long as the log allows."""
+    monkeypatch.setattr(segments, "OPEN_BYTES", 1)
+    log = MemoryLog("r")
+    for _ in range(10):
+        await log.append(Token(content="x" * 10_000))
+    async with aclosing(log.read(0)) as batches:
+        batch = await anext(batches)
+        segments._unsealed.cache_clear()
+        assert sys.getrefcount(batch) == 2, "this function's own, and that of the argument"
+
+
+# ---- what is kept when a run is over --------------------------------------------------------------------------------
+
+
+async def finished(logs: MemoryLogs, run_id: str, text: str, forget: Callable[[str], None]) -> MemoryLog:
+    log = await logs.create(run_id)
+    await log.append(start())
+    await log.append(Token(content=text))
+    await log.append(end())
+    logs.retain(run_id, forget)
+    return log
+
+
+async def test_logs_that_are_over_are_forgotten_the_oldest_first_when_there_is_no_room_for_all() -> None:
+    one = MemoryLogs(ENDLESS, nothing_stored)
+    size = (await finished(one, "x", "x" * 1000, one.forget)).size_bytes
+    logs, forgotten = MemoryLogs(3 * size + size // 2, nothing_stored), list[str]()
+
+    def forget(run_id: str) -> None:
+        forgotten.append(run_id)
+        logs.forget(run_id)
+
+    running = await logs.create("running")
+    for number in range(5):
+        await finished(logs, f"r{number}", "x" * 1000, forget)
+    assert forgotten == ["r0", "r1"]
+    logs.forget("r3")
+    await finished(logs, "r5", "x" * 1000, forget)
+    assert forgotten == ["r0", "r1"]
+    await finished(logs, "large", "x" * 9000, forget)
+    assert forgotten == ["r0", "r1", "r2", "r4", "r5", "large"]
+    assert await logs.open("running") is running
+    await finished(logs, "r6", "x" * 1000, forget)
+    assert len(forgotten) == 6 and await logs.open("r6") is not None
+
+
+async def test_readers_of_a_stored_run_share_one_log_while_there_is_one() -> None:
+    loads: list[str] = []
+    gate = anyio.Event()
+
+    async def stored(run_id: str) -> list[Record]:
+        loads.append(run_id)
+        await gate.wait()
+        draft = replace(end(), run_id=run_id, seq=700)
+        return [*(token(seq) for seq in range(1, 700)), record(draft)] if run_id != "none" else []
+
+    logs, found = MemoryLogs(ENDLESS, stored), list[MemoryLog | None]()
+
+    async def read(run_id: str) -> None:
+        found.append(await logs.open(run_id))
+
+    async with anyio.create_task_group() as tasks:
+        for run_id in ("a", "a", "b", "a"):
+            tasks.start_soon(read, run_id)
+        await anyio.wait_all_tasks_blocked()
+        gate.set()
+    assert sorted(loads) == ["a", "b"]
+    assert len({id(each) for each in found}) == 2
+    again = await logs.open("a")
+    assert again in found and sorted(loads) == ["a", "b"]
+    assert again is not None and seqs(await all_of(again)) == list(range(1, 701))
+    assert await logs.open("none") is None
+    left = weakref.ref(again)
+    found.clear()
+    del again
+    gc.collect()
+    assert left() is None and not logs._restored and not logs._restoring
+    await logs.open("a")
+    assert loads.count("a") == 2

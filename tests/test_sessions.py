@@ -554,7 +554,8 @@ async def test_an_interrupted_answer_of_any_size_is_read_in_events_of_the_allowe
     assert max(len(each.data) for each in log) <= EVENT_BYTES_LIMIT
     assert [each.seq for each in log] == list(range(SEQ_LIMIT + 1, SEQ_LIMIT + len(log) + 1))
     assert (log[0].type, log[-1].type) == ("snapshot", "error")
-    folded = fold((decode(each.data) for each in log), Answer("what a reader had before"))
+    before = Answer("what a reader had before").snapshot(begun.run.run_id, SEQ_LIMIT)
+    folded = fold([before, *(decode(each.data) for each in log)])
     calls = [
         msgspec.structs.replace(call, result=None) if call.is_error is None else call for call in answer.tool_calls
     ]

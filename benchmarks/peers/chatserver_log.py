@@ -28,12 +28,11 @@ class MadeRuns:
 
     is_draining = False
 
-    def __init__(self, log_bytes: int) -> None:
-        self._log_bytes = log_bytes
+    def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, user: str, request: ChatRequest) -> Subscription:
-        log = MemoryLog(new_id(), self._log_bytes)
+        log = MemoryLog(new_id())
         task = asyncio.create_task(self._live(log, Script.parse(request.message or "")))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -62,7 +61,7 @@ def main() -> None:
     server = Server(settings)
 
     async def replace_runs(app: Any) -> None:
-        app.state.parts = replace(app.state.parts, runs=MadeRuns(settings.max_log_bytes))
+        app.state.parts = replace(app.state.parts, runs=MadeRuns())
 
     server.app.on_startup.append(replace_runs)
     tune_interpreter()

@@ -52,9 +52,9 @@ class EventLog(Protocol):
     def read(self, after: int, take: Take | None = None) -> AsyncGenerator[Sequence[Record], None]:
         """All records with a ``seq`` over ``after``, in batches of what is ready, until the terminal one.
 
-        Where ``after`` is older than what is kept, a snapshot comes first. Cancelling or closing the iterator is
-        all that leaving takes. While it waits, ``take`` is offered what comes, if the log can: what it takes does not
-        come out here. The terminal record always does.
+        Where ``after`` is older than what is kept, as of a run that was stored, a snapshot comes first. Cancelling or
+        closing the iterator is all that leaving takes. While it waits, ``take`` is offered what comes, if the log can:
+        what it takes does not come out here. The terminal record always does.
         """
         ...
 
@@ -83,9 +83,16 @@ class EventLogs(Protocol):
         ...
 
     async def open(self, run_id: str) -> EventLog | None:
-        """The log of a run, wherever it is owned; None: nobody keeps it (any more)."""
+        """The log of a run, wherever it is owned or stored; None: nobody has it."""
+        ...
+
+    def retain(self, run_id: str, forget: Callable[[str], None]) -> None:
+        """The log is over, and can still be read. ``forget`` is called for those that there is no room for any more.
+
+        It has to ``forget`` them here too.
+        """
         ...
 
     def forget(self, run_id: str) -> None:
-        """Let go of a log that is over; a shared store drops it after its retention."""
+        """Let go of a log that is over: from now on it is what was stored of it."""
         ...

@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from weakref import WeakValueDictionary
 
 from anyio.lowlevel import checkpoint
 
@@ -11,50 +13,48 @@ from chatserver.events import (
     TEXTS,
     Answer,
     Event,
+    Folding,
     Record,
     Token,
     appended,
-    compact,
     decode,
-    fold,
     pieces,
     token_writer,
 )
-from chatserver.log import READ_BYTES_LIMIT, READ_RECORDS_LIMIT, Take
+from chatserver.log import READ_RECORDS_LIMIT, Take
+from chatserver.log.segments import Segments
 
 logger = logging.getLogger(__name__)
 
 
-class _Cursor:
-    """A reader that waits for what follows its cursor."""
+class _Reader:
+    """Where a reader is; while it waits for what follows, ``waiter`` wakes it."""
 
     __slots__ = ("after", "take", "waiter")
 
-    def __init__(self, after: int, take: Take | None, waiter: asyncio.Future[None]) -> None:
+    def __init__(self, after: int, take: Take | None) -> None:
         self.after = after
         self.take = take
-        self.waiter = waiter
+        self.waiter: asyncio.Future[None]
 
 
 class MemoryLog:
-    """An ``EventLog`` that is a list.
+    """An ``EventLog`` in memory, where all that was appended can be read for as long as the log is kept."""
 
-    When the documents pass ``budget_bytes``, the older half becomes a snapshot, as far as one event can hold it.
-    """
-
-    def __init__(self, run_id: str, budget_bytes: int, records: Sequence[Record] = ()) -> None:
+    def __init__(self, run_id: str) -> None:
         self.run_id = run_id
-        self._records = list(records)
-        self._budget_bytes = budget_bytes
-        self._bytes = sum(len(each.data) for each in self._records)
-        self._compact_at_bytes = budget_bytes
-        self._last_seq = self._records[-1].seq if self._records else 0
+        self._kept = Segments()
+        self._folding = Folding()
+        self._last_seq = 0
         self._token_record = token_writer(run_id)
-        self._answer = Answer()
-        self._unfolded: list[Event | Record] = list(records)
-        self._waiting: list[_Cursor] = []
+        self._waiting: dict[_Reader, None] = {}  # In the order of their coming; any of them leaves at one go.
         self._is_waking = False
-        self._closed = bool(self._records) and self._records[-1].is_terminal
+        self._closed = False
+
+    @property
+    def size_bytes(self) -> int:
+        """About what it takes of the memory."""
+        return self._kept.size_bytes + self._folding.size_bytes
 
     async def append(self, draft: Event) -> int:
         self._append(draft)
@@ -76,45 +76,58 @@ class MemoryLog:
             return
         seq = self._last_seq + 1
         new = self._token_record(draft.content, seq) if type(draft) is Token else appended(draft, self.run_id, seq)
-        self._last_seq = seq
-        self._records.append(new)
         # Texts cannot be changed; a tool may change the arguments that it is given.
-        self._unfolded.append(draft if isinstance(draft, TEXTS) else new)
-        self._bytes += len(new.data)
+        self._keep(new, draft if isinstance(draft, TEXTS) else decode(new.data))
+
+    def _keep(self, new: Record, event: Event) -> None:
+        self._folding.add(event)  # First: what it refuses is not in the log either.
+        self._kept.append(new)
+        self._last_seq = new.seq
         self._closed = new.type in TERMINAL_TYPES
-        if self._bytes > self._compact_at_bytes:
-            self._compact()
+
+    async def restore(self, records: Sequence[Record]) -> None:
+        """Begin with what another log has told."""
+        for count, each in enumerate(records, 1):
+            self._keep(each, decode(each.data))
+            if count % READ_RECORDS_LIMIT == 0:
+                await checkpoint()
 
     async def read(self, after: int, take: Take | None = None) -> AsyncGenerator[Sequence[Record], None]:
-        cursor = after
+        reader = _Reader(after, take)
         while True:
-            if batch := self._following(cursor):
-                yield batch
-                cursor = batch[-1].seq
-                if cursor < self._last_seq:
+            if reader.after < self._last_seq:
+                yield self._next_batch(reader)
+                if reader.after < self._last_seq:
                     await checkpoint()  # A peer that takes everything at once must not keep the loop for itself.
             elif self._closed:
                 return
             else:
-                waiting = _Cursor(cursor, take, asyncio.get_running_loop().create_future())
-                self._waiting.append(waiting)
+                reader.waiter = asyncio.get_running_loop().create_future()
+                self._waiting[reader] = None
                 try:
-                    await waiting.waiter
-                except asyncio.CancelledError:
-                    if waiting in self._waiting:
-                        self._waiting.remove(waiting)
-                    raise
-                cursor = waiting.after
+                    await reader.waiter
+                finally:
+                    del self._waiting[reader]
+
+    def _next_batch(self, reader: _Reader) -> Sequence[Record]:
+        """Made here, the batch is held by nobody but the one that sends it."""
+        batch = self._kept.after(reader.after)
+        reader.after = batch[-1].seq
+        return batch
 
     async def last_seq(self) -> int:
         return self._last_seq
 
     async def answer(self) -> Answer:
-        self._fold()
-        return self._answer
+        return self._folding.answer()
 
     async def records(self) -> list[Record]:
-        return list(self._records)
+        found: list[Record] = []
+        for part in self._kept.parts():
+            if found:
+                await checkpoint()  # A long log is unpacked in many parts.
+            found += part
+        return found
 
     async def close(self) -> None:
         self._closed = True
@@ -133,12 +146,12 @@ class MemoryLog:
         """
         self._is_waking = False
         after, batch = -1, ()  # type: tuple[int, Sequence[Record]]
-        is_any_woken = False
         for reader in self._waiting:
             if reader.waiter.done():
                 continue
             if reader.after != after:
-                after, batch = reader.after, self._following(reader.after)
+                after = reader.after
+                batch = self._kept.after(after) if after < self._last_seq else ()
             is_taken = False
             if batch and not self._closed and reader.take is not None:
                 try:
@@ -152,53 +165,45 @@ class MemoryLog:
                     self._wake()
             else:
                 reader.waiter.set_result(None)
-                is_any_woken = True
-        if is_any_woken:
-            self._waiting = [reader for reader in self._waiting if not reader.waiter.done()]
-
-    def _following(self, cursor: int) -> Sequence[Record]:
-        if cursor >= self._last_seq:
-            return ()
-        if cursor == self._last_seq - 1:
-            return self._records[-1:]
-        start = self._index(cursor)
-        batch = self._records[start : start + READ_RECORDS_LIMIT]
-        room = READ_BYTES_LIMIT
-        for count, each in enumerate(batch):
-            room -= len(each.data)
-            if room < 0 and count:
-                return batch[:count]
-        return batch
-
-    def _index(self, cursor: int) -> int:
-        """Where the records after a cursor begin. Only the first can be a snapshot; from there on no seq is missing."""
-        return max(0, cursor - self._records[0].seq + 1)
-
-    def _fold(self) -> None:
-        events = (decode(each.data) if isinstance(each, Record) else each for each in self._unfolded)
-        self._answer, self._unfolded = fold(events, self._answer), []
-
-    def _compact(self) -> None:
-        self._fold()
-        self._records = compact(self._records, self.run_id, keep=len(self._records) // 2)
-        self._bytes = sum(len(each.data) for each in self._records)
-        # Never sooner than after as much again, or a log that cannot shrink would be folded at each append.
-        self._compact_at_bytes = max(self._budget_bytes, self._bytes + self._budget_bytes // 2)
 
 
 class MemoryLogs:
-    """The ``EventLogs`` of one process."""
+    """The ``EventLogs`` of one process. Those of runs that are over take ``over_bytes_limit`` at most, all together."""
 
-    def __init__(self, budget_bytes: int) -> None:
-        self._budget_bytes = budget_bytes
+    def __init__(self, over_bytes_limit: int, stored: Callable[[str], Awaitable[Sequence[Record]]]) -> None:
+        """``stored`` gives the records of a run whose log was forgotten, or none."""
+        self._over_bytes_limit = over_bytes_limit
+        self._stored = stored
         self._logs: dict[str, MemoryLog] = {}
+        self._over = OrderedDict[str, int]()  # The bytes of each that is over, the oldest first.
+        self._over_bytes = 0
+        self._restored = WeakValueDictionary[str, MemoryLog]()
+        self._restoring = WeakValueDictionary[str, asyncio.Lock]()
 
     async def create(self, run_id: str) -> MemoryLog:
-        log = self._logs[run_id] = MemoryLog(run_id, self._budget_bytes)
+        log = self._logs[run_id] = MemoryLog(run_id)
         return log
 
     async def open(self, run_id: str) -> MemoryLog | None:
-        return self._logs.get(run_id)
+        return self._logs.get(run_id) or await self._restore(run_id)
+
+    async def _restore(self, run_id: str) -> MemoryLog | None:
+        """A stored log: one for all who read it at the same time, or each would take as much memory again."""
+        lock = self._restoring.setdefault(run_id, asyncio.Lock())
+        async with lock:
+            log = self._restored.get(run_id)
+            if log is None and (records := await self._stored(run_id)):
+                log = MemoryLog(run_id)
+                await log.restore(records)
+                self._restored[run_id] = log
+            return log
+
+    def retain(self, run_id: str, forget: Callable[[str], None]) -> None:
+        self._over[run_id] = size_bytes = self._logs[run_id].size_bytes
+        self._over_bytes += size_bytes
+        while self._over_bytes > self._over_bytes_limit:
+            forget(next(iter(self._over)))
 
     def forget(self, run_id: str) -> None:
         self._logs.pop(run_id, None)
+        self._over_bytes -= self._over.pop(run_id, 0)

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, select, tuple_
 
 from chatserver.commands import known_form
 from chatserver.errors import BadCursor, NotFound
-from chatserver.events import Record
+from chatserver.events import Record, as_record
 from chatserver.records import RunRecord, SessionDetail, SessionPage, SessionRecord
 from chatserver.sessions import branches
 from chatserver.sessions.schema import folded, runs, sessions, spendings
@@ -50,20 +50,11 @@ def spent_on(connection: Connection, user: str, day: str) -> int:
     return connection.execute(query).scalar() or 0
 
 
-class _Head(Struct):
-    seq: int
-    type: str
-
-
-_head = msgspec.json.Decoder(_Head)
-
-
 def records(connection: Connection, run_id: str) -> list[Record]:
     """The log of a finished run, as it was given to ``finish``; empty where there is none."""
     events = connection.execute(select(runs.c.events).where(runs.c.run_id == run_id)).scalar()
     documents = events.split(b"\n") if events else []  # JSON has no line end of its own.
-    heads = [_head.decode(document) for document in documents]
-    return [Record(head.seq, head.type, document) for head, document in zip(heads, documents, strict=True)]
+    return [as_record(document) for document in documents]
 
 
 def session_record(connection: Connection, user: str, session_id: str) -> SessionRecord:
