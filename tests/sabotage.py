@@ -119,12 +119,12 @@ async def snapshot_without_tool_results() -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def segment_out_of_order() -> AsyncIterator[None]:
-    """The last two of what was sealed together have changed places."""
+    """The first of what was sealed together comes last."""
     original = segments._unsealed
 
     def unsealed(segment: bytes) -> Sequence[Record]:
-        *first, last, newest = original(segment)
-        return (*first, newest, last)
+        first, *others = original(segment)
+        return (*others, first)
 
     with patch.object(segments, "_unsealed", unsealed):
         yield
