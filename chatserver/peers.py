@@ -18,7 +18,8 @@ LOST_RETRANSMITS = 3
 AT_A_TIME = 500
 """Connections that are looked at before the loop may do something else."""
 
-_TCP_INFO = struct.Struct("=2xB5x12I")  # Up to tcpi_last_ack_recv, in milliseconds; see linux/tcp.h.
+_TCP_INFO = struct.Struct("=BxB5x12I")  # From tcpi_state to tcpi_last_ack_recv, in milliseconds; see linux/tcp.h.
+_CLOSED = 7  # TCP_CLOSE: it was reset.
 
 
 def watch(listening: socket.socket, send_timeout_seconds: float) -> None:
@@ -41,13 +42,13 @@ async def drop_lost(connections: Iterable[Any]) -> None:
 
 
 def is_lost(transport: Transport) -> bool:
-    """Whether the peer has not acknowledged anything for too long."""
+    """Whether the peer has reset the connection, or has not acknowledged anything for too long."""
     sock = transport.get_extra_info("socket")
     if sock is None or not hasattr(socket, "TCP_INFO"):
         return False
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
-        retransmits, *numbers = _TCP_INFO.unpack(info)
+        state, retransmits, *numbers = _TCP_INFO.unpack(info)
     except (OSError, struct.error):
         return False
-    return bool(retransmits >= LOST_RETRANSMITS and numbers[-1] >= LOST_SECONDS * 1000)
+    return state == _CLOSED or bool(retransmits >= LOST_RETRANSMITS and numbers[-1] >= LOST_SECONDS * 1000)

@@ -1,24 +1,29 @@
-"""HTTP as uvicorn has it, and what that lacks: an end to its patience and to its memory, clients of another age.
+"""HTTP as uvicorn has it, and what that lacks: an end to its patience and to its memory.
 
-    waiting for a head ──▶ waiting for a body ──▶ answering ──▶ waiting for the next head
+    IDLE ──first byte──▶ HEAD ──▶ BODY ──last byte──▶ ANSWERING ──answer is over──▶ IDLE
+                           └───────┴──refused──▶ DEAF ──▶ closed
 
-A connection has one timer at most, and only while a request is on its way; one that comes at one go never has any.
+One request is answered at a time. What comes behind it waits as bytes; over a limit, reading pauses until the request
+is answered and the peer takes its answer. A connection has one timer at most; a request that comes at one go has none.
 """
 
 import asyncio
 import logging
 from collections.abc import Callable
+from enum import Enum, auto
 from functools import partial
+from math import inf
 from typing import Any, cast
 
 import httptools
-import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from chatserver.errors import BadHttp, ChatError, HeadTooLarge, Overloaded, TooSlow
+from chatserver.http_bytes import HEAD_BYTES_LIMIT, Unread, answer, in_origin_form, is_too_much, without_offers
 from chatserver.lean_event import LeanEvent
+from chatserver.peers import is_lost
+from chatserver.strict_response import ToTheEnd, write_now
 from chatserver.transports.connections import ON_LEAVE, TRANSPORT, WRITE_NOW
-from chatserver.transports.frames import framed_once
 
 PATIENCE_SECONDS = 8.0
 """How long the head of a request may take, from the connection or its first byte on, and each piece of its body."""
@@ -26,44 +31,55 @@ PATIENCE_SECONDS = 8.0
 PIECE_BYTES = 16 * 1024
 """What must have come of a body in that time; honest clients are faster, or have less to say."""
 
-HEAD_BYTES_LIMIT = 32 * 1024
-HEADERS_LIMIT = 100
+WAITING_BYTES_LIMIT = 32 * 1024
+"""What may have come behind a request that is being answered, beside one read of the socket."""
+
 LINGER_SECONDS = 1.0
 """How long a client that is refused may go on sending: cut off at once, it would never read why."""
 
-OFFERS = frozenset({b"upgrade", b"connection", b"http2-settings"})
-
-
+HALF_CLOSED_LOOK_SECONDS = 0.2
+"""How often it is looked whether a peer that sends no more has left altogether."""
 _quiet = logging.getLogger("chatserver.http")
 _quiet.setLevel(logging.ERROR)  # uvicorn warns of each broken request: a hostile client could fill the log.
 
 
-class _Pipeline(list[Any]):
-    """Requests behind the one that is answered: a list takes nothing while there are none, uvicorn's deque 0.7 KB."""
+class Stage(Enum):
+    """How far the request is that the connection is busy with."""
 
-    __slots__ = ()
+    IDLE = auto()
+    HEAD = auto()
+    BODY = auto()
+    ANSWERING = auto()
+    """The whole request has come. (An answer may also begin, and end, before that.)"""
 
-    def appendleft(self, request: Any) -> None:
-        self.insert(0, request)
+    WEBSOCKET = auto()
+    DEAF = auto()
+    """What comes is thrown away until the connection is closed."""
+
+
+INCOMING = (Stage.HEAD, Stage.BODY)
 
 
 class HttpProtocol(HttpToolsProtocol):
     """One connection, with what it can do beside ASGI in reach of the application.
 
-    ``limit_concurrency`` is how many there may be; one too many is told so.
+    Of more than ``limit_concurrency``, each further one is told so.
     """
+
+    _trailers = _trailer_bytes = 0
+    _has_ended = False
+    """The peer has closed its half: it asks for no more, and takes what it has asked for."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._connections_limit, self.limit_concurrency = self.limit_concurrency, None  # uvicorn's answer is plain text
-        self.pipeline = cast(Any, _Pipeline())
+        self.pipeline = cast(Any, ())  # uvicorn's queue of requests: nothing is ever put there.
+        self._stage = Stage.IDLE
+        self._unread = Unread()
+        self._useless_bytes = self._came_bytes = self._body_bytes_left = 0
         self._leave: Callable[[], None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._is_coming, self._is_head = False, True
-        self._came_bytes = 0
-        self._is_offer = False
-        self._is_refused = False
-        self._is_too_many = False
+        self._is_offer = self._is_too_many = False
 
     # the connection
 
@@ -72,52 +88,59 @@ class HttpProtocol(HttpToolsProtocol):
         self.logger = _quiet
         self.flow._is_writable_event = LeanEvent()
         self.flow._is_writable_event.set()
-        limit = self._connections_limit
-        self._is_too_many = limit is not None and len(self.connections) > limit
+        self._is_too_many = len(self.connections) > (self._connections_limit or inf)
         if self._is_too_many:
             self.connections.discard(self)  # Who is only here to be sent away takes nobody's place.
-        self._wait(LINGER_SECONDS if self._is_too_many else None)
+        self._wait(LINGER_SECONDS if self._is_too_many else PATIENCE_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        self._stage = Stage.DEAF
         super().connection_lost(exc)
         self._unset_keepalive_if_required()  # uvicorn lets a reset connection live until this timer ends.
         self._tell_of_leaving()
 
     def data_received(self, data: bytes) -> None:
-        if self._is_refused:
+        if self._stage is Stage.DEAF:
             return
         if self._is_too_many:
             return self.refuse(Overloaded())
-        self._unset_keepalive_if_required()
-        self._came_bytes += len(data)
-        rest = data
-        while rest:
-            try:
-                self.parser.feed_data(rest)
-                rest = b""
-            except httptools.HttpParserUpgrade as offer:
-                rest = self._upgraded(rest[offer.args[0] :])
-            except httptools.HttpParserError:
-                return self.refuse(BadHttp())
-        if self._is_coming and not self._is_refused:
-            if self._is_head and self._came_bytes > HEAD_BYTES_LIMIT:
-                self.refuse(HeadTooLarge())
-            elif self._timer is None:
-                self._wait()
+        self._unread.add(data)
+        self._read()
 
-    def refuse(self, error: ChatError) -> None:
-        """Answer instead of the application, unless it has begun to, and hear no more."""
-        self._is_refused = True
+    def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn's never keeps it open
+        """Whether there is something to answer. FIN says as little of a peer that has left as of one that listens."""
+        if self._stage is not Stage.ANSWERING and not (self._stage is Stage.IDLE and self.flow.write_paused):
+            return False
+        if not self._has_ended and self.cycle.chunked_encoding and not self.cycle.response_complete:
+            # In front of the next chunk's size it means nothing; a peer that has left resets the connection for it.
+            self.transport.write(b"0")
+        self._has_ended = True
         self._stop_waiting()
-        cycle: RequestResponseCycle | None = self.cycle
-        is_answering = cycle is not None and not cycle.response_complete
-        if cycle is not None and is_answering and self._is_head:
-            cycle.keep_alive = False  # What is answered came before what is wrong: it is the last answer.
+        self._wait(HALF_CLOSED_LOOK_SECONDS)
+        return True
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._read()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._stage is Stage.ANSWERING:
+            self._stage = Stage.IDLE
+        self._read(has_waited=True)
+
+    def refuse(self, error: ChatError | None) -> None:
+        """Answer instead of the application, unless it has begun to, and hear no more; None: without a word."""
+        if self._stage is Stage.DEAF:
             return
-        if cycle is None or self._is_head or not cycle.response_started:
+        cycle: RequestResponseCycle | None = self.cycle if self._stage is Stage.BODY else None
+        self._stop_waiting()
+        self._stage = Stage.DEAF
+        self._unread.clear()
+        if error is not None and (cycle is None or not cycle.response_started):
             self.transport.write(answer(error))
-        if cycle is not None and is_answering:
+        if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True
             cycle.message_event.set()
             self._tell_of_leaving()
@@ -125,10 +148,50 @@ class HttpProtocol(HttpToolsProtocol):
             self.transport.write_eof()
         self._timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
+    # reading
+
+    def _read(self, has_waited: bool = False) -> None:
+        """Give the parser what has come, a head or a piece of a body at a time, until there is a request to answer."""
+        if self.transport.is_closing():
+            return
+        while self._may_read() and (piece := self._unread.take(self._body_bytes_left)):
+            self._useless_bytes += len(piece)
+            self._came_bytes += len(piece)
+            self._body_bytes_left -= min(len(piece), self._body_bytes_left)
+            try:
+                self._feed(piece)
+            except httptools.HttpParserError:
+                self.refuse(None if has_waited else BadHttp())  # Of a broken pair, the first answer is the last.
+            if self._stage in INCOMING and self._useless_bytes > HEAD_BYTES_LIMIT:
+                self.refuse(HeadTooLarge())
+        self._mind_the_peer()
+
+    def _may_read(self) -> bool:
+        return self._stage in INCOMING or (self._stage is Stage.IDLE and not self.flow.write_paused)
+
+    def _feed(self, piece: bytes) -> None:
+        try:
+            self.parser.feed_data(piece)
+        except httptools.HttpParserUpgrade:
+            self._upgraded()
+
+    def _mind_the_peer(self) -> None:
+        """After reading: let the peer wait, or go on, or go; and begin to be patient with it."""
+        if not self._may_read():
+            if len(self._unread) > WAITING_BYTES_LIMIT:
+                self.flow.pause_reading()
+        elif self._has_ended:
+            self.transport.close()
+        else:
+            if self._stage is not Stage.BODY:  # There, the application decides.
+                self.flow.resume_reading()
+            if self._stage in INCOMING and self._timer is None:
+                self._wait(PATIENCE_SECONDS)
+
     # the clock
 
-    def _wait(self, seconds: float | None = None) -> None:
-        self._timer = self.loop.call_later(PATIENCE_SECONDS if seconds is None else seconds, self._look)
+    def _wait(self, seconds: float) -> None:
+        self._timer = self.loop.call_later(seconds, self._look)
 
     def _stop_waiting(self) -> None:
         if self._timer is not None:
@@ -136,60 +199,77 @@ class HttpProtocol(HttpToolsProtocol):
             self._timer = None
 
     def _look(self) -> None:
-        """The time is over. Nobody waits who is kept from reading by ourselves, or gives an answer meanwhile."""
-        cycle: RequestResponseCycle | None = self.cycle
-        is_answering = self._is_head and cycle is not None and not cycle.response_complete
-        if self.flow.read_paused or is_answering or (not self._is_head and self._came_bytes >= PIECE_BYTES):
-            self._came_bytes = 0
-            self._wait()
-        elif self._is_coming:
-            self.refuse(TooSlow())
-        else:
+        """The time is over, unless it is ourselves who keep the peer from sending."""
+        if self._has_ended:
+            if is_lost(self.transport):
+                return self.transport.abort()
+            self._wait(HALF_CLOSED_LOOK_SECONDS)
+        elif self._stage not in INCOMING:
             self.transport.close()  # It has never asked for anything.
+        elif self.flow.read_paused or (self._stage is Stage.BODY and self._came_bytes >= PIECE_BYTES):
+            self._came_bytes = 0
+            self._wait(PATIENCE_SECONDS)
+        else:
+            self.refuse(TooSlow())
 
     # the parser's calls
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._unset_keepalive_if_required()
         cast(dict[str, Any], self.scope)["extensions"] = {TRANSPORT: self.transport}
-        self._is_coming = self._is_head = True
+        self._stage = Stage.HEAD
         self._is_offer = False
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._stage is Stage.HEAD:
+            super().on_header(name, value)
+        elif self._stage is Stage.BODY:
+            self._trailers += 1  # Counted and dropped: what a proxy checks in a head must not come behind it.
+            self._trailer_bytes += len(name) + len(value)
+            if is_too_much(self._trailers, self._trailer_bytes):
+                self.refuse(HeadTooLarge())
+
     def on_headers_complete(self) -> None:
-        self._is_head = False
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
-        if size > HEAD_BYTES_LIMIT or len(self.headers) > HEADERS_LIMIT:
-            self._is_head = True
+        if is_too_much(len(self.headers), size):
             return self.refuse(HeadTooLarge())
-        self._came_bytes = 0
         # Another protocol than WebSocket (h2c, by curl and Java): the request is meant as it is.
         upgrades = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
         self._is_offer = upgrades and not self._should_upgrade()
         if self._is_offer:
             return
+        if b"://" in self.url:
+            self.url, self.headers[:] = in_origin_form(self.url, self.headers)
+        self._useless_bytes = self._came_bytes = self._trailers = self._trailer_bytes = 0
         cycle_before = self.cycle
         super().on_headers_complete()
         if self.cycle is cycle_before:
-            return  # It is a WebSocket.
+            self._stage = Stage.WEBSOCKET
+            return
+        self._stage = Stage.BODY
+        self._body_bytes_left = sum(int(value) for name, value in self.headers if name == b"content-length")
         self.cycle.message_event = LeanEvent()
         if self.scope["http_version"] == "1.0":
-            self.cycle.__class__ = _ToTheEnd
+            self.cycle.__class__ = ToTheEnd
         if self.scope["method"] != "HEAD":
             extensions = cast(dict[str, Any], self.scope)["extensions"]
-            extensions |= {WRITE_NOW: partial(_write_now, self.cycle), ON_LEAVE: partial(self._on_leave, self.cycle)}
+            extensions |= {WRITE_NOW: partial(write_now, self.cycle), ON_LEAVE: partial(self._on_leave, self.cycle)}
 
     def on_body(self, body: bytes) -> None:
+        self._useless_bytes = 0
         # Who sends more to a request that is answered with a stream is read and not heard.
         is_answered = self._leave is not None and self.cycle.response_started
-        if not self._is_refused and not self._is_offer and not is_answered:
+        if self._stage is Stage.BODY and not is_answered:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if self._is_refused or self._is_offer:
+        if self._stage is not Stage.BODY:
             return
-        self._is_coming, self._is_head = False, True
+        self._useless_bytes = 0
         self._stop_waiting()
         super().on_message_complete()
+        self._stage = Stage.IDLE if self.cycle.response_complete else Stage.ANSWERING
 
     # what ASGI has no words for
 
@@ -206,62 +286,15 @@ class HttpProtocol(HttpToolsProtocol):
 
     # what is offered and not taken
 
-    def _upgraded(self, rest: bytes) -> bytes:
-        """Take what is offered, if it is a WebSocket; what is left for the parser."""
+    def _upgraded(self) -> None:
+        """Take what is offered, if it is a WebSocket; else read the request without the offer."""
         if self._is_offer:
-            return self._without_offer() + rest
-        if not self._is_refused:
+            # For a new parser: this one would take a body for another protocol.
+            head = without_offers(self.parser.get_method(), self.url, self.parser.get_http_version(), self.headers)
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # As uvicorn's own.
+            self.parser.feed_data(head)
+        elif self._stage is Stage.WEBSOCKET:
             self._stop_waiting()
             self.handle_websocket_upgrade()
             del self.parser  # As when the connection is lost.
-        return b""
-
-    def _without_offer(self) -> bytes:
-        """The head of the request again, for a new parser: this one would take a body for another protocol."""
-        closes = any(name == b"connection" and b"close" in value.lower() for name, value in self.headers)
-        lines = [b"%b: %b\r\n" % (name, value) for name, value in self.headers if name not in OFFERS]
-        lines += [b"connection: close\r\n"] * closes
-        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
-        self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # As uvicorn's own.
-        return b"".join([method, b" ", self.url, b" HTTP/", version, b"\r\n", *lines, b"\r\n"])
-
-
-def _write_now(cycle: RequestResponseCycle, body: bytes) -> bool:
-    """A part of a response as uvicorn's cycle sends it, where that would neither wait nor do anything else.
-
-    uvicorn's way is a coroutine, a message and a list for it: with waking the reader's task, a third of an event's CPU.
-    """
-    if not cycle.chunked_encoding or cycle.response_complete or cycle.disconnected or cycle.flow.write_paused:
-        return False
-    if body:
-        cycle.transport.write(_chunk(body))
-    return True
-
-
-@framed_once
-def _chunk(body: bytes) -> bytes:
-    """A part of a body as one chunk (RFC 9112, 7.1)."""
-    return b"%x\r\n%b\r\n" % (len(body), body)
-
-
-class _ToTheEnd(RequestResponseCycle):
-    """An answer to HTTP/1.0, which knows no chunks: a body of unknown length ends with the connection."""
-
-    is_unmeasured = False
-
-    async def send(self, message: Any) -> None:
-        if message["type"] == "http.response.start":
-            self.is_unmeasured = all(name.lower() != b"content-length" for name, _ in message.get("headers", ()))
-            self.chunked_encoding = False if self.is_unmeasured else None
-        elif self.is_unmeasured:
-            self.expected_content_length = len(message.get("body", b""))
-        await super().send(message)
-
-
-def answer(error: ChatError) -> bytes:
-    """A refusal as the bytes of a whole answer, the last one on its connection."""
-    body = msgspec.json.encode(error.problem())
-    head = f"HTTP/1.1 {error.status} {error.problem()['title']}\r\ncontent-type: application/problem+json\r\n"
-    more = {"connection": "close", "content-length": str(len(body))} | error.headers()
-    return head.encode() + "".join(f"{name}: {value}\r\n" for name, value in more.items()).encode() + b"\r\n" + body

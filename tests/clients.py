@@ -100,6 +100,12 @@ class Wire:
         assert isinstance(transport, asyncio.ReadTransport)
         transport.pause_reading()
 
+    def go_on(self) -> None:
+        """Read again after a ``stop``."""
+        transport = self.writer.transport
+        assert isinstance(transport, asyncio.ReadTransport)
+        transport.resume_reading()
+
     def cut(self) -> None:
         """Close without a word (FIN)."""
         self.writer.close()

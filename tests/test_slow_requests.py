@@ -226,7 +226,7 @@ class Silent:
     """A transport whose kernel has sent something several times and heard nothing for a while."""
 
     def __init__(self, retransmits: int, seconds: float) -> None:
-        self.info = peers._TCP_INFO.pack(retransmits, *[0] * 11, int(seconds * 1000))
+        self.info = peers._TCP_INFO.pack(1, retransmits, *[0] * 11, int(seconds * 1000))
         self.is_aborted = False
         self.transport = self
 

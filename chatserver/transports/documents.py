@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from litestar import Request, get
+import msgspec
+from litestar import Request, Response, get
 from litestar.datastructures import State
 
 from chatserver import schema
@@ -10,9 +11,12 @@ from chatserver.transports.http import PUBLIC
 
 
 @get(["/schema", "/schema/openapi.json"], opt={PUBLIC: True}, include_in_schema=False)
-async def openapi_document(request: Request[str, Any, State]) -> dict[str, Any]:
+async def openapi_document(request: Request[str, Any, State]) -> Response[bytes]:
     """OpenAPI of the HTTP routes."""
-    return request.app.openapi_schema.to_schema()
+    state = request.app.state
+    if "openapi" not in state:  # To write it takes 20 ms, and anybody may ask for it.
+        state.openapi = msgspec.json.encode(request.app.openapi_schema.to_schema())
+    return Response(state.openapi, media_type="application/json")
 
 
 @get("/schema/events.json", media_type="application/schema+json", opt={PUBLIC: True}, include_in_schema=False)
