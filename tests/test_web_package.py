@@ -41,6 +41,9 @@ WRONG = {
     "LF, cut anywhere": ('text.endsWith("\\r")', "false"),
     "never|by GET|leaves a stream alone": ("this.#heardAt + this.chat.heartbeatMs - Date.now()", "-PATIENCE_MS"),
     "detached from, not cancelled": ('{ type: "detach", run_id: run.id }', '{ type: "cancel", run_id: run.id }'),
+    "is read by one loop": ("this.#isRead = true;", ""),
+    "after maxTries losses": ("tries >= maxTries", "tries > maxTries"),
+    "line at the end of the stream is obeyed": ("    retryAfter = undefined;\n", ""),
     "with its key": ("idempotency_key: idempotencyKey", "get idempotency_key() { return newKey(); }"),
 }
 
@@ -78,12 +81,18 @@ def test_who_uses_it_has_its_types(tmp_path: Path) -> None:
     (tmp_path / "node_modules" / "chatserver").symlink_to(WEB)
     (tmp_path / "use.ts").write_text(
         """
-        import { connect, type Run, type State } from "chatserver";
+        import { connect, type Run, type State, type Wait } from "chatserver";
         import type { ChatEvent } from "chatserver/events";
 
         const chat = connect("https://chat.example.org", { transport: "auto", token: async () => "t" });
         const off: () => void = chat.on("state", (state: State, { delayMs }) => console.log(state, delayMs));
         const run: Run = chat.send("Hello", { sessionId: "s", idempotencyKey: "k" });
+        const maybe: string | undefined = [run.text][1];
+        chat.send("Hello", { sessionId: maybe, parentId: maybe, signal: undefined, temperature: undefined });
+        chat.attach("run", { after: undefined });
+        connect("https://chat.example.org", { token: undefined, WebSocket: undefined, maxTries: undefined });
+        const wait: Wait | null = run.waits;
+        console.log(wait?.reason.code.length, wait?.reason.retryAfter, wait?.until);
         for await (const event of run) {
           const any: ChatEvent = event;
           if (event.type === "token") console.log(event.content.length);
@@ -99,9 +108,27 @@ def test_who_uses_it_has_its_types(tmp_path: Path) -> None:
         export { text };
         """
     )
-    options = ["--strict", "--noEmit", "--target", "es2022", "--module", "esnext", "--moduleResolution", "bundler"]
+    options = [
+        "--strict",
+        "--exactOptionalPropertyTypes",
+        "--noUncheckedIndexedAccess",
+        "--noEmit",
+        "--target",
+        "es2022",
+        "--module",
+        "esnext",
+        "--moduleResolution",
+        "bundler",
+    ]
     done = run(tool("tsc"), *options, "--types", "", "--lib", "es2023,dom,dom.iterable", tmp_path / "use.ts")
     assert done.returncode == 0, done.stdout
+
+
+def test_what_may_be_absent_may_be_undefined() -> None:
+    """For those who compile with `exactOptionalPropertyTypes`."""
+    optional = re.findall(r"^ +\w+\?: (.*);$", (WEB / "chatserver.d.ts").read_text(), re.MULTILINE)
+    assert len(optional) > 20
+    assert [kind for kind in optional if not re.search(r"\| undefined$|^unknown$", kind)] == []
 
 
 def test_it_is_small() -> None:

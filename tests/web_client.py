@@ -75,11 +75,17 @@ async def harmed(act: Act, files: Mapping[str, bytes] | None = None, **settings:
 
 async def answers_of_node(chaos: Chaos, module: Path = CLIENT, **script: Any) -> list[dict[str, Any]]:
     """What ``tests/web/reader.mjs`` read."""
-    script |= {"module": str(module), "url": chaos.url, **PACE}
+    answers: list[dict[str, Any]] = (await told_by_node(chaos.url, module, **script))["answers"]
+    return answers
+
+
+async def told_by_node(url: str, module: Path = CLIENT, **script: Any) -> dict[str, Any]:
+    """All that ``tests/web/reader.mjs`` tells of what it read."""
+    script = {"module": str(module), "url": url, **PACE} | script
     done = await anyio.run_process([node(), str(TOOLS / "reader.mjs"), json.dumps(script)], check=False)
     assert done.returncode == 0, done.stderr.decode()
-    answers: list[dict[str, Any]] = json.loads(done.stdout)["answers"]
-    return answers
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
 
 
 async def check_answers(server: LiveServer | Any, answers: Sequence[Mapping[str, Any]]) -> None:

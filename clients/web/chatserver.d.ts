@@ -17,55 +17,69 @@ export type Options = {
     /**
      * default `auto`
      */
-    transport?: Transport;
+    transport?: Transport | undefined;
     /**
-     * asked before each connection and request
+     * asked before each connection and
+     * request; once more, with the refusal, where the server did not take it: then a fresh one is needed
      */
-    token?: () => string | Promise<string>;
+    token?: ((refusal?: ChatError) => string | Promise<string>) | undefined;
     /**
      * for runtimes without one, such as Node 20
      */
-    WebSocket?: new (url: string, protocol: string) => any;
+    WebSocket?: (new (url: string, protocol: string) => any) | undefined;
     /**
      * for cookies, proxies and tests
      */
-    fetch?: typeof fetch;
+    fetch?: typeof fetch | undefined;
     /**
      * ms to wait after so many losses without progress
      */
-    backoff?: (tries: number) => number;
+    backoff?: ((tries: number) => number) | undefined;
     /**
      * the server's heartbeat, until a `start` event tells it
      */
-    heartbeatMs?: number;
+    heartbeatMs?: number | undefined;
     /**
      * how long a connection may take to its first byte; default 10,000
      */
-    connectMs?: number;
+    connectMs?: number | undefined;
+    /**
+     * so many losses and refusals in a row, with no event between, and the loop
+     * throws the last one; default: it tries on
+     */
+    maxTries?: number | undefined;
+    /**
+     * the same for a run that the server has not taken for so long; default: for ever
+     */
+    giveUpMs?: number | undefined;
 };
 export type ChatRequest = {
     /**
      * absent: a new session
      */
-    sessionId?: string;
+    sessionId?: string | undefined;
     /**
      * absent: one is made, so that a repeated request starts nothing twice
      */
-    idempotencyKey?: string;
-    model?: string;
-    system?: string;
-    temperature?: number;
-    maxOutputTokens?: number;
+    idempotencyKey?: string | undefined;
+    model?: string | undefined;
+    system?: string | undefined;
+    temperature?: number | undefined;
+    maxOutputTokens?: number | undefined;
     /**
      * the user's message to answer again; with a text, to edit
      */
-    regenerate?: string;
-    onDisconnect?: "cancel" | "continue";
+    regenerate?: string | undefined;
+    /**
+     * the answer that the message follows; absent: the newest
+     */
+    parentId?: string | undefined;
+    onDisconnect?: "cancel" | "continue" | undefined;
 };
 export type Verdict = {
     approve: boolean;
-    args?: Record<string, unknown>;
-    reason?: string;
+    args?: Record<string, unknown> | undefined;
+    reason?: string | undefined;
 };
 export type Frame = {
     /**
@@ -108,24 +122,26 @@ export declare class ChatError extends Error {
     atOnce: boolean;
     /**
      * @param {string} message
-     * @param {{ status?: number, code?: string, retryAfter?: number, runId?: string, errors?: object[],
-     *           isFinal?: boolean, atOnce?: boolean, cause?: unknown }} [facts]
+     * @param {{ status?: number | undefined, code?: string | undefined, retryAfter?: number | undefined,
+     *   runId?: string | undefined, errors?: object[] | undefined, isFinal?: boolean | undefined,
+     *   atOnce?: boolean | undefined, cause?: unknown }} [facts]
      */
     constructor(message: string, { status, code, retryAfter, runId, errors, isFinal, atOnce, cause }?: {
-        status?: number;
-        code?: string;
-        retryAfter?: number;
-        runId?: string;
-        errors?: object[];
-        isFinal?: boolean;
-        atOnce?: boolean;
+        status?: number | undefined;
+        code?: string | undefined;
+        retryAfter?: number | undefined;
+        runId?: string | undefined;
+        errors?: object[] | undefined;
+        isFinal?: boolean | undefined;
+        atOnce?: boolean | undefined;
         cause?: unknown;
     });
 }
 /**
  * A chat with a server. Nothing is sent until there is something to say.
- * @param {string | URL} [url] default: the folder that the page is in
+ * @param {string | URL} [url] default: the folder that the page is in; outside of a page it has to be a whole address
  * @param {Options} [options]
+ * @throws {TypeError} this is no address of a server
  */
 export declare function connect(url?: string | URL, options?: Options): Chat;
 /** All runs of a page, and the lines that carry them. */
@@ -134,18 +150,18 @@ export declare class Chat {
     /**
      * Ask. The answer is read in a loop; it comes whether or not anybody loops.
      * @param {string | null} text null: only with `regenerate`
-     * @param {ChatRequest & { signal?: AbortSignal }} [request] `signal` leaves the answer; it does not cancel it
+     * @param {ChatRequest & { signal?: AbortSignal | undefined }} [request] `signal` leaves the answer; it does not cancel it
      */
     send(text: string | null, { signal, ...fields }?: ChatRequest & {
-        signal?: AbortSignal;
+        signal?: AbortSignal | undefined;
     }): Run;
     /**
      * Read a run that exists: after a reload, in another tab. Without `after` it is read from its start.
-     * @param {string} runId @param {{ after?: number, signal?: AbortSignal }} [where]
+     * @param {string} runId @param {{ after?: number | undefined, signal?: AbortSignal | undefined }} [where]
      */
     attach(runId: string, { after, signal }?: {
-        after?: number;
-        signal?: AbortSignal;
+        after?: number | undefined;
+        signal?: AbortSignal | undefined;
     }): Run;
     /** What is asked for; setting it moves every answer that is going over, and none loses or repeats an event. */
     get transport(): Transport;
@@ -194,13 +210,14 @@ export declare class Run implements AsyncIterable<ChatEvent> {
     answer(callId: string, verdict: Verdict): Promise<void>;
     /** Stop reading, as leaving the loop does. The run goes on. */
     detach(): void;
-    /** The events, once. @returns {AsyncGenerator<ChatEvent, void, void>} */
+    /** The events, once. @returns {AsyncGenerator<ChatEvent, void, void>} @throws {ChatError} there is a loop already */
     [Symbol.asyncIterator](): AsyncGenerator<ChatEvent, void, void>;
 }
 export type Order = (command: Record<string, unknown>, accept?: (answer: any) => void, refuse?: (error: ChatError) => void) => void;
 /**
  * A parser of `text/event-stream`, fed with bytes that may be cut anywhere.
  * @param {(data: string) => void} dispatch gets the data of each event
+ * @param {(ms: number) => void} [retry] gets what each `retry:` line asks to wait
  * @returns {(bytes: Uint8Array) => string} takes bytes, gives their text
  */
-export declare function eventStream(dispatch: (data: string) => void): (bytes: Uint8Array) => string;
+export declare function eventStream(dispatch: (data: string) => void, retry?: (ms: number) => void): (bytes: Uint8Array) => string;

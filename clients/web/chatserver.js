@@ -17,26 +17,31 @@
 /** @typedef {"idle" | "connecting" | "open" | "stalled" | "waiting" | "offline" | "closed"} State */
 /**
  * @typedef {object} Options
- * @property {Transport} [transport] default `auto`
- * @property {() => string | Promise<string>} [token] asked before each connection and request
- * @property {new (url: string, protocol: string) => any} [WebSocket] for runtimes without one, such as Node 20
- * @property {typeof fetch} [fetch] for cookies, proxies and tests
- * @property {(tries: number) => number} [backoff] ms to wait after so many losses without progress
- * @property {number} [heartbeatMs] the server's heartbeat, until a `start` event tells it
- * @property {number} [connectMs] how long a connection may take to its first byte; default 10,000
+ * @property {Transport | undefined} [transport] default `auto`
+ * @property {((refusal?: ChatError) => string | Promise<string>) | undefined} [token] asked before each connection and
+ *   request; once more, with the refusal, where the server did not take it: then a fresh one is needed
+ * @property {(new (url: string, protocol: string) => any) | undefined} [WebSocket] for runtimes without one, such as Node 20
+ * @property {typeof fetch | undefined} [fetch] for cookies, proxies and tests
+ * @property {((tries: number) => number) | undefined} [backoff] ms to wait after so many losses without progress
+ * @property {number | undefined} [heartbeatMs] the server's heartbeat, until a `start` event tells it
+ * @property {number | undefined} [connectMs] how long a connection may take to its first byte; default 10,000
+ * @property {number | undefined} [maxTries] so many losses and refusals in a row, with no event between, and the loop
+ *   throws the last one; default: it tries on
+ * @property {number | undefined} [giveUpMs] the same for a run that the server has not taken for so long; default: for ever
  */
 /**
  * @typedef {object} ChatRequest
- * @property {string} [sessionId] absent: a new session
- * @property {string} [idempotencyKey] absent: one is made, so that a repeated request starts nothing twice
- * @property {string} [model]
- * @property {string} [system]
- * @property {number} [temperature]
- * @property {number} [maxOutputTokens]
- * @property {string} [regenerate] the user's message to answer again; with a text, to edit
- * @property {"cancel" | "continue"} [onDisconnect]
+ * @property {string | undefined} [sessionId] absent: a new session
+ * @property {string | undefined} [idempotencyKey] absent: one is made, so that a repeated request starts nothing twice
+ * @property {string | undefined} [model]
+ * @property {string | undefined} [system]
+ * @property {number | undefined} [temperature]
+ * @property {number | undefined} [maxOutputTokens]
+ * @property {string | undefined} [regenerate] the user's message to answer again; with a text, to edit
+ * @property {string | undefined} [parentId] the answer that the message follows; absent: the newest
+ * @property {"cancel" | "continue" | undefined} [onDisconnect]
  */
-/** @typedef {{ approve: boolean, args?: Record<string, unknown>, reason?: string }} Verdict */
+/** @typedef {{ approve: boolean, args?: Record<string, unknown> | undefined, reason?: string | undefined }} Verdict */
 /**
  * @typedef {object} Frame what went over the wire, as it went
  * @property {number} at `performance.now()`
@@ -62,6 +67,23 @@ const TIMER_LIMIT_MS = 2 ** 31 - 1;
 const MISSES_LIMIT = 3; // Handshakes that fail in a row before a WebSocket that has worked is given up for SSE.
 const LOST_CODES = [1001, 1005, 1006, 1011, 1012, 1013, 1014, 1015, 4408, 4429]; // Any other close is final.
 
+/** Closes of a WebSocket as the refusals that they are: what a request would have got, with its status and code. */
+const REFUSALS = /** @type {Record<number, [number, string]>} */ ({
+  1002: [400, "bad_http"],
+  1003: [415, "unsupported_media_type"],
+  1007: [400, "bad_json"],
+  1009: [413, "too_large"],
+  1011: [500, "internal"],
+  1012: [503, "draining"],
+  1013: [503, "overloaded"],
+  4400: [400, "bad_request"],
+  4401: [401, "unauthenticated"],
+  4403: [403, "forbidden"],
+  4404: [404, "not_found"],
+  4408: [408, "too_slow"],
+  4429: [429, "too_many"],
+});
+
 /** Full jitter: any wait up to a limit that doubles. @param {number} tries */
 const fullJitter = (tries) => Math.random() * Math.min(BACKOFF_LIMIT_MS, BACKOFF_MS * 2 ** tries);
 
@@ -72,8 +94,9 @@ const gotThrough = new Map();
 export class ChatError extends Error {
   /**
    * @param {string} message
-   * @param {{ status?: number, code?: string, retryAfter?: number, runId?: string, errors?: object[],
-   *           isFinal?: boolean, atOnce?: boolean, cause?: unknown }} [facts]
+   * @param {{ status?: number | undefined, code?: string | undefined, retryAfter?: number | undefined,
+   *   runId?: string | undefined, errors?: object[] | undefined, isFinal?: boolean | undefined,
+   *   atOnce?: boolean | undefined, cause?: unknown }} [facts]
    */
   constructor(message, { status = 0, code = "lost", retryAfter, runId, errors, isFinal, atOnce = false, cause } = {}) {
     super(message, { cause });
@@ -93,8 +116,9 @@ export class ChatError extends Error {
 
 /**
  * A chat with a server. Nothing is sent until there is something to say.
- * @param {string | URL} [url] default: the folder that the page is in
+ * @param {string | URL} [url] default: the folder that the page is in; outside of a page it has to be a whole address
  * @param {Options} [options]
+ * @throws {TypeError} this is no address of a server
  */
 export function connect(url = ".", options = {}) {
   return new Chat(url, options);
@@ -107,6 +131,7 @@ export class Chat {
   /** @internal */ WebSocket;
   /** @internal */ backoff;
   /** @internal */ heartbeatMs;
+  /** @internal The server has let us in, if only once. */ hasMet = false;
 
   /** @type {Set<Line>} */ #lines = new Set();
   /** @type {Transport} */ #transport;
@@ -117,8 +142,8 @@ export class Chat {
 
   /** @internal @param {string | URL} url @param {Options} options */
   constructor(url, options) {
-    const base = globalThis.document?.baseURI;
-    this.url = String(base ? new URL(url, base) : url).replace(/[?#].*$/, "").replace(/\/+$/, "");
+    this.url = String(new URL(url, globalThis.document?.baseURI)).replace(/[?#].*$/, "").replace(/\/+$/, "");
+    if (!/^https?:\/\/[^/@]+(\/|$)/.test(this.url)) throw new TypeError(`${url} is no http address of a server`);
     this.options = options;
     this.WebSocket = options.WebSocket ?? globalThis.WebSocket;
     this.backoff = options.backoff ?? fullJitter;
@@ -136,7 +161,7 @@ export class Chat {
   /**
    * Ask. The answer is read in a loop; it comes whether or not anybody loops.
    * @param {string | null} text null: only with `regenerate`
-   * @param {ChatRequest & { signal?: AbortSignal }} [request] `signal` leaves the answer; it does not cancel it
+   * @param {ChatRequest & { signal?: AbortSignal | undefined }} [request] `signal` leaves the answer; it does not cancel it
    */
   send(text, { signal, ...fields } = {}) {
     const { idempotencyKey = newKey(), ...rest } = fields;
@@ -150,7 +175,7 @@ export class Chat {
 
   /**
    * Read a run that exists: after a reload, in another tab. Without `after` it is read from its start.
-   * @param {string} runId @param {{ after?: number, signal?: AbortSignal }} [where]
+   * @param {string} runId @param {{ after?: number | undefined, signal?: AbortSignal | undefined }} [where]
    */
   attach(runId, { after = 0, signal } = {}) {
     return this.#begin(new Run(this, {}, runId, after), signal);
@@ -246,6 +271,12 @@ export class Chat {
     if (this.#listeners.has("frame")) this.#emit("frame", { at: performance.now(), transport, way, text });
   }
 
+  /** @internal Whether the next try is one too many. @param {number} tries @param {number} since @param {Wait} wait */
+  hasEnough(tries, since, wait) {
+    const { maxTries = Infinity, giveUpMs = Infinity } = this.options;
+    return tries >= maxTries || wait.until >= since + giveUpMs;
+  }
+
   /** @internal The chat is in the worst state that one of its lines is in. @param {Wait | null} [wait] what is new */
   update(wait) {
     /** @type {State[]} */ const order = ["idle", "open", "connecting", "stalled", "waiting", "offline"];
@@ -290,14 +321,20 @@ export class Chat {
    * @throws {ChatError} it was refused
    */
   async request(path, init = {}) {
-    const headers = new Headers(init.headers);
-    if (init.body) headers.set("Content-Type", "application/json");
-    if (this.options.token) headers.set("Authorization", `Bearer ${await this.options.token()}`);
-    const response = await (this.options.fetch ?? fetch)(this.url + path, { cache: "no-store", ...init, headers });
-    if (response.ok) return response;
-    const problem = await response.json().catch(() => ({}));
-    const { status } = response;
-    throw refusal({ retry_after: response.headers.get("Retry-After"), ...problem, status, message: problem.detail });
+    const { token } = this.options;
+    for (/** @type {ChatError | undefined} */ let refused; ; ) {
+      const headers = new Headers(init.headers);
+      if (init.body) headers.set("Content-Type", "application/json");
+      if (token) headers.set("Authorization", `Bearer ${await token(refused)}`);
+      const response = await (this.options.fetch ?? fetch)(this.url + path, { cache: "no-store", ...init, headers });
+      if (response.ok) this.hasMet = true;
+      if (response.ok) return response;
+      const problem = await response.json().catch(() => ({}));
+      const { status } = response;
+      const facts = { retry_after: response.headers.get("Retry-After"), ...problem, status, message: problem.detail };
+      if (!token || status !== 401 || refused) throw refusal(facts);
+      refused = refusal(facts);
+    }
   }
 
   /**
@@ -306,6 +343,7 @@ export class Chat {
    */
   async command(run, type, fields, path) {
     await run.named;
+    const since = Date.now();
     for (let tries = 0; run.id && !run.hasEnded; ) {
       try {
         const { order } = run.line ?? {};
@@ -313,9 +351,10 @@ export class Chat {
         else await this.request(`/chat/runs/${run.id}/${path}`, { method: "POST", body: JSON.stringify(fields) });
         return;
       } catch (error) {
-        if (error instanceof ChatError && error.isFinal) throw error;
-        const delay = waitMs(error) ?? this.backoff(tries++);
-        await new Promise((resolve) => setTimeout(resolve, delay));
+        const reason = lossOf(error);
+        const wait = waitFor(reason, this.backoff(tries++));
+        if (reason.isFinal || this.hasEnough(tries, since, wait)) throw reason;
+        await new Promise((resolve) => setTimeout(resolve, wait.delayMs));
       }
     }
   }
@@ -343,7 +382,9 @@ export class Run {
   /** @internal Losses and refusals since the last event. */ tries = 0;
 
   #chat;
+  /** Since when the server does not have it. @type {number | undefined} */ #awaySince = Date.now();
   #isOver = false;
+  #isRead = false;
   /** @type {ChatEvent[]} */ #arrived = [];
   /** @type {unknown} */ #failure;
   #stir = () => {};
@@ -374,8 +415,14 @@ export class Run {
     this.#finish(true);
   }
 
-  /** The events, once. @returns {AsyncGenerator<ChatEvent, void, void>} */
-  async *[Symbol.asyncIterator]() {
+  /** The events, once. @returns {AsyncGenerator<ChatEvent, void, void>} @throws {ChatError} there is a loop already */
+  [Symbol.asyncIterator]() {
+    if (this.#isRead) throw new ChatError("a run is read once: attach to it again", { code: "read", isFinal: true });
+    this.#isRead = true;
+    return this.#read();
+  }
+
+  async *#read() {
     try {
       for (;;) {
         for (let event; (event = this.#arrived.shift()); ) yield this.#fold(event);
@@ -453,12 +500,19 @@ export class Run {
 
   /** @internal It has to be asked for again, at once or later. @param {Wait} wait */
   wait(wait) {
-    this.tries++;
-    if (wait.delayMs) this.waits = wait;
+    this.#awaySince ??= Date.now();
+    if (this.#chat.hasEnough(++this.tries, this.#awaySince, wait)) this.fail(wait.reason);
+    else if (wait.delayMs) this.waits = wait;
+  }
+
+  /** @internal How long it may still be away. */
+  get leftMs() {
+    return (this.#awaySince ?? Infinity) + (this.#chat.options.giveUpMs ?? Infinity) - Date.now();
   }
 
   /** @internal The server has taken it. */
   serve() {
+    this.#awaySince = undefined;
     if (!this.waits) return;
     this.waits = null;
     this.#chat.update(null);
@@ -501,6 +555,7 @@ class Line {
   /** @type {Set<Run>} */ runs = new Set();
   /** Whether anything came over the connection of now. */ hasHeard = false;
   /** Say a command and hear how it went. WebSocket, while it is open. @type {Order | undefined} */ order;
+  /** The server has taken who we are, since it was last asked whether it would. */ isAdmitted = true;
 
   #heardAt = 0;
   #deadline = 0;
@@ -561,10 +616,13 @@ class Line {
   async #live() {
     this.#isLiving = true;
     while (this.runs.size) {
-      const loss = await this.#connect();
+      let loss = await this.#connect();
       if (this.#hasLeft) return;
-      if (!this.hasHeard) this.chat.learn(this, loss.isFinal && this.via === "sse");
-      const isBarred = this.chat.via !== this.via && this.via === "ws" && loss.status !== 401;
+      // A ticket that is refused tells nothing of the WebSocket.
+      if (!this.hasHeard && (this.via === "sse" || !loss.status)) this.chat.learn(this, loss.isFinal);
+      const isBarred = this.chat.via !== this.via && this.via === "ws";
+      if (!isBarred && !this.chat.hasMet && !loss.status) loss = await this.#explain(loss);
+      if (this.#hasLeft) return;
       if (loss.isFinal && !isBarred) this.#fail(loss);
       if (this.runs.size && !isBarred) await this.#pause(loss);
       if (this.#hasLeft) return;
@@ -580,31 +638,54 @@ class Line {
     this.#connection = new AbortController();
     this.enter("connecting");
     const isUnsure = this.via === "ws" && this.chat.isUnsure;
-    this.#expect(isUnsure ? PATIENCE_MS : (this.chat.options.connectMs ?? CONNECT_MS));
+    this.#expect(this.#atMost(isUnsure ? PATIENCE_MS : (this.chat.options.connectMs ?? CONNECT_MS)));
     try {
       await (this.via === "ws" ? overWebSocket : overFetch)(this, this.#connection.signal);
-      return this.#loss ?? new ChatError("the stream ended");
+      return this.#loss ?? new ChatError("the run is over");
     } catch (error) {
-      return this.#loss ?? (error instanceof ChatError ? error : new ChatError("the connection was lost", { cause: error }));
+      return this.#loss ?? lossOf(error);
     } finally {
       clearTimeout(this.#timer);
       this.order = undefined;
     }
   }
 
+  /**
+   * Why nothing ever came, as far as a page can find out: a browser tells it neither how a handshake was refused, nor
+   * that a foreign server does not know its origin. @param {ChatError} loss
+   */
+  async #explain(loss) {
+    const { chat, via } = this;
+    const { signal } = (this.#connection = new AbortController());
+    this.#timer = setTimeout(() => this.#connection.abort(), this.#atMost(PATIENCE_MS));
+    const why = via === "ws" ? await chat.request("/chat/ws", { signal }).then(() => loss, lossOf) : loss;
+    const isForeign = globalThis.location && !`${chat.url}/`.startsWith(`${location.origin}/`);
+    const look = async () => isForeign && (await fetch(`${chat.url}/livez`, { mode: "no-cors", signal }));
+    const isThere = why.status || chat.hasMet || (await look().catch(() => false));
+    clearTimeout(this.#timer);
+    if (!isThere) return new ChatError(`no server answers at ${chat.url}`, { code: "unreachable", cause: loss });
+    if (chat.hasMet || why.status === 426) return new ChatError("no WebSocket gets through", { cause: loss });
+    if (why.status) return Object.assign(why, { isFinal: why.code === "forbidden" });
+    const facts = { status: 403, code: "forbidden", isFinal: false, cause: loss };
+    return new ChatError("the server does not let this page in: is its origin allowed?", facts);
+  }
+
+  /** No longer than one of the runs has patience. @param {number} ms */
+  #atMost(ms) {
+    return Math.min(ms, ...[...this.runs].map((run) => run.leftMs));
+  }
+
   /** @param {ChatError} loss */
   async #pause(loss) {
-    const asked = waitMs(loss);
-    const delayMs = asked ?? (loss.atOnce && !this.tries ? 0 : this.chat.backoff(this.tries));
-    const wait = waitFor(loss, delayMs);
+    const wait = waitFor(loss, loss.atOnce && !this.tries ? 0 : this.chat.backoff(this.tries));
     for (const run of this.runs) run.wait(wait);
-    if (!delayMs) return;
+    if (!wait.delayMs || !this.runs.size) return;
     this.enter(globalThis.navigator?.onLine === false ? "offline" : "waiting", wait);
-    this.#mayHurry = asked === undefined;
+    this.#mayHurry = waitMs(loss) === undefined;
     let timer;
     await /** @type {Promise<void>} */ (
       new Promise((resolve) => {
-        timer = setTimeout(resolve, delayMs);
+        timer = setTimeout(resolve, wait.delayMs);
         this.#hurry = resolve;
       })
     );
@@ -623,6 +704,13 @@ class Line {
   enter(state, wait) {
     this.state = state;
     this.chat.update(wait);
+  }
+
+  /** Whether a WebSocket that was refused is worth another token: one that was let in, or the first of a row. */
+  mayAskAgain() {
+    const { isAdmitted } = this;
+    this.isAdmitted = false;
+    return isAdmitted && !!this.chat.options.token;
   }
 
   /** Something came, if only a comment. */
@@ -680,7 +768,13 @@ class Line {
   }
 }
 
-/** @typedef {(command: Record<string, unknown>, accept?: (answer: any) => void, refuse?: (error: ChatError) => void) => void} Order */
+/**
+ * @callback Order
+ * @param {Record<string, unknown>} command @param {(answer: any) => void} [accept]
+ * @param {(error: ChatError) => void} [refuse]
+ * @returns {void}
+ * @internal
+ */
 
 /** Carry all runs of a line over one WebSocket. @param {Line} line @param {AbortSignal} signal */
 async function overWebSocket(line, signal) {
@@ -698,6 +792,7 @@ async function overWebSocket(line, signal) {
     await new Promise((_, lose) => {
       signal.addEventListener("abort", lose);
       socket.onopen = () => {
+        chat.hasMet = true;
         let refs = 0;
         line.order = (command, accept, refuse) => {
           const ref = command.type === "ping" ? undefined : String(++refs);
@@ -712,6 +807,7 @@ async function overWebSocket(line, signal) {
       socket.onmessage = ({ data }) => {
         chat.show("ws", "in", data);
         line.hear();
+        line.isAdmitted = true;
         const message = JSON.parse(data);
         const { accept, refuse } = asked.get(message.ref) ?? {};
         asked.delete(message.ref);
@@ -722,9 +818,7 @@ async function overWebSocket(line, signal) {
       socket.onerror = () => {}; // A close follows, and says more.
       socket.onclose = ({ code, reason }) => {
         if (code !== 1006) line.hear();
-        const isFinal = !LOST_CODES.includes(code);
-        const facts = { status: code > 4000 ? code - 4000 : 0, code: String(code), isFinal, atOnce: code === 1012 };
-        lose(new ChatError(`closed with ${code} ${reason}`, facts));
+        lose(closing(code, reason, code === 4401 && line.mayAskAgain()));
       };
     });
   } finally {
@@ -750,9 +844,9 @@ function ask(line, run) {
     (error) => {
       if (error.isFinal) return run.fail(error);
       if (error.code === "lost") return;
-      const wait = waitFor(error, waitMs(error) ?? line.chat.backoff(run.tries));
+      const wait = waitFor(error, line.chat.backoff(run.tries));
       run.wait(wait);
-      line.chat.update(wait);
+      if (run.waits) line.chat.update(wait);
       setTimeout(() => line.order === order && line.runs.has(run) && ask(line, run), wait.delayMs);
     },
   );
@@ -774,10 +868,15 @@ async function overFetch(line, signal) {
   if (response.status === 204) return run.finish();
   if (!response.headers.get("Content-Type")?.startsWith("text/event-stream")) throw new ChatError("this is no stream");
   const reader = /** @type {ReadableStream<Uint8Array>} */ (response.body).getReader();
-  const parse = eventStream((data) => line.take(run, JSON.parse(data)));
+  /** What the stream asked to wait behind its last event. @type {number | undefined} */ let retryAfter;
+  const take = (/** @type {string} */ data) => {
+    retryAfter = undefined;
+    line.take(run, JSON.parse(data));
+  };
+  const parse = eventStream(take, (ms) => (retryAfter = ms / 1000));
   for (;;) {
     const { value, done } = await reader.read();
-    if (done || signal.aborted) return;
+    if (done || signal.aborted) throw new ChatError("the stream ended", { retryAfter });
     line.hear();
     chat.show("sse", "in", parse(value));
   }
@@ -786,9 +885,10 @@ async function overFetch(line, signal) {
 /**
  * A parser of `text/event-stream`, fed with bytes that may be cut anywhere.
  * @param {(data: string) => void} dispatch gets the data of each event
+ * @param {(ms: number) => void} [retry] gets what each `retry:` line asks to wait
  * @returns {(bytes: Uint8Array) => string} takes bytes, gives their text
  */
-export function eventStream(dispatch) {
+export function eventStream(dispatch, retry) {
   const decoder = new TextDecoder(); // It takes the BOM away, and keeps what is left of a character.
   let rest = "";
   let endedWithCr = false;
@@ -800,6 +900,7 @@ export function eventStream(dispatch) {
     rest = /** @type {string} */ (lines.pop());
     for (const line of lines) {
       if (line.startsWith("data:")) data.push(line.slice(line[5] === " " ? 6 : 5));
+      if (/^retry: ?\d+$/.test(line)) retry?.(Number(line.slice(6)));
       if (line || !data.length) continue;
       dispatch(data.join("\n"));
       data = [];
@@ -815,13 +916,30 @@ function refusal({ message, status, code = `http_${status}`, retry_after, run_id
   return new ChatError(message ?? `refused with ${status}`, { status, code, retryAfter, runId: run_id, errors });
 }
 
+/**
+ * Why a WebSocket was closed.
+ * @param {number} code @param {string} reason @param {boolean} isExpired with another token it goes on
+ */
+function closing(code, reason, isExpired) {
+  const isLost = LOST_CODES.includes(code);
+  const [status, word] = REFUSALS[code] ?? [Math.max(0, code - 4000), isLost ? "lost" : `ws_${code}`];
+  const facts = { status, code: word, isFinal: !isLost && !isExpired, atOnce: isExpired || code === 1012 };
+  return new ChatError(reason || `closed with ${code}`, facts);
+}
+
 /** How long an error asks to wait. @param {any} error */
 function waitMs(error) {
   return error?.retryAfter === undefined ? undefined : Math.min(TIMER_LIMIT_MS, error.retryAfter * 1000);
 }
 
-/** @param {ChatError} reason @param {number} delayMs @returns {Wait} */
-const waitFor = (reason, delayMs) => ({ reason, delayMs, until: Date.now() + delayMs });
+/** Wait as long as an error asks to, or else so long. @param {ChatError} reason @param {number} ms @returns {Wait} */
+function waitFor(reason, ms) {
+  const delayMs = waitMs(reason) ?? ms;
+  return { reason, delayMs, until: Date.now() + delayMs };
+}
+
+/** Whatever was thrown, as why a connection was lost. @param {unknown} error */
+const lossOf = (error) => (error instanceof ChatError ? error : new ChatError("the connection was lost", { cause: error }));
 
 /** Unique is enough: the server keeps the keys of each user apart. `randomUUID` is for secure pages only. */
 function newKey() {

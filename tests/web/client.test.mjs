@@ -203,22 +203,32 @@ describe("auto", () => {
 });
 
 describe("a lost connection", () => {
-  const final = [1000, 1002, 1003, 1007, 1009, 4400, 4401, 4403, 4404];
+  const final = [1000, 1002, 1003, 1007, 1009, 4400, 4401, 4403, 4404, 4418];
+  const refusals = {
+    1000: [0, "ws_1000"], 1002: [400, "bad_http"], 1003: [415, "unsupported_media_type"], 1007: [400, "bad_json"],
+    1009: [413, "too_large"], 1011: [500, "internal"], 1012: [503, "draining"], 1013: [503, "overloaded"],
+    4400: [400, "bad_request"], 4401: [401, "unauthenticated"], 4403: [403, "forbidden"], 4404: [404, "not_found"],
+    4408: [408, "too_slow"], 4418: [418, "ws_4418"], 4429: [429, "too_many"],
+  };
   for (const code of [1001, 1005, 1006, 1011, 1012, 1013, 4408, 4429, ...final]) {
     test(`closed with ${code} is ${final.includes(code) ? "final" : "come back from"}`, async () => {
       const ws = sockets();
       const chat = connect(url, { transport: "ws", WebSocket: ws.WebSocket, backoff: () => 100 });
-      const read = reading(chat.send("Hi"));
+      const run = chat.send("Hi");
+      const read = reading(run);
       ws.last.open();
       ws.last.accept();
       ws.last.say(start(), token(2));
       await pass();
       ws.last.end(code, "so it is");
+      await pass();
+      const [status, word] = refusals[code] ?? [0, "lost"];
+      const why = read.error ?? run.waits?.reason;
+      assert.deepEqual(code === 1012 || [why.status, why.code, why.message], code === 1012 || [status, word, "so it is"]);
       await pass(code === 1012 ? 0 : 100);
       if (final.includes(code)) {
         assert.equal(ws.length, 1);
         assert.ok(read.error instanceof ChatError && read.error.isFinal);
-        assert.equal(read.error.status, code > 4000 ? code - 4000 : 0);
         assert.deepEqual(read.events, [1, 2], "what has come is given first");
       } else {
         assert.equal(ws.length, 2);
@@ -228,6 +238,31 @@ describe("a lost connection", () => {
       chat.close();
     });
   }
+
+  test("a retry: line at the end of the stream is obeyed, that at its beginning is not", async () => {
+    const http = requests();
+    const chat = connect(url, { transport: "sse", fetch: http.fetch, backoff: () => 1 });
+    const run = chat.send("Hi");
+    await pass();
+    http.last.stream(`retry: 9000\n${frames(start())}`);
+    await pass();
+    http.last.end();
+    await pass();
+    assert.equal(run.waits.delayMs, 1);
+    await pass(1);
+    http.last.stream(`retry: 9000\n${frames(token(2))}: ping\nretry: 1234\n`);
+    await pass();
+    http.last.end();
+    await pass();
+    assert.equal(run.waits.delayMs, 1234);
+    await pass(1233);
+    chat.wake();
+    await pass();
+    assert.equal(http.length, 2);
+    await pass(1);
+    assert.equal(http.length, 3);
+    chat.close();
+  });
 
   test("waits longer each time, up to 20 s, and anew after progress", async () => {
     const http = requests(), waits = [];
@@ -395,11 +430,186 @@ describe("a lost connection", () => {
     ws.last.end(1009);
     await pass();
     await pass(1);
-    assert.equal(big.error.code, "1009");
+    assert.deepEqual([big.error.status, big.error.code], [413, "too_large"]);
     assert.equal(going.isOver, false);
     ws.last.open();
     assert.deepEqual(ws.last.sent.map(({ type }) => type), ["ping", "attach"]);
     chat.close();
+  });
+});
+
+describe("giving up", () => {
+  for (const transport of ["sse", "ws"]) {
+    const begin = async (options) => {
+      const ws = sockets(), http = requests();
+      const chat = connect(url, { transport, WebSocket: ws.WebSocket, fetch: http.fetch, backoff: () => 1000, ...options });
+      const run = chat.send("Hi");
+      const read = reading(run);
+      const made = transport === "sse" ? http : ws;
+      await pass();
+      const lose = async () => {
+        if (transport === "sse") http.last.reject(new TypeError("failed to fetch"));
+        else {
+          ws.last.open();
+          ws.last.end();
+        }
+        await pass();
+      };
+      const serve = async (...events) => {
+        if (transport === "sse") http.last.stream(frames(...events));
+        else {
+          ws.last.open();
+          ws.last.accept();
+          ws.last.say(...events);
+        }
+        await pass();
+      };
+      return { ws, http, chat, run, read, made, lose, serve };
+    };
+
+    test(`${transport}: after maxTries losses with no event between`, async () => {
+      const { http, ws, read, made, lose, serve, chat } = await begin({ maxTries: 3 });
+      await lose();
+      await pass(1000);
+      await lose();
+      await pass(1000);
+      await serve(start());
+      transport === "sse" ? http.last.cut() : ws.last.end();
+      await pass();
+      await pass(1000);
+      await lose();
+      await pass(1000);
+      assert.equal(read.isOver, false, "an event came between");
+      await lose();
+      assert.deepEqual([read.isOver, read.error?.name, read.error?.isFinal, made.length], [true, "ChatError", false, 5]);
+      await pass(10_000);
+      assert.equal(made.length, 5);
+      assert.equal(chat.state, "idle");
+      chat.close();
+    });
+
+    test(`${transport}: when the next try would be later than giveUpMs`, async () => {
+      const { read, made, lose, serve, chat, http, ws } = await begin({ giveUpMs: 2500 });
+      await serve(start({ heartbeat_ms: 60_000 }));
+      await pass(50_000);
+      transport === "sse" ? http.last.cut() : ws.last.end();
+      await pass();
+      await pass(1000);
+      assert.deepEqual([made.length, read.isOver], [2, false], "it had been served until then");
+      await lose();
+      await pass(1000);
+      await lose();
+      assert.deepEqual([made.length, read.isOver, read.error?.code], [3, true, "lost"]);
+      chat.close();
+    });
+
+    test(`${transport}: a refusal for the moment that asks for too long is passed on`, async () => {
+      const { read, chat, http, ws } = await begin({ giveUpMs: 5000 });
+      const refusal = { status: 429, code: "too_many", retry_after: 7 };
+      if (transport === "sse") http.last.answer(429, refusal);
+      else {
+        ws.last.open();
+        ws.last.say({ type: "rejected", ref: ws.last.sent.at(-1).ref, ...refusal });
+      }
+      await pass();
+      assert.deepEqual([read.error?.code, read.error?.retryAfter, chat.state], ["too_many", 7, "idle"]);
+      chat.close();
+    });
+
+    test(`${transport}: in the middle of a connection that says nothing`, async () => {
+      const { read, chat } = await begin({ giveUpMs: 3000, connectMs: 10_000 });
+      await pass(2999);
+      assert.equal(read.isOver, false);
+      await pass(1);
+      await pass(1);
+      assert.deepEqual([read.isOver, read.error?.name], [true, "ChatError"]);
+      chat.close();
+    });
+  }
+
+  test("a cancel gives up too", async () => {
+    const http = requests();
+    const chat = connect(url, { transport: "sse", fetch: http.fetch, maxTries: 2, backoff: () => 1 });
+    const run = chat.attach(RUN);
+    run.detach();
+    const cancelled = assert.rejects(run.cancel(), { name: "ChatError", code: "lost" });
+    await pass();
+    for (let round = 0; round < 2; round++) {
+      http.last.reject(new TypeError());
+      await pass();
+      await pass(1);
+    }
+    await cancelled;
+    chat.close();
+  });
+
+  for (const [name, says] of [
+    ["nobody", [["TypeError"], "unreachable"]],
+    ["a gateway", [[502, {}], "http_502"]],
+    ["a server that takes no such Host", [[403, { code: "forbidden" }], "forbidden"]],
+    ["a server behind what lets no WebSocket through", [[426, { code: "upgrade_required" }], "lost"]],
+  ]) {
+    test(`a WebSocket that never opened: ${name} answers`, async () => {
+      const ws = sockets(), http = requests();
+      const chat = connect(url, { transport: "ws", WebSocket: ws.WebSocket, fetch: http.fetch, backoff: () => 100 });
+      const run = chat.send("Hi");
+      const read = reading(run);
+      ws.last.end();
+      await pass();
+      assert.equal(http.last.url, `${url}/chat/ws`);
+      const [[status, document], code] = says;
+      if (document) http.last.answer(status, document);
+      else http.last.reject(new TypeError("failed to fetch"));
+      await pass();
+      if (code === "forbidden") assert.deepEqual([read.error.code, read.error.status], ["forbidden", 403]);
+      else assert.equal(run.waits.reason.code, code);
+      await pass(100);
+      assert.equal(ws.length, code === "forbidden" ? 1 : 2);
+      chat.close();
+    });
+  }
+
+  for (const [isThere, code] of [[true, "forbidden"], [false, "unreachable"]]) {
+    test(`a page of another origin whose requests all fail: ${code}`, async () => {
+      const http = requests(), { fetch } = globalThis;
+      const asked = [];
+      globalThis.location = { origin: "https://page.test" };
+      globalThis.fetch = async (url, { mode }) => {
+        asked.push([url, mode]);
+        if (!isThere) throw new TypeError("failed to fetch");
+        return { type: "opaque" };
+      };
+      try {
+        const chat = connect(url, { transport: "sse", fetch: http.fetch, backoff: () => 100 });
+        const run = chat.send("Hi");
+        await pass();
+        http.last.reject(new TypeError("failed to fetch"));
+        await pass();
+        assert.deepEqual(asked, [[`${url}/livez`, "no-cors"]]);
+        assert.deepEqual([run.waits.reason.code, run.waits.reason.isFinal, chat.state], [code, false, "waiting"]);
+        await pass(100);
+        http.last.stream(frames(start()));
+        await pass();
+        http.last.cut();
+        await pass();
+        assert.equal(run.waits.reason.code, "lost");
+        assert.equal(asked.length, 1, "a server that has let us in is not asked why");
+        chat.close();
+      } finally {
+        globalThis.fetch = fetch;
+        delete globalThis.location;
+      }
+    });
+  }
+
+  for (const address of ["", ".", "/chat", "chat.example.org", "localhost:8000", "ws://a", "http://", "http://a b", "http://u:p@a", "ftp://a"]) {
+    test(`connect throws for ${JSON.stringify(address)}, outside of a page`, () => {
+      assert.throws(() => connect(address), TypeError);
+    });
+  }
+
+  test("connect throws without an address, outside of a page", () => {
+    assert.throws(() => connect(), TypeError);
   });
 });
 
@@ -550,6 +760,40 @@ describe("a run", () => {
     chat.close();
   });
 
+  test("is read by one loop: the next one is told, and takes nothing from it", async () => {
+    for (const transport of ["ws", "sse"]) {
+      const ws = sockets(), http = requests();
+      const chat = connect(url, { transport, WebSocket: ws.WebSocket, fetch: http.fetch });
+      const run = chat.send("Hi");
+      await pass();
+      if (transport === "ws") {
+        ws.last.open();
+        ws.last.accept();
+        ws.last.say(start(), token(2));
+      } else http.last.stream(frames(start(), token(2)));
+      const [first, second] = [reading(run), reading(run)];
+      await second.over;
+      assert.deepEqual([second.events, second.error.name, second.error.code], [[], "ChatError", "read"]);
+      if (transport === "ws") ws.last.say(token(3), done(4));
+      else http.last.write(frames(token(3), done(4)));
+      await first.over;
+      assert.deepEqual([first.events, first.error], [[1, 2, 3, 4], null]);
+      const third = reading(run);
+      await third.over;
+      assert.deepEqual([third.events, third.error.code], [[], "read"], "after its end");
+      chat.close();
+    }
+  });
+
+  test("that was left is not looped over again: that would say nothing", async () => {
+    const { run, chat } = await opened(start(), token(2), token(3));
+    for await (const event of run) if (event.seq === 2) break;
+    const again = reading(run);
+    await again.over;
+    assert.deepEqual([again.events, again.error.code], [[], "read"]);
+    chat.close();
+  });
+
   test("that is left is detached from, not cancelled; that is cancelled afterwards is", async () => {
     const { ws, http, run, chat } = await opened(start(), token(2));
     for await (const event of run) if (event.seq === 2) break;
@@ -603,9 +847,10 @@ describe("a run", () => {
   test("sends the fields of the contract", async () => {
     const http = requests();
     const chat = connect(url, { transport: "sse", fetch: http.fetch });
-    chat.send("Hi", { sessionId: "s", idempotencyKey: "k", maxOutputTokens: 5, onDisconnect: "continue", model: "m" });
+    const more = { parentId: "a", system: undefined };
+    chat.send("Hi", { sessionId: "s", idempotencyKey: "k", maxOutputTokens: 5, onDisconnect: "continue", model: "m", ...more });
     await pass();
-    const fields = { session_id: "s", idempotency_key: "k", max_output_tokens: 5, on_disconnect: "continue", model: "m" };
+    const fields = { session_id: "s", parent_id: "a", idempotency_key: "k", max_output_tokens: 5, on_disconnect: "continue", model: "m" };
     assert.deepEqual(http.last.json, { message: "Hi", ...fields });
     chat.send(null, { regenerate: "u" });
     await pass();
@@ -666,6 +911,140 @@ describe("tokens", () => {
       }
       chat.close();
     }
+  });
+});
+
+describe("a token that is not taken", () => {
+  const refused = { code: "unauthenticated", detail: "a valid token is needed" };
+  const facts = ({ status, code, message, isFinal }) => [status, code, message, isFinal];
+  const final = [401, "unauthenticated", "a valid token is needed", true];
+
+  /** A chat with tokens t1, t2, …; and with what each was asked for. */
+  function signedIn(options) {
+    const ws = sockets(), http = requests(), asked = [];
+    const token = async (refusal) => `t${asked.push(refusal?.code)}`;
+    return { ws, http, asked, chat: connect(url, { token, WebSocket: ws.WebSocket, fetch: http.fetch, backoff: () => 1, ...options }) };
+  }
+
+  /** The newest WebSocket, with its ticket. */
+  async function admitted({ ws, http }) {
+    await pass();
+    http.last.answer(200, { ticket: "one", expires_in: 60 });
+    await pass();
+    ws.last.open();
+  }
+
+  for (const transport of ["ws", "auto"]) {
+    test(`${transport}: one that expires in mid answer is asked for anew, and the answer goes on`, async () => {
+      const each = signedIn({ transport });
+      const { ws, http, asked, chat } = each;
+      const read = reading(chat.send("Hi"));
+      await admitted(each);
+      ws.last.accept();
+      ws.last.say(start(), token(2));
+      for (const seq of [3, 4, 5]) {
+        await pass();
+        ws.last.end(4401, "the token has expired");
+        await admitted(each);
+        assert.equal(http.last.headers.authorization, `Bearer t${seq - 1}`);
+        assert.equal(ws.last.sent.at(-1).after, seq - 1);
+        ws.last.accept();
+        ws.last.say(token(seq));
+      }
+      ws.last.say(done(6));
+      await read.over;
+      assert.deepEqual([read.events, read.error, asked.length, chat.via], [[1, 2, 3, 4, 5, 6], null, 4, "ws"]);
+      chat.close();
+    });
+  }
+
+  for (const transport of ["sse", "ws", "auto"]) {
+    test(`${transport}: a stale one is asked for once more, and told so`, async () => {
+      const each = signedIn({ transport });
+      const { ws, http, asked, chat } = each;
+      const read = reading(chat.send("Hi"));
+      await pass();
+      http.last.answer(401, refused);
+      await pass();
+      assert.deepEqual([http.last.headers.authorization, asked], ["Bearer t2", [undefined, "unauthenticated"]]);
+      if (transport === "sse") http.last.stream(frames(start(), done(2)));
+      else {
+        await admitted(each);
+        ws.last.accept();
+        ws.last.say(start(), done(2));
+      }
+      await read.over;
+      assert.deepEqual([read.events, read.error], [[1, 2], null]);
+      chat.close();
+    });
+
+    test(`${transport}: it is final when the fresh one is not taken either`, async () => {
+      const { http, asked, chat } = signedIn({ transport });
+      const read = reading(chat.send("Hi"));
+      for (let round = 0; round < 2; round++) {
+        await pass();
+        http.last.answer(401, refused);
+      }
+      await read.over;
+      await pass(1000);
+      assert.deepEqual([facts(read.error), asked.length, http.length], [final, 2, 2]);
+      chat.close();
+    });
+  }
+
+  test("ws: a ticket that is not taken is asked for once more, then it is final", async () => {
+    const each = signedIn({ transport: "ws" });
+    const read = reading(each.chat.send("Hi"));
+    for (let round = 0; round < 2; round++) {
+      await admitted(each);
+      each.ws.last.end(4401, refused.detail);
+      await pass();
+      await pass(1);
+    }
+    await read.over;
+    assert.deepEqual([facts(read.error), each.ws.length], [final, 2]);
+    each.chat.close();
+  });
+
+  test("a request asks once more too, with the same body", async () => {
+    const { http, chat } = signedIn({});
+    const renamed = chat.request("/chat/sessions/s", { method: "PATCH", body: '{"title":"t"}' });
+    await pass();
+    http.last.answer(401, refused);
+    await pass();
+    assert.deepEqual(http.map(({ method, json }) => [method, json]), Array(2).fill(["PATCH", { title: "t" }]));
+    http.last.answer(401, refused);
+    await assert.rejects(renamed, { status: 401, code: "unauthenticated" });
+  });
+
+  test("without a token option it is final at once, and the same over both transports", async () => {
+    for (const transport of ["sse", "ws"]) {
+      const ws = sockets(), http = requests();
+      const chat = connect(url, { transport, WebSocket: ws.WebSocket, fetch: http.fetch });
+      const read = reading(chat.send("Hi"));
+      await pass();
+      if (transport === "sse") http.last.answer(401, refused);
+      else {
+        ws.last.open();
+        ws.last.end(4401, refused.detail);
+      }
+      await read.over;
+      assert.deepEqual(facts(read.error), final);
+      chat.close();
+    }
+  });
+
+  test("auto: a ticket that is refused for the moment says nothing against the WebSocket", async () => {
+    const { ws, http, chat } = signedIn({ transport: "auto" });
+    const run = chat.send("Hi");
+    await pass();
+    http.last.answer(429, { code: "too_many", retry_after: 3 });
+    await pass();
+    assert.deepEqual([chat.via, run.waits.reason.code], ["ws", "too_many"]);
+    await pass(3000);
+    assert.equal(new URL(http.last.url).pathname, "/chat/tickets");
+    assert.equal(ws.length, 0);
+    chat.close();
   });
 });
 
