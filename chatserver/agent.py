@@ -12,11 +12,12 @@ from anyio.streams.memory import MemoryObjectSendStream
 from msgspec import Struct
 from msgspec.structs import replace
 
-from chatserver.commands import NAME_CHARS_LIMIT, NESTING_LIMIT, is_id, nesting, new_id
+from chatserver.commands import NAME_CHARS_LIMIT, is_id, new_id
 from chatserver.context import as_text, call_upstream
 from chatserver.events import FinishReason, Reasoning, Token, ToolCall, ToolResult, to_json
 from chatserver.limits import Meter
 from chatserver.providers import Finish, ModelRequest, Provider, ReasoningDelta, TextDelta, ToolCallRequest
+from chatserver.strict_json import NESTING_LIMIT, is_nested_too_deeply
 from chatserver.tools import Tool
 from chatserver.tools.execution import Outcome, ToolThreads
 
@@ -167,7 +168,7 @@ def _checked(wanted: ToolCallRequest, tools: Mapping[str, Tool], call_ids: set[s
             encoded = to_json(args)
             if len(encoded) > ARGUMENTS_BYTES_LIMIT:  # Not as they came: 1e15 grows.
                 problem = f"the arguments are over {ARGUMENTS_BYTES_LIMIT} bytes"
-            elif nesting(encoded) > NESTING_LIMIT:
+            elif is_nested_too_deeply(encoded):
                 problem = f"the arguments are nested over {NESTING_LIMIT} levels"
             else:
                 return _Call(call_id, wanted.name, args)

@@ -1,17 +1,14 @@
-"""Commands: what a client asks for, the same Structs for HTTP bodies and WebSocket frames, and how bytes become one."""
+"""Commands: what a client asks for, the same Structs for HTTP bodies and WebSocket frames, and what they may say."""
 
-import json
 import re
 import secrets
-from functools import cache
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeAlias
 
-import msgspec
 from msgspec import Meta, Struct
 
-from chatserver.errors import BadCursor, BadJson, BadRequest, NoCommand, NotFound, TooLarge
+from chatserver.errors import BadCursor, BadRequest, NoCommand, NotFound, TooLarge
+from chatserver.strict_json import convert, plain_text, texts_of
 
-NESTING_LIMIT = 32
 SYSTEM_BYTES_LIMIT = 32 * 1024
 NAME_CHARS_LIMIT = 256
 """Models, titles, references and idempotency keys: text that people or programs make up, never long."""
@@ -20,9 +17,6 @@ CURSOR_DIGITS_LIMIT = 18
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _CURSOR = re.compile(rf"[0-9]{{1,{CURSOR_DIGITS_LIMIT}}}")
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
-_NO_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"|[^][{}]')
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 Reference = Annotated[str, Meta(max_length=NAME_CHARS_LIMIT)]
 
@@ -70,6 +64,9 @@ class Attach(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_
     after: Any = 0
     ref: Reference | None = None
 
+    def __post_init__(self) -> None:
+        cursor(self.after)
+
 
 class Detach(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="detach"):
     """Stop reading a run; the same as a disconnect for that run."""
@@ -91,9 +88,16 @@ class Ping(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", ta
 
 Command: TypeAlias = Send | Attach | Detach | Cancel | Ping
 COMMAND_TYPES: tuple[type[Command], ...] = (Send, Attach, Detach, Cancel, Ping)
-COMMAND_TAGS = frozenset(str(each.__struct_config__.tag) for each in COMMAND_TYPES)
+_KINDS = {str(each.__struct_config__.tag): each for each in COMMAND_TYPES}
+COMMAND_TAGS = frozenset(_KINDS)
 
-T = TypeVar("T")
+
+class _Named(Struct):
+    """What every command may say of itself."""
+
+    type: str
+    ref: str
+    run_id: str
 
 
 def new_id() -> str:
@@ -103,117 +107,22 @@ def new_id() -> str:
     return id
 
 
-def parse_json(body: bytes | str) -> Any:
-    """Strict JSON: one document, UTF-8, finite numbers, no lone surrogates, at most 32 levels deep.
-
-    Also turns CR LF and CR into LF, since lines of text have one ending here.
-
-    Raises:
-        BadJson: it is not that.
-        BadRequest: a key comes twice in an object, or a text holds control characters.
-    """
-    try:
-        text = body.decode() if isinstance(body, bytes) else body
-        tree = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
-    except RecursionError:
-        raise BadJson("nested too deeply") from None
-    except ValueError:
-        raise BadJson("this is not valid JSON in UTF-8, with finite numbers") from None
-    return _clean(tree, "", NESTING_LIMIT)
-
-
-def nesting(document: bytes) -> int:
-    """How many levels of arrays and objects are open at once in a JSON document."""
-    depth = deepest = 0
-    for mark in _NO_BRACKET.sub(b"", document):
-        depth += 1 if mark in b"[{" else -1
-        deepest = max(deepest, depth)
-    return deepest
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in result:
-            raise BadRequest("a field comes twice", f"/{_escape(name)}")
-        result[name] = value
-    return result
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(name)
-
-
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if number in (float("inf"), float("-inf")):
-        raise ValueError(digits)
-    return number
-
-
-def _clean(tree: Any, pointer: str, depth: int) -> Any:
-    if isinstance(tree, str):
-        if _SURROGATE.search(tree):
-            raise BadJson("a lone surrogate is no text")
-        if _CONTROL.search(tree):
-            raise BadRequest("control characters are not allowed", pointer)
-        return tree.replace("\r\n", "\n").replace("\r", "\n")
-    if not isinstance(tree, dict | list):
-        return tree
-    if depth == 0:
-        raise BadJson("nested too deeply")
-    if isinstance(tree, dict):
-        for key in tree:
-            _clean(key, pointer, depth)
-        return {key: _clean(value, f"{pointer}/{_escape(key)}", depth - 1) for key, value in tree.items()}
-    return [_clean(value, f"{pointer}/{index}", depth - 1) for index, value in enumerate(tree)]
-
-
-def _escape(key: str) -> str:
-    return key.replace("~", "~0").replace("/", "~1")
-
-
-@cache
-def _fields(kind: type[Any]) -> tuple[frozenset[str], list[str]]:
-    """The names of all fields, the tag among them, and of those that are required."""
-    fields = msgspec.structs.fields(kind)
-    known = frozenset(each.name for each in fields) | {kind.__struct_config__.tag_field}
-    return known, [each.name for each in fields if each.required]
-
-
-def convert(tree: Any, kind: type[T]) -> T:
-    """A parsed JSON tree as a Struct.
-
-    Raises:
-        BadRequest: a field is missing, unknown or of the wrong type; its pointer says which.
-    """
-    if not isinstance(tree, dict):
-        raise BadRequest("a JSON object is needed")
-    known, required = _fields(cast(Any, kind))
-    for name in tree.keys() - known:
-        raise BadRequest("there is no such field", f"/{_escape(name)}")
-    for name in [name for name in required if name not in tree]:
-        raise BadRequest(f"`{name}` is required", f"/{name}")
-    try:
-        return msgspec.convert(tree, kind)
-    except msgspec.ValidationError as error:
-        sentence, _, path = str(error).partition(" - at `$.")
-        sentence = sentence.partition(" '")[0]  # A wrong word is not said again: nobody knows what it is.
-        raise BadRequest(sentence, f"/{path.rstrip('`')}" if path else "") from None
-
-
-def command(tree: Any) -> Command:
-    """A parsed JSON tree as the command that its `type` names.
+def command(text: str) -> Command:
+    """A JSON document as the command that its `type` names.
 
     Raises:
         NoCommand: it names none.
         BadRequest: a field of it is wrong.
     """
-    tag = tree.get("type") if isinstance(tree, dict) else None
-    for kind in COMMAND_TYPES:
-        if tag == kind.__struct_config__.tag:
-            return convert(tree, kind)
-    raise NoCommand(f"a command is an object whose `type` is one of {', '.join(sorted(COMMAND_TAGS))}", "/type")
+    kind = _KINDS.get(texts_of(text, _Named).get("type", ""))
+    if kind is None:
+        raise NoCommand(f"a command is an object whose `type` is one of {', '.join(sorted(COMMAND_TAGS))}", "/type")
+    return convert(text, kind)
+
+
+def named(text: str) -> dict[str, str]:
+    """What a JSON document names, for the answer to it, however wrong it is as a command."""
+    return {name: value for name, value in texts_of(text, _Named).items() if name != "type"}
 
 
 def checked(request: ChatRequest, message_bytes_limit: int) -> ChatRequest:
@@ -263,9 +172,9 @@ def checked_search(text: str) -> str:
     """What titles are searched for, its spaces collapsed as theirs are.
 
     Raises:
-        BadRequest, BadJson: it is too long, or no text.
+        BadRequest: it is too long, or holds control characters.
     """
-    words = " ".join(_clean(text, "/search", 0).split())
+    words = " ".join(plain_text(text, "/search").split())
     if len(words) > NAME_CHARS_LIMIT:
         raise BadRequest(f"`search` is at most {NAME_CHARS_LIMIT} characters", "/search")
     return words

@@ -13,6 +13,7 @@ ROOMS = (
     "events",
     "compaction",
     "errors",
+    "strict_json",
     "commands",
     "records",
     "syntax",

@@ -21,7 +21,7 @@ from msgspec.structs import fields
 
 from chatserver.app import create_app
 from chatserver.auth import Ticket
-from chatserver.commands import COMMAND_TAGS, COMMAND_TYPES, ChatRequest, checked, command, convert
+from chatserver.commands import COMMAND_TAGS, COMMAND_TYPES, ChatRequest, checked, command
 from chatserver.errors import ChatError
 from chatserver.events import EVENT_TYPES, BaseEvent, ErrorCode, FinishReason, ToolCallState, Usage, decode
 from chatserver.providers.demo import FAULTS
@@ -36,6 +36,7 @@ from chatserver.records import (
 )
 from chatserver.schema import CLOSE_CODES
 from chatserver.settings import Settings, variable
+from chatserver.strict_json import convert
 from chatserver.tools import load_tools
 
 ROOT = Path(__file__).parents[1]
@@ -285,9 +286,9 @@ def _fault_of_problem(document: dict[str, Any]) -> str | None:
     return None if fits else "a problem has other fields"
 
 
-def _refusal(document: dict[str, Any], read: Callable[[Any], object]) -> str | None:
+def _refusal(document: dict[str, Any], read: Callable[[str], object]) -> str | None:
     try:
-        asked = read(document)
+        asked = read(json.dumps(document))
         if isinstance(asked, ChatRequest):
             checked(asked, Settings().max_message_bytes)
     except ChatError as error:

@@ -17,8 +17,8 @@ import anyio
 import msgspec
 from msgspec import Struct
 
-from chatserver.commands import NESTING_LIMIT, nesting
 from chatserver.events import to_json
+from chatserver.strict_json import NESTING_LIMIT, is_nested_too_deeply
 from chatserver.tools import Tool
 
 ABANDONED_LIMIT = 64
@@ -113,7 +113,7 @@ def cap(result: Any, bytes_limit: int) -> tuple[Any, bool]:
     encoded = msgspec.json.encode(result)
     if len(encoded) > bytes_limit or len(to_json(result)) > bytes_limit:
         return _prefix(encoded[:bytes_limit].decode(errors="replace"), bytes_limit), True
-    if nesting(encoded) > NESTING_LIMIT:
+    if is_nested_too_deeply(encoded):
         raise ToolFailed(f"the result is nested over {NESTING_LIMIT} levels")
     return msgspec.json.decode(encoded), False
 

@@ -7,8 +7,8 @@ from litestar import Request
 from litestar.datastructures import State
 
 from chatserver.auth.origins import header
-from chatserver.commands import convert, parse_json
 from chatserver.errors import BadJson, TooLarge, UnsupportedMedia
+from chatserver.strict_json import convert, json_text
 from chatserver.transports.parts import parts_of
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ async def read_body(request: Request[str, Any, State], kind: type[T]) -> T:
     if header(headers, b"content-encoding") not in ("", "identity"):
         raise UnsupportedMedia("the body must not be compressed")
     body = await body_bytes(request, parts_of(request).settings.max_body_bytes)
-    return convert(parse_json(body), kind)
+    return convert(json_text(body), kind)
 
 
 async def body_bytes(request: Request[str, Any, State], limit: int) -> bytes:

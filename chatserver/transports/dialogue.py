@@ -1,7 +1,6 @@
 """A dialogue over one WebSocket: any number of runs, one reader that always drains, one way out, a pump a run."""
 
 import asyncio
-import json
 import logging
 from collections.abc import Sequence
 from contextlib import aclosing
@@ -14,13 +13,14 @@ from anyio.lowlevel import checkpoint
 from msgspec import Struct
 
 from chatserver.auth import Identity
-from chatserver.commands import Attach, Cancel, Command, Detach, Ping, command, cursor, parse_json
+from chatserver.commands import Attach, Cancel, Command, Detach, Ping, command, cursor, named
 from chatserver.commands import Send as SendCommand
-from chatserver.errors import BadJson, BadRequest, ChatError, Internal, NoCommand
+from chatserver.errors import BadJson, ChatError, Internal, NoCommand
 from chatserver.events import Record
 from chatserver.limits import Requests
 from chatserver.run import Subscription
 from chatserver.runs import Runs
+from chatserver.strict_json import json_text
 from chatserver.transports.connections import WRITE_NOW, Connection, Connections, KeepAlive, Receive, Scope, Send
 from chatserver.transports.frames import FRAMES, text_frame, text_frames
 from chatserver.transports.parts import Parts
@@ -173,15 +173,13 @@ class Dialogue:
             raise Closed(EXPIRED)
         about: dict[str, Any] = {}
         try:
-            tree = parse_json(text)
-            about = _named(tree)
-            await self._obey(command(tree), about)
+            text = json_text(text)
+            about = named(text)
+            await self._obey(command(text), about)
             self._no_commands = 0
         except Closed:
             raise
         except ChatError as error:
-            if isinstance(error, BadRequest) and not about:
-                about = _named(json.loads(text))  # JSON it is, or this would be BadJson.
             await self._reject(error, about)
         except Exception:
             logger.exception("a command of a WebSocket failed")
@@ -269,10 +267,3 @@ class Dialogue:
             await self._connection.write({"type": "websocket.send"} | content)
         except OSError:  # Of the socket; one that a command meets elsewhere is a fault of the server.
             raise Closed(GONE) from None
-
-
-def _named(tree: Any) -> dict[str, Any]:
-    """What a command names, for the answer to it."""
-    return {
-        name: tree[name] for name in ("ref", "run_id") if isinstance(tree, dict) and isinstance(tree.get(name), str)
-    }
