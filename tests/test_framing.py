@@ -175,11 +175,11 @@ async def test_the_bytes_of_an_event_stream_are_exact(place: Place) -> None:
     for after in (0, 3):
         with anyio.fail_after(WAIT_SECONDS):
             raw = await (await SseReader.get(place.server, events_path(documents, after))).read_all()
-        opening = re.match(rb"retry: [0-9]+\n\n", raw)
+        opening = re.match(rb"retry: [0-9]+\n(?!\n)", raw)
         assert opening is not None
         heads = [json.loads(each) for each in documents[after:]]
         frames = [
-            b"id: %d\nevent: %b\ndata: %b\n\n" % (head["seq"], head["type"].encode(), document)
+            b"event: %b\ndata: %b\nid: %d\n\n" % (head["type"].encode(), document, head["seq"])
             for head, document in zip(heads, documents[after:], strict=True)
         ]
         assert raw[opening.end() :] == b"".join(frames)

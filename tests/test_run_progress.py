@@ -44,7 +44,7 @@ async def on_disk(stage: Stage, session_id: str) -> list[MessageRecord]:
 
 # ---- never silent ---------------------------------------------------------------------------------------------------
 
-PINGS = {"sse": b": ping\n\n", "ndjson": b'{"type":"ping"}\n'}
+PINGS = {"sse": b": ping\n", "ndjson": b'{"type":"ping"}\n'}
 
 
 async def hears_pings(reading: Reading, count: int) -> None:

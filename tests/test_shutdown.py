@@ -99,7 +99,7 @@ async def is_told(reading: Reading) -> None:
     assert await reading.next() is None
     assert reader.has_ended
     if reader.accept == "text/event-stream":
-        assert bytes(reader.raw).splitlines()[-2].startswith(b"retry: ")
+        assert bytes(reader.raw).splitlines()[-1].startswith(b"retry: ")
 
 
 async def all_told(readings: Iterable[Reading]) -> None:

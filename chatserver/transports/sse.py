@@ -39,25 +39,29 @@ def _events(records: Sequence[Record]) -> bytes:
 
 
 def _event(each: Record) -> bytes:
-    return b"id: %d\nevent: %b\ndata: %b\n\n" % (each.seq, each.type.encode(), each.data)
+    return b"event: %b\ndata: %b\nid: %d\n\n" % (each.type.encode(), each.data, each.seq)
 
 
 class EventStream:
-    """`text/event-stream`, LF only: some clients split on nothing else."""
+    """`text/event-stream`, LF only: some clients split on nothing else.
+
+    An empty line stands behind events alone: there are clients that take each block for an event, also one without data.
+    `id:` stands behind `data:`: there are clients that believe to have handled an event as soon as they know its id.
+    """
 
     media_type = "text/event-stream"
     content_type = b"text/event-stream"  # Always UTF-8: a charset would only confuse clients that compare it.
-    ping = b": ping\n\n"
+    ping = b": ping\n"
 
     def opening(self) -> bytes:
-        return b"retry: %d\n\n" % RETRY_MS
+        return b"retry: %d\n" % RETRY_MS
 
     def frame(self, records: Sequence[Record]) -> bytes:
         return _events(records)
 
     def farewell(self) -> bytes:
         # Spread out, or every reader would come back in the same moment.
-        return b"retry: %d\n\n" % random.randint(RETRY_MS // 2, RETRY_MS * 2)  # noqa: S311
+        return b"retry: %d\n" % random.randint(RETRY_MS // 2, RETRY_MS * 2)  # noqa: S311
 
 
 class JsonLines:
