@@ -1,9 +1,10 @@
 """The contract as documents that programs read: JSON Schema and TypeScript of the events, AsyncAPI of the WebSocket."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from chatserver import __version__
 from chatserver.commands import COMMAND_TYPES
@@ -65,34 +66,51 @@ def asyncapi() -> dict[str, Any]:
 def typescript() -> str:
     """The events as TypeScript: an interface each, and `ChatEvent`, the union that `type` tells apart."""
     document = schema()
-    names = {each["$ref"].rpartition("/")[2] for each in document["anyOf"]}
+    names = {name: f"{name}Event" for each in document["anyOf"] for name in [each["$ref"].rpartition("/")[2]]}
+    union = " | ".join(_kind(each, names) for each in document["anyOf"])
+    lines = ["// Written by `chatserver schema` from the server's events.\n"]
+    lines += [*_interfaces(document["$defs"], names), f"export type ChatEvent = {union};"]
+    return "\n".join(lines) + "\n"
 
-    def kind(node: dict[str, Any]) -> str:
-        match node:
-            case {"$ref": reference}:
-                name = reference.rpartition("/")[2]
-                return f"{name}Event" if name in names else str(name)
-            case {"anyOf": choices}:
-                return " | ".join(map(kind, choices))
-            case {"enum": values}:
-                return " | ".join(msgspec.json.encode(value).decode() for value in values)
-            case {"type": "array", "items": item}:
-                return f"{kind(item)}[]"
-            case {"type": name}:
-                return _TYPESCRIPT[name]
-            case _:
-                return "unknown"
 
-    def lines() -> Iterator[str]:
-        yield "// Written by `chatserver schema` from the server's events.\n"
-        for name, definition in document["$defs"].items():
-            yield f"/** {definition['description'].replace('``', '`')} */"
-            yield f"export interface {kind({'$ref': name})} {{"
-            yield from (f"  {field}: {kind(node)};" for field, node in definition["properties"].items())
-            yield "}\n"
-        yield f"export type ChatEvent = {' | '.join(map(kind, document['anyOf']))};"
+def typescript_of(records: Sequence[type[Struct]]) -> str:
+    """What requests are answered with as TypeScript; what the events have too is imported from theirs."""
+    _, definitions = msgspec.json.schema_components(records)
+    shared = definitions.keys() & schema()["$defs"].keys()
+    lines = ["// Written by `chatserver schema` from what the server's routes answer.\n"]
+    lines += [f'import type {{ {", ".join(sorted(shared))} }} from "./events.js";\n']
+    lines += _interfaces({name: each for name, each in definitions.items() if name not in shared}, {})
+    return "\n".join(lines)
 
-    return "\n".join(lines()) + "\n"
+
+def _interfaces(definitions: dict[str, Any], names: dict[str, str]) -> Iterator[str]:
+    """Each definition as an interface; a field that is neither required nor has a default may be absent."""
+    for name, definition in definitions.items():
+        said = " ".join(definition["description"].replace("``", "`").replace("None", "null").split())
+        yield f"/** {said} */"
+        yield f"export interface {names.get(name, name)} {{"
+        for field, node in definition["properties"].items():
+            is_there = field in definition["required"] or "default" in node
+            yield f"  {field}: {_kind(node, names)};" if is_there else f"  {field}?: {_kind(node, names)} | undefined;"
+        yield "}\n"
+
+
+def _kind(node: dict[str, Any], names: dict[str, str]) -> str:
+    """A JSON Schema as a type; ``names`` are those of definitions that have another name here."""
+    match node:
+        case {"$ref": reference}:
+            name = str(reference).rpartition("/")[2]
+            return names.get(name, name)
+        case {"anyOf": choices}:
+            return " | ".join(_kind(each, names) for each in choices)
+        case {"enum": values}:
+            return " | ".join(msgspec.json.encode(value).decode() for value in values)
+        case {"type": "array", "items": item}:
+            return f"{_kind(item, names)}[]"
+        case {"type": name}:
+            return _TYPESCRIPT[name]
+        case _:
+            return "unknown"
 
 
 _TYPESCRIPT = {

@@ -6,9 +6,12 @@ import re
 import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from chatserver import __version__
+from chatserver.errors import BadJson, BadRequest, Draining, RunActive, TooMany
+from chatserver.transports.openapi import Problem
 from tests.web_client import CLIENT, TOOLS, WEB, node, tool, wrong
 
 SIZE_LIMIT_BYTES = 6000
@@ -63,7 +66,7 @@ def test_it_is_typed_strictly() -> None:
 
 def test_a_wrong_type_is_found(tmp_path: Path) -> None:
     wrong(tmp_path, ("this.text += event.content", "this.text += event.contents"))
-    for name in ("tsconfig.json", "events.d.ts"):
+    for name in ("tsconfig.json", "events.d.ts", "records.d.ts"):
         (tmp_path / name).write_bytes((WEB / name).read_bytes())
     assert "TS2551" in run(tool("tsc"), "--project", tmp_path).stdout
 
@@ -83,6 +86,7 @@ def test_who_uses_it_has_its_types(tmp_path: Path) -> None:
         """
         import { connect, type Run, type State, type Wait } from "chatserver";
         import type { ChatEvent } from "chatserver/events";
+        import type { MessageRecord, Problem, RunRecord, SessionDetail, SessionPage, Ticket } from "chatserver/records";
 
         const chat = connect("https://chat.example.org", { transport: "auto", token: async () => "t" });
         const off: () => void = chat.on("state", (state: State, { delayMs }) => console.log(state, delayMs));
@@ -103,9 +107,19 @@ def test_who_uses_it_has_its_types(tmp_path: Path) -> None:
         const text: string = run.text;
         // @ts-expect-error: no such transport
         chat.transport = "carrier pigeon";
+        const page: SessionPage = await (await chat.request("/chat/sessions")).json();
+        const session: SessionDetail = await (await chat.request(`/chat/sessions/${page.cursor}`)).json();
+        const newest: MessageRecord | undefined = session.messages.at(-1);
+        if (newest?.finish_reason === "length") console.log(newest.parent_id, newest.usage?.output_tokens);
+        // @ts-expect-error: no such end
+        if (newest?.finish_reason === "boredom") console.log(newest);
+        const shown = (run: RunRecord, { code, errors }: Problem, { ticket }: Ticket) =>
+          [run.error?.code, code, errors?.[0]?.pointer, ticket];
+        // @ts-expect-error: the server does not ask
         await run.answer("call", { approve: true });
+        await run.cancel();
         off();
-        export { text };
+        export { shown, text };
         """
     )
     options = [
@@ -129,6 +143,20 @@ def test_what_may_be_absent_may_be_undefined() -> None:
     optional = re.findall(r"^ +\w+\?: (.*);$", (WEB / "chatserver.d.ts").read_text(), re.MULTILINE)
     assert len(optional) > 20
     assert [kind for kind in optional if not re.search(r"\| undefined$|^unknown$", kind)] == []
+
+
+def test_every_refusal_is_the_problem_that_is_typed() -> None:
+    refusals = [
+        BadJson("why"),
+        BadRequest("why", "/message"),
+        RunActive("run"),
+        TooMany("why", retry_after=7),
+        Draining(),
+    ]
+    for each in refusals:
+        document = each.problem()
+        assert document.keys() <= set(Problem.__struct_fields__)
+        assert msgspec.to_builtins(msgspec.convert(document, Problem)) == document
 
 
 def test_it_is_small() -> None:

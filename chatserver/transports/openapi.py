@@ -7,11 +7,12 @@ from typing import Annotated, Any, cast
 import msgspec
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Components, OpenAPIMediaType, Operation, RequestBody, SecurityScheme
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from chatserver import errors
-from chatserver.auth import COOKIE
+from chatserver.auth import COOKIE, Ticket
 from chatserver.errors import ChatError
+from chatserver.records import RunRecord, SessionDetail, SessionPage
 
 SECURITY = Components(
     security_schemes={
@@ -45,9 +46,13 @@ class Problem(Struct):
     status: int
     detail: str
     code: str
-    errors: list[FieldProblem] | None = None
-    run_id: str | None = None
-    retry_after: int | None = None
+    errors: list[FieldProblem] | UnsetType = UNSET
+    run_id: str | UnsetType = UNSET
+    retry_after: int | UnsetType = UNSET
+
+
+RECORDS = (RunRecord, SessionDetail, SessionPage, Ticket, Problem)
+"""All that the routes answer, with what is in it."""
 
 
 class ServerSentEvent(Struct):

@@ -11,6 +11,7 @@
  * `overFetch`, and nowhere else. PROTOCOL.md of the server is the contract.
  */
 import type { ChatEvent, DoneEvent, ErrorEvent, ToolCallState, Usage } from "./events.js";
+import type { FieldProblem } from "./records.js";
 export type Transport = "auto" | "ws" | "sse";
 export type State = "idle" | "connecting" | "open" | "stalled" | "waiting" | "offline" | "closed";
 export type Options = {
@@ -76,11 +77,6 @@ export type ChatRequest = {
     parentId?: string | undefined;
     onDisconnect?: "cancel" | "continue" | undefined;
 };
-export type Verdict = {
-    approve: boolean;
-    args?: Record<string, unknown> | undefined;
-    reason?: string | undefined;
-};
 export type Frame = {
     /**
      * `performance.now()`
@@ -116,14 +112,14 @@ export declare class ChatError extends Error {
     retryAfter: number | undefined;
     /** With `run_active`: the run that is going. */
     runId: string | undefined;
-    errors: object[] | undefined;
+    errors: FieldProblem[] | undefined;
     isFinal: boolean;
     /** Worth coming back without a wait. */
     atOnce: boolean;
     /**
      * @param {string} message
      * @param {{ status?: number | undefined, code?: string | undefined, retryAfter?: number | undefined,
-     *   runId?: string | undefined, errors?: object[] | undefined, isFinal?: boolean | undefined,
+     *   runId?: string | undefined, errors?: FieldProblem[] | undefined, isFinal?: boolean | undefined,
      *   atOnce?: boolean | undefined, cause?: unknown }} [facts]
      */
     constructor(message: string, { status, code, retryAfter, runId, errors, isFinal, atOnce, cause }?: {
@@ -131,7 +127,7 @@ export declare class ChatError extends Error {
         code?: string | undefined;
         retryAfter?: number | undefined;
         runId?: string | undefined;
-        errors?: object[] | undefined;
+        errors?: FieldProblem[] | undefined;
         isFinal?: boolean | undefined;
         atOnce?: boolean | undefined;
         cause?: unknown;
@@ -206,8 +202,6 @@ export declare class Run implements AsyncIterable<ChatEvent> {
     /** Why it has to wait, until the server takes it; a `state` event tells of each change. @type {Wait | null} */ waits: Wait | null;
     /** End the run, for every reader. @returns {Promise<void>} the server has obeyed; the end comes as an event */
     cancel(): Promise<void>;
-    /** Approve or deny a tool call. @param {string} callId @param {Verdict} verdict @returns {Promise<void>} */
-    answer(callId: string, verdict: Verdict): Promise<void>;
     /** Stop reading, as leaving the loop does. The run goes on. */
     detach(): void;
     /** The events, once. @returns {AsyncGenerator<ChatEvent, void, void>} @throws {ChatError} there is a loop already */

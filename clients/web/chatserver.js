@@ -12,6 +12,7 @@
  */
 
 /** @import { ChatEvent, DoneEvent, ErrorEvent, ToolCallState, Usage } from "./events.js" */
+/** @import { FieldProblem } from "./records.js" */
 
 /** @typedef {"auto" | "ws" | "sse"} Transport `auto`: WebSocket, or SSE where no WebSocket gets through */
 /** @typedef {"idle" | "connecting" | "open" | "stalled" | "waiting" | "offline" | "closed"} State */
@@ -41,7 +42,6 @@
  * @property {string | undefined} [parentId] the answer that the message follows; absent: the newest
  * @property {"cancel" | "continue" | undefined} [onDisconnect]
  */
-/** @typedef {{ approve: boolean, args?: Record<string, unknown> | undefined, reason?: string | undefined }} Verdict */
 /**
  * @typedef {object} Frame what went over the wire, as it went
  * @property {number} at `performance.now()`
@@ -95,7 +95,7 @@ export class ChatError extends Error {
   /**
    * @param {string} message
    * @param {{ status?: number | undefined, code?: string | undefined, retryAfter?: number | undefined,
-   *   runId?: string | undefined, errors?: object[] | undefined, isFinal?: boolean | undefined,
+   *   runId?: string | undefined, errors?: FieldProblem[] | undefined, isFinal?: boolean | undefined,
    *   atOnce?: boolean | undefined, cause?: unknown }} [facts]
    */
   constructor(message, { status = 0, code = "lost", retryAfter, runId, errors, isFinal, atOnce = false, cause } = {}) {
@@ -337,18 +337,15 @@ export class Chat {
     }
   }
 
-  /**
-   * @internal Tell the server about a run, over its WebSocket if it has one, until the server has answered.
-   * @param {Run} run @param {string} type @param {Record<string, unknown>} fields @param {string} path
-   */
-  async command(run, type, fields, path) {
+  /** @internal Ask for a run's end, over its WebSocket if it has one, until the server has answered. @param {Run} run */
+  async cancel(run) {
     await run.named;
     const since = Date.now();
     for (let tries = 0; run.id && !run.hasEnded; ) {
       try {
         const { order } = run.line ?? {};
-        if (order) await new Promise((...settle) => order({ type, run_id: run.id, ...fields }, ...settle));
-        else await this.request(`/chat/runs/${run.id}/${path}`, { method: "POST", body: JSON.stringify(fields) });
+        if (order) await new Promise((...settle) => order({ type: "cancel", run_id: run.id }, ...settle));
+        else await this.request(`/chat/runs/${run.id}/cancel`, { method: "POST" });
         return;
       } catch (error) {
         const reason = lossOf(error);
@@ -402,12 +399,7 @@ export class Run {
 
   /** End the run, for every reader. @returns {Promise<void>} the server has obeyed; the end comes as an event */
   cancel() {
-    return this.#chat.command(this, "cancel", {}, "cancel");
-  }
-
-  /** Approve or deny a tool call. @param {string} callId @param {Verdict} verdict @returns {Promise<void>} */
-  answer(callId, verdict) {
-    return this.#chat.command(this, "answer", { call_id: callId, ...verdict }, `tool_calls/${callId}`);
+    return this.#chat.cancel(this);
   }
 
   /** Stop reading, as leaving the loop does. The run goes on. */

@@ -63,7 +63,7 @@ export interface SnapshotEvent {
   tool_calls: ToolCallState[];
 }
 
-/** A tool call with its result, as `snapshot` events and stored messages hold it; no result yet: `None`. */
+/** A tool call with its result, as `snapshot` events and stored messages hold it; no result yet: `null`. */
 export interface ToolCallState {
   call_id: string;
   tool: string;

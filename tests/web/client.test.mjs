@@ -806,18 +806,17 @@ describe("a run", () => {
     chat.close();
   });
 
-  test("is cancelled and answered over its WebSocket, or by a request when that is lost", async () => {
+  test("is cancelled over its WebSocket, or by a request when that is lost", async () => {
     const { ws, http, run, chat } = await opened(start(), token(2));
     reading(run);
-    const answered = run.answer("call", { approve: false, reason: "no" });
+    const refused = run.cancel();
     await pass();
     const { ref, ...command } = ws.last.sent.at(-1);
-    assert.deepEqual(command, { type: "answer", run_id: RUN, call_id: "call", approve: false, reason: "no" });
-    ws.last.say({ type: "rejected", ref, status: 409, code: "answered", message: "too late" });
-    await assert.rejects(answered, { status: 409, code: "answered" });
+    assert.deepEqual(command, { type: "cancel", run_id: RUN });
+    ws.last.say({ type: "rejected", ref, status: 404, code: "not_found", message: "no such run" });
+    await assert.rejects(refused, { status: 404, code: "not_found" });
     const cancelled = run.cancel();
     await pass();
-    assert.equal(ws.last.sent.at(-1).type, "cancel");
     ws.last.end();
     await pass();
     await pass(1);
