@@ -15,8 +15,11 @@ from dotenv import dotenv_values
 from chatserver import __version__, schema
 from chatserver.errors import SettingsError
 from chatserver.settings import Settings, load
+from chatserver.sources import remarks
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+ENV_FILE = Path(".env")
 
 GC_THRESHOLDS = (5_000, 10, 100)
 """At Python's own pace a full collection stops all streams for 0.2 s, with thousands of them open. So most are young
@@ -64,8 +67,9 @@ def _flags(command: F) -> F:
 @_flags
 def serve(**flags: Any) -> None:
     """Run the server."""
+    for line in remarks(str(ENV_FILE.resolve()), _env_file(), os.environ):
+        click.echo(line, err=True)
     settings = _settings(flags)
-    sys.path.insert(0, "")  # As `python -m` does: CHATSERVER_TOOLS names a module of the user's own.
     from chatserver.server import Server, bind  # The other commands need not wait for a web server.
 
     try:
@@ -128,11 +132,16 @@ def bench(url: str, out: Path, **options: Any) -> None:
 
 def _settings(flags: dict[str, Any]) -> Settings:
     try:
-        return load(dotenv_values(".env"), os.environ, flags=flags)
+        return load(_env_file(), os.environ, flags=flags)
     except SettingsError as error:
         raise click.ClickException(str(error)) from None
+
+
+def _env_file() -> dict[str, str | None]:
+    try:
+        return dotenv_values(ENV_FILE)
     except (OSError, UnicodeDecodeError) as error:
-        raise click.ClickException(f".env cannot be read: {error}") from None
+        raise click.ClickException(f"{ENV_FILE} cannot be read: {error}") from None
 
 
 def _banner(settings: Settings) -> str:

@@ -112,7 +112,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def shown(self) -> dict[str, Any]:
         """All settings in force, secrets masked, also inside URLs."""
         values = msgspec.to_builtins(self)
-        return {name: _masked(name, value) for name, value in values.items()}
+        return {name: masked(name, value) for name, value in values.items()}
 
 
 def variable(name: str) -> str:
@@ -120,16 +120,24 @@ def variable(name: str) -> str:
     return ("" if name.startswith(SDK_PREFIX) else PREFIX) + name.upper()
 
 
-def load(*sources: Mapping[str, str | None], flags: Mapping[str, Any] | None = None) -> Settings:
-    """Settings from environments (a later one wins) and, above all, from command-line flags.
+VARIABLES = tuple(variable(name) for name in Settings.__struct_fields__)
+
+
+def given(source: Mapping[str, str | None]) -> dict[str, str]:
+    """The variables that an environment sets.
 
     Blanks and line ends around a value are none of it: files that secrets are mounted from often end in one.
+    """
+    return {name: text for name in VARIABLES if (text := (source.get(name) or "").strip())}
+
+
+def load(*sources: Mapping[str, str | None], flags: Mapping[str, Any] | None = None) -> Settings:
+    """Settings from environments (a later one wins) and, above all, from command-line flags.
 
     Raises:
         SettingsError: a value is wrong, or asks for what this server cannot do.
     """
-    given = (pair for source in sources for pair in source.items())
-    environment = {key: value.strip() for key, value in given if value and value.strip()}
+    environment = {name: text for source in sources for name, text in given(source).items()}
     values: dict[str, Any] = {}
     for each in msgspec.structs.fields(Settings):
         text = environment.get(variable(each.name))
@@ -193,12 +201,12 @@ def _possible_auth(settings: Settings) -> None:
     if settings.auth not in ("none", "jwt"):
         raise SettingsError(f"{variable('auth')}: `none` or `jwt`")
     url = settings.jwks_url
-    given = [name for name in ("jwt_secret", "jwks_url") if getattr(settings, name) is not None]
+    doors = [name for name in ("jwt_secret", "jwks_url") if getattr(settings, name) is not None]
     if settings.auth == "none":
-        if given:  # Who has set it believes that there are doors.
-            raise SettingsError(f"{variable('auth')}: {variable(given[0])} has no effect unless this is `jwt`")
+        if doors:  # Who has set it believes that there are doors.
+            raise SettingsError(f"{variable('auth')}: {variable(doors[0])} has no effect unless this is `jwt`")
         return
-    if len(given) != 1:
+    if len(doors) != 1:
         raise SettingsError(
             f"{variable('auth')}: `jwt` needs either {variable('jwt_secret')} or {variable('jwks_url')}"
         )
@@ -213,7 +221,8 @@ def _is_trustworthy(url: str) -> bool:
     return is_http_url(url) and (url.startswith("https:") or urlsplit(url).hostname in LOOPBACK_HOSTS)
 
 
-def _masked(name: str, value: Any) -> Any:
+def masked(name: str, value: Any) -> Any:
+    """The value of a setting as it may be shown."""
     if name in SECRETS and value:
         return "***"
     if name == "openai_custom_headers" and value:

@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,6 +141,7 @@ class ServerProcess:
         upstream_url: str | None,
         directory: Path,
         *arguments: str,
+        start: Sequence[str] = ("-m", "chatserver"),
         environment: dict[str, str] | None = None,
         **settings: Any,
     ) -> None:
@@ -152,6 +153,7 @@ class ServerProcess:
         self.stdout: list[str] = []
         """All lines so far, of all lives."""
         self.stderr: list[str] = []
+        self._start = start
         self._environment = environment or {}
         self._process: asyncio.subprocess.Process | None = None
         self._readers: list[asyncio.Task[None]] = []
@@ -180,7 +182,7 @@ class ServerProcess:
         begin = len(self.stdout)
         self._process = process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-m", "chatserver", "serve", "--host", self.host, "--port", str(self.settings.port), *self.arguments),
+            *(*self._start, "serve", "--host", self.host, "--port", str(self.settings.port), *self.arguments),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

@@ -18,6 +18,7 @@ ROOMS = (
     "records",
     "syntax",
     "settings",
+    "sources",
     "log",
     "providers",
     "tools",

@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 from chatserver import __version__, schema
 from chatserver.cli import main
 from chatserver.settings import Settings, load, variable
+from chatserver.sources import remarks
 from tests.clients import request
 from tests.live import ROOT, ServerProcess
 
@@ -220,21 +221,70 @@ async def test_python_m_is_the_same_command(elsewhere: Path) -> None:
     assert mistake.stderr == run("config", CHATSERVER_PORT="x").stderr
 
 
-async def test_tools_of_ones_own_lie_in_the_working_directory_however_it_is_started(elsewhere: Path) -> None:
-    """A console script has its own directory on the path, not this one."""
+@pytest.fixture
+def starts(elsewhere: Path) -> list[list[str]]:
+    """The ways to start the program. A console script has its own directory on the path, not the working one."""
     (elsewhere / "bin").mkdir()
     script = elsewhere / "bin" / "chatserver"
     script.write_text("from chatserver.cli import main\nmain()\n")
+    return [["-m", "chatserver"], [str(script)]]
+
+
+async def test_tools_of_ones_own_lie_in_the_working_directory_however_it_is_started(
+    elsewhere: Path, starts: list[list[str]]
+) -> None:
     (elsewhere / "mine.py").write_text("TOOLS = 5\n")
-    for start in (["-m", "chatserver"], [str(script)]):
-        ended = await run_process("serve", "--port", "0", start=start, CHATSERVER_TOOLS="mine:TOOLS")
-        assert ended.status == 1 and "not iterable" in ended.stderr
+    module, script = starts
+    mine = {"CHATSERVER_TOOLS": "mine:TOOLS", "CHATSERVER_PORT": "0"}
+    *found, by_option, by_variable = await asyncio.gather(
+        run_process("serve", start=module, **mine),
+        run_process("serve", start=script, **mine),
+        run_process("serve", start=["-P", *module], **mine),
+        run_process("serve", start=script, PYTHONSAFEPATH="1", **mine),
+    )
+    assert all(ended.status == 1 and "not iterable" in ended.stderr for ended in found)
+    assert by_option == by_variable and by_option.status == 1 and "No module named 'mine'" in by_option.stderr
+
+
+FOREIGN = [
+    "openai",
+    "httpx2",
+    "litestar",
+    "uvloop",
+    "alembic",
+    "jwt",
+    "orjson",
+    "sqlite3",
+    "decimal",
+    "zoneinfo",
+    "email",
+]
+"""Modules that the program imports, or would where they are, from early on and late."""
+
+
+async def test_what_lies_in_the_working_directory_takes_no_modules_place(
+    elsewhere: Path, starts: list[list[str]]
+) -> None:
+    for name in FOREIGN:
+        (elsewhere / f"{name}.py").write_text(f"open('{name}.ran', 'w').close()\nraise SystemExit('{name}')\n")
+    upstream = {"OPENAI_BASE_URL": "http://127.0.0.1:1/v1", "CHATSERVER_MODEL": "m"}
+    (elsewhere / "mine.py").write_text("import decimal, sys\nfrom chatserver.tools.builtin import TOOLS\n")
+    for start in starts:
+        async with serving(elsewhere, start=start, CHATSERVER_TOOLS="mine:TOOLS", **upstream) as server:
+            assert (await request(server, "GET", "/livez")).status == 200
+            assert (await request(server, "POST", "/chat/runs", {"message": "Hi"})).status == 202
+            os.kill(server.pid, signal.SIGINT)
+            assert await server.wait() == 0
+            assert server.stderr == []
+        assert [name for name in FOREIGN if (elsewhere / f"{name}.ran").exists()] == []
 
 
 @asynccontextmanager
-async def serving(directory: Path, *arguments: str, **environment: str) -> AsyncIterator[ServerProcess]:
+async def serving(
+    directory: Path, *arguments: str, start: Sequence[str] = ("-m", "chatserver"), **environment: str
+) -> AsyncIterator[ServerProcess]:
     with anyio.fail_after(2 * WAIT_SECONDS):
-        async with ServerProcess(None, directory, *arguments, environment=environment) as server:
+        async with ServerProcess(None, directory, *arguments, start=start, environment=environment) as server:
             yield server
 
 
@@ -253,3 +303,69 @@ async def test_the_banner_names_the_upstream_and_no_secret(elsewhere: Path) -> N
     async with serving(elsewhere, CHATSERVER_MODEL="mine") as server:
         assert "mine at http://me:***@127.0.0.1:1/v1" in server.output
         assert "hunter2" not in server.output and "demo" not in server.output
+
+
+# ---- where settings come from ---------------------------------------------------------------------------------------
+
+REMARKS: list[tuple[dict[str, str], dict[str, str], list[str]]] = [
+    ({}, {}, []),
+    ({}, {"OPENAI_API_KEY": "hunter2", "OPENAI_BASE_URL": "http://a/v1"}, []),
+    ({"CHATSERVER_MODEL": "m"}, {}, ["ENV was read and gives CHATSERVER_MODEL"]),
+    ({"CHATSERVER_MODEL": "m", "PATH": "x"}, {"CHATSERVER_MODEL": "n"}, ["ENV was read and gives no setting"]),
+    ({"CHATSERVER_TOOLS": "evil:TOOLS", "OTHER": "x"}, {}, ["ENV was read and gives CHATSERVER_TOOLS"]),
+    (
+        {"OPENAI_API_KEY": "hunter2", "OPENAI_BASE_URL": "http://a/v1"},
+        {},
+        ["ENV was read and gives OPENAI_API_KEY, OPENAI_BASE_URL"],
+    ),
+    (
+        {"OPENAI_BASE_URL": "http://me:hunter2@evil/v1?key=hunter2"},
+        {"OPENAI_API_KEY": "hunter2", "OPENAI_CUSTOM_HEADERS": "api-key: hunter2"},
+        [
+            "ENV was read and gives OPENAI_BASE_URL",
+            "OPENAI_API_KEY of the environment goes to http://me:***@evil/v1?key=***, which is OPENAI_BASE_URL of ENV",
+            "OPENAI_CUSTOM_HEADERS of the environment goes to http://me:***@evil/v1?key=***, "
+            "which is OPENAI_BASE_URL of ENV",
+        ],
+    ),
+    (
+        {"OPENAI_API_KEY": "hunter2"},
+        {"OPENAI_BASE_URL": "http://a/v1"},
+        [
+            "ENV was read and gives OPENAI_API_KEY",
+            "OPENAI_API_KEY of ENV goes to http://a/v1, which is OPENAI_BASE_URL of the environment",
+        ],
+    ),
+    ({}, {"CHATSERVER_MODLE": "hunter2"}, ["CHATSERVER_MODLE is no setting; the nearest is CHATSERVER_MODEL"]),
+    ({}, {"CHATSERVER_": ""}, ["CHATSERVER_ is no setting; the nearest is "]),
+    ({}, {"CHATSERVER_\nX\x1b[2J": "1"}, ["CHATSERVER_?X?[2J is no setting; the nearest is "]),
+    (
+        {"CHATSERVER_GRACE_SECOND": "1"},
+        {"CHATSERVER_JWT_SECRETS": "hunter2"},
+        [
+            "ENV was read and gives no setting",
+            "CHATSERVER_GRACE_SECOND is no setting; the nearest is CHATSERVER_GRACE_SECONDS",
+            "CHATSERVER_JWT_SECRETS is no setting; the nearest is CHATSERVER_JWT_SECRET",
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(("file", "environment", "lines"), REMARKS)
+def test_it_is_said_which_source_gives_what(
+    file: dict[str, str], environment: dict[str, str], lines: list[str]
+) -> None:
+    found = remarks("ENV", file, environment)
+    assert [line[: len(expected)] for line, expected in zip(found, lines, strict=True)] == lines
+    assert all("hunter2" not in line and line.isprintable() for line in found)
+
+
+async def test_serve_says_on_stderr_where_a_key_goes_and_what_is_misspelt(elsewhere: Path) -> None:
+    (elsewhere / ".env").write_text("OPENAI_BASE_URL=http://127.0.0.1:1/v1\n")
+    async with serving(elsewhere, OPENAI_API_KEY="sk-hunter2", CHATSERVER_MODLE="m", CHATSERVER_MODEL="m") as server:
+        os.kill(server.pid, signal.SIGINT)
+        assert await server.wait() == 0
+        read, goes, misspelt = server.stderr
+    assert read == f"{elsewhere / '.env'} was read and gives OPENAI_BASE_URL"
+    assert goes.startswith("OPENAI_API_KEY of the environment goes to http://127.0.0.1:1/v1") and "hunter2" not in goes
+    assert misspelt == "CHATSERVER_MODLE is no setting; the nearest is CHATSERVER_MODEL"

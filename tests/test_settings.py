@@ -171,7 +171,7 @@ def wrong_values() -> list[tuple[str, str]]:
                 found += [(name, text) for text in ("maybe", "2", "-1")]
             case int():
                 found += [(name, text) for text in ("x", "-1", "1.5", "1e3x", "0x10", "9" * 5000, "nan")]
-                found += [] if name == "port" else [(name, "0")]
+                found += [] if name in ("port", "max_logs_bytes") else [(name, "0")]
             case float():
                 found += [(name, text) for text in ("x", "-1", "-0.001", "nan", "inf", "-inf", "1e999", "1,5", "10s")]
     found += [(name, "0") for name in FIELDS if name in ("heartbeat_seconds", "send_timeout_seconds")]

@@ -7,6 +7,7 @@ import types
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from enum import Enum
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import anyio
@@ -280,6 +281,21 @@ def test_a_module_that_cannot_be_imported_is_refused_by_name(
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(SettingsError, match=r"\ACHATSERVER_TOOLS: broken_tools"):
         load_tools("broken_tools:TOOLS")
+
+
+def test_the_working_directory_is_looked_at_last_and_only_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tools_of_here.py").write_text("import sys\nPATH = list(sys.path)\nTOOLS = []\n")
+    before = list(sys.path)
+    assert load_tools("tools_of_here:TOOLS") == {}
+    assert [*before, str(tmp_path)] == sys.modules.pop("tools_of_here").PATH
+    (tmp_path / "broken_of_here.py").write_text("1 / 0")
+    with pytest.raises(SettingsError):
+        load_tools("broken_of_here:TOOLS")
+    load_tools(None)
+    assert sys.path == before
 
 
 # ---- the calculator -------------------------------------------------------------------------------------------------

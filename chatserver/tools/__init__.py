@@ -2,8 +2,11 @@
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import msgspec
@@ -87,13 +90,17 @@ def _field(parameter: inspect.Parameter, hints: dict[str, Any]) -> Any:
 def load_tools(reference: str | None) -> dict[str, Tool]:
     """The tools by name: the built-in ones, or those of ``module:attribute`` (an iterable of functions or Tools).
 
+    The module may lie in the working directory.
+
     Raises:
         SettingsError: there is no such attribute, or it holds no tools.
     """
+    import_from = _working_directory() if reference else nullcontext()
     reference = reference or "chatserver.tools.builtin:TOOLS"
     module, _, attribute = reference.partition(":")
     try:
-        found: Iterable[Any] = getattr(importlib.import_module(module), attribute or "TOOLS")
+        with import_from:
+            found: Iterable[Any] = getattr(importlib.import_module(module), attribute or "TOOLS")
         tools = [each if isinstance(each, Tool) else tool(each) for each in found]
     except SettingsError:
         raise
@@ -103,3 +110,21 @@ def load_tools(reference: str | None) -> dict[str, Tool]:
     if len(by_name) < len(tools):
         raise SettingsError(f"CHATSERVER_TOOLS: {reference}: two tools have one name")
     return by_name
+
+
+@contextmanager
+def _working_directory() -> Iterator[None]:
+    """Meanwhile modules can be imported from the working directory, unless Python was told to leave it out (`-P`).
+
+    It stands behind all other folders, so that nothing in it takes the place of another module.
+    """
+    here = str(Path.cwd())
+    if sys.flags.safe_path or here in sys.path:
+        yield
+        return
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # The module may have taken it out.
+            sys.path.remove(here)
