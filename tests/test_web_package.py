@@ -4,6 +4,7 @@ import gzip
 import json
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import msgspec
@@ -12,6 +13,7 @@ import pytest
 from chatserver import __version__
 from chatserver.errors import BadJson, BadRequest, Draining, RunActive, TooMany
 from chatserver.transports.openapi import Problem
+from tests.live import ROOT
 from tests.web_client import CLIENT, TOOLS, WEB, node, tool, wrong
 
 SIZE_LIMIT_BYTES = 6000
@@ -176,7 +178,21 @@ def test_the_package_holds_what_it_promises() -> None:
             assert (WEB / path).is_file() and Path(path).name in package["files"]
     packed = json.loads(run("npm", "pack", "--dry-run", "--json", "--silent", WEB).stdout)
     (tarball,) = packed if isinstance(packed, list) else packed.values()
-    assert {each["path"] for each in tarball["files"]} == {*package["files"], "package.json", "README.md"}
+    assert {each["path"] for each in tarball["files"]} == {*package["files"], "package.json", "README.md", "LICENSE"}
+
+
+def test_one_license_is_named_wherever_one_looks_for_it() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert json.loads((WEB / "package.json").read_text())["license"] == project["license"] == "MIT"
+    assert project["license-files"] == ["LICENSE"]
+    text = (ROOT / "LICENSE").read_text()
+    assert text.startswith("MIT License\n") and text == (WEB / "LICENSE").read_text()
+
+
+def test_its_readme_leads_nowhere_that_is_not_in_the_package() -> None:
+    """A registry shows it without the repository around."""
+    links = re.findall(r"\]\(([^)]*)\)", (WEB / "README.md").read_text())
+    assert [link for link in links if not link.startswith(("#", "https://"))] == []
 
 
 def test_it_needs_nothing() -> None:

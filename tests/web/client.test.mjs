@@ -19,7 +19,7 @@ async function pass(ms = 0) {
 const start = (more) => ({ type: "start", run_id: RUN, seq: 1, session_id: "s", heartbeat_ms: beat, ...more });
 const token = (seq, content = `${seq} `) => ({ type: "token", run_id: RUN, seq, content });
 const done = (seq) => ({ type: "done", run_id: RUN, seq, session_id: "s", usage: { output_tokens: 1 } });
-const frames = (...events) => events.map((event) => `id: ${event.seq}\ndata: ${JSON.stringify(event)}\n\n`).join("");
+const frames = (...events) => events.map((event) => `data: ${JSON.stringify(event)}\nid: ${event.seq}\n\n`).join("");
 
 /** Sockets that do nothing by themselves. */
 function sockets() {
@@ -630,7 +630,7 @@ describe("liveness", () => {
       const made = transport === "sse" ? http : ws;
       for (let beats = 0; beats < 20; beats++) {
         await pass(2400);
-        if (transport === "sse") http.last.write(": ping\n\n");
+        if (transport === "sse") http.last.write(": ping\n");
         else ws.last.say({ type: "ping" });
         await pass();
       }
