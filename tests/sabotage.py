@@ -118,13 +118,12 @@ async def snapshot_without_tool_results() -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def segment_out_of_order() -> AsyncIterator[None]:
-    """The first of what was sealed together comes last."""
+async def segment_written_anew() -> AsyncIterator[None]:
+    """What is read of a segment is the same JSON, in other bytes."""
     original = segments._unsealed
 
     def unsealed(segment: bytes) -> Sequence[Record]:
-        first, *others = original(segment)
-        return (*others, first)
+        return [Record(each.seq, each.type, each.data.replace(b":", b": ", 1)) for each in original(segment)]
 
     with patch.object(segments, "_unsealed", unsealed):
         yield
