@@ -1,6 +1,6 @@
 """The agent: ask the model, stream what it says, call the tools it wants, ask again. An async generator of steps."""
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any, TypeAlias
@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from chatserver.commands import NAME_CHARS_LIMIT, is_id, new_id
 from chatserver.context import as_text, call_upstream
+from chatserver.errors import UpstreamError
 from chatserver.events import FinishReason, Reasoning, Token, ToolCall, ToolResult, to_json
 from chatserver.limits import Meter
 from chatserver.providers import Finish, ModelRequest, Provider, ReasoningDelta, TextDelta, ToolCallRequest
@@ -25,6 +26,8 @@ ARGUMENTS_BYTES_LIMIT = 32 * 1024
 """A call's arguments must fit into one event with room to spare."""
 
 CALLS_PER_TURN_LIMIT = 32
+WANTED_CALLS_LIMIT = 256
+"""Calls that a model may want in one turn: those over ``CALLS_PER_TURN_LIMIT`` are refused, and it is told so."""
 
 
 class Finished(Struct, frozen=True):
@@ -33,7 +36,8 @@ class Finished(Struct, frozen=True):
     reason: FinishReason
 
 
-Step: TypeAlias = Token | Reasoning | ToolCall | ToolResult | Finished
+Step: TypeAlias = Token | Reasoning | ToolCall | tuple[ToolResult, ...] | Finished
+"""What is done next. Results are one step where they came together: storing them takes as long as storing one."""
 
 TakeToken: TypeAlias = Callable[[Token], bool]
 """Take a token at once; False: not now, and nothing was done."""
@@ -54,11 +58,12 @@ class Agent(Struct, frozen=True):
         """The steps of one answer, the last one ``Finished``.
 
         A token that comes while the next step is waited for is given to ``take`` first; what it takes is no step.
-        What the meter allows is never passed by more than one delta: then the answer ends as too long.
+        The tokens that the meter allows are never passed by more than one delta, and the text that it allows never is:
+        then the answer ends as too long.
         No cancel scope is open across a ``yield``: the tools run in ``tasks``, the caller's task group.
 
         Raises:
-            UpstreamError: the model failed.
+            UpstreamError: the model failed, or wants too many tools at once.
         """
         messages, call_ids = list(request.messages), set[str]()
         request = replace(request, messages=messages, tools=[each.specification() for each in self.tools.values()])
@@ -77,16 +82,16 @@ class Agent(Struct, frozen=True):
                         yield Finished("length")
                         return
                     match delta:
-                        case TextDelta(text):
-                            meter.say(text)
-                            said.append(text)
-                            yield Token(content=text)
-                        case ReasoningDelta(text):
-                            meter.say(text)
-                            yield Reasoning(content=text)
+                        case TextDelta(text) | ReasoningDelta(text):
+                            if fitting := meter.fitting(text):
+                                meter.say(fitting)
+                                yield _text_step(delta, fitting, said)
+                            if len(fitting) < len(text):
+                                yield Finished("length")
+                                return
                         case ToolCallRequest():
-                            meter.say(delta.arguments)
-                            wanted.append(delta)
+                            meter.call(delta.arguments)
+                            wanted.append(_one_of(delta, len(wanted)))
                         case Finish():
                             meter.told(delta.usage)
                             reason = "stop" if delta.reason == "tool_calls" else delta.reason
@@ -98,16 +103,28 @@ class Agent(Struct, frozen=True):
             for call in calls:
                 yield ToolCall(call_id=call.call_id, tool=call.name, args=call.args)
             results: dict[str, ToolResult] = {}
-            send, receive = anyio.create_memory_object_stream[ToolResult](len(calls))
-            with send, receive:
-                for position, call in enumerate(calls):
-                    tasks.start_soon(self._call, call, self._refusal(position, made + position), send)
-                for _ in calls:
-                    result = await receive.receive()
-                    results[result.call_id] = result
-                    yield result
+            async with aclosing(self._results(calls, made, tasks)) as batches:
+                async for batch in batches:
+                    results |= {each.call_id: each for each in batch}
+                    yield batch
             messages += _transcript("".join(said), calls, results)
         yield Finished("turn_limit")
+
+    async def _results(
+        self, calls: Sequence["_Call"], made: int, tasks: TaskGroup
+    ) -> AsyncGenerator[tuple[ToolResult, ...], None]:
+        """The results of a turn's calls as they come; so many were ``made`` in the answer before."""
+        send, receive = anyio.create_memory_object_stream[ToolResult](len(calls))
+        with send, receive:
+            for position, call in enumerate(calls):
+                tasks.start_soon(self._call, call, self._refusal(position, made + position), send)
+            left = len(calls)
+            while left:
+                first = await receive.receive()
+                others = range(receive.statistics().current_buffer_used)
+                batch = (first, *(receive.receive_nowait() for _ in others))
+                left -= len(batch)
+                yield batch
 
     def _refusal(self, in_turn: int, in_answer: int) -> str | None:
         """Why a call is not made that has so many before it."""
@@ -133,9 +150,22 @@ class Agent(Struct, frozen=True):
             results.send_nowait(result)
 
 
+def _one_of(wanted: ToolCallRequest, before: int) -> ToolCallRequest:
+    if before == WANTED_CALLS_LIMIT:
+        raise UpstreamError("llm_error", f"the model wants over {WANTED_CALLS_LIMIT} tool calls at once")
+    return wanted
+
+
+def _text_step(delta: TextDelta | ReasoningDelta, text: str, said: list[str]) -> Token | Reasoning:
+    if isinstance(delta, ReasoningDelta):
+        return Reasoning(content=text)
+    said.append(text)
+    return Token(content=text)
+
+
 def _take_text(said: list[str], meter: Meter, take: TakeToken, text: str) -> bool:
     """As the agent's loop does with text, if nothing is in the way."""
-    if meter.is_spent() or not take(Token(content=text)):
+    if meter.is_spent() or meter.fitting(text) is not text or not take(Token(content=text)):
         return False
     meter.say(text)
     said.append(text)

@@ -19,9 +19,14 @@ TOOL_NAME_CHARS = 64
 _NO_NAME = re.compile("[^A-Za-z0-9_-]")
 
 
+def text_bytes(text: str) -> int:
+    """How long a text is in UTF-8, without encoding one of ASCII for it."""
+    return len(text) if text.isascii() else len(text.encode())
+
+
 def estimated_tokens(value: object) -> int:
     """About how many tokens a text, or anything that becomes JSON, takes."""
-    size = len(value.encode()) if isinstance(value, str) else len(msgspec.json.encode(value))
+    size = text_bytes(value) if isinstance(value, str) else len(msgspec.json.encode(value))
     return -(-size // BYTES_PER_TOKEN)
 
 

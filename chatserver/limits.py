@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from math import ceil, inf
 from time import monotonic
 
-from chatserver.context import BYTES_PER_TOKEN, estimated_tokens
+from chatserver.context import BYTES_PER_TOKEN, estimated_tokens, text_bytes
 from chatserver.errors import TooMany
 from chatserver.events import Usage
 from chatserver.providers import ModelRequest
@@ -74,63 +74,74 @@ class Day:
 
     def __init__(self, date: str, limit: int, spent: int) -> None:
         self.date = date
-        self.meters: set[Meter] = set()
+        self.spent = spent
         self._limit = limit
-        self._spent = spent
 
     def is_spent(self) -> bool:
-        return self._spent + sum(meter.spent for meter in self.meters) >= self._limit
-
-    def leave(self, meter: "Meter") -> None:
-        if meter in self.meters:
-            self.meters.remove(meter)
-            self._spent += meter.spent
+        return self.spent >= self._limit
 
 
 class Meter:
-    """The model tokens of a run, right at any moment: what the upstream told, and an estimate where it did not."""
+    """The model tokens of a run, right at any moment: what the upstream told, and an estimate where it did not.
 
-    def __init__(self, limit: float = inf, day: Day | None = None) -> None:
+    And how much text its answer may still have: ``answer_bytes_limit`` bytes of UTF-8 at first.
+    """
+
+    def __init__(self, limit: float = inf, day: Day | None = None, answer_bytes_limit: float = inf) -> None:
         self._limit = limit
         self._day = day
         self._told = Usage()
         self._asked_tokens: int | None = None
-        self._said_chars = 0
-        if day is not None:
-            day.meters.add(self)
+        self._said_bytes = 0
+        self._room_bytes = answer_bytes_limit
+        self.spent = 0
+        """All tokens of the run. It is kept, as the day's are: both are asked for with every delta."""
 
     def ask(self, request: ModelRequest) -> None:
-        self._asked_tokens, self._said_chars = estimated_tokens([*request.messages, *request.tools]), 0
+        self._asked_tokens, self._said_bytes = estimated_tokens([*request.messages, *request.tools]), 0
+        self._count()
+
+    def fitting(self, text: str) -> str:
+        """As much of a text as there is room for in the answer."""
+        if 4 * len(text) <= self._room_bytes or text_bytes(text) <= self._room_bytes:  # 4: of one character at most.
+            return text
+        return text.encode()[: int(self._room_bytes)].decode(errors="ignore")
 
     def say(self, text: str) -> None:
-        self._said_chars += len(text)
+        """Text of the answer, or of its reasoning."""
+        size = text_bytes(text)
+        self._room_bytes -= size
+        self._said_bytes += size
+        self._count()
+
+    def call(self, arguments: str) -> None:
+        """Arguments of a tool call."""
+        self._said_bytes += text_bytes(arguments)
+        self._count()
 
     def told(self, usage: Usage | None) -> None:
         self._told, self._asked_tokens = self._told + (usage or self._estimate()), None
+        self._count()
 
     def usage(self) -> Usage:
         return self._told + self._estimate()
-
-    @property
-    def spent(self) -> int:
-        """All tokens of the run. Asked for with every delta, so it makes no ``Usage``."""
-        now = 0 if self._asked_tokens is None else self._asked_tokens - -self._said_chars // BYTES_PER_TOKEN
-        return self._told.input_tokens + self._told.output_tokens + now
 
     def is_spent(self) -> bool:
         """Nothing more may be asked or said: the run has what one may have, or the user what a day may have."""
         return self.spent >= self._limit or (self._day is not None and self._day.is_spent())
 
-    def close(self) -> None:
-        """The run is over, and its usage stored."""
+    def _count(self) -> None:
+        now = 0 if self._asked_tokens is None else self._asked_tokens - -self._said_bytes // BYTES_PER_TOKEN
+        spent = self._told.input_tokens + self._told.output_tokens + now
         if self._day is not None:
-            self._day.leave(self)
+            self._day.spent += spent - self.spent
+        self.spent = spent
 
     def _estimate(self) -> Usage:
         """The turn that is going on, or that ended without its usage."""
         if self._asked_tokens is None:
             return Usage()
-        return Usage(self._asked_tokens, -(-self._said_chars // BYTES_PER_TOKEN), estimated=True)
+        return Usage(self._asked_tokens, -(-self._said_bytes // BYTES_PER_TOKEN), estimated=True)
 
 
 class Places:
@@ -141,6 +152,7 @@ class Places:
         self._settings = settings
         self._spent_on = spent_on
         self._taken: Counter[str] = Counter()
+        self._taken_in_all = 0
         self._days: dict[str, Day] = {}
 
     async def take(self, user: str) -> Meter:
@@ -152,24 +164,22 @@ class Places:
         settings = self._settings
         if self._taken[user] >= settings.max_runs_per_user:
             raise TooMany(f"at most {settings.max_runs_per_user} runs at a time")
-        if self._taken.total() >= settings.max_runs:
+        if self._taken_in_all >= settings.max_runs:
             raise TooMany("the server runs all that it can")
         self._taken[user] += 1
+        self._taken_in_all += 1
         try:
             day = await self._day(user)
             if day is not None and day.is_spent():
                 raise TooMany(f"at most {settings.max_tokens_per_day} tokens in a day", retry_after=_until_midnight())
-            return Meter(settings.max_tokens_per_run, day)
+            return Meter(settings.max_tokens_per_run, day, settings.max_answer_bytes)
         except BaseException:
-            self._give_back(user)
+            self.leave(user)
             raise
 
-    def leave(self, user: str, meter: Meter) -> None:
+    def leave(self, user: str) -> None:
         """The run is over, its usage stored; or there was none."""
-        meter.close()
-        self._give_back(user)
-
-    def _give_back(self, user: str) -> None:
+        self._taken_in_all -= 1
         self._taken[user] -= 1
         if not self._taken[user]:
             del self._taken[user]

@@ -19,7 +19,7 @@ from anyio.abc import TaskGroup
 from chatserver.agent import Agent, Finished
 from chatserver.compaction import compact
 from chatserver.errors import UpstreamError
-from chatserver.events import Done, Error, FinishReason, Record, Terminal, Token, ToolResult, appended
+from chatserver.events import Done, Error, FinishReason, Record, Terminal, Token, appended
 from chatserver.lean_event import LeanEvent
 from chatserver.limits import Meter
 from chatserver.log import EVENTS_LIMIT, EventLog, Take
@@ -151,10 +151,11 @@ class Run:
                 async for step in steps:
                     if isinstance(step, Finished):
                         return self.done(step.reason)
-                    self._last_seq = await self.log.append(step)
+                    for event in step if isinstance(step, tuple) else (step,):
+                        self._last_seq = await self.log.append(event)
                     if self._last_seq >= EVENTS_LIMIT:
                         return self.done("length")
-                    if isinstance(step, ToolResult):
+                    if isinstance(step, tuple):
                         # A tool may have changed the world: that it was called must survive a crash.
                         await sessions.checkpoint({self.run_id: await self.log.answer()})
         except UpstreamError as error:

@@ -87,7 +87,7 @@ class Runs:
                 run = await self._begin(user, begun, request, meter)
         finally:
             if run is None:
-                self._places.leave(user, meter)
+                self._places.leave(user)
             self._beginning.pop(run_id).set()
         if run is None:
             return await self.subscribe(user, begun.run.run_id, 0)
@@ -232,7 +232,7 @@ class Runs:
         run.meter.told(None)
         is_stored = await run.finish(ending, self._sessions)
         del self._unfinished[run.run_id]
-        self._places.leave(run.user, run.meter)
+        self._places.leave(run.user)
         if is_stored:
             self._retain(run)
         else:

@@ -68,7 +68,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_body_bytes: Count = 1048576
     max_frame_bytes: Count = 262144
     max_tool_result_bytes: Annotated[int, Meta(ge=64, le=49152)] = 32768
-    max_logs_bytes: Annotated[int, Meta(ge=0)] = 268435456
+    max_answer_bytes: Count = 4194304
+    max_logs_bytes: Count = 268435456
     max_connections: Count = 20_000
     max_connections_per_user: Count = 100
     max_requests_per_minute: Count = 600

@@ -9,9 +9,9 @@ from typing import Any, TypeAlias
 import anyio
 from msgspec.structs import replace
 
-from chatserver.agent import Agent, Step
+from chatserver.agent import Agent, Finished
 from chatserver.errors import UpstreamError
-from chatserver.events import Token, ToolCall, ToolResult, Usage
+from chatserver.events import Reasoning, Token, ToolCall, ToolResult, Usage
 from chatserver.limits import Meter
 from chatserver.providers import Delta, Finish, ModelRequest, TakeText, TextDelta, ToolCallRequest
 from chatserver.tools import tool
@@ -23,6 +23,7 @@ FAILURE = UpstreamError("upstream_truncated", "cut")
 
 Said: TypeAlias = Delta | UpstreamError | anyio.Event | str
 Turn: TypeAlias = Sequence[Said]
+Single: TypeAlias = Token | Reasoning | ToolCall | ToolResult | Finished
 
 
 def deaf(_: object) -> bool:
@@ -88,9 +89,9 @@ def agent(model: ScriptedModel, *functions: Callable[..., Any], turns_limit: int
 
 async def steps_of(
     made: Agent, meter: Meter | None = None, request: ModelRequest = ASKED, takes: Iterable[bool] = ()
-) -> list[Step]:
-    """All steps, durations aside; ``takes`` says which of the tokens that are offered are taken."""
-    steps: list[Step] = []
+) -> list[Single]:
+    """All steps, results one by one, durations aside; ``takes`` says which of the tokens that are offered are taken."""
+    steps: list[Single] = []
     answers = chain(takes, repeat(False))
 
     def take(token: Token) -> bool:
@@ -104,12 +105,12 @@ async def steps_of(
             aclosing(made.answer(request, meter or Meter(), tasks, take)) as answer,
         ):
             async for step in answer:
-                steps.append(still(step))
+                steps += map(still, step) if isinstance(step, tuple) else [step]
     return steps
 
 
-def still(step: Step) -> Step:
-    return replace(step, duration_ms=0) if isinstance(step, ToolResult) else step
+def still(result: ToolResult) -> ToolResult:
+    return replace(result, duration_ms=0)
 
 
 def called(call_id: str, name: str, **args: Any) -> ToolCall:
@@ -120,5 +121,5 @@ def gave(call_id: str, name: str, result: Any) -> ToolResult:
     return ToolResult(call_id=call_id, tool=name, result=result, is_error=False, truncated=False, duration_ms=0)
 
 
-def results_of(steps: Sequence[Step]) -> list[ToolResult]:
+def results_of(steps: Sequence[Single]) -> list[ToolResult]:
     return [step for step in steps if isinstance(step, ToolResult)]

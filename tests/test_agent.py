@@ -6,15 +6,26 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from itertools import repeat
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import msgspec
 import pytest
 from msgspec.structs import replace
 
-from chatserver.agent import ARGUMENTS_BYTES_LIMIT, CALLS_PER_TURN_LIMIT, Finished, Step
-from chatserver.events import EVENT_BYTES_LIMIT, Event, Reasoning, Token, ToolCall, ToolResult, decode, record
+from chatserver.agent import ARGUMENTS_BYTES_LIMIT, CALLS_PER_TURN_LIMIT, WANTED_CALLS_LIMIT, Finished
+from chatserver.errors import UpstreamError
+from chatserver.events import (
+    EVENT_BYTES_LIMIT,
+    Event,
+    FinishReason,
+    Reasoning,
+    Token,
+    ToolCall,
+    ToolResult,
+    decode,
+    record,
+)
 from chatserver.limits import Meter
 from chatserver.providers import Finish, ReasoningDelta, TextDelta
 from chatserver.tools import tool
@@ -22,6 +33,7 @@ from tests.scripted_model import (
     ASKED,
     WAIT_SECONDS,
     ScriptedModel,
+    Single,
     Turn,
     add,
     agent,
@@ -55,7 +67,7 @@ pytestmark = pytest.mark.anyio
         ([TextDelta("Hi"), Finish("tool_calls", None)], [Token(content="Hi"), Finished("stop")]),
     ],
 )
-async def test_text_and_reasoning_pass_and_the_reason_is_told(turn: Turn, steps: list[Step]) -> None:
+async def test_text_and_reasoning_pass_and_the_reason_is_told(turn: Turn, steps: list[Single]) -> None:
     assert await steps_of(agent(ScriptedModel(turn))) == steps
 
 
@@ -169,7 +181,8 @@ async def test_tools_run_at_the_same_time_and_results_come_as_they_complete(kind
             assert [await anext(answer) for _ in "abc"] == [called(name, kind, gate=name) for name in "abc"]
             for name in order:
                 gates.events[name].set()
-                assert still(await anext(answer)) == gave(name, kind, name)
+                (result,) = cast(tuple[ToolResult], await anext(answer))
+                assert still(result) == gave(name, kind, name)
             assert await anext(answer) == Finished("stop")
     last = made.provider.requests[-1].messages[2:]  # type: ignore[attr-defined]
     assert [each["tool_call_id"] for each in last] == ["a", "b", "c"]
@@ -249,7 +262,7 @@ async def test_arguments_that_do_not_fit_are_shown_and_the_model_is_told_why(
     assert isinstance(result, ToolResult) and result.is_error and named in result.result
 
 
-def assert_are_events(steps: Sequence[Step]) -> None:
+def assert_are_events(steps: Sequence[Single]) -> None:
     """A run appends each of them: it must have a document, within the limit, that can be read again."""
     for step in steps:
         assert not isinstance(step, Finished)
@@ -349,6 +362,70 @@ async def test_more_calls_than_a_turn_may_make_are_answered_but_not_made() -> No
     refused = {each.call_id for each in results if each.is_error}
     assert refused == {f"c{n}" for n in range(CALLS_PER_TURN_LIMIT, count)}
     assert len(model.requests[1].messages) == 2 + count
+
+
+async def test_a_turn_that_wants_more_calls_than_can_be_meant_fails_the_answer_and_makes_none() -> None:
+    made: list[int] = []
+
+    def note() -> None:
+        made.append(1)
+
+    calls = [(f"c{n}", "note", "{}") for n in range(WANTED_CALLS_LIMIT + 1)]
+    steps = await steps_of(agent(ScriptedModel(wants(*calls[1:]), [stop()]), note))
+    assert len(results_of(steps)) == WANTED_CALLS_LIMIT and len(made) == CALLS_PER_TURN_LIMIT
+    with pytest.raises(ExceptionGroup) as failure:
+        await steps_of(agent(ScriptedModel(wants(*calls)), note))
+    (error,) = failure.value.exceptions
+    assert isinstance(error, UpstreamError) and (error.code, error.retryable) == ("llm_error", False)
+    assert len(made) == CALLS_PER_TURN_LIMIT
+
+
+async def test_what_is_refused_at_once_is_one_step_however_much_it_is() -> None:
+    """A run stores its whole answer after each."""
+    for count in (40, 80, 160):
+        model = ScriptedModel(wants(*((f"c{n}", "nothing", "{}") for n in range(count))), [stop()])
+        steps = []
+        async with (
+            anyio.create_task_group() as tasks,
+            aclosing(agent(model).answer(ASKED, Meter(), tasks, deaf)) as answer,
+        ):
+            async for step in answer:
+                steps.append(step)
+        assert [len(step) for step in steps if isinstance(step, tuple)] == [count]
+
+
+# ---- how much text --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("takes", [[], [True] * 9], ids=["stepwise", "at once"])
+@pytest.mark.parametrize(
+    ("turn", "texts", "end"),
+    [
+        (["1234", "56789", "0"], ["1234", "56789", "0"], "stop"),
+        (["1234", "567890", "x"], ["1234", "567890"], "length"),
+        (["1234", "567890x", "y"], ["1234", "567890"], "length"),
+        (["x" * 100], ["x" * 10], "length"),
+        (["éééé", "ééé"], ["éééé", "é"], "length"),
+        (["123456789", "é"], ["123456789"], "length"),
+        (["🦜🦜", "🦜"], ["🦜🦜"], "length"),
+        ([ReasoningDelta("12345"), "1234567"], ["12345", "12345"], "length"),
+        ([ReasoningDelta("12345678901"), "1"], ["1234567890"], "length"),
+    ],
+)
+async def test_an_answer_has_so_much_text_and_not_a_byte_more(
+    turn: Turn, texts: list[str], end: FinishReason, takes: list[bool]
+) -> None:
+    meter = Meter(answer_bytes_limit=10)
+    *said, last = await steps_of(agent(ScriptedModel([*turn, stop()])), meter, takes=takes)
+    assert [step.content for step in said if isinstance(step, Token | Reasoning)] == texts
+    assert last == Finished(end)
+
+
+async def test_the_text_of_all_turns_counts_and_what_tools_are_asked_does_not() -> None:
+    turns = [["1234", *wants(("c", "shout", json.dumps({"text": "x" * 100})))] for _ in range(2)]
+    steps = await steps_of(agent(ScriptedModel(*turns, ["5678", stop()])), Meter(answer_bytes_limit=10))
+    assert [step.content for step in steps if isinstance(step, Token)] == ["1234", "1234", "56"]
+    assert len(results_of(steps)) == 2 and steps[-1] == Finished("length")
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,31 @@
 """How much one may have of everything: each limit, its answer on each transport; the next user notices nothing."""
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from random import Random
+from typing import Any, cast
 
 import anyio
 import pytest
 
 from chatserver import limits, strict_websocket
+from chatserver.context import estimated_tokens
 from chatserver.errors import TooMany
-from chatserver.events import ToolResult, Usage
+from chatserver.events import Answer, ToolResult, Usage
+from chatserver.events import Done as DoneEvent
 from chatserver.limits import Bucket, Day, Meter, Requests
+from chatserver.log.memory import MemoryLog
 from chatserver.providers import ModelRequest
+from chatserver.records import RunRecord, timestamp
+from chatserver.run import Run
+from chatserver.sessions import Sessions
 from tests.clients import SSE, TRANSPORTS, HttpReader, RefusedError, Transport, WsReader, documents_of, request
-from tests.fake_upstream import Done, FakeUpstream, Gate, Step, counted, finish, role, say, token, tool_call
+from tests.counting import calls_of
+from tests.fake_upstream import Done, FakeUpstream, Gate, Step, counted, finish, reasoning, role, say, token, tool_call
 from tests.live import LiveServer, live_server
-from tests.scripted_model import ScriptedModel, agent, steps_of, wants
+from tests.proving import answer_of
+from tests.scripted_model import ScriptedModel, agent, steps_of, stop, wants
 from tests.users import guarded_server, of
 
 pytestmark = pytest.mark.anyio
@@ -220,9 +229,65 @@ def test_a_meter_knows_when_the_run_or_the_day_is_spent() -> None:
     assert bob.is_spent(), "of both together"
     ann.told(Usage(100, 1))
     assert (ann.spent, bob.is_spent()) == (101, False)
-    for meter in (ann, bob, ann):
-        meter.close()
-    assert day._spent == 600 + 101 + 110
+    assert day.spent == 600 + 101 + 110
+
+
+@pytest.mark.parametrize("text", ["word", "日本語です", "naïve", "🦜" * 50, "", "\0\n"])
+def test_what_is_said_is_estimated_as_what_is_asked_is(text: str) -> None:
+    meter = Meter()
+    meter.ask(ASKED)
+    before = meter.spent
+    meter.say(text)
+    meter.call(text)
+    assert meter.spent - before == meter.usage().output_tokens == estimated_tokens(text + text)
+
+
+def test_whether_a_day_is_spent_costs_the_same_with_any_number_of_runs() -> None:
+    day, chance = Day("2026-11-22", 10**9, spent=5), Random(1)
+    meters = [Meter(day=day) for _ in range(1000)]
+    for _ in range(3000):
+        meter = chance.choice(meters)
+        match chance.randrange(4):
+            case 0:
+                meter.ask(ASKED)
+            case 1:
+                meter.say("x" * chance.randrange(100))
+            case 2:
+                meter.call("{}")
+            case _:
+                meter.told(chance.choice([None, Usage(7, 9)]))
+    assert day.spent == 5 + sum(meter.spent for meter in meters)
+    assert calls_of(meters[0].is_spent) <= 4
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS, ids=str)
+async def test_an_answer_over_its_bytes_is_cut_there_and_ends_with_length(transport: Transport) -> None:
+    async with FakeUpstream() as upstream, live_server(upstream.url, max_answer_bytes=1000) as live:
+        upstream.script(role(), reasoning("é" * 100), *[token("日本")] * 1000, Gate(anyio.Event()))
+        with anyio.fail_after(WAIT_SECONDS):
+            documents = await documents_of(await transport.start(live, {"message": "Talk"}))
+            session = await request(live, "GET", f"/chat/sessions/{last(documents)['session_id']}")
+        assert (last(documents)["type"], last(documents)["finish_reason"]) == ("done", "length")
+        said = answer_of(documents)
+        assert (said["reasoning"], said["content"]) == ("é" * 100, ("日本" * 1000)[: 800 // 3])
+        assert session.json["messages"][1]["content"] == said["content"]
+
+
+async def test_calls_that_are_refused_together_are_stored_together() -> None:
+    """Storing an answer takes as long as it is: once for each call would be quadratic."""
+    stored: list[int] = []
+
+    class Counting:
+        async def checkpoint(self, answers: Mapping[str, Answer]) -> None:
+            stored.append(sum(call.is_error is not None for call in answers["r"].tool_calls))
+
+    calls = wants(*((f"c{n}", "nothing", "{}") for n in range(200)))
+    record = RunRecord(
+        run_id="r", session_id="s", message_id="m", status="running", last_seq=0, usage=None, created_at=timestamp()
+    )
+    run = Run("ann", record, MemoryLog("r"), Meter(), grace_seconds=None)
+    ending = await run.answer(agent(ScriptedModel(calls, [stop()])), ASKED, cast(Sessions, Counting()))
+    assert isinstance(ending, DoneEvent) and stored == [200]
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS, ids=str)

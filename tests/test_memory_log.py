@@ -23,6 +23,7 @@ from chatserver.events import Event, Reasoning, Record, Token, ToolCall, ToolRes
 from chatserver.log import READ_BYTES_LIMIT, READ_RECORDS_LIMIT, segments
 from chatserver.log.memory import MemoryLog, MemoryLogs
 from chatserver.log.segments import Segments
+from tests.counting import calls_of
 from tests.logs import ENDLESS, a_run, all_of, end, nothing_stored, seqs, start
 
 pytestmark = pytest.mark.anyio
@@ -155,22 +156,6 @@ def test_what_a_log_costs_grows_as_it_does(monkeypatch: pytest.MonkeyPatch) -> N
             costs.append(calls_of(partial(kept, records[:count])))
             assert packed <= sum(len(each.data) + 1 for each in records[:count]), "an event is sealed once"
         assert costs[2] < 2.2 * costs[1] < 2.2**2 * 1.1 * costs[0]
-
-
-def calls_of(work: Callable[[], Any]) -> int:
-    """How many functions are called, those in C too."""
-    count = 0
-
-    def one_more(frame: Any, event: str, argument: Any) -> None:
-        nonlocal count
-        count += event in ("call", "c_call")
-
-    sys.setprofile(one_more)
-    try:
-        work()
-    finally:
-        sys.setprofile(None)
-    return count
 
 
 def test_readers_that_keep_up_are_given_nothing_that_was_sealed(monkeypatch: pytest.MonkeyPatch) -> None:
