@@ -11,7 +11,7 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from chatserver.tools import Tool, tool
+from chatserver.tools import Tool, execution, tool
 from chatserver.tools.execution import ABANDONED_LIMIT, Outcome, ToolThreads
 from tests.live import ROOT
 from tests.tool_calls import LIMIT, LONG, SHORT, WAIT_SECONDS, Function, Gates, assert_works, both, called, open_gates
@@ -177,6 +177,90 @@ async def test_lost_threads_are_limited_and_come_back_into_use(gates: Gates) -> 
     with anyio.fail_after(WAIT_SECONDS):
         while (await threads.call(tool(works), {})).is_error:
             await checkpoint()
+
+
+async def test_loops_that_tools_block_are_limited_and_come_back_into_use(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, gates: Gates
+) -> None:
+    monkeypatch.setattr(execution, "STUCK_SECONDS", 0.1)
+    monkeypatch.setattr(execution, "ABANDONED_LIMIT", 4)
+    threads, before = ToolThreads(0.2, LIMIT), loops()
+
+    async def blocks() -> bool:
+        return gates.wait()
+
+    with anyio.fail_after(WAIT_SECONDS):
+        while (await called(threads, blocks)).result == "no answer within 0.2 seconds":
+            pass  # Five times; more on a machine so busy that a loop that has just begun seems stuck.
+        for _ in range(4):
+            await gates.has_entered()
+        assert len(threads._lost) == 4 and loops() == before + 4
+        for function in both(works_plainly):
+            assert "not come back" in (await called(threads, function)).result
+        gates.open()
+        while threads._lost or loops() > before:  # noqa: ASYNC110 - a thread tells nobody
+            await anyio.sleep(0.01)
+        for function in both(works_plainly):
+            while (await called(threads, function)).result is not True:
+                pass
+    assert caplog.record_tuples == []
+
+
+def loops() -> int:
+    return [each.name for each in threading.enumerate()].count("chatserver-tools")
+
+
+def works_plainly() -> bool:
+    return True
+
+
+async def test_a_loop_that_works_serves_also_when_no_further_thread_is_begun(
+    monkeypatch: pytest.MonkeyPatch, gates: Gates
+) -> None:
+    monkeypatch.setattr(execution, "ABANDONED_LIMIT", 1)
+    threads = ToolThreads(LONG, LIMIT)
+
+    async def works() -> bool:
+        return True
+
+    assert (await called(threads, works)).result is True
+    await cancel_when(gates, threads, tool(gates.wait))
+    assert (await called(threads, works_plainly)).is_error
+    assert (await called(threads, works)).result is True
+
+
+async def test_what_else_runs_on_a_loop_that_was_stuck_comes_to_its_end(
+    monkeypatch: pytest.MonkeyPatch, gates: Gates
+) -> None:
+    """One that blocks the loop costs the others time, and nothing else if they have enough of it."""
+    monkeypatch.setattr(execution, "STUCK_SECONDS", 0.02)
+    threads = ToolThreads(LONG, LIMIT)
+    outcomes: list[Outcome] = []
+
+    async def waits() -> str:
+        gates.entered.release()
+        await anyio.to_thread.run_sync(gates.wait)
+        await asyncio.sleep(0.01)
+        return "done"
+
+    async def blocks() -> bool:
+        return gates.wait()
+
+    async def call() -> None:
+        outcomes.append(await called(threads, waits))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(call)
+        await gates.has_entered()
+        monkeypatch.setattr(threads, "_timeout_seconds", 0.02)
+        assert (await called(threads, blocks)).is_error
+        assert len(threads._lost) == 1
+        monkeypatch.setattr(threads, "_timeout_seconds", LONG)
+        for function in both(works_plainly):
+            assert (await called(threads, function)).result is True
+        assert not outcomes
+        gates.open()
+    assert outcomes[0].result == "done"
 
 
 async def test_many_plain_calls_at_once_all_get_their_turn() -> None:

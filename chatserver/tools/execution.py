@@ -2,7 +2,7 @@
 
 Every tool runs in a thread that is not the server's: async ones share one event loop there, plain ones get a daemon
 thread each. So a tool that blocks its loop blocks only tools, and one that never ends is left behind, neither awaited
-nor joined at exit. A loop that is stuck when a call times out is replaced.
+nor joined at exit. A loop that is stuck when a call times out is replaced; should it go on one day, it ends then.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from chatserver.strict_json import NESTING_LIMIT, is_nested_too_deeply
 from chatserver.tools import Tool
 
 ABANDONED_LIMIT = 64
-"""Plain calls that never came back; with so many threads lost, no further one is begun."""
+"""Threads that never came back from a tool, be it a plain one or one that blocks its loop: then no further is begun."""
 STUCK_SECONDS = 1.0
 
 
@@ -47,6 +47,7 @@ class ToolThreads:
         self._result_bytes_limit = result_bytes_limit
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lost: set[Future[Any]] = set()
+        """One for each lost thread."""
 
     async def call(self, tool: Tool, args: dict[str, Any]) -> Outcome:
         """Call a tool; whatever happens is an ``Outcome``, except that cancelling cancels."""
@@ -65,9 +66,11 @@ class ToolThreads:
         return Outcome(result, is_error, truncated, round((monotonic() - began) * 1000))
 
     async def _result(self, tool: Tool, bound: dict[str, Any]) -> tuple[Any, bool]:
-        limit = self._result_bytes_limit
+        limit, loop = self._result_bytes_limit, None
+        if len(self._lost) >= ABANDONED_LIMIT and not (tool.is_async and self._loop):
+            raise ToolFailed("too many tool calls have not come back")
         if tool.is_async:
-            self._loop = self._loop or _start_loop()
+            loop = self._loop = self._loop or _start_loop()
 
             async def run() -> tuple[Any, bool] | ToolFailed:
                 try:
@@ -76,17 +79,15 @@ class ToolThreads:
                 except BaseException as error:  # noqa: BLE001 - SystemExit would end the tools' loop
                     return _harmless(error)  # Returned: one raised after the timeout would be logged as a fault.
 
-            future = asyncio.run_coroutine_threadsafe(run(), self._loop)
+            future = asyncio.run_coroutine_threadsafe(run(), loop)
         else:
-            if len(self._lost) >= ABANDONED_LIMIT:
-                raise ToolFailed("too many tool calls have not come back")
             future = _in_thread(lambda: cap(tool.function(**bound), limit), self._lost.discard)
         try:
             with anyio.fail_after(self._timeout_seconds):
                 done: tuple[Any, bool] | ToolFailed = await asyncio.wrap_future(future)
         except TimeoutError:
-            if tool.is_async and self._loop is not None and await _is_stuck(self._loop):
-                self._loop = None
+            if loop is not None:
+                await self._replace_if_stuck(loop)
             raise
         finally:
             if not tool.is_async and (not future.done() or future.cancelled()):
@@ -94,6 +95,14 @@ class ToolThreads:
         if isinstance(done, ToolFailed):
             raise done
         return done
+
+    async def _replace_if_stuck(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Give further calls another loop than one that does nothing. Its thread is lost until it goes on."""
+        if await _is_stuck(loop) and self._loop is loop:  # Else another call has found that out.
+            self._loop = None
+            ended = _end_loop(loop)
+            self._lost.add(ended)
+            asyncio.wrap_future(ended).add_done_callback(lambda _: self._lost.discard(ended))
 
 
 def cap(result: Any, bytes_limit: int) -> tuple[Any, bool]:
@@ -127,13 +136,28 @@ def _prefix(text: str, bytes_limit: int) -> str:
 
 def _start_loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="chatserver-tools", daemon=True).start()
+
+    def run() -> None:
+        loop.run_forever()
+        loop.close()
+
+    threading.Thread(target=run, name="chatserver-tools", daemon=True).start()
     return loop
 
 
+def _end_loop(loop: asyncio.AbstractEventLoop) -> Future[None]:
+    """Stop a loop as soon as it goes on and what runs there is done."""
+
+    async def end() -> None:
+        if others := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(others)
+        loop.call_soon(loop.stop)
+
+    return asyncio.run_coroutine_threadsafe(end(), loop)
+
+
 async def _is_stuck(loop: asyncio.AbstractEventLoop) -> bool:
-    echo: Future[None] = Future()
-    loop.call_soon_threadsafe(echo.set_result, None)
+    echo = asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop)
     with anyio.move_on_after(STUCK_SECONDS):
         await asyncio.wrap_future(echo)
         return False
