@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Mapping
-from itertools import repeat
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from tests.browser import open_chromium
 from tests.chaos import Chaos, Fault
 from tests.fake_upstream import Act, Done, Gate, Reply, Step, finish, role, token
 from tests.users import SECRET
+from tests.users import token as credential
 from tests.web_client import CLIENT, harmed, told_by_node, wrong
 
 each_transport = pytest.mark.parametrize("transport", ["sse", "ws", "auto"])
@@ -45,18 +46,19 @@ async def reads(url: str, module: Path = CLIENT, **script: Any) -> Any:
     return await told_by_node(url, module, heartbeatMs=2000, connectMs=10_000, **script)
 
 
+async def come_back_to(chaos: Chaos, gate: asyncio.Event, transport: str) -> None:
+    """Open the gate of an answer when its client has come back."""
+    if transport == "sse":
+        await chaos.until_requested("GET /chat/runs")
+    else:
+        await chaos.until_requested("GET /chat/ws", 2)
+    gate.set()
+
+
 async def reads_past_an_expiry(chaos: Chaos, gate: asyncio.Event, transport: str, module: Path = CLIENT) -> Any:
     """An answer whose second half comes when its first token is over and the client has come back."""
     async with anyio.create_task_group() as tasks:
-
-        async def go_on() -> None:
-            """What the client begins with, and what it comes back with."""
-            begins, returns = ("POST /chat/stream", "GET /chat/runs") if transport == "sse" else ["GET /chat/ws"] * 2
-            await chaos.until_requested(begins)
-            await chaos.until_requested(returns, 1 if transport == "sse" else 2)
-            gate.set()
-
-        tasks.start_soon(go_on)
+        tasks.start_soon(come_back_to, chaos, gate, transport)
         told = await reads(chaos.url, module, transport=transport, messages=["go on"], secret=SECRET, lifetimes=SHORT)
         tasks.cancel_scope.cancel()
     return told
@@ -165,7 +167,7 @@ async def chromium() -> AsyncIterator[Browser]:
 
 SAYS = """async ({url, transport, options, isPatient}) => {
     const { connect } = await import("./chatserver.js");
-    const chat = connect(url, {transport, backoff: () => 50, ...options});
+    const chat = connect(url, {transport, token: window.sign, backoff: () => 50, ...options});
     const run = chat.send("tell me");
     const why = new Promise((done) => chat.on("state", (state, {reason}) => reason && done([state, reason.code])));
     const text = (async () => {
@@ -202,4 +204,19 @@ async def test_a_page_learns_why_it_does_not_get_in(chromium: Browser, transport
         assert await says(stranger.url, True, maxTries=2) == ["thrown", "forbidden"]
         assert await says(nobody) == ["waiting", "unreachable"]
         assert await says(friend.url) == ["open", "".join(f"{number} " for number in range(WORDS))]
+        await page.close()
+
+
+@pytest.mark.parametrize("transport", ["sse", "ws"])
+async def test_a_page_outlives_its_token(chromium: Browser, transport: str) -> None:
+    gate = asyncio.Event()
+    files = {"page.html": b"<!doctype html>", "chatserver.js": CLIENT.read_bytes()}
+    async with served(gate, files, **JWT) as chaos, anyio.create_task_group() as tasks:
+        page, lifetimes = await chromium.new_page(), chain(SHORT, repeat(SHORT[-1]))
+        await page.expose_function("sign", lambda refusal: credential(seconds=next(lifetimes)))
+        await page.goto(f"{chaos.url}/web/page.html")
+        tasks.start_soon(come_back_to, chaos, gate, transport)
+        facts = {"url": chaos.url, "transport": transport, "isPatient": True}
+        with anyio.fail_after(PATIENCE_SECONDS):
+            assert await page.evaluate(SAYS, facts) == ["open", "".join(f"{number} " for number in range(WORDS))]
         await page.close()
