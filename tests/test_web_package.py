@@ -11,7 +11,8 @@ import msgspec
 import pytest
 
 from chatserver import __version__
-from chatserver.errors import BadJson, BadRequest, Draining, RunActive, TooMany
+from chatserver.errors import BadJson, BadRequest, ChatError, Draining, RunActive, TooMany
+from chatserver.schema import CLOSE_CODES
 from chatserver.transports.openapi import Problem
 from tests.live import ROOT
 from tests.web_client import CLIENT, TOOLS, WEB, node, tool, wrong
@@ -145,6 +146,14 @@ def test_what_may_be_absent_may_be_undefined() -> None:
     optional = re.findall(r"^ +\w+\?: (.*);$", (WEB / "chatserver.d.ts").read_text(), re.MULTILINE)
     assert len(optional) > 20
     assert [kind for kind in optional if not re.search(r"\| undefined$|^unknown$", kind)] == []
+
+
+def test_it_knows_every_close_of_the_server_as_a_refusal() -> None:
+    known = re.findall(r'^  (\d{4}): \[(\d{3}), "(\w+)"\],$', CLIENT.read_text(), re.MULTILINE)
+    assert {int(code) for code, _, _ in known} >= CLOSE_CODES.keys() - {1000}
+    kinds: list[type[ChatError]] = [ChatError, *ChatError.__subclasses__()]
+    refusals = {(kind.status, kind.code) for kind in kinds}
+    assert {(int(status), word) for _, status, word in known} <= refusals
 
 
 def test_every_refusal_is_the_problem_that_is_typed() -> None:
