@@ -107,7 +107,7 @@ async def test_an_edit_leaves_what_there_was(chromium: Browser) -> None:
 
 async def test_what_is_refused_leaves_a_way_back(chromium: Browser) -> None:
     gate = asyncio.Event()
-    async with chatting(chromium) as (page, server, upstream):
+    async with chatting(chromium) as (page, _, upstream):
         upstream.script(*say("One."))
         await page.send("A")
         await page.answered("One.")

@@ -45,7 +45,7 @@ def _event(each: Record) -> bytes:
 class EventStream:
     """`text/event-stream`, LF only: some clients split on nothing else.
 
-    An empty line stands behind events alone: there are clients that take each block for an event, also one without data.
+    An empty line stands behind events alone: some clients take each block for an event, also one without data.
     `id:` stands behind `data:`: there are clients that believe to have handled an event as soon as they know its id.
     """
 
