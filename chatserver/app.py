@@ -78,7 +78,7 @@ def create_app(settings: Settings) -> Litestar:
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             sessions = await stack.enter_async_context(open_sessions(settings.database_url))
-            await sessions.interrupt_unfinished()
+            await sessions.interrupt_abandoned()
             provider = await stack.enter_async_context(
                 OpenAIProvider(
                     api_key=demo_key if settings.is_demo else settings.openai_api_key,

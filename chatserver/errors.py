@@ -22,6 +22,7 @@ ChatError                 an answer to a client: an HTTP problem document, or a 
 ├── Overloaded        503 more connections than the server takes
 └── Unavailable       503 something that is needed to answer cannot be reached
 UpstreamError             the model's fault: becomes the run's `error` event, never an HTTP status
+RunLost                   nobody's fault: another process has ended the run; becomes its `error` event too
 SettingsError             the operator's fault: ends the program with one line
 """
 
@@ -198,6 +199,10 @@ class UpstreamError(Exception):
         self.message = message
         self.retryable = retryable
         self.retry_after = retry_after
+
+
+class RunLost(Exception):
+    """A run's end could not be kept, since another process has ended or deleted the run; the message says which."""
 
 
 class SettingsError(Exception):

@@ -15,10 +15,11 @@ from typing import Self
 
 import anyio
 from anyio.abc import TaskGroup
+from msgspec.structs import replace
 
 from chatserver.agent import Agent, Finished
 from chatserver.compaction import compact
-from chatserver.errors import UpstreamError
+from chatserver.errors import RunLost, Unavailable, UpstreamError
 from chatserver.events import Done, Error, FinishReason, Record, Terminal, Token, appended
 from chatserver.lean_event import LeanEvent
 from chatserver.limits import Meter
@@ -37,13 +38,17 @@ TRANSITIONS: dict[RunStatus, frozenset[RunStatus]] = {
     "failed": frozenset(),
 }
 
-STORE_AGAIN_SECONDS = 5.0
-"""Between tries to store an answer that the database does not take: a full disk, a lost server."""
+STORE_AGAIN_SECONDS = 0.5
+STORE_AGAIN_AT_MOST_SECONDS = 5.0
+"""Between tries to store an answer that the database does not take: a full disk, a lost server. Each waits longer."""
 
 START_SEQ = 1
 """Of the event that every run begins with; so far there is no answer."""
 
 INTERNAL = Error(code="internal", message="the server failed; its log says why", retryable=False)
+UNSTORED = Error(
+    code="internal", message="the answer could not be stored yet: the database cannot be used now", retryable=False
+)
 
 
 class Run:
@@ -174,12 +179,20 @@ class Run:
         return True
 
     async def finish(self, ending: Terminal, sessions: Sessions) -> bool:
-        """Store the answer, then say that it is over; whether it could be stored. If not, the end tells a failure."""
+        """Store the answer, then say that it is over; whether it was stored. If not, the end tells a failure.
+
+        The end of a run that another process has ended or deleted tells that; there is nothing to store then.
+        """
         is_stored = False
         try:
             last = appended(ending, self.run_id, await self.log.last_seq() + 1)
             await self._store(ending, [*await self.log.records(), last], sessions)
             is_stored = True
+        except RunLost as lost:
+            logger.warning("run %s was lost: %s", self.run_id, lost)
+            ending, is_stored = replace(INTERRUPTED, message=str(lost)), True
+        except Unavailable:  # The store says so in its log, once for all runs.
+            ending = UNSTORED
         except Exception:
             logger.exception("the answer of run %s could not be stored", self.run_id)
             ending = INTERNAL
@@ -193,11 +206,24 @@ class Run:
         return is_stored
 
     async def store_late(self, sessions: Sessions) -> None:
-        """Go on trying: as long as a run is stored as running, its session takes no other."""
+        """Go on trying: as long as a run is stored as running, its session takes no other.
+
+        What the database would never take is given up, all but what was stored of the answer before.
+        """
+        wait_seconds = STORE_AGAIN_SECONDS
         while True:
-            await anyio.sleep(STORE_AGAIN_SECONDS)
-            with suppress(Exception):  # Said once, when it failed first.
-                return await self._store(INTERNAL, await self.log.records(), sessions)
+            await anyio.sleep(wait_seconds)
+            wait_seconds = min(2 * wait_seconds, STORE_AGAIN_AT_MOST_SECONDS)
+            try:
+                return await self._store(UNSTORED, await self.log.records(), sessions)
+            except RunLost:
+                return
+            except Unavailable:
+                continue
+            except Exception:
+                logger.exception("of the answer of run %s only its last checkpoint is kept", self.run_id)
+            with suppress(Exception):
+                return await sessions.interrupt(self.run_id)
 
     async def _store(self, ending: Terminal, records: list[Record], sessions: Sessions) -> None:
         answer = await self.log.answer()

@@ -44,6 +44,7 @@ class Runs:
         self._lives: set[asyncio.Task[None]] = set()
         self._chores: set[asyncio.Task[None]] = set()  # Those would never end by themselves.
         self.is_draining = False
+        sessions.on_loss(self._lose)
 
     async def __aenter__(self) -> Self:
         _spawn(keep(self._unfinished, self._sessions), self._chores)
@@ -104,14 +105,21 @@ class Runs:
         """
         run = await self._find(user, run_id)
         if run is None:
-            await self._sessions.run(user, run_id)
+            await self._check_is_over(user, run_id)
         log = await self._logs.open(run_id)
         if log is None:
-            raise NotFound("this run belongs to another server")
+            raise NotFound("there is nothing with this id")
         last_seq = await log.last_seq()
         if after > last_seq:
             raise BadCursor(f"`after` is past the end of the log, {last_seq}")
         return Subscription(log, after, run, is_at_end=after == last_seq and (run is None or run.is_over))
+
+    async def _check_is_over(self, user: str, run_id: str) -> None:
+        """A run that this process has not, or has forgotten, is one that is over."""
+        if (await self._sessions.run(user, run_id)).finished_at is None:
+            await self._sessions.interrupt_abandoned()
+            if (await self._sessions.run(user, run_id)).finished_at is None:
+                raise NotFound("another server process goes on with this run")
 
     async def record(self, user: str, run_id: str) -> RunRecord:
         """The run as it is now.
@@ -127,10 +135,12 @@ class Runs:
         """End a run; one that has ended stays as it ended.
 
         Raises:
-            NotFound: this user has no such run.
+            NotFound: this user has no such run, or another server goes on with it.
         """
         if run := await self._find(user, run_id):
             run.cancel()
+        else:
+            await self._check_is_over(user, run_id)
         return await self.record(user, run_id)
 
     async def session(
@@ -194,6 +204,11 @@ class Runs:
             await beginning.wait()
         run = self._runs.get(run_id)
         return run if run is not None and run.user == user else None
+
+    def _lose(self) -> None:
+        """Others have taken this process for dead: whatever goes on has been ended."""
+        for run in list(self._unfinished.values()):
+            run.interrupt()
 
     async def _interrupt(self) -> None:
         with anyio.move_on_after(SHUTDOWN_SECONDS, shield=True):

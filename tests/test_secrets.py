@@ -2,7 +2,9 @@
 
 import json
 import logging
+import sqlite3
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
@@ -222,16 +224,16 @@ async def test_no_failure_of_our_own_quotes_anything(place: Place) -> None:
     place.upstream.always(*say("An answer."))
     with anyio.fail_after(WAIT_SECONDS):
         await documents_of(await SSE.start(place.server, BODY, headers=bearer(TOKEN)))
-    engine = place.server.app.state.parts.sessions._database._engine
-    with engine.begin() as connection:
-        connection.exec_driver_sql("CREATE TRIGGER no BEFORE UPDATE ON runs BEGIN SELECT RAISE(ABORT, 'full'); END")
+    file = place.server.settings.database_url.removeprefix("sqlite:///")
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("CREATE TRIGGER no BEFORE UPDATE ON runs BEGIN SELECT RAISE(ABORT, 'full'); END")
     with anyio.fail_after(WAIT_SECONDS):
         documents = await documents_of(await SSE.start(place.server, BODY, headers=bearer(TOKEN)))
     place.said.append(documents[-1].decode())
     assert json.loads(documents[-1])["code"] == "internal"
     assert any("could not be stored" in each.getMessage() for each in place.records)
-    with engine.begin() as connection:
-        connection.exec_driver_sql("DROP TRIGGER no")
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("DROP TRIGGER no")
     place.upstream.always(token("x"), Done())
     with patch.object(Sessions, "begin", fail):
         assert await place.ask("POST", "/chat/runs", BODY, bearer(TOKEN)) == 500
@@ -256,7 +258,7 @@ async def test_no_repr_shows_a_secret(place: Place) -> None:
     message = {"role": "user", "content": PROMPT}
     things = [settings, gate, gate.tickets, gate._tokens, ticket, parts, parts.settings, asked, Send(message=PROMPT)]
     things += [ModelRequest(model="m", messages=[message]), *parts.runs._runs.values(), parts.runs._agent.provider]
-    things += [(await parts.runs.session("ann", json.loads((await reading.take(1))[0])["session_id"], True))]
+    things += [(await parts.runs.session("ann", json.loads((await reading.take(1))[0])["session_id"], True, 10, None))]
     session = things.pop()
     place.said += [repr(thing) + str(thing) for thing in things] + [repr(session.messages)]
     reading.cut()

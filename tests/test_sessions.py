@@ -22,7 +22,7 @@ from sqlalchemy import Connection, Engine, event, insert, inspect, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from chatserver.commands import ChatRequest, new_id
-from chatserver.errors import BadCursor, KeyReused, NotFound, RunActive, SettingsError
+from chatserver.errors import BadCursor, KeyReused, NotFound, RunActive, RunLost, SettingsError
 from chatserver.events import (
     EVENT_BYTES_LIMIT,
     Answer,
@@ -283,7 +283,7 @@ async def test_a_call_that_waited_for_its_twin_returns_the_twins_run(postgres_ur
     late: list[Begun] = []
 
     def win(connection: Connection) -> Begun:
-        won = begin.begin(connection, "ann", request, new_id())
+        won = begin.begin(connection, "ann", request, new_id(), "twin")
         tasks.start_soon(lose)
         while not connection.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")):
             pass  # Each look lets the event loop go on.
@@ -448,16 +448,17 @@ async def test_the_first_end_counts(sessions: Sessions, monkeypatch: pytest.Monk
     run = await sessions.run("ann", begun.run.run_id)
     session = await sessions.session("ann", begun.run.session_id)
     monkeypatch.setattr(end, "timestamp", lambda: "2100-01-01T00:00:00.000Z")
-    await ended(sessions, begun, "second", done("cancelled"))
+    await ended(sessions, begun, "second", done("cancelled"))  # As if nobody had heard that the first was kept.
     assert await sessions.run("ann", begun.run.run_id) == run
     assert await sessions.records(begun.run.run_id) == said("first")
     assert await sessions.session("ann", begun.run.session_id) == session
 
 
-async def test_a_run_whose_session_was_deleted_ends_in_silence(sessions: Sessions) -> None:
+async def test_the_end_of_a_run_whose_session_was_deleted_is_refused_in_words(sessions: Sessions) -> None:
     begun = await ask(sessions, session_id="s")
     await sessions.delete("ann", "s")
-    await ended(sessions, begun)
+    with pytest.raises(RunLost, match="deleted"):
+        await ended(sessions, begun)
     await sessions.checkpoint({begun.run.run_id: Answer("late")})
     with pytest.raises(NotFound):
         await sessions.run("ann", begun.run.run_id)
@@ -511,8 +512,8 @@ async def test_what_a_dead_process_left_is_ended_as_interrupted(url: str) -> Non
         answer = Answer("so far", "hm", (CALL,))
         await before.checkpoint({kept.run.run_id: answer})
     async with open_sessions(url) as after:
-        assert sorted(await after.interrupt_unfinished()) == sorted([kept.run.run_id, bare.run.run_id])
-        assert await after.interrupt_unfinished() == []
+        assert sorted(await after.interrupt_abandoned()) == sorted([kept.run.run_id, bare.run.run_id])
+        assert await after.interrupt_abandoned() == []
         run = await after.run("ann", kept.run.run_id)
         failure = RunFailure("interrupted", "the server stopped before the answer was complete")
         assert (run.status, run.error, run.last_seq) == ("failed", failure, SEQ_LIMIT + 2)
@@ -545,11 +546,12 @@ async def test_what_a_dead_process_left_is_ended_as_interrupted(url: str) -> Non
     ],
 )
 async def test_an_interrupted_answer_of_any_size_is_read_in_events_of_the_allowed_size(
-    sessions: Sessions, answer: Answer
+    sessions: Sessions, url: str, answer: Answer
 ) -> None:
-    begun = await ask(sessions)
-    await sessions.checkpoint({begun.run.run_id: answer})
-    await sessions.interrupt_unfinished()
+    async with open_sessions(url) as dead:
+        begun = await ask(dead)
+        await dead.checkpoint({begun.run.run_id: answer})
+    assert await sessions.interrupt_abandoned() == [begun.run.run_id]
     log = await sessions.records(begun.run.run_id)
     assert max(len(each.data) for each in log) <= EVENT_BYTES_LIMIT
     assert [each.seq for each in log] == list(range(SEQ_LIMIT + 1, SEQ_LIMIT + len(log) + 1))
@@ -584,7 +586,7 @@ async def test_a_process_that_dies_right_after_a_beginning_has_lost_nothing(url:
         process = await anyio.run_process([sys.executable, "-c", KILLED, url], cwd=ROOT, check=False)
     assert process.returncode == -signal.SIGKILL
     async with open_sessions(url) as sessions:
-        assert await sessions.interrupt_unfinished() == ["run"]
+        assert await sessions.interrupt_abandoned() == ["run"]
         assert await texts(sessions, "s") == ["Hello", ""]
 
 
@@ -805,7 +807,7 @@ async def test_every_sqlite_connection_is_durable_and_holds_references(sqlite_ur
 
     async with open_database(sqlite_url) as database:
         found = await (database.write if is_writer else database.read)(pragmas)
-    assert found == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 10_000}
+    assert found == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 5_000}
 
 
 async def test_on_sqlite_readers_do_not_wait_for_a_writer_and_writers_do(sqlite_url: str, tmp_path: Path) -> None:

@@ -225,7 +225,7 @@ async def test_sigterm_while_the_server_is_starting_ends_it_without_a_fault(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = settings_for(None, tmp_path)
-    with anyio.fail_after(30), bind(settings) as sock, held(Sessions, "interrupt_unfinished", done=False) as hold:
+    with anyio.fail_after(30), bind(settings) as sock, held(Sessions, "interrupt_abandoned", done=False) as hold:
         server = Server(settings)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(server.serve, [sock])

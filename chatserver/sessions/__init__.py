@@ -4,13 +4,16 @@ Each method is one transaction, and what it changed is on disk when it returns. 
 user is not found, as if there were none. Nothing is written per token, and no text is logged.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
+from time import monotonic
 
 from sqlalchemy.exc import IntegrityError
 
 from chatserver.commands import ChatRequest
+from chatserver.errors import Unavailable
 from chatserver.events import Answer, Record, Terminal, Usage
 from chatserver.records import RunRecord, SessionDetail, SessionPage, SessionRecord
 from chatserver.sessions import begin, edit, end, read
@@ -18,8 +21,13 @@ from chatserver.sessions.begin import Begun
 from chatserver.sessions.branches import MESSAGES_LIMIT
 from chatserver.sessions.database import Database, open_database
 from chatserver.sessions.end import INTERRUPTED
+from chatserver.sessions.leases import Lease
+from chatserver.sessions.trouble import Troubled
 
 __all__ = ["INTERRUPTED", "Begun", "Sessions", "open_sessions"]
+
+PROBE_SECONDS = 1.0
+"""How old the knowledge may be that the database can be written, and how long it may take to get."""
 
 BEGIN_ATTEMPTS = 3
 """A lost race for a key or a session shows in the second attempt; the third is for one deleted in between."""
@@ -28,8 +36,29 @@ BEGIN_ATTEMPTS = 3
 class Sessions:
     """The store of one database. ``user`` is the owner's id throughout."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, lease: Lease) -> None:
         self._database = database
+        self._lease = lease
+        self._probe: asyncio.Task[bool] | None = None
+        self._probed_at = 0.0
+
+    async def is_writable(self) -> bool:
+        """Whether the database takes what is written, as of now or a second ago; answered within a second."""
+        if self._probe is None or (self._probe.done() and monotonic() - self._probed_at >= PROBE_SECONDS):
+            self._probed_at = monotonic()
+            self._probe = asyncio.create_task(self._touched())
+        done, _ = await asyncio.wait([self._probe], timeout=PROBE_SECONDS)
+        return bool(done) and self._probe.result()
+
+    async def _touched(self) -> bool:
+        with suppress(Unavailable):
+            await self._lease.touch()
+            return True
+        return False
+
+    def on_loss(self, tell: Callable[[], None]) -> None:
+        """Call this when other processes have taken this one for dead and ended its runs."""
+        self._lease.on_loss = tell
 
     async def begin(self, user: str, request: ChatRequest, run_id: str) -> Begun:
         """Start a run, or find the one that the request's idempotency key started.
@@ -37,9 +66,12 @@ class Sessions:
         Raises:
             KeyReused: the key was used with another request.
             RunActive: the session is busy with another run.
-            NotFound: the user has no such message to regenerate.
+            NotFound: the user has no such message to regenerate or to go on from.
+            Unavailable: other processes may be about to take this one for dead.
         """
-        work = partial(begin.begin, user=user, request=request, run_id=run_id)
+        if self._lease.is_stale:
+            raise Unavailable("the database was not reached for a while", retry_after=1)
+        work = partial(begin.begin, user=user, request=request, run_id=run_id, owner=self._lease.owner)
         for _ in range(BEGIN_ATTEMPTS - 1):
             try:
                 return await self._database.write(work)
@@ -66,19 +98,23 @@ class Sessions:
     ) -> None:
         """Keep a run's end: its outcome, its log as it shall be read from now on, its answer. The first end counts.
 
-        Of a run that was deleted with its session nothing is kept, and nothing is said.
+        Raises:
+            RunLost: another process has ended the run, or deleted it with its session; nothing is kept.
         """
-        await self._database.write(
-            partial(end.finish, run_id=run_id, ending=ending, answer=answer, records=records, usage=usage)
-        )
+        work = partial(end.finish, ending=ending, answer=answer, records=records, usage=usage, owner=self._lease.owner)
+        await self._database.write(partial(work, run_id=run_id))
 
     async def checkpoint(self, answers: Mapping[str, Answer]) -> None:
         """Keep what active runs, by id, have said so far, for the case that this process dies."""
         await self._database.write(partial(end.checkpoint, answers=answers))
 
-    async def interrupt_unfinished(self) -> list[str]:
-        """At start: end every run that an earlier process left active as ``interrupted``; the ids of those runs."""
-        return await self._database.write(end.interrupt_unfinished)
+    async def interrupt_abandoned(self) -> list[str]:
+        """End every run whose process is gone as ``interrupted``; the ids of those runs."""
+        return await self._lease.end_abandoned()
+
+    async def interrupt(self, run_id: str) -> None:
+        """End a run as ``interrupted`` with what was stored of its answer; one that is over, or gone, stays so."""
+        await self._database.write(partial(end.interrupt, run_ids=[run_id], owner=self._lease.owner))
 
     async def run(self, user: str, run_id: str) -> RunRecord:
         """A run; ``last_seq`` is 0 until it is over.
@@ -152,5 +188,7 @@ async def open_sessions(database_url: str) -> AsyncIterator[Sessions]:
     Raises:
         SettingsError: the URL is wrong, or nothing usable is there.
     """
-    async with open_database(database_url) as database:
-        yield Sessions(database)
+    async with open_database(database_url) as opened:
+        database = Troubled(opened)
+        async with Lease(database) as lease:
+            yield Sessions(database, lease)

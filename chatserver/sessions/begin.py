@@ -43,14 +43,14 @@ class _Place(Struct, frozen=True):
     branch: list[MessageRecord]
 
 
-def begin(connection: Connection, user: str, request: ChatRequest, run_id: str) -> Begun:
+def begin(connection: Connection, user: str, request: ChatRequest, run_id: str, owner: str) -> Begun:
     """Insert what the request starts: the user's message unless it is there, an empty answer, a running run.
 
     Raises:
         KeyReused, RunActive, NotFound: it cannot be started.
     """
     try:
-        return earlier(connection, user, request) or _begin(connection, user, request, run_id)
+        return earlier(connection, user, request) or _begin(connection, user, request, run_id, owner)
     except RunActive:
         # PostgreSQL: it may be the run of this very request, begun elsewhere while this call waited for the session.
         if found := earlier(connection, user, request):
@@ -58,7 +58,7 @@ def begin(connection: Connection, user: str, request: ChatRequest, run_id: str) 
         raise
 
 
-def _begin(connection: Connection, user: str, request: ChatRequest, run_id: str) -> Begun:
+def _begin(connection: Connection, user: str, request: ChatRequest, run_id: str, owner: str) -> Begun:
     now = timestamp()
     find_place = _next if request.regenerate is None and request.parent_id is None else _named
     place = find_place(connection, user, request, now)
@@ -72,7 +72,7 @@ def _begin(connection: Connection, user: str, request: ChatRequest, run_id: str)
         usage=None,
         created_at=now,
     )
-    origin = {"user_id": user, "user_message_id": context[-1].message_id}
+    origin = {"user_id": user, "user_message_id": context[-1].message_id, "owner": owner}
     identity = {"idempotency_key": request.idempotency_key, "request_digest": _digest(request)}
     connection.execute(_NEW_RUN, asdict(run) | origin | identity)
     return Begun(run=run, user_message_id=context[-1].message_id, context=context, is_new=True)

@@ -9,6 +9,7 @@ cancellation waits until it has ended.
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any, Protocol, TypeVar
 
 from alembic import command
@@ -24,8 +25,8 @@ from chatserver.sessions.sqlite import Sqlite
 from chatserver.settings import variable
 
 POSTGRES_CONNECTIONS = 10
-POSTGRES_CONNECT_SECONDS = 10.0
-POSTGRES_COMMAND_SECONDS = 30.0
+POSTGRES_CONNECT_SECONDS = 5.0
+POSTGRES_COMMAND_SECONDS = 10.0
 """A transaction here takes milliseconds; a connection that is silent for so long is dead."""
 
 LIBPQ_PARAMETERS: dict[str, tuple[str, Callable[[str], Any]]] = {
@@ -53,6 +54,10 @@ class Database(Protocol):
 
         A commit that fails, fails for all that share it.
         """
+        ...
+
+    def lock_file(self, owner: str) -> Path:
+        """Where a process that uses this database can keep a file that others on its machine find."""
         ...
 
     async def close(self) -> None:
@@ -120,6 +125,7 @@ class _Postgres:
                 hide_parameters=True,
                 pool_size=POSTGRES_CONNECTIONS,
                 max_overflow=0,
+                pool_timeout=POSTGRES_CONNECT_SECONDS,
                 pool_pre_ping=True,  # A restarted PostgreSQL costs a round trip here, not a failed answer.
                 connect_args={
                     "timeout": POSTGRES_CONNECT_SECONDS,
@@ -144,6 +150,9 @@ class _Postgres:
             async with engine.begin() as connection:
                 return await connection.run_sync(work)
         raise AssertionError("a scope that nobody cancels swallows nothing")
+
+    def lock_file(self, owner: str) -> Path:
+        return Path(gettempdir(), f"chatserver-{owner}.lock")
 
     async def close(self) -> None:
         await self._engine.dispose()

@@ -1,6 +1,6 @@
 """How a run ends, in front of its readers or by a crash, and what is kept of one that goes on."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from sqlalchemy import Connection, Executable, bindparam, case, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from chatserver.errors import RunLost
 from chatserver.events import (
     EVENT_BYTES_LIMIT,
     Answer,
@@ -38,6 +39,7 @@ _END = update(runs).where(*_IS_UNFINISHED)
 _USER = select(runs.c.user_id).where(runs.c.run_id == bindparam("run")).scalar_subquery()
 _MESSAGE = select(runs.c.message_id).where(runs.c.run_id == bindparam("run")).scalar_subquery()
 _SAY = update(messages).where(messages.c.message_id == _MESSAGE)
+_LEFT = select(messages.c.content, messages.c.reasoning, messages.c.tool_calls).where(messages.c.message_id == _MESSAGE)
 _CHECKPOINT = _SAY.where(messages.c.status == "streaming")
 
 
@@ -48,22 +50,36 @@ def finish(
     answer: Answer,
     records: Sequence[Record],
     usage: Usage | None,
+    owner: str,
 ) -> None:
-    """Keep what a run has come to. Of a run that is over or gone: nothing."""
+    """Keep what a run has come to, for the process ``owner``; again: nothing.
+
+    Raises:
+        RunLost: another process has ended the run, or deleted it with its session.
+    """
     now, status = timestamp(), status_after(ending)
     error = RunFailure(ending.code, ending.message) if isinstance(ending, Error) else None
     # The session first: everybody locks in this order, so that PostgreSQL meets no deadlock with a deletion.
     connection.execute(_TOUCH, {"run": run_id, "updated_at": now})
     ended = {"status": status, "last_seq": records[-1].seq, "usage": usage, "finished_at": now, "error": error}
     log = {"events": b"\n".join(each.data for each in records)}
-    if connection.execute(_END, {"run": run_id} | ended | log).rowcount == 0:
-        return
+    if connection.execute(_END, {"run": run_id} | ended | log | {"owner": owner}).rowcount == 0:
+        return _check_owner(connection, run_id, owner)
     if usage is not None:
         spent = {"run": run_id, "day": now[:10], "tokens": usage.input_tokens + usage.output_tokens}
         connection.execute(_spend(connection.dialect.name), spent)
     said = _said(answer) | {"usage": usage, "status": "complete" if status == "completed" else "partial"}
     said["finish_reason"] = None if isinstance(ending, Error) else ending.finish_reason
     connection.execute(_SAY, {"run": run_id} | said)
+
+
+def _check_owner(connection: Connection, run_id: str, owner: str) -> None:
+    """A run is over already: well, if this very process has ended it, and never heard that its end was kept."""
+    found = connection.execute(select(runs.c.owner).where(runs.c.run_id == run_id)).one_or_none()
+    if found is None:
+        raise RunLost("the session was deleted while the answer was written")
+    if found.owner != owner:
+        raise RunLost("the server was away for too long: another one ended the answer")
 
 
 @cache
@@ -91,21 +107,15 @@ def checkpoint(connection: Connection, answers: Mapping[str, Answer]) -> None:
         connection.execute(_CHECKPOINT, rows)
 
 
-def interrupt_unfinished(connection: Connection) -> list[str]:
-    """End every run that is not over as failed, with what its message holds as its log; the ids of those runs."""
-    answer = (messages.c.content, messages.c.reasoning, messages.c.tool_calls)
-    query = (
-        select(runs.c.run_id, *answer)
-        .join_from(runs, messages, messages.c.message_id == runs.c.message_id)
-        .where(runs.c.finished_at.is_(None))
-        .order_by(runs.c.user_id, runs.c.session_id)
-    )
-    rows = connection.execute(query).all()
-    for run_id, *said in rows:
-        left = Answer(*said)
+def interrupt(connection: Connection, run_ids: Iterable[str], owner: str) -> None:
+    """End runs as failed that their processes have left, each with what its message holds as its log."""
+    # In the order in which everybody locks, and one after the other: together the answers may be large.
+    unfinished = select(runs.c.run_id).where(runs.c.run_id.in_(run_ids), runs.c.finished_at.is_(None))
+    order = unfinished.order_by(runs.c.user_id, runs.c.session_id)
+    for run_id in connection.scalars(order).all():
+        left = Answer(*connection.execute(_LEFT, {"run": run_id}).one())
         log = [record(each) for each in _remains(run_id, left)]
-        finish(connection, run_id, INTERRUPTED, left, log, None)
-    return [row.run_id for row in rows]
+        finish(connection, run_id, INTERRUPTED, left, log, None, owner)
 
 
 def _remains(run_id: str, left: Answer) -> Iterator[Event]:

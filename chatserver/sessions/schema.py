@@ -102,6 +102,15 @@ spendings = Table(
     PrimaryKeyConstraint("user_id", name="pk_spendings"),
 )
 
+# The processes that use this database; see ``leases``.
+processes = Table(
+    "processes",
+    metadata,
+    Column("owner", Text, nullable=False),
+    Column("beat", Integer, nullable=False),
+    PrimaryKeyConstraint("owner", name="pk_processes"),
+)
+
 runs = Table(
     "runs",
     metadata,
@@ -118,8 +127,9 @@ runs = Table(
     Column("created_at", Text, nullable=False),
     Column("finished_at", Text),
     Column("error", Document(RunFailure)),
-    # The last column, so that SQLite reads past it only where it is asked for.
+    # Behind most columns, so that SQLite reads past it only where it is asked for.
     Column("events", LargeBinary),  # the documents of a finished run, one a line
+    Column("owner", Text),  # the process that goes on with the run, or that has ended it
     PrimaryKeyConstraint("run_id", name="pk_runs"),
     ForeignKeyConstraint(
         ["user_id", "session_id"],

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, TypeAlias, TypeVar
@@ -13,7 +14,7 @@ from sqlalchemy import URL, Connection, create_engine, event
 READERS = 4
 """Threads and connections that read at once. They never wait for the writer (WAL), only for a processor."""
 
-BUSY_SECONDS = 10.0
+BUSY_SECONDS = 5.0
 """How long a writer waits for one of another process. Within the process they queue up and never meet."""
 
 WRITES_AT_ONCE = 64
@@ -59,6 +60,9 @@ class Sqlite:
             connect_args={"timeout": BUSY_SECONDS},
         )
         event.listen(self._engine, "connect", _prepare)
+        self._path = Path(str(url.database)).absolute()
+        self._file: tuple[int, int] | None = None
+        """Device and inode of the file, from the first commit on."""
         self._readers = CapacityLimiter(READERS)
         self._writes: SimpleQueue[_Write | None] = SimpleQueue()
         self._writer: Thread | None = None
@@ -85,6 +89,9 @@ class Sqlite:
         self._writes.put(_Write(work, future))
         return future
 
+    def lock_file(self, owner: str) -> Path:
+        return self._path.with_name(f"{self._path.name}-{owner}.lock")
+
     async def close(self) -> None:
         self._is_closed = True
         if self._writer is not None:
@@ -94,7 +101,13 @@ class Sqlite:
 
     # In the threads.
 
+    def _check_file(self) -> None:
+        # SQLite would go on in a file that nobody finds any more, or begin an empty one beside the open one.
+        if self._file is not None and self._file != _identity(self._path):
+            raise FileNotFoundError("the database file was removed or replaced")
+
     def _read(self, work: Callable[[Connection], T]) -> T:
+        self._check_file()
         with self._engine.begin() as connection:
             # Not as an event: an engine with listeners asks them at each statement.
             connection.exec_driver_sql("BEGIN")
@@ -115,6 +128,7 @@ class Sqlite:
         """A batch in one transaction; if that fails, each in its own: a full disk refuses the large ones only."""
         has_begun = False
         try:
+            self._check_file()
             with self._engine.begin() as connection:
                 # The lock first: a transaction that turns from reading to writing can only fail when it is late.
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -124,6 +138,7 @@ class Sqlite:
                 else:
                     for write in batch:
                         _write_in_savepoint(connection, write)
+            self._file = self._file or _identity(self._path)
         except BaseException as error:  # noqa: BLE001 - whoever waits for it is told
             if has_begun and len(batch) > 1:
                 for write in batch:
@@ -143,6 +158,14 @@ def _write_in_savepoint(connection: Connection, write: _Write) -> None:
         write.error = error
         connection.exec_driver_sql("ROLLBACK TO one")
     connection.exec_driver_sql("RELEASE one")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _tell(batch: list[_Write]) -> None:

@@ -25,6 +25,7 @@ from chatserver.errors import (
     Internal,
     NotAcceptable,
     NotFound,
+    Unavailable,
 )
 from chatserver.records import RunRecord, SessionDetail, SessionPage, SessionRecord
 from chatserver.run import Subscription
@@ -205,9 +206,11 @@ async def livez() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@get("/readyz", opt={PUBLIC: True}, security=BY_NOTHING, responses=refusals(*ALWAYS, Draining))
+@get("/readyz", opt={PUBLIC: True}, security=BY_NOTHING, responses=refusals(*ALWAYS, Draining, Unavailable))
 async def readyz(request: Request[str, Any, State]) -> dict[str, Any]:
-    """New runs are welcome, and this model answers them; 503 while draining."""
+    """New runs are welcome, and this model answers them; 503 while draining, or while nothing can be stored."""
+    if not await parts_of(request).sessions.is_writable():
+        raise Unavailable("the database cannot be written")
     settings = parts_of(request).settings
     about = {name: getattr(settings, name) for name in ("model", "is_demo", "login_url", "max_message_bytes")}
     return {"status": "ok"} | about

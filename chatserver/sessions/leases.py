@@ -1,0 +1,218 @@
+"""Leases: whose the runs are that several processes have begun in one database.
+
+A process counts up a number of its own, its beat. Whoever sees it stand still for long enough, by looks of its own that
+each reached the database, ends the runs of that process: no clock is compared with another's. A process on the same
+machine that has died is known by a lock that it has let go of, and nobody waits.
+"""
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from time import monotonic
+from typing import Self
+
+from msgspec import Struct
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
+
+from chatserver.commands import new_id
+from chatserver.errors import Unavailable
+from chatserver.sessions.database import Database
+from chatserver.sessions.end import interrupt
+from chatserver.sessions.schema import processes, runs
+
+if sys.platform != "win32":
+    import fcntl
+
+logger = logging.getLogger(__name__)
+
+RENEW_SECONDS = 2.5
+LOOKS = 4
+"""A beat that has not changed in so many looks, one each ``RENEW_SECONDS``, is that of a process that is gone."""
+
+_MINE = processes.c.owner == bindparam("process")
+_BEAT = update(processes).where(_MINE).values(beat=processes.c.beat + 1)
+_TOUCH = update(processes).where(_MINE).values(beat=processes.c.beat)
+_REGISTER = insert(processes).values(owner=bindparam("process"), beat=1)
+_FORGET = delete(processes).where(_MINE)
+_BEATS = select(processes.c.owner, processes.c.beat)
+_OWNERS = select(runs.c.owner).where(runs.c.finished_at.is_(None)).distinct()
+
+
+class _Seen(Struct):
+    """The beat of another process, and how many looks have found it unchanged."""
+
+    beat: int
+    looks: int = 0
+
+
+class Lease:
+    """What this process holds: enter it before the first run begins. Leaving it gives all runs up that are left.
+
+    ``on_loss`` is called when other processes have taken this one for dead: what it had begun is ended.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self.owner = new_id()
+        self.on_loss: Callable[[], None] = lambda: None
+        self._database = database
+        self._lock = _Lock(database.lock_file(self.owner))
+        self._seen: dict[str | None, _Seen] = {}
+        self._renewed_at = 0.0
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def is_stale(self) -> bool:
+        """It was not renewed for so long that others may be about to take it: this is no time to begin runs."""
+        return monotonic() - self._renewed_at > RENEW_SECONDS * LOOKS
+
+    async def __aenter__(self) -> Self:
+        self._lock.take()
+        await self._renew()
+        self._task = asyncio.create_task(self._keep(), name="lease")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        try:
+            await self._database.write(partial(_forget, owner=self.owner))
+        except Unavailable:
+            self._lock.release()  # The file stays, and tells others that they need not wait.
+        else:
+            self._lock.remove()
+            self._lock.release()
+
+    async def _keep(self) -> None:
+        while True:
+            await asyncio.sleep(RENEW_SECONDS)
+            try:
+                if not await self._renew():
+                    logger.warning("this process was taken for dead by another: its running answers end")
+                    self.on_loss()
+                if ended := await self.end_abandoned():
+                    logger.warning("runs that a dead process had left were ended: %d", len(ended))
+            except Unavailable:
+                # Who cannot reach the database cannot tell whether others can.
+                self._seen.clear()
+
+    async def touch(self) -> None:
+        """Write something, to see whether the database can be written."""
+        await self._database.write(partial(_touch, owner=self.owner))
+
+    async def _renew(self) -> bool:
+        """Count up, and look at the others; whether this process was still known."""
+        now = monotonic()
+        is_known, beats = await self._database.write(partial(_beat, owner=self.owner))
+        self._renewed_at = now
+        self._seen = {
+            owner: _Seen(beat, seen.looks + 1) if (seen := self._seen.get(owner)) and seen.beat == beat else _Seen(beat)
+            for owner, beat in beats.items()
+        }
+        return is_known
+
+    async def end_abandoned(self) -> list[str]:
+        """End the runs of processes that are gone, as interrupted; the ids of those runs."""
+        owners, beats = await self._database.read(_owners_and_beats)
+        ended: list[str] = []
+        for owner in (owners | beats.keys()) - {self.owner}:
+            lock = _Lock(self._database.lock_file(owner or ""))
+            if owner not in beats or self._stands_still(owner, beats[owner]) or lock.is_free():
+                ended += await self._database.write(partial(_end, owner=owner, beat=beats.get(owner), by=self.owner))
+                if lock.is_free():
+                    lock.remove()
+        return ended
+
+    def _stands_still(self, owner: str | None, beat: int) -> bool:
+        seen = self._seen.get(owner)
+        return seen is not None and seen.beat == beat and seen.looks >= LOOKS
+
+
+def _beat(connection: Connection, owner: str) -> tuple[bool, dict[str, int]]:
+    """Count up, registered anew where others have struck the process off; whether it was there, and all others."""
+    mine = {"process": owner}
+    is_known = connection.execute(_BEAT, mine).rowcount == 1
+    if not is_known:
+        connection.execute(_REGISTER, mine)
+    beats = {row.owner: row.beat for row in connection.execute(_BEATS) if row.owner != owner}
+    return is_known, beats
+
+
+def _touch(connection: Connection, owner: str) -> None:
+    connection.execute(_TOUCH, {"process": owner})
+
+
+def _forget(connection: Connection, owner: str) -> None:
+    connection.execute(_FORGET, {"process": owner})
+
+
+def _owners_and_beats(connection: Connection) -> tuple[set[str | None], dict[str | None, int]]:
+    """Who owns runs that go on (None: nobody), and the beat of every process."""
+    return set(connection.scalars(_OWNERS)), {row.owner: row.beat for row in connection.execute(_BEATS)}
+
+
+def _end(connection: Connection, owner: str | None, beat: int | None, by: str) -> list[str]:
+    """End the runs of a process, if its beat (None: it is not registered) is still this one; their ids."""
+    if beat is not None:
+        is_same = connection.execute(delete(processes).where(processes.c.owner == owner, processes.c.beat == beat))
+        if is_same.rowcount == 0:
+            return []
+    # Before it is asked who is registered: a process registers before it begins a run.
+    left = connection.scalars(select(runs.c.run_id).where(runs.c.finished_at.is_(None), runs.c.owner == owner)).all()
+    if beat is None and connection.execute(_BEATS.where(processes.c.owner == owner)).one_or_none() is not None:
+        return []
+    interrupt(connection, left, by)
+    return list(left)
+
+
+class _Lock:
+    """A file that a process keeps locked while it lives. Who can lock it knows that the process is dead.
+
+    Where files cannot be locked, or another machine has them, nobody ever knows.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: int | None = None
+
+    def take(self) -> None:
+        with suppress(OSError):
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            if not _locked(self._file):
+                self.remove()  # It would say that this process is dead.
+                self.release()
+
+    def is_free(self) -> bool:
+        try:
+            file = os.open(self._path, os.O_RDWR)
+        except OSError:
+            return False
+        try:
+            return _locked(file)
+        finally:
+            os.close(file)
+
+    def remove(self) -> None:
+        with suppress(OSError):
+            self._path.unlink()
+
+    def release(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+def _locked(file: int) -> bool:
+    """Lock the file for as long as it is open; whether that could be done."""
+    if sys.platform == "win32":
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

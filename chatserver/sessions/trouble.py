@@ -1,0 +1,94 @@
+"""A database that is locked for long, full, read-only or gone: one refusal for whoever asks, one line in the log."""
+
+import logging
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+from typing import TypeVar
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError, InterfaceError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from chatserver.errors import Unavailable
+from chatserver.sessions.database import Database
+
+logger = logging.getLogger(__name__)
+
+SAY_AGAIN_SECONDS = 60.0
+"""Between two lines in the log as long as the trouble lasts."""
+
+_SQLITE_CODES = frozenset({
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PROTOCOL,
+    sqlite3.SQLITE_NOTADB,
+})  # fmt: skip
+
+_POSTGRES_STATES = ("08", "25006", "28", "3D", "40", "53", "55", "57", "58", "XX")
+"""How SQLSTATEs begin: no connection, read-only, not let in, no database, lost a race, out of something, in use, told
+to stop, broken."""
+
+T = TypeVar("T")
+
+
+class Troubled:
+    """A ``Database`` whose own trouble is ``Unavailable`` to whoever asks, and a line in the log when it begins."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._said_at: float | None = None
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        with self._told():
+            return await self._database.read(work)
+
+    async def write(self, work: Callable[[Connection], T]) -> T:
+        with self._told():
+            return await self._database.write(work)
+
+    def lock_file(self, owner: str) -> Path:
+        return self._database.lock_file(owner)
+
+    async def close(self) -> None:
+        await self._database.close()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if not _is_trouble(error):
+                raise
+            self._say(error)
+            raise Unavailable("the database cannot be used now") from None
+        if self._said_at is not None:
+            self._said_at = None
+            logger.warning("the database can be used again")
+
+    def _say(self, error: Exception) -> None:
+        now = monotonic()
+        if self._said_at is None or now - self._said_at >= SAY_AGAIN_SECONDS:
+            self._said_at = now
+            reason = " ".join(str(error.orig if isinstance(error, DBAPIError) else error).split())
+            logger.error("the database cannot be used, what needs it is refused: %s", reason or type(error).__name__)
+
+
+def _is_trouble(error: Exception) -> bool:
+    """Whether this is the database's fault, and not that of what was asked."""
+    if isinstance(error, OSError | PoolTimeoutError | InterfaceError):  # The first: asyncpg's connections, time-outs.
+        return True
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    if isinstance(cause, sqlite3.Error):
+        return getattr(cause, "sqlite_errorcode", 0) & 0xFF in _SQLITE_CODES
+    state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None) or ""
+    is_lost = isinstance(error, DBAPIError) and error.connection_invalidated
+    return is_lost or str(state).startswith(_POSTGRES_STATES)

@@ -1,0 +1,299 @@
+"""Several processes on one database: each ends its own runs, and those of others only when these are gone."""
+
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import wraps
+from pathlib import Path
+from typing import ParamSpec
+
+import anyio
+import pytest
+from anyio import fail_after, move_on_after
+
+from chatserver.errors import RunActive, RunLost, Unavailable
+from chatserver.sessions import Sessions, leases, open_sessions
+from chatserver.sessions.database import Database
+from chatserver.sessions.leases import LOOKS, Lease
+from tests.clients import SSE, Reading, RefusedError, Transport, documents_of, get_run, is_terminal, request, text_of
+from tests.databases import ask, ended
+from tests.fake_upstream import Done, FakeUpstream, Gate, Hang, finish, role, token
+from tests.life import in_time
+from tests.live import ServerProcess
+from tests.proving import Stage, each_transport, staged
+
+pytestmark = pytest.mark.anyio
+
+SECONDS = 30
+
+P = ParamSpec("P")
+
+
+@pytest.fixture(autouse=True)
+def no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody looks by himself: the tests look."""
+    monkeypatch.setattr(leases, "RENEW_SECONDS", 3600.0)
+
+
+@pytest.fixture
+async def other(url: str) -> AsyncIterator[Sessions]:
+    """The sessions as another process has them open."""
+    async with open_sessions(url) as opened:
+        yield opened
+
+
+async def look(sessions: Sessions) -> list[str]:
+    """What a process does every now and then; what it has ended."""
+    await sessions._lease._renew()
+    return await sessions.interrupt_abandoned()
+
+
+async def test_a_run_is_left_alone_while_its_process_renews_its_lease(sessions: Sessions, other: Sessions) -> None:
+    begun = await ask(sessions)
+    for _ in range(3 * LOOKS):
+        assert await look(other) == []
+        assert await look(sessions) == []
+    await ended(sessions, begun)
+    assert (await other.run("ann", begun.run.run_id)).status == "completed"
+
+
+async def test_a_run_is_ended_when_its_process_has_not_renewed_its_lease_for_long(
+    sessions: Sessions, other: Sessions
+) -> None:
+    begun, own = await ask(sessions, session_id="s"), await ask(other, session_id="t")
+    for _ in range(LOOKS - 1):  # The first one was when it opened the database.
+        assert await look(other) == []
+    with pytest.raises(RunActive):
+        await ask(other, session_id="s")
+    assert await look(other) == [begun.run.run_id]
+    assert await look(other) == []
+    assert (await ask(other, session_id="s")).is_new
+    with pytest.raises(RunLost, match="away"):
+        await ended(sessions, begun)
+    await ended(other, own)
+
+
+async def test_a_process_that_was_taken_for_dead_hears_of_it_and_goes_on(sessions: Sessions, other: Sessions) -> None:
+    await ask(sessions)
+    for _ in range(LOOKS + 1):
+        await look(other)
+    assert await sessions._lease._renew() is False
+    assert await sessions._lease._renew() is True
+    begun = await ask(sessions)
+    for _ in range(LOOKS):
+        assert await look(other) == []
+    assert await look(sessions) == await look(other) == []
+    await ended(sessions, begun)
+
+
+async def test_whoever_did_not_reach_the_database_begins_to_count_anew(
+    sessions: Sessions, other: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, failed = await ask(sessions), anyio.Event()
+    for _ in range(LOOKS - 1):
+        await look(other)
+
+    async def fail(self: Lease) -> bool:
+        failed.set()
+        raise Unavailable
+
+    with monkeypatch.context() as patched, fail_after(SECONDS):
+        patched.setattr(leases, "RENEW_SECONDS", 0.0)
+        patched.setattr(Lease, "_renew", fail)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(other._lease._keep)
+            await failed.wait()
+            tasks.cancel_scope.cancel()
+    for _ in range(LOOKS):
+        assert await look(other) == []
+    assert await look(other) == [begun.run.run_id]
+
+
+async def test_nobody_begins_a_run_who_may_be_taken_for_dead(sessions: Sessions) -> None:
+    sessions._lease._renewed_at -= LOOKS * leases.RENEW_SECONDS + 1
+    with pytest.raises(Unavailable):
+        await ask(sessions)
+    await sessions._lease._renew()
+    assert (await ask(sessions)).is_new
+
+
+async def test_the_runs_of_a_process_that_has_died_on_this_machine_end_at_once(
+    sessions: Sessions, other: Sessions, database: Database
+) -> None:
+    begun = await ask(sessions)
+    lock = database.lock_file(sessions._lease.owner)
+    assert lock.exists()
+    sessions._lease._lock.release()
+    assert await other.interrupt_abandoned() == [begun.run.run_id]
+    assert not lock.exists()
+
+
+async def test_a_lock_that_nobody_can_take_proves_nothing(
+    sessions: Sessions, other: Sessions, database: Database
+) -> None:
+    """As for a process on another machine, or where files cannot be locked."""
+    await ask(sessions)
+    database.lock_file(sessions._lease.owner).unlink()
+    sessions._lease._lock.release()
+    assert await look(other) == []
+
+
+async def test_a_clean_stop_gives_all_runs_up_and_leaves_no_file(
+    sessions: Sessions, database: Database, url: str
+) -> None:
+    async with open_sessions(url) as before:
+        begun = await ask(before)
+        lock = database.lock_file(before._lease.owner)
+    assert not lock.exists()
+    assert await sessions.interrupt_abandoned() == [begun.run.run_id]
+
+
+async def test_a_run_of_before_there_were_leases_is_ended(sessions: Sessions, database: Database) -> None:
+    begun = await ask(sessions)
+    await database.write(lambda connection: connection.exec_driver_sql("UPDATE runs SET owner = NULL").rowcount)
+    assert await sessions.interrupt_abandoned() == [begun.run.run_id]
+
+
+# Servers
+
+
+@pytest.fixture(scope="module")
+async def stage() -> AsyncIterator[Stage]:
+    async with staged() as stage:
+        yield stage
+
+
+@each_transport
+@pytest.mark.parametrize("how", ["taken for dead", "deleted"])
+@in_time
+async def test_a_run_that_another_process_has_ended_never_says_done(
+    stage: Stage, transport: Transport, how: str
+) -> None:
+    gate = anyio.Event()
+    stage.upstream.script(role(), token("So "), token("far"), Gate(gate), finish(), Done())
+    reading = await transport.start(stage.server, {"message": "Go on", "session_id": f"lost-{transport}-{how[:5]}"})
+    documents = await reading.take(3)
+    session_id = json.loads(documents[0])["session_id"]
+    async with open_sessions(stage.server.settings.database_url) as other:
+        if how == "deleted":
+            await other.delete("local", session_id)
+        else:
+            for _ in range(LOOKS + 2):
+                await look(other)
+        gate.set()
+        documents = [*documents, *await documents_of(reading)]
+    assert is_terminal(documents[-1])
+    end = json.loads(documents[-1])
+    assert (end["type"], end["code"]) == ("error", "interrupted")
+    assert ("deleted" if how == "deleted" else "away") in end["message"]
+
+
+def with_processes(test: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]]:
+    """A test that starts several programs, which takes long on a machine that does much else."""
+
+    @wraps(test)
+    async def timed(*args: P.args, **kwargs: P.kwargs) -> None:
+        with fail_after(100):
+            await test(*args, **kwargs)
+
+    return timed
+
+
+def two_servers(upstream: FakeUpstream, folder: Path, renew_seconds: float, url: str) -> list[ServerProcess]:
+    """Two processes on one database, which look at each other so often."""
+    hurry = folder / "hurry"
+    hurry.mkdir()
+    source = f"from chatserver.sessions import leases\nleases.RENEW_SECONDS = {renew_seconds}\n"
+    (hurry / "sitecustomize.py").write_text(source)
+    environment = {"PYTHONPATH": f"{hurry}:{Path(__file__).parents[1]}"}
+    return [ServerProcess(upstream.url, folder, environment=environment, database_url=url) for _ in range(2)]
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[FakeUpstream]:
+    async with FakeUpstream() as upstream:
+        yield upstream
+
+
+ASKED = {"message": "Go on", "session_id": "s", "on_disconnect": "continue"}
+
+
+@with_processes
+async def test_a_server_that_starts_beside_another_leaves_its_answers_alone(
+    upstream: FakeUpstream, url: str, tmp_path: Path
+) -> None:
+    gate = anyio.Event()
+    upstream.script(role(), token("One "), Gate(gate), token("answer"), finish(), Done())
+    first, second = two_servers(upstream, tmp_path, 2.5, url)
+    async with first:
+        reading = await SSE.start(first, ASKED)
+        documents = await reading.take(2)
+        async with second:
+            path = f"/chat/runs/{reading.run_id}"
+            assert (await get_run(second, reading.run_id))["status"] == "running"
+            assert (await request(second, "POST", "/chat/stream", ASKED)).json["run_id"] == reading.run_id
+            assert (await request(second, "GET", f"{path}/events")).status == 404
+            assert (await request(second, "POST", f"{path}/cancel")).status == 404
+            gate.set()
+            documents += await documents_of(reading)
+            assert (json.loads(documents[-1])["type"], text_of(documents)) == ("done", "One answer")
+            for server in (first, second):
+                assert (await get_run(server, reading.run_id))["status"] == "completed"
+                session = (await request(server, "GET", "/chat/sessions/s")).json
+                assert session["messages"][-1]["content"] == "One answer"
+            first.terminate()
+            assert await first.wait() == 0
+            assert first.stderr == second.stderr == []
+
+
+@with_processes
+async def test_what_a_server_leaves_is_ended_by_the_other(upstream: FakeUpstream, url: str, tmp_path: Path) -> None:
+    gate = anyio.Event()
+    upstream.script(role(), token("So far"), Gate(gate), token("lost"), finish(), Done())
+    first, second = two_servers(upstream, tmp_path, 0.5, url)
+    async with first, second:
+        reading = await asked(first)
+        documents = await reading.take(2)
+        await stopped_until_ended(first, second, reading.run_id)
+        os.kill(first.pid, signal.SIGCONT)
+        gate.set()
+        assert json.loads([*documents, *await documents_of(reading)][-1])["code"] == "interrupted"
+
+        upstream.script(role(), token("So far"), Hang())
+        reading = await asked(first)
+        await reading.take(2)
+        first.kill()
+        assert await error_of(second, reading.run_id) == "interrupted"
+        reading.cut()
+        upstream.script(role(), token("Next"), finish(), Done())
+        assert text_of(await documents_of(await asked(second))) == "Next"
+
+
+async def asked(server: ServerProcess) -> Reading:
+    """A run of a server that may just have noticed that others could take it for dead."""
+    while True:
+        try:
+            return await SSE.start(server, ASKED)
+        except RefusedError as refusal:
+            if refusal.code != "unavailable":
+                raise
+            await anyio.sleep(0.05)
+
+
+async def stopped_until_ended(server: ServerProcess, other: ServerProcess, run_id: str) -> None:
+    """Stop a process in mid run; once more where that was within a transaction, which holds up everybody."""
+    while True:
+        os.kill(server.pid, signal.SIGSTOP)
+        with move_on_after(10):
+            assert await error_of(other, run_id) == "interrupted"
+            return
+        os.kill(server.pid, signal.SIGCONT)
+        await anyio.sleep(0.3)
+
+
+async def error_of(server: ServerProcess, run_id: str) -> str:
+    """The code of a run's failure, when another process has ended the run."""
+    while (run := await get_run(server, run_id))["status"] == "running":  # noqa: ASYNC110 - nobody here reads it
+        await anyio.sleep(0.02)
+    return str(run["error"]["code"])
