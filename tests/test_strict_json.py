@@ -2,10 +2,8 @@
 
 import json
 import random
-import sys
 from collections.abc import Callable
 from functools import partial
-from time import thread_time
 from typing import Any
 
 import pytest
@@ -16,6 +14,7 @@ from chatserver.commands import Attach, ChatRequest, Rename, Send, command, name
 from chatserver.errors import BadCursor, BadJson, BadRequest, ChatError, NoCommand
 from chatserver.strict_json import convert, is_nested_too_deeply, json_text
 from tests.conftest import Scale
+from tests.cost import LINEAR, growth, steps
 from tests.json_fuzz import Object, document, faults, reading
 
 REF = "ref-1"
@@ -306,29 +305,6 @@ def read(text: str) -> None:
     outcome(partial(sent, text))
 
 
-def steps(work: Callable[[], None]) -> int:
-    """How many lines of Python are run, and functions called in them, of whatever kind."""
-    count = 0
-
-    def called(frame: Any, event: str, arg: Any) -> None:
-        nonlocal count
-        count += event in ("call", "c_call")
-
-    def run(frame: Any, event: str, arg: Any) -> Any:
-        nonlocal count
-        count += 1
-        return run
-
-    sys.setprofile(called)
-    sys.settrace(run)
-    try:
-        work()
-    finally:
-        sys.settrace(None)
-        sys.setprofile(None)
-    return count
-
-
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_document_takes_as_many_steps_however_long_it_is(name: str) -> None:
     read(HOSTILE[name](100))  # What is made once is made now.
@@ -338,18 +314,8 @@ def test_a_document_takes_as_many_steps_however_long_it_is(name: str) -> None:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_the_passes_in_c_are_linear_too(name: str) -> None:
-    """Time of this thread alone, with room: 16 times the bytes would take 256 times the square."""
-
-    def seconds(size: int) -> float:
-        text = HOSTILE[name](size)
-        taken = []
-        for _ in range(3):
-            begin = thread_time()
-            outcome(partial(request_of, text))
-            taken.append(thread_time() - begin)
-        return min(taken)
-
-    assert seconds(MB) < 100 * max(seconds(MB // 16), 0.0005)
+    texts = {size: HOSTILE[name](size) for size in (MB // 16, MB)}
+    assert growth(lambda size: outcome(partial(request_of, texts[size])), MB // 16) < LINEAR
 
 
 def test_no_field_is_an_array_or_an_object() -> None:

@@ -5,6 +5,7 @@ It is an upstream like any other: the program's own endpoint serves it, and the 
 
 import re
 from collections.abc import AsyncIterator, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import anyio
@@ -16,6 +17,8 @@ TOKEN_SECONDS = 0.02
 
 STALL_SECONDS = 3600.0
 LONG_WORDS_LIMIT = 20_000
+ASKED_CHARS_LIMIT = 1000
+"""So much of the newest message the demo looks at."""
 
 HELP = """I am the demo model that is built into chatserver: no key, no network, a script. \
 This answer comes to you as numbered events over Server-Sent Events or WebSocket. \
@@ -45,32 +48,37 @@ ZONES = {
     "sydney": "Australia/Sydney",
 }
 
-_NUMBER = r"\(*-?\d[\d.]*\)*"
-_OPERATOR = r"(?:\s*(?:\*\*|//|[+*%x×÷])\s*|\s+[-/]\s+)"  # 2026-11-22 is a date, and 1/2 may be one too.
-_SUM = re.compile(f"{_NUMBER}(?:{_OPERATOR}{_NUMBER})+")
+# Linear patterns: what has been read is never given back, and nothing is begun in the middle of a number.
+_NUMBER = r"\(*+-?\d[\d.]*+\)*+"
+_OPERATOR = r"(?:\s*+(?:\*\*|//|[+*%x×÷])\s*+|\s++[-/]\s++)"  # 2026-11-22 is a date, and 1/2 may be one too.
+_BEGIN = r"(?:(?<!\()(?=\()|(?<![\d.])\.++(?=\d)|(?<![\d.(]))"
+_SUM = re.compile(rf"{_BEGIN}(?P<sum>{_NUMBER}(?:{_OPERATOR}{_NUMBER})++)")
 _FAULT = re.compile(rf"(?:^\W*(?:please )?fail\b|\bfail with\b)(?:.*?\b(?P<fault>{'|'.join(FAULTS)}))?", re.IGNORECASE)
-_COUNT = re.compile(r"\bcount\b\D*(\d+)", re.IGNORECASE)
+_COUNT = re.compile(r"\bcount\b", re.IGNORECASE)
+_DIGITS = re.compile(r"\d{1,6}")
 _THINK = re.compile(r"\b(?:think|reason|ponder)\w*\b", re.IGNORECASE)
 _TIME = re.compile(r"\b(?:time|clock|date|day)\b", re.IGNORECASE)
 _WORDS = re.compile(r"\s*\S+|\s+$")
 
 
-class Message(Struct, frozen=True):
-    """A message of a request; a content of several parts is read as its JSON."""
+class Message(Struct, frozen=True, gc=False):
+    """A message of a request, its content as it came: only what is looked at is worth decoding."""
 
     role: str = ""
-    content: Any = ""
+    content: msgspec.Raw = msgspec.Raw(b'""')
 
     @property
     def text(self) -> str:
-        return self.content if isinstance(self.content, str) else msgspec.json.encode(self.content).decode()
+        """The content; one of several parts is read as its JSON."""
+        content = bytes(self.content)
+        return msgspec.json.decode(content, type=str) if content[:1] == b'"' else content.decode()
 
 
-class Function(Struct, frozen=True):
+class Function(Struct, frozen=True, gc=False):
     name: str
 
 
-class ToolOffer(Struct, frozen=True):
+class ToolOffer(Struct, frozen=True, gc=False):
     function: Function
 
 
@@ -109,15 +117,15 @@ def answer(request: CompletionRequest) -> Refusal | AsyncIterator[bytes]:
 def _script(messages: Sequence[Message], tools: set[str]) -> Script:
     """Decide what to say to the newest message."""
     since = next((i for i in range(len(messages) - 1, -1, -1) if messages[i].role == "user"), 0)
-    asked = messages[since].text if messages else ""
+    asked = messages[since].text[:ASKED_CHARS_LIMIT] if messages else ""
     results = [each.text for each in messages[since:] if each.role == "tool"]
     if results:
         return Script(text=f"The tools answered: {', '.join(f'**{result}**' for result in results)}.")
     if fault := _FAULT.search(asked):
         kind = (fault["fault"] or "truncate").lower()
         return Script(text="I was told to fail, and so I stop in the middle of this", fault=kind)
-    if count := _COUNT.search(asked):
-        return Script(text=" ".join(str(n) for n in range(1, min(int(count[1][:6]), LONG_WORDS_LIMIT) + 1)))
+    if (count := _COUNT.search(asked)) and (last := _DIGITS.search(asked, count.end())):
+        return Script(text=" ".join(str(n) for n in range(1, min(int(last[0]), LONG_WORDS_LIMIT) + 1)))
     calls = tuple(_calls(asked, tools))
     thoughts = _thoughts(asked) if _THINK.search(asked) else ""
     if calls:
@@ -136,7 +144,7 @@ def _calls(asked: str, tools: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
             yield "clock", {"timezone": zone}
     if "calculator" in tools:
         for found in _SUM.finditer(asked):
-            expression = found[0].replace("x", "*").replace("×", "*").replace("÷", "/")
+            expression = found["sum"].replace("x", "*").replace("×", "*").replace("÷", "/")
             yield "calculator", {"expression": expression}
 
 
@@ -166,8 +174,8 @@ def _refusal(fault: str | None) -> Refusal | None:
 
 async def _stream(script: Script, model: str, tokens_limit: int | None) -> AsyncIterator[bytes]:
     deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
-    deltas += [{"reasoning_content": word} for word in _WORDS.findall(script.reasoning)]
-    words = _WORDS.findall(script.text)
+    deltas += [{"reasoning_content": word} for word in _words(script.reasoning)]
+    words = _words(script.text)
     is_cut = tokens_limit is not None and len(words) > tokens_limit
     deltas += [{"content": word} for word in words[: tokens_limit if is_cut else None]]
     calls = () if is_cut else script.calls
@@ -188,6 +196,10 @@ async def _stream(script: Script, model: str, tokens_limit: int | None) -> Async
     usage = {"prompt_tokens": 12, "completion_tokens": len(deltas) - 1, "total_tokens": 11 + len(deltas)}
     yield _event({"object": "chat.completion.chunk", "model": model, "choices": [], "usage": usage})
     yield b"data: [DONE]\n\n"
+
+
+def _words(text: str) -> list[str]:
+    return [word[0] for word in islice(_WORDS.finditer(text), LONG_WORDS_LIMIT)]
 
 
 def _fragments(index: int, name: str, arguments: str) -> Iterator[dict[str, Any]]:
