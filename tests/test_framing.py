@@ -399,6 +399,20 @@ async def test_plain_text_ends_cleanly_when_the_run_is_cancelled(place: Place) -
     assert reader.has_ended
 
 
+async def test_plain_text_of_a_stored_run_is_all_its_text() -> None:
+    """Some of it is in the snapshot, some behind it."""
+    text = (f"Grüße, 😀{NASTY}" * 9000)[:90_000]
+    async with FakeUpstream() as upstream, live_server(upstream.url, retention_seconds=0.0) as server:
+        parts = [token(text[at : at + 5000]) for at in range(0, len(text), 5000)]
+        upstream.script(role(), reasoning("Not this."), *parts, finish(), Done())
+        with anyio.fail_after(WAIT_SECONDS):
+            documents = await documents_of(await SSE.start(server, MESSAGE))
+            assert types_of(await compacted(server, SSE, run_id_of(documents)))[1:2] == ["token"]
+            reader = await HttpReader.get(server, events_path(documents), TEXT)
+            assert (await reader.read_all()).decode() == text
+    assert reader.has_ended
+
+
 @pytest.mark.parametrize(
     ("steps", "text"),
     [
@@ -452,6 +466,10 @@ ACCEPTED: list[tuple[str | None, str]] = [
     ("text/*;q=0, */*", LINES),
     ("text/*;q=0.5, application/x-ndjson;q=0.4", STREAM),
     ("image/png, text/plain;q=0.001", PLAIN),
+    ("text/plain;q=7, application/x-ndjson", LINES),
+    ("text/event-stream;q=-7, text/plain;q=1e400, application/x-ndjson;q=0.999", PLAIN),
+    ("text/plain;q=high, application/x-ndjson;q=0.001", LINES),
+    ("text/plain;q=, text/event-stream;q=nan, application/x-ndjson;q=0.001", LINES),
 ]
 REFUSED = [
     "application/json",
