@@ -16,6 +16,7 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from chatserver import __version__
 from chatserver.agent import Agent
 from chatserver.auth import Gate
+from chatserver.auth.origins import is_probe
 from chatserver.errors import ChatError, NotFound, SettingsError
 from chatserver.limits import Requests
 from chatserver.log.memory import MemoryLogs
@@ -26,11 +27,17 @@ from chatserver.settings import Settings
 from chatserver.tools import load_tools
 from chatserver.tools.execution import ToolThreads
 from chatserver.transports import demo, documents, http, page
-from chatserver.transports.connections import Connections, Message, Send
+from chatserver.transports.answer import Answer
+from chatserver.transports.connections import Connections, Message, Scope, Send
+from chatserver.transports.http import IS_HEAD
 from chatserver.transports.openapi import BY_TOKEN, SECURITY
 from chatserver.transports.parts import Parts
+from chatserver.transports.place import PLACE
 from chatserver.transports.refusal import refuse
 from chatserver.transports.websocket import PATH, websocket
+
+BODIES_AT_ONCE = 16
+"""So many of the largest bodies, or more of smaller ones, one user may be sending at a time."""
 
 
 class App(Litestar):
@@ -39,6 +46,9 @@ class App(Litestar):
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
             return await super().__call__(scope, receive, partial(_without_traceback, send))
+        asked = scope
+        if scope["type"] == "http":
+            asked, send = _asked(scope), Answer(scope, send, self.state.parts.connections)
         try:
             try:
                 self.state.gate.origins.check(scope)
@@ -47,10 +57,21 @@ class App(Litestar):
             except ChatError as error:
                 await refuse(scope, send, error)
             else:
-                await super().__call__(scope, receive, send)
+                await super().__call__(asked, receive, send)
         finally:
             # What reaches from here to the server's objects: a cycle each, for the collector.
             scope.pop("extensions", None)
+            if place := asked.pop(PLACE, None):
+                place.leave()
+
+
+def _asked(scope: Scope) -> Scope:
+    """The request as its route sees it: HEAD as the GET that it is but for the body, a probe without its `Host`."""
+    if scope["method"] == "HEAD":
+        scope = {**scope, "method": "GET", IS_HEAD: True}
+    if is_probe(scope):
+        scope = {**scope, "headers": [header for header in scope["headers"] if header[0] != b"host"]}
+    return scope
 
 
 async def _without_traceback(send: Send, message: Message) -> None:
@@ -96,6 +117,7 @@ def create_app(settings: Settings) -> Litestar:
                     heartbeat_seconds=settings.heartbeat_seconds,
                     send_timeout_seconds=settings.send_timeout_seconds,
                     user_limit=settings.max_connections_per_user,
+                    user_bytes_limit=BODIES_AT_ONCE * settings.max_body_bytes,
                 )
             )
             runs = await stack.enter_async_context(Runs(settings, sessions, logs, agent))
@@ -145,7 +167,6 @@ async def drain(app: Litestar) -> None:
     """What a server does before it stops: no new runs, running ones to their end, every reader told."""
     parts: Parts = app.state.parts
     parts.runs.is_draining = True
-    for connection in parts.connections:
-        connection.drain()
+    parts.connections.drain()
     await parts.runs.drain()
     await parts.connections.end_all()

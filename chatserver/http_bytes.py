@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from chatserver.errors import ChatError
+from chatserver.transports.answer import PRIVATE
 from chatserver.transports.frames import framed_once
 
 HEAD_BYTES_LIMIT = 32 * 1024
@@ -67,9 +68,9 @@ def answer(error: ChatError) -> bytes:
     """A refusal as the bytes of a whole answer, the last one on its connection."""
     body = msgspec.json.encode(error.problem())
     head = f"HTTP/1.1 {error.status} {error.problem()['title']}\r\n"
-    more = {"Content-Type": "application/problem+json", "Content-Length": str(len(body)), "Connection": "close"}
-    lines = "".join(f"{name.lower()}: {value}\r\n" for name, value in (more | error.headers()).items())
-    return head.encode() + lines.encode() + b"\r\n" + body
+    about = {"Content-Type": "application/problem+json", "Content-Length": str(len(body)), "Connection": "close"}
+    headers = [(name.lower().encode(), value.encode()) for name, value in (about | error.headers()).items()]
+    return head.encode() + b"".join(b"%b: %b\r\n" % header for header in [*headers, *PRIVATE]) + b"\r\n" + body
 
 
 @framed_once

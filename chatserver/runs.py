@@ -14,10 +14,10 @@ from chatserver.agent import Agent
 from chatserver.checkpoints import keep
 from chatserver.commands import ChatRequest, checked, known_form, new_id
 from chatserver.context import dialogue
-from chatserver.errors import BadCursor, ChatError, Draining, NotFound
+from chatserver.errors import BadCursor, BadRequest, ChatError, Draining, NotFound
 from chatserver.events import PROTOCOL_VERSION, Start
 from chatserver.limits import Meter, Places
-from chatserver.log import EventLogs
+from chatserver.log import EventLog, EventLogs
 from chatserver.providers import ModelRequest
 from chatserver.records import MessageRecord, RunRecord, SessionDetail
 from chatserver.run import Run, Subscription
@@ -96,8 +96,29 @@ class Runs:
         await asyncio.sleep(0)  # The model is asked first: while it thinks, there is time to answer the reader.
         return Subscription(run.log, 0, run, is_at_end=False)
 
+    async def resume(self, user: str, request: ChatRequest, after: int) -> Subscription:
+        """A reader of the run that an equal request has started, from a cursor; starts nothing.
+
+        Raises:
+            BadRequest: the request has no idempotency key.
+            KeyReused, TooLarge: as when a run is started.
+            BadCursor: the key has started nothing, or ``after`` is past the end of the run's log.
+        """
+        request = checked(request, self._settings.max_message_bytes)
+        if request.idempotency_key is None:
+            raise BadRequest("only a request with an `idempotency_key` can be read on", "/idempotency_key")
+        found = await self._sessions.earlier(user, request)
+        if found is None:
+            raise BadCursor("this `idempotency_key` has started nothing that could be read on")
+        return await self.subscribe(user, found.run.run_id, after)
+
     async def subscribe(self, user: str, run_id: str, after: int) -> Subscription:
-        """A reader of a run, from a cursor.
+        """A reader of a run, from a cursor; raises as ``reached``."""
+        run, log, is_at_end = await self.reached(user, run_id, after)
+        return Subscription(log, after, run, is_at_end=is_at_end)
+
+    async def reached(self, user: str, run_id: str, after: int) -> tuple[Run | None, EventLog, bool]:
+        """What a reader from this cursor would read, and whether that is nothing. Nobody is counted as a reader for it.
 
         Raises:
             NotFound: this user has no such run.
@@ -112,7 +133,7 @@ class Runs:
         last_seq = await log.last_seq()
         if after > last_seq:
             raise BadCursor(f"`after` is past the end of the log, {last_seq}")
-        return Subscription(log, after, run, is_at_end=after == last_seq and (run is None or run.is_over))
+        return run, log, after == last_seq and (run is None or run.is_over)
 
     async def _check_is_over(self, user: str, run_id: str) -> None:
         """A run that this process has not, or has forgotten, is one that is over."""

@@ -14,12 +14,14 @@ from tests.clients import (
     Headers,
     HttpReader,
     Response,
+    Wire,
     WsReader,
     documents_of,
     request,
 )
 from tests.fake_upstream import FakeUpstream, say
 from tests.live import LiveServer, live_server
+from tests.test_slow_requests import said, statuses
 
 pytestmark = pytest.mark.anyio
 
@@ -45,6 +47,11 @@ ROUTES = (
     ("GET", "/schema"),
     ("GET", "/schema/events.json"),
     ("GET", "/schema/asyncapi.json"),
+)
+PROBES = ("/livez", "/readyz")
+UPGRADE = (
+    "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    "Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n"
 )
 OTHERS = (
     ("OPTIONS", "/chat/stream"),
@@ -255,9 +262,48 @@ async def test_a_rebound_name_is_forbidden_on_every_method_of_every_route(
         headers = {"Host": "evil.example", "Origin": origin}
         for server in (place.server, place.open):
             response = await ask(server, method, place.path(template), headers)
+            if template in PROBES and (origin is None or (origin == ALLOWED and server is place.open)):
+                assert response.status == 200
+                continue
             assert response.status == 403
             if method != "HEAD":
                 assert response.json["code"] == "forbidden"
+
+
+@pytest.mark.parametrize("path", PROBES)
+@pytest.mark.parametrize("host", [*FOREIGN_HOSTS, *MALFORMED_HOSTS, "10.0.0.7:8000", "evil.example", None])
+async def test_a_probe_is_answered_under_any_host_or_none(place: Place, path: str, host: str | None) -> None:
+    """A load balancer asks by an address or a name of its own; HAProxy's `httpchk` in HTTP/1.0, without any."""
+    given = None if host is None else host.format(port=place.server.port)
+    for method in ("GET", "HEAD"):
+        assert (await ask(place.server, method, path, {"Host": given})).status == 200
+    assert (await said(place.server, f"GET {path} HTTP/1.0\r\n\r\n".encode())).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_of_a_target_that_names_a_host_that_one_counts(place: Place) -> None:
+    """RFC 9112, 3.2.2: whatever `Host` says."""
+    port = place.server.port
+    for target, host, status in (
+        ("http://evil.example/schema", "localhost", 403),
+        ("http://localhost@evil.example/schema", "localhost", 403),
+        (f"http://localhost:{port}/schema", "evil.example", 200),
+        (f"HTTP://127.0.0.1:{port}/schema?x=/", "evil.example", 200),
+        (f"http://[::1]:{port}/schema", "evil.example", 200),
+        (f"http://u:p@127.0.0.1:{port}/nowhere", "evil.example", 404),
+        (f"http://127.0.0.1:{port}", "evil.example", 200),
+        ("http://evil.example/livez", "localhost", 200),
+        ("http:///schema", "localhost", 403),
+        ("http://[::1/schema", "localhost", 400),
+    ):
+        head = f"GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+        assert statuses(await said(place.server, head.encode())) == [status], target
+    foreign = "GET ws://evil.example/chat/ws HTTP/1.1\r\nHost: localhost\r\n" + UPGRADE
+    assert statuses(await said(place.server, foreign.encode())) == [403]
+    own = f"GET ws://localhost:{port}/chat/ws HTTP/1.1\r\nHost: evil.example\r\n" + UPGRADE
+    wire = await Wire.open(place.server)
+    wire.write(own.encode())
+    assert (await wire.read()).startswith(b"HTTP/1.1 101 ")
+    wire.cut()
 
 
 async def test_a_request_without_a_host_or_with_two_is_refused(place: Place) -> None:
@@ -288,7 +334,7 @@ async def test_a_host_that_is_configured_is_ours_beside_the_loopback_names(place
 
 @pytest.mark.parametrize("host", ["chat.example", "chat.example:8443"])
 async def test_a_host_that_is_configured_elsewhere_is_not_ours(place: Place, host: str) -> None:
-    assert_forbidden(await ask(place.server, "GET", "/livez", {"Host": host}))
+    assert_forbidden(await ask(place.server, "GET", "/schema", {"Host": host}))
 
 
 @pytest.mark.parametrize("bound", ["127.0.0.2", "0.0.0.0"])

@@ -1,5 +1,6 @@
 """Request bodies: bytes within their limit, strict JSON, the Struct that a route wants."""
 
+from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import anyio
@@ -9,7 +10,9 @@ from litestar.datastructures import State
 from chatserver.auth.origins import header
 from chatserver.errors import BadJson, TooLarge, UnsupportedMedia
 from chatserver.strict_json import convert, json_text
+from chatserver.transports.connections import Scope
 from chatserver.transports.parts import parts_of
+from chatserver.transports.place import PLACE, Place
 
 T = TypeVar("T")
 
@@ -31,12 +34,16 @@ async def read_body(request: Request[str, Any, State], kind: type[T]) -> T:
         raise UnsupportedMedia("the body must be application/json in UTF-8")
     if header(headers, b"content-encoding") not in ("", "identity"):
         raise UnsupportedMedia("the body must not be compressed")
-    body = await body_bytes(request, parts_of(request).settings.max_body_bytes)
+    place: Place = cast(Scope, request.scope)[PLACE]
+    try:
+        body = await body_bytes(request, parts_of(request).settings.max_body_bytes, place.hold)
+    finally:
+        place.let_go()
     return convert(json_text(body), kind)
 
 
-async def body_bytes(request: Request[str, Any, State], limit: int) -> bytes:
-    """The body; one that is too large is read and thrown away as long as it comes.
+async def body_bytes(request: Request[str, Any, State], limit: int, hold: Callable[[int], None] | None = None) -> bytes:
+    """The body; one that is too large is read and thrown away as long as it comes. ``hold`` is told what has come.
 
     Who is cut off while it still sends never reads why.
 
@@ -52,6 +59,8 @@ async def body_bytes(request: Request[str, Any, State], limit: int) -> bytes:
     body, has_more = bytearray(), True  # Not bytes: many small pieces must not cost their square.
     while has_more and max(size, len(body)) <= limit:
         piece, has_more = await _piece(request)
+        if hold is not None:
+            hold(len(piece))
         body += piece
     if max(size, len(body)) <= limit:
         return bytes(body)

@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from math import inf
 from time import monotonic, time
 from typing import Any, Self, TypeAlias
@@ -11,6 +12,7 @@ import anyio
 from msgspec import Struct
 
 from chatserver.errors import TooMany
+from chatserver.transports.place import Place
 
 Message: TypeAlias = dict[str, Any]
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -117,7 +119,9 @@ class Connection:
 class Connections:
     """All open connections of the server. Enter it to start its clock."""
 
-    def __init__(self, *, heartbeat_seconds: float, send_timeout_seconds: float, user_limit: int) -> None:
+    def __init__(
+        self, *, heartbeat_seconds: float, send_timeout_seconds: float, user_limit: int, user_bytes_limit: float = inf
+    ) -> None:
         interval = min(min(heartbeat_seconds, send_timeout_seconds) / CHECKS_PER_INTERVAL, EXPIRY_TICK_SECONDS)
         count = max(1, min(SLOTS_LIMIT, int(interval / SHORTEST_TICK_SECONDS)))
         self._tick_seconds = interval / count
@@ -125,7 +129,11 @@ class Connections:
         self._idle_seconds = heartbeat_seconds - interval
         self._send_timeout_seconds = send_timeout_seconds
         self._user_limit = user_limit
+        self._user_bytes_limit = user_bytes_limit
         self._users: Counter[str] = Counter()
+        self._user_requests: Counter[str] = Counter()
+        self._user_bytes: Counter[str] = Counter()
+        self._is_draining = False
         self._next_slot = 0
         self._one_less = anyio.Event()
         self._timer: asyncio.TimerHandle
@@ -146,22 +154,45 @@ class Connections:
     def __iter__(self) -> Iterator[Connection]:
         return (connection for slot in list(self._slots) for connection in list(slot))
 
-    def admit(self, user: str) -> "Place":
-        """Count a further connection of a user until its place is left.
+    def admit(self, user: str) -> Place:
+        """Count a further stream or WebSocket of a user until its place is left.
 
         Raises:
             TooMany: this user has as many as one may have.
         """
-        if self._users[user] >= self._user_limit:
-            raise TooMany(f"at most {self._user_limit} connections")
-        return Place(self._users, user)
+        return self._place(self._users, user, "connections")
+
+    def admit_request(self, user: str) -> Place:
+        """As ``admit``, of a request on its way. They are as many at most, but beside the streams: one may be a cancel.
+
+        Raises:
+            TooMany: this user has as many as one may have.
+        """
+        return self._place(self._user_requests, user, "requests at a time")
+
+    def _place(self, users: Counter[str], user: str, what: str) -> Place:
+        if users[user] >= self._user_limit:
+            raise TooMany(f"at most {self._user_limit} {what}")
+        return Place(users, self._user_bytes, user, self._user_bytes_limit)
 
     def watched(self, connection: Connection) -> "_Watch":
         """Keep a connection alive, and drop it when it is stuck, while it lasts."""
         self._next_slot = (self._next_slot + 1) % len(self._slots)
-        return _Watch(connection, self._slots[self._next_slot], self._tell)
+        return _Watch(connection, self._slots[self._next_slot], self)
 
-    def _tell(self) -> None:
+    def drain(self) -> None:
+        """The server goes down: tell all connections that there are, and each that comes late."""
+        self._is_draining = True
+        for connection in self:
+            connection.drain()
+
+    def came(self, connection: Connection) -> None:
+        """Tell one that comes late, as soon as it can hear."""
+        if self._is_draining:
+            asyncio.get_running_loop().call_soon(lambda: connection.is_open and connection.drain())
+
+    def went(self) -> None:
+        """One is no longer watched."""
         self._one_less.set()
 
     async def end_all(self) -> None:
@@ -210,43 +241,32 @@ class Connections:
 # Classes, since a generator as a context manager takes half a KB of each stream.
 
 
-class Place:
-    """One of the connections that a user may have."""
-
-    __slots__ = ("_user", "_users")
-
-    def __init__(self, users: Counter[str], user: str) -> None:
-        self._users = users
-        self._user = user
-        users[user] += 1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.leave()
-
-    def leave(self) -> None:
-        """Once, at the end."""
-        self._users[self._user] -= 1
-        if not self._users[self._user]:
-            del self._users[self._user]
-
-
 class _Watch:
     """A connection in its slot."""
 
-    __slots__ = ("_connection", "_slot", "_tell")
+    __slots__ = ("_connection", "_connections", "_slot")
 
-    def __init__(self, connection: Connection, slot: set[Connection], tell: Callable[[], None]) -> None:
+    def __init__(self, connection: Connection, slot: set[Connection], connections: Connections) -> None:
         self._connection = connection
         self._slot = slot
-        self._tell = tell
+        self._connections = connections
 
     def __enter__(self) -> None:
         self._slot.add(self._connection)
+        self._connections.came(self._connection)
 
     def __exit__(self, *_: object) -> None:
         self._connection.is_open = False
         self._slot.discard(self._connection)
-        self._tell()
+        self._connections.went()
+
+
+@contextmanager
+def emptied(transport: asyncio.Transport) -> Iterator[None]:
+    """Meanwhile a write waits for all before it to be taken: whoever stops right before the end is stuck too."""
+    transport.set_write_buffer_limits(high=0)
+    try:
+        yield
+    finally:
+        if not transport.is_closing():
+            transport.set_write_buffer_limits()

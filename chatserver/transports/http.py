@@ -1,10 +1,10 @@
 """The HTTP routes: requests to calls of `runs` and `sessions`, and their answers to JSON."""
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from litestar import HttpMethod, Request, Response, delete, get, patch, post
 from litestar.connection import ASGIConnection
@@ -28,14 +28,13 @@ from chatserver.errors import (
     Unavailable,
 )
 from chatserver.records import RunRecord, SessionDetail, SessionPage, SessionRecord
-from chatserver.run import Subscription
 from chatserver.transports.body import read_body
+from chatserver.transports.connections import Scope
 from chatserver.transports.openapi import (
     ALWAYS,
     BY_NOTHING,
     BY_TICKET,
     STARTING,
-    STREAM,
     STREAM_OR_END,
     WITH_BODY,
     WITH_USER,
@@ -43,8 +42,9 @@ from chatserver.transports.openapi import (
     refusals,
 )
 from chatserver.transports.parts import parts_of
-from chatserver.transports.sse import chosen
-from chatserver.transports.stream import RunStream
+from chatserver.transports.place import PLACE
+from chatserver.transports.sse import Format, chosen
+from chatserver.transports.stream import RunStream, StreamHead
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,9 @@ PUBLIC = "public"
 
 TICKET = "ticket"
 """A route that a ticket is good for."""
+
+IS_HEAD = "chatserver.is_head"
+"""In the scope of a HEAD that is answered as the GET."""
 
 PAGE_LIMIT = 100
 PAGE_DEFAULT = 20
@@ -70,7 +73,7 @@ async def admit(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
     Raises:
         Draining: going down, and this route is not one that helps running answers to end.
         Unauthenticated, Forbidden, Unavailable: nobody knows who it is.
-        TooMany: the user has asked too often.
+        TooMany: the user has asked too often, or is asking for too much at a time.
     """
     parts = parts_of(connection)
     if parts.runs.is_draining and not handler.opt.get(OPEN_WHILE_DRAINING):
@@ -79,21 +82,22 @@ async def admit(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
         identity = await parts.gate.identify(connection.scope, by_ticket=bool(handler.opt.get(TICKET)))
         parts.requests.count(identity.user)
         connection.scope["user"], connection.scope["auth"] = identity.user, identity
+        cast(Scope, connection.scope)[PLACE] = parts.connections.admit_request(identity.user)
 
 
 @post(
     "/chat/stream",
     status_code=200,
-    responses=STREAM | refusals(*STARTING, NotAcceptable),
+    responses=STREAM_OR_END | refusals(*STARTING, BadCursor, NotAcceptable),
     operation_class=body_of(ChatRequest),
 )
-async def start_stream(request: Request[str, Any, State]) -> RunStream:
-    """Start a run and stream its events."""
-
-    async def start() -> Subscription:
-        return await parts_of(request).runs.start(request.user, await read_body(request, ChatRequest))
-
-    return await _streamed(request, start)
+async def start_stream(request: Request[str, Any, State]) -> StreamHead:
+    """Start a run and stream its events; with `Last-Event-ID`, go on with the run of the same `idempotency_key`."""
+    runs, form, after = parts_of(request).runs, _form(request), _cursor(request)
+    _take_place(request)
+    body = await read_body(request, ChatRequest)
+    subscription = await (runs.resume(request.user, body, after) if after else runs.start(request.user, body))
+    return RunStream(subscription, form, parts_of(request).connections)
 
 
 @post("/chat/runs", status_code=202, responses=refusals(*STARTING), operation_class=body_of(ChatRequest))
@@ -122,16 +126,14 @@ async def read_events(
     request: Request[str, Any, State],
     run_id: FromPath[str],
     after: Annotated[str | None, Parameter(description="the last `seq` handled; `Last-Event-ID` wins over it")] = None,
-) -> RunStream:
+) -> StreamHead:
     """A run's events from a cursor."""
-
-    async def subscribe() -> Subscription:
-        # Not `request.headers`: Litestar keeps them, decoded, for as long as the stream.
-        last = dict(request.scope["headers"]).get(b"last-event-id")
-        given = after if last is None else last.decode("latin-1")
-        return await parts_of(request).runs.subscribe(request.user, run_id, 0 if given is None else parse_cursor(given))
-
-    return await _streamed(request, subscribe)
+    runs, form, cursor = parts_of(request).runs, _form(request), _cursor(request, after)
+    if cast(Scope, request.scope).get(IS_HEAD):
+        _, _, is_at_end = await runs.reached(request.user, run_id, cursor)
+        return StreamHead(None if is_at_end else form)
+    _take_place(request)
+    return RunStream(await runs.subscribe(request.user, run_id, cursor), form, parts_of(request).connections)
 
 
 @post(
@@ -195,9 +197,9 @@ async def delete_session(request: Request[str, Any, State], session_id: FromPath
 
 
 @post("/chat/tickets", status_code=200, responses=refusals(*WITH_USER))
-async def issue_ticket(request: Request[str, Any, State]) -> Response[Ticket]:
+async def issue_ticket(request: Request[str, Any, State]) -> Ticket:
     """A ticket: good once, for a minute, where no header can be sent."""
-    return Response(parts_of(request).gate.tickets.issue(request.auth), headers={"Cache-Control": "no-store"})
+    return parts_of(request).gate.tickets.issue(request.auth)
 
 
 @get("/livez", opt={OPEN_WHILE_DRAINING: True, PUBLIC: True}, security=BY_NOTHING, responses=refusals(*ALWAYS))
@@ -216,16 +218,22 @@ async def readyz(request: Request[str, Any, State]) -> dict[str, Any]:
     return {"status": "ok"} | about
 
 
-async def _streamed(request: Request[str, Any, State], subscribe: Callable[[], Awaitable[Subscription]]) -> RunStream:
-    """A run's events in the form that is asked for, on a connection that the user may have."""
-    form = chosen(header(request.scope["headers"], b"accept"))
-    connections = parts_of(request).connections
-    place = connections.admit(request.user)
-    try:
-        return RunStream(await subscribe(), form, connections, place)
-    except BaseException:
-        place.leave()
-        raise
+def _form(request: Request[str, Any, State]) -> Format:
+    return chosen(header(request.scope["headers"], b"accept"))
+
+
+def _take_place(request: Request[str, Any, State]) -> None:
+    """A stream's place for that of the request; there is none for a user who has as many streams as one may have."""
+    scope, place = cast(Scope, request.scope), parts_of(request).connections.admit(request.user)
+    scope[PLACE].leave()
+    scope[PLACE] = place
+
+
+def _cursor(request: Request[str, Any, State], after: str | None = None) -> int:
+    """Where a client goes on that has read before: by its header, or else by its query; 0: it has read nothing."""
+    # Not `request.headers`: Litestar keeps them, decoded, for as long as the stream.
+    given = header(request.scope["headers"], b"last-event-id") or after
+    return parse_cursor(given) if given else 0
 
 
 def problem(request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:
@@ -254,6 +262,8 @@ def _methods(request: Request[Any, Any, Any]) -> Iterator[str]:
         with suppress(HTTPException):
             request.app.asgi_router.handle_routing(path=path, method=method.value)
             yield method.value
+            if method is HttpMethod.GET:
+                yield HttpMethod.HEAD.value
 
 
 ROUTES = [

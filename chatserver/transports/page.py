@@ -6,7 +6,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from litestar import HttpMethod, Request, Response, route
+from litestar import Request, Response, get
 from litestar.datastructures import State
 from litestar.params import FromPath
 from msgspec import Struct
@@ -81,15 +81,13 @@ def folder() -> Traversable:
 FILES = read(folder())
 
 
-@route("/", http_method=[HttpMethod.GET, HttpMethod.HEAD], opt={PUBLIC: True}, include_in_schema=False)
+@get("/", opt={PUBLIC: True}, include_in_schema=False)
 async def index(request: Request[str, Any, State]) -> Response[bytes]:
     """The page."""
     return _response(request, INDEX)
 
 
-@route(
-    f"{PATH}{{file:path}}", http_method=[HttpMethod.GET, HttpMethod.HEAD], opt={PUBLIC: True}, include_in_schema=False
-)
+@get(f"{PATH}{{file:path}}", opt={PUBLIC: True}, include_in_schema=False)
 async def file(request: Request[str, Any, State], file: FromPath[str]) -> Response[bytes]:
     """What the page is made of, and the client's module for other pages of this origin."""
     return _response(request, str(file).removeprefix("/"))

@@ -1,8 +1,8 @@
 """A run as the body of an HTTP response."""
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import aclosing, nullcontext
 from typing import Literal, TypeAlias
 
 import anyio
@@ -19,10 +19,10 @@ from chatserver.transports.connections import (
     KeepAlive,
     Message,
     OnLeave,
-    Place,
     Receive,
     Scope,
     Send,
+    emptied,
 )
 from chatserver.transports.sse import FORMATS, Format, PlainText
 
@@ -36,32 +36,35 @@ Outcome: TypeAlias = Literal["complete", "failed", "ended early", "left"]
 """How a stream came out. `failed`: text that shall be cut; `ended early`: ended before its run is; `left`: or stuck."""
 
 
-class RunStream:
-    """An ASGI response that sends a subscription's records until the run is over or the peer has left.
+class StreamHead:
+    """An ASGI response that is the head of a stream and nothing else; of None, that there is nothing to read."""
 
-    ``place`` is left at the end: what was taken for the connection before it could begin.
-    """
-
-    def __init__(self, subscription: Subscription, form: Format, connections: Connections, place: Place) -> None:
-        self._subscription = subscription
+    def __init__(self, form: Format | None) -> None:
         self._form = form
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send(_start(self._form))
+        await send(_body(b"", more_body=False))
+
+
+class RunStream(StreamHead):
+    """An ASGI response that sends a subscription's records until the run is over or the peer has left."""
+
+    def __init__(self, subscription: Subscription, form: Format, connections: Connections) -> None:
+        super().__init__(form)
+        self._subscription = subscription
+        self._form: Format = form
         self._connections = connections
-        self._place = place
         self._is_draining = False
         self._outcome: Outcome = "left"
         self._scope = anyio.CancelScope()
         self._connection: Connection
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._place, self._subscription:
+        with self._subscription:
             if self._subscription.is_at_end:
-                # 204 is the one answer after which a browser's EventSource stays away.
-                await send({"type": "http.response.start", "status": 204, "headers": [*HEADERS]})
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
-                return
-            # A list for each: whoever passes it on may add to it.
-            headers = [(b"content-type", self._form.content_type), *HEADERS]
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
+                return await StreamHead(None)(scope, receive, send)
+            await send(_start(self._form))
             scope["headers"].clear()  # They have been looked at; a browser's are 2 KB.
             self._connection = self._made(scope, send)
             on_leave: OnLeave = scope.get("extensions", {}).get(ON_LEAVE) or _LeavingTask(receive)
@@ -97,7 +100,8 @@ class RunStream:
             async for batch in batches:
                 await connection.write(_body(self._form.frame(batch)))
                 has_failed = batch[-1].type == "error"
-        with _emptied(scope):
+        transport = scope.get("extensions", {}).get(TRANSPORT)
+        with nullcontext() if transport is None else emptied(transport):
             await connection.write(_body(b""))
             if has_failed and isinstance(self._form, PlainText):
                 self._outcome = "failed"
@@ -131,18 +135,12 @@ def _body(content: bytes, more_body: bool = True) -> Message:
     return {"type": "http.response.body", "body": content, "more_body": more_body}
 
 
-@contextmanager
-def _emptied(scope: Scope) -> Iterator[None]:
-    """Meanwhile a write waits for all before it to be taken: whoever stops right before the end is stuck too."""
-    transport = scope.get("extensions", {}).get(TRANSPORT)
-    if transport is None:
-        yield
-        return
-    transport.set_write_buffer_limits(high=0)
-    try:
-        yield
-    finally:
-        transport.set_write_buffer_limits()
+def _start(form: Format | None) -> Message:
+    """The head of a stream; None: there is nothing to read, and no need to come back."""
+    # A list for each: whoever passes it on may add to it.
+    headers = [*HEADERS] if form is None else [(b"content-type", form.content_type), *HEADERS]
+    # 204 is the one answer after which a browser's EventSource stays away.
+    return {"type": "http.response.start", "status": 204 if form is None else 200, "headers": headers}
 
 
 class _LeavingTask:
