@@ -131,7 +131,7 @@ async def _found(self: Runs, user: str, run_id: str) -> Run | None:
 
 
 def _redeemed_again(self: Tickets, ticket: str) -> Identity:
-    return self._tickets[ticket][0]
+    return self._tickets[ticket].identity
 
 
 def _never_expires(self: Connection, *args: Any, **kwargs: Any) -> None:

@@ -4,17 +4,19 @@ import json
 from base64 import urlsafe_b64decode
 from collections import Counter
 from collections.abc import AsyncIterator
-from time import time
+from functools import partial
+from time import monotonic, time
 
 import anyio
 import pytest
 
 from chatserver.auth import Gate, Identity, tickets
-from chatserver.auth.tickets import TICKETS_LIMIT, Tickets
+from chatserver.auth.tickets import TICKET_SECONDS, TICKETS_LIMIT, Tickets
 from chatserver.errors import TooMany, Unauthenticated
 from chatserver.settings import Settings
 from tests.clients import SSE, ClosedError, WsReader, documents_of, request
 from tests.conftest import Scale
+from tests.cost import LINEAR, growth, steps
 from tests.fake_upstream import FakeUpstream, say
 from tests.live import LiveServer, live_server
 from tests.users import guarded_server, of
@@ -115,10 +117,45 @@ async def test_of_a_thousand_uses_at_once_one_is_accepted(server: LiveServer, sc
 def test_a_ticket_gets_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     held = Tickets()
     old = held.issue(ANN).ticket
-    monkeypatch.setattr(tickets, "time", lambda: time() + 61)
+    monkeypatch.setattr(tickets, "monotonic", lambda: monotonic() + 61)
     with pytest.raises(Unauthenticated):
         held.redeem(old)
-    assert (len(held._tickets), held._users.total()) == (0, 0)
+    held.issue(ANN)
+    assert (len(held._tickets), held._users) == (1, {"ann": 1})
+
+
+@pytest.mark.parametrize("change_seconds", [-3600.0, 3600.0])
+def test_a_clock_that_is_set_makes_no_ticket_older_or_younger(
+    monkeypatch: pytest.MonkeyPatch, change_seconds: float
+) -> None:
+    held = Tickets()
+    first, second = held.issue(ANN).ticket, held.issue(ANN).ticket
+    monkeypatch.setattr(tickets, "time", lambda: time() + change_seconds)
+    third, last = held.issue(ANN).ticket, held.issue(ANN).ticket
+    assert (held.redeem(first), held.redeem(third)) == (ANN, ANN)
+    monkeypatch.setattr(tickets, "monotonic", lambda: monotonic() + 60)
+    for ticket in (second, last):
+        with pytest.raises(Unauthenticated):
+            held.redeem(ticket)
+
+
+def test_tickets_of_many_users_cost_each_as_much_as_one_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """16,000 that expired at once held the loop for 2.3 s."""
+    clock = [0.0]
+    monkeypatch.setattr(tickets, "monotonic", lambda: clock[0])
+
+    def expire(size: int) -> None:
+        held = Tickets()
+        issued = [held.issue(Identity(f"user {number}")).ticket for number in range(size)]
+        for ticket in issued[::2]:
+            held.redeem(ticket)
+        clock[0] += TICKET_SECONDS
+        held.issue(ANN)
+        assert held._users == {"ann": 1}
+
+    few, more, most = (steps(partial(expire, size)) for size in (250, 500, 1000))
+    assert most - more == 2 * (more - few)
+    assert growth(expire, 1000) < LINEAR
 
 
 async def test_a_ticket_never_outlives_the_token_it_was_asked_for_with(server: LiveServer) -> None:

@@ -4,7 +4,9 @@ import math
 import operator
 import sys
 import types
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from pathlib import Path
@@ -346,10 +348,49 @@ async def test_every_power_below_the_limit_is_worth_what_python_says(base: float
         assert await value_of(f"({base!r}) ** {exponent}") == expected
 
 
+WORDS = (
+    "1",
+    "0x1f",
+    "1_0",
+    "0b1",
+    "0o7",
+    "1e5",
+    ".5",
+    "if",
+    "or",
+    "and",
+    "is",
+    "in",
+    "not",
+    "else",
+    "for",
+    "j",
+    "'\\d'",
+    "(",
+    ")",
+)
+
+
+@given(st.lists(st.sampled_from((*WORDS, *"+-*/%~<=\n\t\0x,[]{}:;@!", " ")), max_size=12).map("".join))
+@example("1if 1 else 2")
+@example("0x1for x in y")
+@example("1or 2")
+@example("'\\d'")
+@example("1 is 1")
+async def test_pythons_parser_never_warns_of_an_expression(expression: str) -> None:
+    """Once for each text there was a line on stderr."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with suppress(ValueError, ArithmeticError):
+            await value_of(expression)
+    assert said == []
+
+
 @pytest.mark.parametrize(
     ("expression", "value"),
     [
         ("17 * 23", 391),
+        ("0x1F + 0b11 + 0o17 + 1e2", 149),
         (" 1+1 ", 2),
         ("-(2 - 5)", 3),
         ("7 // 2", 3),

@@ -1,9 +1,9 @@
 """Tickets: what a browser uses where it can send no header; once, since what is in a URL ends up in somebody's log."""
 
 import secrets
-from collections import Counter
+from collections import Counter, OrderedDict
 from math import ceil
-from time import time
+from time import monotonic, time
 
 from msgspec import Struct
 
@@ -26,11 +26,18 @@ class Ticket(Struct, frozen=True):
         return f"Ticket(ticket='***', expires_in={self.expires_in})"
 
 
+class _Held(Struct, frozen=True):
+    identity: Identity
+    until: float
+    """On the clock that nobody sets."""
+
+
 class Tickets:
     """All tickets that are neither used nor too old."""
 
     def __init__(self) -> None:
-        self._tickets: dict[str, tuple[Identity, float]] = {}  # They all last equally long: the oldest is the first.
+        # They all last equally long: the oldest is the first, and an ordered dict finds it at once.
+        self._tickets: OrderedDict[str, _Held] = OrderedDict()
         self._users: Counter[str] = Counter()
 
     def issue(self, identity: Identity) -> Ticket:
@@ -43,7 +50,7 @@ class Tickets:
         if self._users[identity.user] >= TICKETS_LIMIT:
             raise TooMany(f"at most {TICKETS_LIMIT} tickets at a time", retry_after=TICKET_SECONDS)
         ticket = secrets.token_urlsafe(TICKET_BYTES)
-        self._tickets[ticket] = identity, time() + TICKET_SECONDS
+        self._tickets[ticket] = _Held(identity, monotonic() + TICKET_SECONDS)
         self._users[identity.user] += 1
         return Ticket(ticket, ceil(min(TICKET_SECONDS, max(0, identity.expires_at - time()))))
 
@@ -53,20 +60,21 @@ class Tickets:
         Raises:
             Unauthenticated: it was never issued, is used up or too old.
         """
-        self._forget_old()
-        identity, _ = self._tickets.get(ticket, (None, 0.0))
-        if identity is None:
+        if ticket not in self._tickets:
             raise Unauthenticated
-        self._forget(ticket)
-        if identity.is_over:
+        held = self._forget(ticket)
+        if held.until <= monotonic() or held.identity.is_over:
             raise Unauthenticated
-        return identity
+        return held.identity
 
     def _forget_old(self) -> None:
-        now = time()
-        while self._tickets and next(iter(self._tickets.values()))[1] <= now:
-            self._forget(next(iter(self._tickets)))
+        now = monotonic()
+        while self._tickets and self._tickets[oldest := next(iter(self._tickets))].until <= now:
+            self._forget(oldest)
 
-    def _forget(self, ticket: str) -> None:
-        identity, _ = self._tickets.pop(ticket)
-        self._users -= Counter((identity.user,))
+    def _forget(self, ticket: str) -> _Held:
+        held = self._tickets.pop(ticket)
+        self._users[held.identity.user] -= 1
+        if not self._users[held.identity.user]:
+            del self._users[held.identity.user]
+        return held

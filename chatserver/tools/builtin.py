@@ -2,6 +2,7 @@
 
 import ast
 import operator
+import re
 from collections.abc import Callable
 from datetime import datetime
 from math import log10
@@ -13,6 +14,10 @@ from msgspec import Meta
 EXPRESSION_CHARS_LIMIT = 200
 DIGITS_LIMIT = 100
 NUMBER_LIMIT = 10**DIGITS_LIMIT
+UNDERSTOOD = "only numbers, + - * / // % ** and parentheses are understood"
+
+_ARITHMETIC = re.compile(r"[0-9a-fA-FxXoO_.()+*/%\s-]*", re.ASCII)
+"""Numbers of all bases among them; no word of Python can be written with these letters."""
 
 _OPERATORS: dict[type[ast.AST], Callable[..., float]] = {
     ast.Add: operator.add,
@@ -41,6 +46,8 @@ async def calculator(
     """The value of an arithmetic expression."""
     if len(expression) > EXPRESSION_CHARS_LIMIT:
         raise ValueError(f"an expression has at most {EXPRESSION_CHARS_LIMIT} characters")
+    if not _ARITHMETIC.fullmatch(expression):  # Of other texts, Python's parser warns on stderr.
+        raise ValueError(UNDERSTOOD)
     try:
         return _value(ast.parse(expression.strip(), mode="eval").body)
     except (SyntaxError, RecursionError, MemoryError):
@@ -59,7 +66,7 @@ def _value(node: ast.AST) -> float:
                 raise ValueError("the result is too large")  # Integers have no end, and would be worked out first.
             return _bounded(_OPERATORS[type(op)](a, b))
         case _:
-            raise ValueError("only numbers, + - * / // % ** and parentheses are understood")
+            raise ValueError(UNDERSTOOD)
 
 
 def _bounded(number: float) -> float:
