@@ -163,9 +163,9 @@ class Places:
         """
         settings = self._settings
         if self._taken[user] >= settings.max_runs_per_user:
-            raise TooMany(f"at most {settings.max_runs_per_user} runs at a time")
+            raise TooMany(_written(settings.max_runs_per_user))
         if self._taken_in_all >= settings.max_runs:
-            raise TooMany("the server runs all that it can")
+            raise TooMany(_written(settings.max_runs))
         self._taken[user] += 1
         self._taken_in_all += 1
         try:
@@ -201,6 +201,10 @@ class Places:
 def date_of(moment: datetime) -> str:
     """The day of a moment, as it is stored."""
     return moment.astimezone(UTC).date().isoformat()
+
+
+def _written(limit: int) -> str:
+    return f"{limit} {'answer is' if limit == 1 else 'answers are'} being written, the most at a time"
 
 
 def _until_midnight() -> int:

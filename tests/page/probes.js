@@ -21,11 +21,11 @@
     const linear = (part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
     const luminance = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
     const behind = (each) => {
-      for (let at = each; at; at = at.parentElement) {
-        const color = rgba(getComputedStyle(at).backgroundColor);
-        if (color[3] > 250) return color;
-      }
-      return [255, 255, 255];
+      if (!each) return [255, 255, 255];
+      const [r, g, b, alpha] = rgba(getComputedStyle(each).backgroundColor);
+      if (alpha > 250) return [r, g, b];
+      const under = behind(each.parentElement);
+      return [r, g, b].map((part, i) => (part * alpha + under[i] * (255 - alpha)) / 255);
     };
     const isText = (node) => node.nodeType === Node.TEXT_NODE && node.data.trim();
     return [...document.querySelectorAll("body *")]
@@ -36,6 +36,16 @@
         return [(b + 0.05) / (a + 0.05), each.className || each.tagName, each.textContent.slice(0, 30)];
       })
       .filter(([ratio]) => ratio < 4.5);
+  },
+
+  /** What a finger may miss: under 44 px in width or height. A link within text is let be. */
+  small() {
+    const covers = (each) => each.closest("label") ?? each;
+    return [...document.querySelectorAll("button, a[href], input, textarea, summary")]
+      .filter((each) => each.checkVisibility({ opacityProperty: true, visibilityProperty: true }) && !each.closest(".prose p, [inert], .skip"))
+      .map((each) => [each.outerHTML.slice(0, 120), covers(each).getBoundingClientRect()])
+      .filter(([, box]) => box.width < 43.9 || box.height < 43.9)
+      .map(([html, { width, height }]) => `${Math.round(width)} x ${Math.round(height)}: ${html}`);
   },
 
   /** Whether one has to scroll sideways. */

@@ -4,6 +4,7 @@ import { announce, isEnter, part } from "./dom.js";
 import { keep, kept } from "./kept.js";
 
 const COUNTED_FROM = 0.8; // A count is shown from this share of the limit on.
+const BUSY = "An answer is being written: stop it, or send this when it is over.";
 const encoder = new TextEncoder();
 const number = new Intl.NumberFormat("en");
 let limitBytes = Infinity;
@@ -76,6 +77,11 @@ export class Composer {
     this.#field.focus();
   }
 
+  /** No answer is being written any more. */
+  free() {
+    if (this.#note.textContent === BUSY) this.say("");
+  }
+
   /** A text was not taken: it is here again. @param {string} text @param {string} why */
   giveBack(text, why) {
     this.#sent = "";
@@ -124,7 +130,7 @@ export class Composer {
   #submit() {
     const text = this.#field.value.trim();
     if (!text) return;
-    if (this.hooks.isBusy()) return this.say("An answer is being written: stop it, or send this when it is over.");
+    if (this.hooks.isBusy()) return this.say(BUSY);
     if (overLimit(text)) return announce(overLimit(text));
     this.#sent = text;
     this.#fill("");

@@ -103,7 +103,7 @@ function showBusy() {
   part("stop").hidden = !thread.isBusy;
   /** @type {HTMLButtonElement} */ (part("cut")).disabled = !thread.isBusy;
   document.body.classList.toggle("busy", thread.isBusy);
-  if (!thread.isBusy) composer.say("");
+  if (!thread.isBusy) composer.free();
   if (isLosingFocus) thread.isBusy ? part("stop").focus() : composer.focus();
 }
 

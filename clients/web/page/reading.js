@@ -35,6 +35,7 @@ export class Reading {
     this.#goOn = null;
     this.#isStopping = false;
     this.isGoing = true;
+    this.showState();
     this.hooks.onChange();
     try {
       for await (const event of run) {

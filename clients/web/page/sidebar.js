@@ -6,7 +6,6 @@ const NARROW = matchMedia("(max-width: 56rem)");
 const BEHIND = ["main", "#wire", "#skip"];
 
 export class Sidebar {
-  #sidebar = part("sidebar");
   #opener = part("open-sidebar");
 
   constructor() {
@@ -22,12 +21,12 @@ export class Sidebar {
 
   /** @param {boolean} isShown */
   show(isShown) {
-    const hadFocus = this.#sidebar.contains(document.activeElement);
+    const wasShown = this.isShown;
     document.body.classList.toggle("with-sidebar", isShown);
     part("shade").hidden = !isShown;
     this.#opener.setAttribute("aria-expanded", String(isShown));
     for (const each of document.querySelectorAll(BEHIND.join())) each.toggleAttribute("inert", isShown);
     if (isShown) part("close-sidebar").focus();
-    else if (hadFocus && NARROW.matches) this.#opener.focus();
+    else if (wasShown && NARROW.matches) this.#opener.focus();
   }
 }
