@@ -13,7 +13,8 @@ from chatserver.providers import ModelRequest
 from chatserver.settings import Settings
 
 USERS_LIMIT = 10_000
-"""So many users are remembered by their requests; past it, those are forgotten who have asked for nothing lately."""
+"""So many users are remembered by their requests; past it, those are forgotten who have asked for nothing lately. Where
+all have asked, twice as many are remembered before the next look."""
 
 
 class Bucket:
@@ -51,6 +52,7 @@ class Requests:
     def __init__(self, per_minute: int | None) -> None:
         self._per_minute = per_minute
         self._buckets: dict[str, Bucket] = {}
+        self._forget_at = USERS_LIMIT
 
     def count(self, user: str) -> None:
         """One more.
@@ -62,8 +64,11 @@ class Requests:
             return
         bucket = self._buckets.get(user)
         if bucket is None:
-            if len(self._buckets) >= USERS_LIMIT:
+            if len(self._buckets) >= self._forget_at:
                 self._buckets = {name: each for name, each in self._buckets.items() if not each.is_full}
+                self._forget_at = max(
+                    USERS_LIMIT, 2 * len(self._buckets)
+                )  # Each was looked at once for its own coming.
             bucket = self._buckets[user] = Bucket(self._per_minute, self._per_minute / 60)
         if seconds := bucket.take():
             raise TooMany(f"at most {self._per_minute} requests in a minute", retry_after=ceil(seconds))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, cast
@@ -85,6 +86,23 @@ def test_users_who_ask_for_nothing_are_forgotten(clock: Clock, monkeypatch: pyte
         clock.now += 1
         requests.count(f"user {number}")
     assert len(requests._buckets) <= 11
+
+
+def test_users_who_all_ask_for_much_are_not_looked_through_for_each_new_one(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "USERS_LIMIT", 100)
+    costs: list[int] = []
+
+    def come(requests: Requests, count: int) -> None:
+        for number in range(count):
+            requests.count(f"user {number}")
+
+    for count in (1000, 2000, 4000):
+        requests = Requests(60)
+        costs.append(calls_of(partial(come, requests, count)))
+        assert len(requests._buckets) == count
+    assert costs[2] < 2.2 * costs[1] < 2.2**2 * costs[0]
 
 
 async def test_too_many_requests_are_refused_on_both_transports_until_the_time_to_wait_is_over() -> None:
@@ -271,6 +289,23 @@ async def test_an_answer_over_its_bytes_is_cut_there_and_ends_with_length(transp
         said = answer_of(documents)
         assert (said["reasoning"], said["content"]) == ("é" * 100, ("日本" * 1000)[: 800 // 3])
         assert session.json["messages"][1]["content"] == said["content"]
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS, ids=str)
+async def test_finished_runs_over_the_bytes_of_all_are_read_from_the_store(transport: Transport) -> None:
+    text = "x" * 1000
+    async with FakeUpstream() as upstream, live_server(upstream.url, max_logs_bytes=30_000) as live:
+        upstream.always(*say(text, 100))
+        with anyio.fail_after(WAIT_SECONDS):
+            first, second = [await documents_of(await transport.start(live, {"message": "Talk"})) for _ in range(2)]
+            while json.loads(stored := (await _read(live, transport, first))[0])["type"] != "snapshot":
+                pass
+            assert answer_of([stored])["content"] == text
+            assert await _read(live, transport, second) == second
+
+
+async def _read(live: LiveServer, transport: Transport, documents: Sequence[bytes]) -> list[bytes]:
+    return await documents_of(await transport.attach(live, json.loads(documents[0])["run_id"]))
 
 
 async def test_calls_that_are_refused_together_are_stored_together() -> None:
