@@ -6,7 +6,7 @@ set positional-arguments
 export PATH := justfile_directory() / ".venv/bin:" + env("PATH")
 
 # Debian packages that tests use beyond Python's. Without them those tests are skipped, but never in CI.
-debian_packages := "postgresql chromium"
+debian_packages := "postgresql chromium haproxy nginx"
 
 lock_command := "uv pip compile --quiet --system-certs --universal --python-version 3.11 --generate-hashes --no-emit-index-url --group build --custom-compile-command 'just lock'"
 
