@@ -783,7 +783,7 @@ async def test_a_wrong_cursor_in_percent_is_refused(place: Place, after: str) ->
     problem_of(response, 400, "bad_cursor")
 
 
-@pytest.mark.parametrize("after", [*CURSORS, -1, -(10**30), 10**30, 0.5, None, True, False, [], {}, [0]])
+@pytest.mark.parametrize("after", [*CURSORS, "", " ", -1, -(10**30), 10**30, 0.5, None, True, False, [], {}, [0]])
 async def test_a_wrong_cursor_is_rejected_over_websocket(place: Place, after: Any) -> None:
     command = {"type": "attach", "run_id": place.run_id, "after": after, "ref": REF}
     said = await rejection(place.server, json.dumps(command), 400, "bad_cursor")

@@ -292,7 +292,7 @@ async def test_no_event_waits_for_the_peer_to_acknowledge_the_one_before() -> No
 async def pings_go_on(stage: Stage, count: int) -> None:
     """A run that says nothing is kept alive on each transport, again and again."""
     story = stage.story()
-    pings = {SseReader: b": ping\n\n", NdjsonReader: b'{"type":"ping"}\n'}
+    pings = {SseReader: b": ping\n", NdjsonReader: b'{"type":"ping"}\n'}
     with anyio.fail_after(PATIENCE_SECONDS):
         async with await WsReader.connect(stage.server) as reader:
             run_id = await reader.run(story.body)

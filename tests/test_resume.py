@@ -81,8 +81,8 @@ async def _cut_at_byte(stage: Stage, transport: Transport, run_id: str, size: in
 async def frames_to_the_byte(stage: Stage) -> None:
     """SSE: `id`, `event` and `data`, ended by line feeds alone; NDJSON: the documents, a line each."""
     run = await stage.told()
-    framed = [b"id: %d\nevent: %b\ndata: %b\n\n" % (*_seq_and_type(each), each) for each in run.documents]
-    bodies = {"text/event-stream": b"retry: 1000\n\n" + b"".join(framed)}
+    framed = [b"event: %b\ndata: %b\nid: %d\n\n" % _framed(each) for each in run.documents]
+    bodies = {"text/event-stream": b"retry: 1000\n" + b"".join(framed)}
     bodies["application/x-ndjson"] = b"".join(each + b"\n" for each in run.documents)
     for accept, body in bodies.items():
         path = f"/chat/runs/{run.run_id}/events"
@@ -90,9 +90,9 @@ async def frames_to_the_byte(stage: Stage) -> None:
             assert await reader.read_all() == body, f"{accept}: {bytes(reader.raw)!r}"
 
 
-def _seq_and_type(document: bytes) -> tuple[int, bytes]:
+def _framed(document: bytes) -> tuple[bytes, bytes, int]:
     message = json.loads(document)
-    return message["seq"], message["type"].encode()
+    return message["type"].encode(), document, message["seq"]
 
 
 @each_pair
@@ -109,7 +109,7 @@ async def test_the_framing_of_a_stream_is_exact(stage: Stage) -> None:
     await frames_to_the_byte(stage)
 
 
-@pytest.mark.parametrize("after", [-1, 61, 10**17, "x", "1.0", ""])
+@pytest.mark.parametrize("after", [-1, 61, 10**17, "x", "1.0"])
 @each_transport
 async def test_a_cursor_that_is_no_place_in_the_log_is_refused(
     stage: Stage, transport: Transport, after: int | str
