@@ -2,6 +2,7 @@
 
 import re
 import secrets
+from collections.abc import Collection
 from typing import Annotated, Any, Literal, TypeAlias
 
 from msgspec import Meta, Struct
@@ -153,6 +154,17 @@ def checked(request: ChatRequest, message_bytes_limit: int) -> ChatRequest:
     for id in (request.session_id, request.regenerate, request.parent_id):
         if id is not None:
             known_form(id)
+    return request
+
+
+def offered(request: ChatRequest, models: Collection[str]) -> ChatRequest:
+    """The request, if the model that it names, if any, is one of these.
+
+    Raises:
+        BadRequest: it is another one.
+    """
+    if request.model is not None and request.model not in models:
+        raise BadRequest("`model` is none that this server offers", "/model")
     return request
 
 

@@ -12,6 +12,19 @@ MessageStatus: TypeAlias = Literal["complete", "partial", "streaming"]
 Role: TypeAlias = Literal["user", "assistant"]
 
 
+class ModelRecord(Struct, frozen=True):
+    """A model that a request may name; ``is_default``: it answers where a request names none."""
+
+    model: str
+    is_default: bool
+
+
+class ModelList(Struct, frozen=True):
+    """The models that a request may name, the default first."""
+
+    models: list[ModelRecord]
+
+
 class RunFailure(Struct, frozen=True):
     """Why a run failed, as in its `error` event."""
 

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from chatserver.agent import Agent
 from chatserver.checkpoints import keep
-from chatserver.commands import ChatRequest, checked, known_form, new_id
+from chatserver.commands import ChatRequest, checked, known_form, new_id, offered
 from chatserver.context import dialogue
 from chatserver.errors import BadCursor, BadRequest, ChatError, Draining, NotFound
 from chatserver.events import PROTOCOL_VERSION, Start
@@ -70,6 +70,8 @@ class Runs:
             BadRequest, TooLarge, NotFound, RunActive, KeyReused, TooMany, Draining: nothing was started.
         """
         request = checked(request, self._settings.max_message_bytes)
+        if self._settings.models:
+            request = offered(request, self._settings.models_offered)
         await self._deleted(user)
         try:
             if self.is_draining:

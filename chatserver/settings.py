@@ -51,6 +51,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     openai_project_id: str | None = None
     openai_custom_headers: str | None = None
     model: str = "gpt-4o-mini"
+    models: tuple[str, ...] = ()
     tools: str | None = None
 
     database_url: str = "sqlite:///chatserver.db"
@@ -94,6 +95,11 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def is_demo(self) -> bool:
         """Nobody named an upstream, so the built-in demo model answers."""
         return not (self.openai_api_key or self.openai_base_url)
+
+    @property
+    def models_offered(self) -> tuple[str, ...]:
+        """What a request may name if ``models`` says anything: the default model, and those."""
+        return tuple(dict.fromkeys((self.model, *self.models)))
 
     @property
     def upstream_headers(self) -> dict[str, str]:

@@ -600,6 +600,7 @@ ROUTES: dict[str, frozenset[str]] = {
     f"/chat/runs/{ID}": frozenset({"GET"}),
     f"/chat/runs/{ID}/events": frozenset({"GET"}),
     f"/chat/runs/{ID}/cancel": frozenset({"POST"}),
+    "/chat/models": frozenset({"GET"}),
     "/chat/sessions": frozenset({"GET"}),
     f"/chat/sessions/{ID}": frozenset({"GET", "PATCH", "DELETE"}),
     "/livez": frozenset({"GET"}),
@@ -822,10 +823,9 @@ async def test_an_idempotency_key_with_another_body_is_refused(place: Place, cha
     await refusal(place, via, body | change, 422, "idempotency_key_reused")
 
 
-@pytest.mark.parametrize("settings", [{"max_runs_per_user": 1}, {"max_runs": 1}], ids=["of a user", "of the server"])
-async def test_too_many_runs_are_refused_with_the_time_to_wait(place: Place, settings: dict[str, Any]) -> None:
+async def test_too_many_runs_are_refused_with_the_time_to_wait(place: Place) -> None:
     gate = anyio.Event()
-    async with FakeUpstream() as upstream, live_server(upstream.url, **settings) as server:
+    async with FakeUpstream() as upstream, live_server(upstream.url, max_runs=1) as server:
         upstream.always(Gate(gate), *say("x"))
         other = Place(server, upstream, place.bystander, "", 0, "")
         async with await SSE.start(server, {"message": "x"}) as reading:

@@ -28,6 +28,7 @@ from chatserver.providers.demo import FAULTS
 from chatserver.records import (
     MessageRecord,
     MessageStatus,
+    ModelList,
     RunRecord,
     RunStatus,
     SessionDetail,
@@ -270,7 +271,7 @@ def fault(document: dict[str, Any]) -> str | None:
         case str(kind) if kind in ANSWERS:
             return None if document.keys() <= ANSWERS[kind] | {"type"} else f"an `{kind}` has other fields"
         case None:
-            kinds = (RunRecord, SessionDetail, SessionRecord, SessionPage, Ticket)
+            kinds = (ModelList, RunRecord, SessionDetail, SessionRecord, SessionPage, Ticket)
             is_record = any(_is_whole(document, kind) for kind in kinds)
             return None if is_record else _refusal(document, partial(convert, kind=ChatRequest))
         case kind:

@@ -48,6 +48,7 @@ ROUTES: Mapping[tuple[str, str], Row] = {
     ("GET", "/chat/runs/{run_id}"): Row(names=("run_id",)),
     ("GET", "/chat/runs/{run_id}/events"): Row(names=("run_id",)),
     ("POST", "/chat/runs/{run_id}/cancel"): Row(names=("run_id",)),
+    ("GET", "/chat/models"): Row(),
     ("GET", "/chat/sessions"): Row(),
     ("GET", "/chat/sessions/{session_id}"): Row(names=("session_id",)),
     ("PATCH", "/chat/sessions/{session_id}"): Row({"title": "stolen"}, ("session_id",)),

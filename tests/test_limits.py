@@ -21,7 +21,7 @@ from chatserver.providers import ModelRequest
 from chatserver.records import RunRecord, timestamp
 from chatserver.run import Run
 from chatserver.sessions import Sessions
-from tests.clients import SSE, TRANSPORTS, HttpReader, RefusedError, Transport, WsReader, documents_of, request
+from tests.clients import SSE, TRANSPORTS, WS, HttpReader, RefusedError, Transport, WsReader, documents_of, request
 from tests.counting import calls_of
 from tests.fake_upstream import Done, FakeUpstream, Gate, Step, counted, finish, reasoning, role, say, token, tool_call
 from tests.live import LiveServer, live_server
@@ -129,6 +129,19 @@ async def test_too_many_requests_are_refused_on_both_transports_until_the_time_t
 async def test_where_all_are_one_user_requests_are_not_counted() -> None:
     async with live_server(None, max_requests_per_minute=1) as live:
         assert [(await request(live, "GET", "/chat/sessions")).status for _ in range(5)] == [200] * 5
+
+
+async def test_where_all_are_one_user_only_the_runs_of_all_are_counted() -> None:
+    """Twenty people, one machine: each gets an answer."""
+    gate = anyio.Event()
+    async with FakeUpstream() as upstream, live_server(upstream.url, max_runs_per_user=1, max_runs=20) as live:
+        upstream.always(Gate(gate), *say("x"))
+        with anyio.fail_after(WAIT_SECONDS):
+            readings = [await transport.start(live, {"message": "x"}) for transport in (SSE, WS) for _ in range(10)]
+            refused = await request(live, "POST", "/chat/runs", {"message": "x"})
+            assert (refused.status, refused.json["code"]) == (429, "too_many")
+            gate.set()
+            assert [last(await documents_of(each))["type"] for each in readings] == ["done"] * 20
 
 
 # ---- connections, runs, frames --------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ ROUTES = (
     ("GET", "/chat/runs/{run_id}"),
     ("GET", "/chat/runs/{run_id}/events"),
     ("POST", "/chat/runs/{run_id}/cancel"),
+    ("GET", "/chat/models"),
     ("GET", "/chat/sessions"),
     ("GET", "/chat/sessions/{session_id}"),
     ("PATCH", "/chat/sessions/{session_id}"),

@@ -290,8 +290,8 @@ async def test_a_second_run_in_a_session_is_refused_with_the_name_of_the_first(
 
 @each_transport
 @in_time
-async def test_runs_of_a_user_beyond_the_limit_are_refused_until_one_has_ended(transport: Transport) -> None:
-    async with staged(max_runs_per_user=2) as stage:
+async def test_runs_beyond_the_limit_are_refused_until_one_has_ended(transport: Transport) -> None:
+    async with staged(max_runs=2) as stage:
         runs = [await begun(stage, each) for each in BOTH]
         refusal = await refused(stage, transport, {"message": "One more"})
         assert (refusal.status, refusal.code) == (429, "too_many")
@@ -310,7 +310,7 @@ async def test_runs_of_a_user_beyond_the_limit_are_refused_until_one_has_ended(t
 @each_transport
 @in_time
 async def test_the_same_key_finds_its_run_also_when_no_more_may_be_started(transport: Transport) -> None:
-    async with staged(max_runs_per_user=1) as stage:
+    async with staged(max_runs=1) as stage:
         story, reading = await begun(stage, SSE, idempotency_key="one")
         again = await transport.start(stage.server, story.body | {"idempotency_key": "one"})
         assert again.run_id == reading.run_id

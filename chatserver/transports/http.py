@@ -27,7 +27,7 @@ from chatserver.errors import (
     NotFound,
     Unavailable,
 )
-from chatserver.records import RunRecord, SessionDetail, SessionPage, SessionRecord
+from chatserver.records import ModelList, ModelRecord, RunRecord, SessionDetail, SessionPage, SessionRecord
 from chatserver.transports.body import read_body
 from chatserver.transports.connections import Scope
 from chatserver.transports.openapi import (
@@ -196,6 +196,13 @@ async def delete_session(request: Request[str, Any, State], session_id: FromPath
     await parts_of(request).runs.delete_session(request.user, session_id)
 
 
+@get("/chat/models", responses=refusals(*WITH_USER))
+async def list_models(request: Request[str, Any, State]) -> ModelList:
+    """The models that a request may name."""
+    settings = parts_of(request).settings
+    return ModelList([ModelRecord(model, model == settings.model) for model in settings.models_offered])
+
+
 @post("/chat/tickets", status_code=200, responses=refusals(*WITH_USER))
 async def issue_ticket(request: Request[str, Any, State]) -> Ticket:
     """A ticket: good once, for a minute, where no header can be sent."""
@@ -276,6 +283,7 @@ ROUTES = [
     read_session,
     rename_session,
     delete_session,
+    list_models,
     issue_ticket,
     livez,
     readyz,

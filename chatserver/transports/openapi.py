@@ -12,7 +12,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from chatserver import errors
 from chatserver.auth import COOKIE, Ticket
 from chatserver.errors import ChatError
-from chatserver.records import RunRecord, SessionDetail, SessionPage
+from chatserver.records import ModelList, RunRecord, SessionDetail, SessionPage
 
 SECURITY = Components(
     security_schemes={
@@ -51,7 +51,7 @@ class Problem(Struct):
     retry_after: int | UnsetType = UNSET
 
 
-RECORDS = (RunRecord, SessionDetail, SessionPage, Ticket, Problem)
+RECORDS = (ModelList, RunRecord, SessionDetail, SessionPage, Ticket, Problem)
 """All that the routes answer, with what is in it."""
 
 
