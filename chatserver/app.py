@@ -124,10 +124,11 @@ def create_app(settings: Settings) -> Litestar:
             # Without authentication all are one user, whom nobody else could be kept from asking.
             requests = Requests(None if settings.auth == "none" else settings.max_requests_per_minute)
             app.state.parts = Parts(settings, gate, requests, runs, sessions, connections)
-            warming = await stack.enter_async_context(anyio.create_task_group())
-            warming.start_soon(provider.warm_up)
+            beside = await stack.enter_async_context(anyio.create_task_group())
+            beside.start_soon(provider.warm_up)
+            beside.start_soon(gate.keep_fresh)
             yield
-            warming.cancel_scope.cancel()
+            beside.cancel_scope.cancel()
 
     demo_routes = [demo.chat_completions] if settings.is_demo else []
     return App(

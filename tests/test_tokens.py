@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from time import monotonic, time
 from typing import Any
@@ -57,7 +57,7 @@ async def test_the_subject_is_the_user(user: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "user", ["", "x" * 256, "a\0b", "a\nb", "\x7f", "\u2028", "\ud800", 5, True, ["ann"], {"a": 1}]
+    "user", ["", " ", "  ", "local", "x" * 256, "a\0b", "a\nb", "\x7f", "\u2028", "\ud800", 5, True, ["ann"], {"a": 1}]
 )
 async def test_a_subject_that_is_no_name_is_nobody(user: Any) -> None:
     with pytest.raises(Unauthenticated):
@@ -78,6 +78,12 @@ async def test_a_subject_that_is_no_name_is_nobody(user: Any) -> None:
         {"iat": "+60 s"},
         {"nbf": "later"},
         {"aud": "somebody else"},
+        {"aud": ""},
+        {"aud": []},
+        {"aud": [""]},
+        {"aud": {}},
+        {"aud": 0},
+        {"aud": False},
     ],
     ids=str,
 )
@@ -157,6 +163,8 @@ class Issuer:
         self.keys: dict[str, tuple[Any, str]] = {}
         self.more: list[dict[str, Any]] = []
         self.fetches = 0
+        self.hangs: asyncio.Event | None = None
+        self._asked = asyncio.Event()
         self.answer: Callable[[], bytes] = self.document
         self.url = ""
 
@@ -175,9 +183,18 @@ class Issuer:
         headers = {"kid": kid if named is None else named}
         return jwt.encode({"sub": "ann", "exp": time() + seconds} | claims, key, algorithm, headers=headers)
 
+    async def asked_times(self, count: int) -> None:
+        with anyio.fail_after(WAIT_SECONDS):
+            while self.fetches < count:
+                await self._asked.wait()
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         self.fetches += 1
+        self._asked.set()
+        self._asked = asyncio.Event()
+        if self.hangs is not None:
+            await self.hangs.wait()
         body = self.answer()
         writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
         writer.close()
@@ -196,6 +213,17 @@ async def issuing() -> AsyncIterator[Issuer]:
     issuer.add("ed", ed25519.Ed25519PrivateKey.generate(), "EdDSA")
     async with server:
         yield issuer
+
+
+@asynccontextmanager
+async def keeping_fresh(keys: KeySet, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    """As the server does, but all the time."""
+    monkeypatch.setattr(tokens, "KEYS_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(tokens, "KEYS_FRESH_SECONDS", 0.001)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(keys.keep_fresh)
+        yield
+        tasks.cancel_scope.cancel()
 
 
 async def test_public_keys_of_all_kinds_are_fetched_once() -> None:
@@ -271,14 +299,28 @@ async def test_a_key_that_is_withdrawn_is_refused_when_the_set_is_fetched_again(
         await keys.identity(old)
         del issuer.keys["ec"]
         await keys.identity(old)
-        monkeypatch.setattr(tokens, "KEYS_AGAIN_SECONDS", 0.0)
-        monkeypatch.setattr(tokens, "KEYS_FRESH_SECONDS", 0.0)
-        with pytest.raises(Unauthenticated):
-            await keys.identity(old)
+        async with keeping_fresh(keys, monkeypatch):
+            await issuer.asked_times(3)
+            with pytest.raises(Unauthenticated):
+                await keys.identity(old)
+            assert (await keys.identity(issuer.token("rsa"))).user == "ann"
 
 
 @pytest.mark.parametrize(
-    "answer", [b"", b"[]", b"{}", b'{"keys": []}', b'{"keys": 5}', b"\xff", b"x" * 300_000, b'{"keys": ["a"]}']
+    "answer",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"keys": []}',
+        b'{"keys": 5}',
+        b"\xff",
+        b"x" * 300_000,
+        b'{"keys": ["a"]}',
+        b"[" * 200_000,
+        b'{"keys": [{"kty": []}]}',
+        b'{"keys": [{"kty": "EC", "crv": 5, "x": 1}]}',
+    ],
 )
 async def test_without_keys_nothing_can_be_checked_and_with_old_ones_it_goes_on(
     monkeypatch: pytest.MonkeyPatch, answer: bytes
@@ -294,10 +336,53 @@ async def test_without_keys_nothing_can_be_checked_and_with_old_ones_it_goes_on(
         monkeypatch.setattr(tokens, "KEYS_AGAIN_SECONDS", 0.0)
         issuer.answer = issuer.document
         await keys.identity(good)
-        monkeypatch.setattr(tokens, "KEYS_FRESH_SECONDS", 0.0)
         issuer.answer = lambda: answer
-        assert (await keys.identity(good)).user == "ann"
-        assert issuer.fetches == 3
+        async with keeping_fresh(keys, monkeypatch):
+            await issuer.asked_times(5)
+            assert (await keys.identity(good)).user == "ann"
+
+
+async def test_a_known_key_waits_for_nothing_and_an_unknown_one_for_one_fetch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every five minutes, a key server that hung made good tokens wait for 5 s."""
+    async with issuing() as issuer:
+        keys, good = KeySet(issuer.url, ANYTHING), issuer.token("rsa")
+        await keys.identity(good)
+        issuer.hangs = asyncio.Event()
+        unknown = [issuer.token("rsa", named=f"unknown {number}") for number in range(50)]
+        issuer.add("new", ec.generate_private_key(ec.SECP256R1()), "ES256")
+        fresh = asyncio.create_task(keys.identity(issuer.token("new")))
+        leaving = asyncio.create_task(keys.identity(unknown[0]))
+        async with keeping_fresh(keys, monkeypatch):
+            await issuer.asked_times(2)
+            flood = [asyncio.create_task(keys.identity(each)) for each in unknown]
+            for _ in range(100):
+                assert (await at_once(keys.identity(good))).user == "ann"
+            leaving.cancel()
+            await asyncio.wait([leaving])
+            assert not any(each.done() for each in (fresh, *flood)) and issuer.fetches == 2
+            issuer.hangs.set()
+            assert (await fresh).user == "ann", "who left has not taken the fetch along"
+            refused = await asyncio.gather(*flood, return_exceptions=True)
+            assert {type(each) for each in refused} == {Unauthenticated}
+
+
+async def at_once(identity: Awaitable[Identity]) -> Identity:
+    """What needs no turn of the loop."""
+    task = asyncio.ensure_future(identity)
+    await asyncio.sleep(0)
+    assert task.done()
+    return task.result()
+
+
+async def test_a_server_keeps_its_keys_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "KEYS_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(tokens, "KEYS_FRESH_SECONDS", 0.001)
+    async with issuing() as issuer, guarded_server(None, jwt_secret=None, jwks_url=issuer.url) as server:
+        headers = bearer(issuer.token("ec"))
+        assert (await request(server, "GET", "/chat/sessions", headers=headers)).status == 200
+        del issuer.keys["ec"]
+        await issuer.asked_times(issuer.fetches + 2)
+        assert (await request(server, "GET", "/chat/sessions", headers=headers)).status == 401
 
 
 async def test_a_key_server_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

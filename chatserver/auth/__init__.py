@@ -10,13 +10,12 @@ from urllib.parse import parse_qs
 
 from chatserver.auth.origins import Origins, header
 from chatserver.auth.tickets import Ticket, Tickets
-from chatserver.auth.tokens import Identity, Tokens, tokens_of
+from chatserver.auth.tokens import LOCAL_USER, Identity, Tokens, tokens_of
 from chatserver.errors import Forbidden, Unauthenticated
 from chatserver.settings import Settings
 
-__all__ = ["COOKIE", "Gate", "Identity", "Ticket"]
+__all__ = ["COOKIE", "LOCAL_USER", "Gate", "Identity", "Ticket"]
 
-LOCAL_USER = "local"
 COOKIE = "chatserver_token"
 SAFE_METHODS = frozenset({"GET", "HEAD"})
 
@@ -28,6 +27,11 @@ class Gate:
         self.origins = Origins(settings)
         self.tickets = Tickets()
         self._tokens: Tokens | None = tokens_of(settings)
+
+    async def keep_fresh(self) -> None:
+        """Keep up with whoever issues tokens, for as long as the server runs."""
+        if self._tokens is not None:
+            await self._tokens.keep_fresh()
 
     async def identify(self, scope: Mapping[str, Any], *, by_ticket: bool = False) -> Identity:
         """The user of a connection. One credential counts: a ticket where it may be one, a header, a cookie.

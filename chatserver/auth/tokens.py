@@ -4,6 +4,7 @@ The algorithms are pinned to the kind of key: HS256 to the secret, public-key on
 choose how it is checked.
 """
 
+import asyncio
 import logging
 from math import inf
 from time import monotonic, time
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+LOCAL_USER = "local"
+"""Everybody in `none` mode. A token for this name would inherit what anybody has said there: none is good."""
+
 USER_CHARS_LIMIT = 255
 LEEWAY_SECONDS = 10
 """How much the issuer's clock may be ahead of ours. At `exp` a token is over, to the second."""
@@ -28,13 +32,16 @@ PUBLIC_KEY_ALGORITHMS = frozenset(
     {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
 )
 KEYS_FRESH_SECONDS = 300.0
-"""How long a key that its issuer has withdrawn is still good."""
+"""Between two fetches of keys that are used: how long one that its issuer has withdrawn is still good."""
 
 KEYS_AGAIN_SECONDS = 10.0
 """Between two fetches at least, however many tokens name keys that are not there."""
 
 KEYS_TIMEOUT_SECONDS = 5.0
 KEY_SET_BYTES_LIMIT = 256 * 1024
+
+_NO_KEYS = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
+"""What comes of documents that are no key sets."""
 
 
 class Identity(Struct, frozen=True):
@@ -50,6 +57,10 @@ class Identity(Struct, frozen=True):
 
 class Tokens(Protocol):
     """A way to check tokens."""
+
+    async def keep_fresh(self) -> None:
+        """Keep up with whoever issues tokens, for as long as the server runs."""
+        ...
 
     async def identity(self, token: str) -> Identity:
         """Whom a token names.
@@ -78,6 +89,9 @@ class Secret:
         self._secret = secret
         self._claims = claims
 
+    async def keep_fresh(self) -> None:
+        """A secret stays as it is."""
+
     async def identity(self, token: str) -> Identity:
         return self._claims.checked(token, self._secret, "HS256")
 
@@ -89,25 +103,38 @@ class KeySet:
         self._url = url
         self._claims = claims
         self._keys: dict[str | None, PyJWK] = {}
-        self._fetched_at = self._tried_at = -inf
-        self._fetching = anyio.Lock()
+        self._tried_at = -inf
+        self._is_well = True
+        self._fetching: asyncio.Task[None] | None = None
 
     async def identity(self, token: str) -> Identity:
         key = await self._key(_kid(token))
         return self._claims.checked(token, key, key.algorithm_name)
 
+    async def keep_fresh(self) -> None:
+        while True:
+            await anyio.sleep(KEYS_FRESH_SECONDS if self._is_well else KEYS_AGAIN_SECONDS)
+            if self._keys:
+                await self._fetched()
+
     async def _key(self, kid: str | None) -> "PyJWK":
-        if self._find(kid) is None or monotonic() - self._fetched_at > KEYS_FRESH_SECONDS:
-            async with self._fetching:  # Whoever waited here finds what the one before has fetched.
-                if monotonic() - self._tried_at > KEYS_AGAIN_SECONDS:
-                    self._tried_at = monotonic()
-                    await self._fetch()
+        """The key of this name. One that is known waits for nothing, whatever becomes of the server of the keys."""
+        if self._find(kid) is None:
+            await self._fetched()
         if not self._keys:
             raise Unavailable("the keys that tokens are checked with cannot be fetched")
         key = self._find(kid)
         if key is None:
             raise Unauthenticated
         return key
+
+    async def _fetched(self) -> None:
+        """Wait for the fetch that is going, else for a new one unless it would come too soon."""
+        if self._fetching is None and monotonic() - self._tried_at > KEYS_AGAIN_SECONDS:
+            self._tried_at = monotonic()
+            self._fetching = asyncio.create_task(self._fetch())  # Not of who waits, and may leave.
+        if self._fetching is not None:
+            await asyncio.wait([self._fetching])
 
     def _find(self, kid: str | None) -> "PyJWK | None":
         """The key of this name. A token that names none means the only one."""
@@ -122,21 +149,30 @@ class KeySet:
 
         try:
             with anyio.fail_after(KEYS_TIMEOUT_SECONDS):
-                async with httpx2.AsyncClient() as client, client.stream("GET", self._url) as response:
-                    response.raise_for_status()
-                    document = bytearray()
-                    async for piece in response.aiter_bytes():
-                        document += piece
-                        if len(document) > KEY_SET_BYTES_LIMIT:
-                            raise ValueError("too large")
-            keys = jwt.PyJWKSet.from_json(document.decode())
-        except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError, AttributeError, jwt.PyJWTError) as error:
-            # Only its kind: the texts of such errors quote URLs and documents.
-            logger.warning("the key set cannot be fetched: %s", type(error).__name__)
-            return
-        usable = [key for key in keys if key.algorithm_name in PUBLIC_KEY_ALGORITHMS]
-        self._keys = {key.key_id: key for key in usable if key.public_key_use in (None, "sig")}
-        self._fetched_at = monotonic()
+                keys = jwt.PyJWKSet.from_json(await self._document())
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError, *_NO_KEYS, jwt.PyJWTError) as error:
+            if self._is_well or not self._keys:  # Once is enough of a set that can do without.
+                # Only its kind: the texts of such errors quote URLs and documents.
+                logger.warning("the key set cannot be fetched: %s", type(error).__name__)
+            self._is_well = False
+        else:
+            usable = [key for key in keys if key.algorithm_name in PUBLIC_KEY_ALGORITHMS]
+            self._keys = {key.key_id: key for key in usable if key.public_key_use in (None, "sig")}
+            self._is_well = True
+        finally:
+            self._fetching = None
+
+    async def _document(self) -> str:
+        import httpx2
+
+        async with httpx2.AsyncClient() as client, client.stream("GET", self._url) as response:
+            response.raise_for_status()
+            document = bytearray()
+            async for piece in response.aiter_bytes():
+                document += piece
+                if len(document) > KEY_SET_BYTES_LIMIT:
+                    raise ValueError("too large")
+        return document.decode()
 
 
 class _Claims(Struct, frozen=True):
@@ -167,8 +203,9 @@ class _Claims(Struct, frozen=True):
         except (jwt.PyJWTError, ValueError, TypeError, OverflowError):
             raise Unauthenticated from None
         # Printable: no NUL for a database to choke on, no line end for a log.
-        is_name = 1 <= len(identity.user) <= USER_CHARS_LIMIT and identity.user.isprintable()
-        if not is_name or not identity.expires_at > time():
+        is_name = identity.user.strip() and len(identity.user) <= USER_CHARS_LIMIT and identity.user.isprintable()
+        is_for_others = self.audience is None and "aud" in said  # To PyJWT, an empty one is none.
+        if not is_name or identity.user == LOCAL_USER or is_for_others or not identity.expires_at > time():
             raise Unauthenticated
         return identity
 
