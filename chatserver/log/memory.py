@@ -70,14 +70,14 @@ class MemoryLog:
     def _append(self, draft: Event) -> None:
         if self._closed:
             raise RuntimeError("a terminal event is the last one")
-        if len(parts := pieces(draft)) > 1:
-            for part in parts:
-                self._append(part)
-            return
-        seq = self._last_seq + 1
-        new = self._token_record(draft.content, seq) if type(draft) is Token else appended(draft, self.run_id, seq)
-        # Texts cannot be changed; a tool may change the arguments that it is given.
-        self._keep(new, draft if isinstance(draft, TEXTS) else decode(new.data))
+        for part in pieces(draft):
+            seq = self._last_seq + 1
+            if type(part) is Token:
+                self._keep(self._token_record(part.content, seq), part)
+            else:
+                new = appended(part, self.run_id, seq)
+                # Texts cannot be changed; a tool may change the arguments that it is given.
+                self._keep(new, part if isinstance(part, TEXTS) else decode(new.data))
 
     def _keep(self, new: Record, event: Event) -> None:
         self._folding.add(event)  # First: what it refuses is not in the log either.
