@@ -107,6 +107,7 @@ def create_app(settings: Settings) -> Litestar:
                     # The demo's own key wins over whatever the SDK finds in the environment.
                     headers={"Authorization": f"Bearer {demo_key}"} if settings.is_demo else settings.upstream_headers,
                     idle_seconds=settings.upstream_idle_seconds,
+                    omitted=settings.upstream_omit,
                 )
             )
             threads = ToolThreads(settings.tool_timeout_seconds, settings.max_tool_result_bytes)

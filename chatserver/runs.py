@@ -263,6 +263,7 @@ class Runs:
             messages=dialogue(begun.context, request.system, self._settings.max_context_tokens),
             temperature=request.temperature,
             max_output_tokens=request.max_output_tokens,
+            run_id=begun.run.run_id,
         )
 
     async def _live(self, run: Run, request: ModelRequest) -> None:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -17,6 +17,8 @@ SECONDS_LIMIT = 10_000_000
 Positive = Annotated[float, Meta(gt=0, le=SECONDS_LIMIT)]
 NotNegative = Annotated[float, Meta(ge=0, le=SECONDS_LIMIT)]
 Count = Annotated[int, Meta(ge=1)]
+Parameter = Literal["stream", "stream_options", "tools", "temperature", "max_tokens", "max_completion_tokens"]
+"""Of a request to the upstream, what can be left out."""
 
 PREFIX = "CHATSERVER_"
 SDK_PREFIX = "openai_"
@@ -50,6 +52,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     openai_org_id: str | None = None
     openai_project_id: str | None = None
     openai_custom_headers: str | None = None
+    upstream_omit: tuple[Parameter, ...] = ()
     model: str = "gpt-4o-mini"
     models: tuple[str, ...] = ()
     tools: str | None = None

@@ -34,6 +34,7 @@ from chatserver.providers import (
     ToolCallRequest,
 )
 from chatserver.providers.chunks import TurnDecoder
+from chatserver.providers.faults import Fault
 from chatserver.providers.openai import OpenAIProvider
 from tests.fake_upstream import (
     JSON_BODY,
@@ -248,6 +249,8 @@ def test_what_is_taken_at_once_is_what_the_chunk_means(documents: list[str], is_
         assert text is None or meant == [TextDelta(text)]
         if text is None or is_refused:
             assert meaning(decoder, event) == meant
+        else:
+            decoder.took(text)
     assert (decoder.has_begun, decoder.has_finished, decoder.is_over) == (
         other.has_begun,
         other.has_finished,
@@ -258,8 +261,8 @@ def test_what_is_taken_at_once_is_what_the_chunk_means(documents: list[str], is_
 def meaning(decoder: TurnDecoder, event: tuple[bytes, bytes]) -> list[Delta] | str:
     try:
         return list(decoder.feed([event]))
-    except UpstreamError as error:
-        return error.code
+    except Fault as fault:
+        return fault.error.code
 
 
 async def test_a_token_that_comes_alone_is_taken_at_once(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
@@ -690,6 +693,17 @@ async def test_reasoning_and_text_of_one_chunk_both_count(upstream: FakeUpstream
         ("end_turn", "stop"),
         ("stop_sequence", "stop"),
         ("something_new", "stop"),
+        ("STOP", "stop"),
+        ("FinishReason.STOP", "stop"),
+        ("MAX_TOKENS", "length"),
+        ("max_output_tokens", "length"),
+        ("model_length", "length"),
+        ("model_context_window_exceeded", "length"),
+        ("SAFETY", "content_filter"),
+        ("content_filter: PROHIBITED_CONTENT", "content_filter"),
+        ("sensitive", "content_filter"),
+        ("RECITATION", "content_filter"),
+        ("refusal", "content_filter"),
     ],
 )
 async def test_a_finish_reason_is_one_of_ours(
@@ -697,16 +711,6 @@ async def test_a_finish_reason_is_one_of_ours(
 ) -> None:
     upstream.script(token("Hi"), finish(said), Done())
     assert await ask(provider) == [HI, Finish(reason, None)]  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("reason", ["error", "abort", "cancelled"])
-async def test_a_finish_reason_that_is_a_failure_is_an_error(
-    upstream: FakeUpstream, provider: OpenAIProvider, reason: str
-) -> None:
-    upstream.script(token("Half an ans"), finish(reason), Done())
-    with pytest.raises(UpstreamError) as caught:
-        await ask(provider)
-    assert (caught.value.code, caught.value.retryable) == ("llm_error", True)
 
 
 @pytest.mark.parametrize("reason", ["length", "content_filter"])
@@ -745,13 +749,20 @@ async def test_the_finish_may_come_with_the_last_text(upstream: FakeUpstream, pr
                 [finish(), Chunk({"choices": [], "usage": counted(3, 4) | {"prompt_tokens_details": {"cached": 1}}})],
                 Usage(3, 4),
             ),
-            ("zero", [finish(), usage(0, 0)], Usage(0, 0)),
+            ("zero", [finish(), usage(0, 0)], None),
+            ("zero-behind-some", [finish(), usage(3, 4), usage(0, 0)], Usage(3, 4)),
+            ("nothing-written", [finish(), usage(3, 0)], None),
+            ("groq", [Chunk(finish().document | {"x_groq": {"id": "x", "usage": counted(3, 4)}})], Usage(3, 4)),
+            ("of-the-choice", [Chunk({"choices": [{"delta": {}, "usage": counted(3, 4)}]}), finish()], Usage(3, 4)),
+            ("other-names", [finish(), Chunk({"usage": {"input_tokens": 3, "output_tokens": 4}})], Usage(3, 4)),
+            ("unbelievable", [finish(), usage(3, 10**30)], None),
+            ("a-list", [finish(), Chunk({"choices": [], "usage": [1]})], None),
             ("missing", [finish()], None),
             ("null", [finish(usage=None)], None),
             ("empty", [finish(), Chunk({"choices": [], "usage": {}})], None),
             ("of-null", [finish(), Chunk({"choices": [], "usage": {"prompt_tokens": None}})], None),
             ("fractions", [finish(), Chunk({"choices": [], "usage": counted(3.0, 4.0)})], Usage(3, 4)),
-            ("negative", [finish(), usage(-3, 4)], Usage(0, 4)),
+            ("negative", [finish(), usage(-3, 4)], None),
             ("text", [finish(), Chunk({"choices": [], "usage": counted("3", "4")})], None),
         ]
     ),
@@ -1058,7 +1069,6 @@ BEGINNINGS: list[tuple[str, list[Step], list[Delta]]] = [
 ENDINGS: list[tuple[str, bool, list[Step]]] = [
     ("end", False, []),
     ("end-close-delimited", True, []),
-    ("done", False, [Raw(b"\n\n"), Done()]),
     ("cut", False, [Cut()]),
     ("reset", False, [Rst()]),
 ]
@@ -1103,10 +1113,11 @@ NOTHING_YET: list[tuple[str, list[Step]]] = [
     ("reset-after-a-comment", [Raw(b": x\n\n"), Rst()]),
     ("cut-in-the-first-line", [Raw(b'data: {"choi'), Cut()]),
     ("end-after-empty-chunks", [role(), Chunk({"choices": []}), token("")]),
-    *((f"status-{status}", refuse(status, {"message": LEAK})) for status in (500, 502, 503, 504, 520, 529)),
+    *((f"status-{status}", refuse(status, {"message": LEAK})) for status in (408, 409, 500, 502, 503, 504, 520, 529)),
     ("status-500-as-text", [Status(500, (("Content-Type", "text/plain"),)), Raw(LEAK.encode())]),
     ("status-502-as-html", [Status(502, (("Content-Type", "text/html"),)), Raw(b"<h1>Bad Gateway</h1>")]),
-    ("status-503-with-retry-after", refuse(503, {"message": LEAK}, {"Retry-After": "3600"})),
+    ("status-503-with-retry-after", refuse(503, {"message": LEAK}, {"Retry-After": "0"})),
+    ("an-error-in-the-stream", [role(), Chunk({"error": {"code": 503, "message": LEAK}}), Done()]),
     ("status-500-context-length", refuse(500, {"message": "maximum context length " + LEAK})),
 ]
 
@@ -1150,7 +1161,7 @@ async def test_waiting_between_tries_is_not_at_once(upstream: FakeUpstream, prov
 async def test_no_try_begins_after_the_deadline(
     upstream: FakeUpstream, provider: OpenAIProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("chatserver.providers.openai.RETRY_DEADLINE_SECONDS", 0.5)
+    monkeypatch.setattr("chatserver.providers.tries.RETRY_DEADLINE_SECONDS", 0.5)
     upstream.always(Pause(0.4), *refuse(500))
     _, error = await fail(provider)
     assert error.code == "upstream_unavailable"
@@ -1338,10 +1349,7 @@ async def test_a_dialogue_that_does_not_fit_is_told_as_that(
     ("status", "body"),
     ids(
         [
-            *(
-                (str(status), status, {"error": {"message": LEAK}})
-                for status in (400, 402, 404, 405, 408, 409, 418, 422)
-            ),
+            *((str(status), status, {"error": {"message": LEAK}}) for status in (400, 402, 404, 405, 418, 422)),
             ("400-detail", 400, {"detail": LEAK}),
             ("400-fastapi", 422, {"detail": [{"loc": ["body"], "msg": LEAK}]}),
             ("400-string", 400, {"error": LEAK}),
@@ -1408,7 +1416,6 @@ async def test_a_refusal_counts_even_when_its_body_cannot_be_read(
         [
             ("html", "text/html", b"<html><body>" + LEAK.encode()),
             ("html-charset", "text/html; charset=utf-8", b"<html>" + LEAK.encode()),
-            ("a-completion", "application/json", json.dumps({"choices": [{"message": {"content": LEAK}}]}).encode()),
             ("an-error", "application/json; charset=utf-8", json.dumps({"error": {"message": LEAK}}).encode()),
             ("an-error-as-text", "text/plain", json.dumps({"error": {"message": LEAK}}).encode()),
             ("an-error-of-no-type", None, json.dumps({"error": {"message": LEAK}}).encode()),
@@ -1526,9 +1533,6 @@ SILENCES: list[tuple[str, list[Step], list[Delta]]] = [
     ("between-tokens", [token("Hi"), Hang()], [HI]),
     ("within-a-tool-call", [tool_fragment(0, "c", "f", "{"), Hang()], []),
     ("within-a-line", [token("Hi"), Raw(b'data: {"choi'), Hang()], [HI]),
-    ("only-comments", trickle(b": keep-alive\n\n"), []),
-    ("comments-after-a-token", [token("Hi"), *trickle(b": keep-alive\n\n")], [HI]),
-    ("blank-lines", trickle(b"\n\n"), []),
     ("half-a-line-for-ever", [Raw(b"data: "), *trickle(b"x")], []),
     ("half-a-line-after-a-token", [token("Hi"), Raw(b"data: "), *trickle(b"x")], [HI]),
 ]
@@ -1546,6 +1550,47 @@ async def test_silence_ends_the_turn_and_the_connection(
     assert (error.code, error.retryable) == ("upstream_timeout", True)
     assert IDLE_SECONDS * 0.8 <= took <= IDLE_SECONDS + 1
     assert len(upstream.requests) == 1
+    with anyio.fail_after(SOON_SECONDS):
+        await upstream.closed(1)
+
+
+SIGNS_OF_LIFE = ids(
+    [
+        ("comments", b": keep-alive\n\n"),
+        ("comment-lines", b": keep-alive\n"),
+        ("blank-lines", b"\n"),
+        ("empty-data", b"data: \n\n"),
+        ("null", b"data: null\n\n"),
+        ("no-choices", b'data: {"choices":[]}\n\n'),
+        ("a-type", b'data: {"type":"ping"}\n\n'),
+        ("a-comment-in-data", b"data: : keepalive\n\n"),
+        ("a-word", b"data: ping\n\n"),
+        ("a-named-event", b"event: keepalive\ndata: still here\n\n"),
+        ("empty-text", b'data: {"choices":[{"delta":{"content":""}}]}\n\n'),
+    ]
+)
+
+
+@pytest.mark.parametrize("beginning", [[], [token("H")]], ids=["queued", "in-mid-answer"])
+@pytest.mark.parametrize("sign", SIGNS_OF_LIFE)
+async def test_a_server_that_says_that_it_lives_is_waited_for(
+    upstream: FakeUpstream, hasty: OpenAIProvider, sign: bytes, beginning: list[Step]
+) -> None:
+    signs: list[Step] = [Raw(sign), Pause(IDLE_SECONDS / 3)]
+    upstream.script(*beginning, *signs * 5, token("Hi"[len(beginning) :]), finish(), Done())
+    assert text_of(await ask(hasty)) == "Hi"
+
+
+@pytest.mark.parametrize("sign", SIGNS_OF_LIFE)
+async def test_a_server_that_says_only_that_it_lives_is_left_at_a_limit(
+    upstream: FakeUpstream, hasty: OpenAIProvider, monkeypatch: pytest.MonkeyPatch, sign: bytes
+) -> None:
+    monkeypatch.setattr("chatserver.providers.turn.LIFE_LIMIT", 1.5)
+    upstream.always(token("Hi"), *trickle(sign, 0.02))
+    began = monotonic()
+    deltas, error = await fail(hasty)
+    assert (deltas, error.code, error.retryable) == ([HI], "upstream_timeout", True)
+    assert IDLE_SECONDS <= monotonic() - began <= 1.5 * IDLE_SECONDS + SOON_SECONDS
     with anyio.fail_after(SOON_SECONDS):
         await upstream.closed(1)
 
@@ -1569,90 +1614,131 @@ async def test_a_slow_consumer_does_not_make_the_upstream_silent(upstream: FakeU
 
 # ---- errors in the stream -------------------------------------------------------------------------------------------
 
-ERROR_CHUNKS: list[tuple[str, bytes]] = [
-    ("an-object", b'data: {"error":{"message":"%s","type":"server_error","code":500}}\n\n'),
-    ("an-object-of-a-rate-limit", b'data: {"error":{"message":"%s","code":"rate_limit_exceeded"}}\n\n'),
-    ("an-object-without-fields", b'data: {"error":{}}\n\n'),
-    ("a-string", b'data: {"error":"%s"}\n\n'),
-    ("a-string-with-kind", b'data: {"error":"%s","error_type":"overloaded"}\n\n'),
-    ("beside-choices", b'data: {"id":"x","choices":[],"error":{"message":"%s"}}\n\n'),
+ERROR_CHUNKS: list[tuple[str, bytes, str, bool]] = [
+    ("an-object", b'{"error":{"message":"%s","type":"server_error","code":500}}', "upstream_unavailable", True),
+    ("a-status-as-text", b'{"error":{"message":"%s","code":"502"}}', "upstream_unavailable", True),
+    ("overloaded", b'{"error":{"message":"%s","type":"overloaded_error"}}', "upstream_unavailable", True),
+    ("openrouter", b'{"error":{"code":429,"message":"%s","metadata":{"a":[]}},"choices":[]}', "rate_limited", True),
+    ("a-rate-limit", b'{"error":{"message":"%s","code":"rate_limit_exceeded"}}', "rate_limited", True),
+    ("google", b'[{"error":{"message":"%s","status":"RESOURCE_EXHAUSTED"}}]', "rate_limited", True),
+    ("a-quota", b'{"error":{"message":"%s","code":"insufficient_quota"}}', "rate_limited", False),
+    ("minimax", b'{"base_resp":{"status_code":1008,"status_msg":"insufficient balance %s"}}', "rate_limited", False),
+    ("a-key", b'{"error":{"message":"%s","type":"authentication_error"}}', "auth_failed", False),
+    ("a-key-by-number", b'{"error":{"message":"%s","code":401}}', "auth_failed", False),
+    ("too-long", b'{"error":{"message":"%s","code":"context_length_exceeded"}}', "context_length", False),
+    ("an-object-without-fields", b'{"error":{}}', "llm_error", False),
+    ("a-string", b'{"error":"%s"}', "llm_error", False),
+    ("a-string-with-kind", b'{"error":"%s","error_type":"overloaded"}', "upstream_unavailable", True),
+    ("beside-choices", b'{"id":"x","choices":[],"error":{"message":"%s"}}', "llm_error", False),
     (
         "beside-a-finish",
-        b'data: {"error":{"code":502,"message":"%s"},"choices":[{"delta":{"content":""},"finish_reason":"error"}]}\n\n',
+        b'{"error":{"code":502,"message":"%s"},"choices":[{"delta":{"content":""},"finish_reason":"error"}]}',
+        "upstream_unavailable",
+        True,
     ),
-    ("an-error-event", b'event: error\ndata: {"message":"%s"}\n\n'),
-    ("an-error-event-with-error", b'event: error\ndata: {"error":{"message":"%s"}}\n\n'),
-    ("an-error-event-of-text", b"event: error\ndata: %s\n\n"),
-    ("an-error-event-of-a-string", b'event: error\ndata: "%s"\n\n'),
-    ("an-error-event-that-looks-like-a-chunk", b'event: error\ndata: {"choices":[],"x":"%s"}\n\n'),
-    ("code-and-message", b'data: {"code":500,"message":"%s"}\n\n'),
-    ("message-alone", b'data: {"message":"%s"}\n\n'),
-    ("detail", b'data: {"detail":"%s"}\n\n'),
-    ("vllm", b'data: {"object":"error","message":"%s","type":"InternalServerError","param":null,"code":500}\n\n'),
-    ("vllm-object-alone", b'data: {"object":"error","x":"%s"}\n\n'),
-    ("anthropic", b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"%s"}}\n\n'),
-    ("llama.cpp-an-error-field", b'error: {"code":500,"message":"%s","type":"server_error"}\n\n'),
-    ("a-bare-line-of-json", b'{"error":{"message":"%s"}}\n\n'),
+    ("in-a-choice", b'{"choices":[{"delta":{},"error":{"code":502,"message":"%s"}}]}', "upstream_unavailable", True),
+    ("code-and-message", b'{"code":500,"message":"%s"}', "upstream_unavailable", True),
+    ("message-alone", b'{"message":"%s"}', "llm_error", False),
+    ("detail", b'{"detail":"%s"}', "llm_error", False),
+    (
+        "vllm",
+        b'{"object":"error","message":"%s","type":"InternalServerError","code":500}',
+        "upstream_unavailable",
+        True,
+    ),
+    ("vllm-object-alone", b'{"object":"error","x":"%s"}', "llm_error", False),
+]
+ERROR_EVENTS: list[tuple[str, bytes, str, bool]] = [
+    *((name, b"data: " + data, code, retryable) for name, data, code, retryable in ERROR_CHUNKS),
+    ("an-error-event", b'event: error\ndata: {"message":"%s"}', "llm_error", False),
+    ("an-error-event-with-error", b'event: error\ndata: {"error":{"message":"%s"}}', "llm_error", False),
+    ("an-error-event-of-text", b"event: error\ndata: %s", "llm_error", False),
+    ("an-error-event-of-a-string", b'event: error\ndata: "%s"', "llm_error", False),
+    ("an-error-event-that-looks-like-a-chunk", b'event: error\ndata: {"choices":[],"x":"%s"}', "llm_error", False),
+    (
+        "anthropic",
+        b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"%s"}}',
+        "upstream_unavailable",
+        True,
+    ),
+    (
+        "llama.cpp-an-error-field",
+        b'error: {"code":500,"message":"%s","type":"server_error"}',
+        "upstream_unavailable",
+        True,
+    ),
+    ("a-bare-line-of-json", b'{"error":{"message":"%s"}}', "llm_error", False),
+    ("a-bare-line-with-a-status", b'{"error":{"message":"%s","code":503}}', "upstream_unavailable", True),
+    *(
+        (f"finish-{reason}", b'data: {"choices":[{"delta":{},"finish_reason":"%b"}]}' % reason.encode(), code, True)
+        for reason, code in (
+            ("error", "llm_error"),
+            ("malformed_function_call", "llm_error"),
+            ("network_error", "upstream_unavailable"),
+            ("insufficient_system_resource", "upstream_unavailable"),
+            ("server_error", "upstream_unavailable"),
+            ("timeout", "upstream_unavailable"),
+            ("rate_limit", "rate_limited"),
+        )
+    ),
 ]
 NONSENSE: list[tuple[str, bytes]] = [
-    ("half-json", b'data: {"choices":[{"delta":{"content":"%s\n\n'),
-    ("no-json", b"data: %s\n\n"),
-    ("null", b"data: null\n\n"),
-    ("an-array", b"data: []\n\n"),
-    ("an-array-of-chunks", b'data: [{"choices":[]}]\n\n'),
-    ("a-number", b"data: 7\n\n"),
-    ("a-string", b'data: "%s"\n\n'),
-    ("not-a-number", b"data: NaN\n\n"),
-    ("two-objects", b'data: {"choices":[]}{"choices":[]}\n\n'),
-    ("two-objects-on-two-lines", b'data: {"choices":[]}\ndata: {"choices":[]}\n\n'),
-    ("choices-an-object", b'data: {"choices":{"0":"%s"}}\n\n'),
-    ("choices-of-strings", b'data: {"choices":["%s"]}\n\n'),
-    ("delta-a-list", b'data: {"choices":[{"delta":["%s"]}]}\n\n'),
-    ("delta-a-string", b'data: {"choices":[{"delta":"%s"}]}\n\n'),
-    ("content-a-number", b'data: {"choices":[{"delta":{"content":7}}]}\n\n'),
-    ("content-an-object", b'data: {"choices":[{"delta":{"content":{"text":"%s"}}}]}\n\n'),
-    ("tool-calls-a-string", b'data: {"choices":[{"delta":{"tool_calls":"%s"}}]}\n\n'),
-    ("tool-calls-of-null", b'data: {"choices":[{"delta":{"tool_calls":[null]}}]}\n\n'),
-    ("deeply-nested", b'data: {"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}\n\n"),
-    ("deeply-nested-arguments", b'data: {"error":' + b'{"a":' * 50_000 + b"1" + b"}" * 50_000 + b"}\n\n"),
-    ("a-number-of-many-digits", b'data: {"choices":[],"usage":{"prompt_tokens":' + b"9" * 5000 + b"}}\n\n"),
+    ("half-json", b'data: {"choices":[{"delta":{"content":"%s'),
+    ("no-json", b"data: %s"),
+    ("not-a-number", b"data: NaN"),
+    ("two-objects-and-a-half", b'data: {"choices":[]}{"choices":['),
+    ("choices-an-object", b'data: {"choices":{"0":"%s"}}'),
+    ("choices-of-strings", b'data: {"choices":["%s"]}'),
+    ("delta-a-list", b'data: {"choices":[{"delta":["%s"]}]}'),
+    ("delta-a-string", b'data: {"choices":[{"delta":"%s"}]}'),
+    ("deeply-nested", b'data: {"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
+    ("deeply-nested-arguments", b'data: {"error":' + b'{"a":' * 50_000 + b"1" + b"}" * 50_000 + b"}"),
+    ("a-number-of-many-digits", b'data: {"choices":[],"usage":{"prompt_tokens":' + b"9" * 5000 + b"}}"),
     ("a-line-of-two-megabytes", b"data: " + b"x" * 2_100_000),
     ("an-event-of-many-lines", (b"data: " + b"x" * 1000 + b"\n") * 40_000),
 ]
+BEFORE: list[tuple[str, list[Step], list[Delta]]] = [
+    ("at-once", [], []),
+    ("after-a-role", [role()], []),
+    ("after-a-token", [token("Hi")], [HI]),
+    ("after-a-tool-fragment", [tool_fragment(0, "c", "f", "{")], []),
+]
 
 
-@pytest.mark.parametrize(
-    ("beginning", "expected"),
-    ids(
-        [
-            ("at-once", [], []),
-            ("after-a-role", [role()], []),
-            ("after-a-token", [token("Hi")], [HI]),
-            ("after-a-tool-fragment", [tool_fragment(0, "c", "f", "{")], []),
-        ]
-    ),
-)
-@pytest.mark.parametrize("data", ids(ERROR_CHUNKS + NONSENSE))
-async def test_an_error_in_the_stream_is_an_llm_error_and_never_tried_again(
+@pytest.mark.parametrize(("beginning", "expected"), ids(BEFORE))
+@pytest.mark.parametrize(("data", "code", "retryable"), ids(ERROR_EVENTS))
+async def test_an_error_in_the_stream_is_what_its_own_words_say(
+    upstream: FakeUpstream,
+    provider: OpenAIProvider,
+    monkeypatch: pytest.MonkeyPatch,
+    data: bytes,
+    code: str,
+    retryable: bool,
+    beginning: list[Step],
+    expected: list[Delta],
+) -> None:
+    """Before the first token it is tried again where an HTTP error of the kind would be, afterwards never."""
+    monkeypatch.setattr("chatserver.providers.tries.backoff", lambda: iter([0.0, 0.0]))
+    upstream.always(*beginning, Raw(data.replace(b"%s", LEAK.encode()) + b"\n\n"), finish(), Done())
+    deltas, error = await fail(provider)
+    assert deltas == expected
+    assert (error.code, error.retryable) == (code, retryable)
+    has_begun = len(beginning) == 1 and beginning[0] is not BEFORE[1][1][0]
+    assert len(upstream.requests) == (3 if code == "upstream_unavailable" and not has_begun else 1)
+    await upstream.idle()
+
+
+@pytest.mark.parametrize(("beginning", "expected"), ids(BEFORE))
+@pytest.mark.parametrize("data", ids(NONSENSE))
+async def test_nonsense_in_the_stream_is_an_llm_error_and_never_tried_again(
     upstream: FakeUpstream, provider: OpenAIProvider, data: bytes, beginning: list[Step], expected: list[Delta]
 ) -> None:
-    upstream.always(*beginning, Raw(data.replace(b"%s", LEAK.encode())), finish(), Done())
+    upstream.always(*beginning, Raw(data.replace(b"%s", LEAK.encode()) + b"\n\n"), finish(), Done())
     deltas, error = await fail(provider)
     assert deltas == expected
     assert error.code == "llm_error"
     assert len(upstream.requests) == 1
     await upstream.idle()
-
-
-@pytest.mark.parametrize("data", [b"data:\n\n", b"data: \n\n", b"data\n\n", b"data: {}\n\n"])
-async def test_an_empty_event_is_passed_over_or_an_llm_error(
-    upstream: FakeUpstream, provider: OpenAIProvider, data: bytes
-) -> None:
-    upstream.script(Raw(data), token("Hi"), finish(), Done())
-    try:
-        assert await ask(provider) == [HI, STOP]
-    except UpstreamError as error:
-        assert error.code == "llm_error"  # noqa: PT017 - either answer is right
 
 
 ENDLESS = ids([("a-line", b"x" * 65536), ("an-event", (b"data: " + b"x" * 1000 + b"\n") * 64)])

@@ -1,5 +1,6 @@
 """The SSE decoder does what the WHATWG standard says, however the bytes are cut."""
 
+import json
 from collections.abc import Iterable
 from itertools import pairwise
 
@@ -18,11 +19,15 @@ def decoded(chunks: Iterable[bytes]) -> list[tuple[bytes, bytes]]:
 
 
 def by_the_standard(body: bytes) -> list[tuple[bytes, bytes]]:
-    """Section 9.2.6 "Interpreting an event stream", word for word, on a whole body; and the bare errors of servers."""
+    """Section 9.2.6 "Interpreting an event stream", word for word, on a whole body; and JSON that is in no field."""
     events: list[tuple[bytes, bytes]] = []
     data, event_type = b"", b""
     text = body.removeprefix(BOM).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    for line in text.split(b"\n")[:-1]:
+    lines = text.split(b"\n")[:-1]
+    first = next((line for line in lines if line.strip()), b"")
+    if is_json(first) and not ends_json(first):
+        return []  # A document, which has ended when the body has.
+    for line in lines:
         if not line:
             if data:
                 events.append((event_type, data.removesuffix(b"\n")))
@@ -34,9 +39,19 @@ def by_the_standard(body: bytes) -> list[tuple[bytes, bytes]]:
             event_type = value
         elif field == b"data":
             data += value + b"\n"
-        elif line.startswith((b"{", b"error:")):
-            events.append((b"error", line))
+        elif field == b"error" and field != line:
+            events.append((b"error", line[6:]))
+        elif is_json(line) and ends_json(line):
+            events.append((b"", line))
     return events
+
+
+def is_json(line: bytes) -> bool:
+    return line.strip()[:1] in (b"{", b"[")
+
+
+def ends_json(line: bytes) -> bool:
+    return line.strip()[-1:] in (b"}", b"]")
 
 
 @pytest.mark.parametrize(
@@ -92,6 +107,8 @@ pieces = st.lists(
             BOM,
             b"\xef",
             b"{",
+            b"}",
+            b"[",
             b"error",
         ]
     ),
@@ -148,9 +165,37 @@ def test_the_whole_events_of_a_chunk_are_what_feeding_it_gives(chunks: list[byte
             assert one.feed(chunk) == fed
 
 
-def test_an_error_without_a_field_is_an_event_at_once() -> None:
+def test_json_in_no_field_is_an_event_at_once() -> None:
     """How some servers say that they failed where a stream was asked for."""
-    assert decoded([b'{"error": "x"}\nerror: y\n']) == [(b"error", b'{"error": "x"}'), (b"error", b"error: y")]
+    assert decoded([b'{"error": "x"}\nerror: y\n[{}]\n']) == [
+        (b"", b'{"error": "x"}'),
+        (b"error", b" y"),
+        (b"", b"[{}]"),
+    ]
+
+
+@pytest.mark.parametrize("start", [b"", b"\n\n \n", BOM])
+@pytest.mark.parametrize("document", [b'{"a": 1}', b'{\n "a":\n\n {\n}\n}', b'[\n{"a": 1}\n]', b'[{\n"a": 1}\n]\n'])
+def test_a_body_that_is_a_document_is_one_event_at_its_end(start: bytes, document: bytes) -> None:
+    for size in (1, 3, 100):
+        body, decoder = start + document, SSEDecoder()
+        events = [each for at in range(0, len(body), size) for each in decoder.feed(body[at : at + size])]
+        events += decoder.flush()
+        assert [(kind, json.loads(data)) for kind, data in events] == [(b"", json.loads(document))]
+        assert decoder.flush() == []
+
+
+def test_a_stray_bracket_in_a_stream_is_no_document() -> None:
+    for first in (b"data: a\n\n", b": a\n", b"id: 7\n"):
+        assert decoded([first, b"{\n", b"data: b\n\n"])[-1] == (b"", b"b")
+
+
+def test_lines_are_counted_that_say_nothing() -> None:
+    decoder, counts = SSEDecoder(), []
+    for chunk in (b": ping\n", b"\n", b": pi", b"ng\n", b"xx"):
+        decoder.feed(chunk)
+        counts.append(decoder.lines)
+    assert counts == [1, 2, 2, 3, 3]
 
 
 AT_LIMIT = b"data: ".ljust(EVENT_BYTES_LIMIT, b"x")

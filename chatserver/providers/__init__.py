@@ -9,13 +9,17 @@ from chatserver.events import Usage
 
 
 class ModelRequest(Struct, frozen=True, kw_only=True):
-    """What a model is asked in one turn; ``messages`` and ``tools`` as Chat Completions has them."""
+    """What a model is asked in one turn; ``messages`` and ``tools`` as Chat Completions has them.
+
+    ``run_id`` is for the log alone.
+    """
 
     model: str
     messages: Sequence[dict[str, Any]]
     tools: Sequence[dict[str, Any]] = ()
     temperature: float | None = None
     max_output_tokens: int | None = None
+    run_id: str = ""
 
     def __repr__(self) -> str:
         return f"ModelRequest(model={self.model!r}, …)"

@@ -69,7 +69,9 @@ class HttpTransport(httpx2.AsyncBaseTransport):
             raise httpx2.UnsupportedProtocol(f"no transport for {url.scheme}")
         origin = (url.scheme, url.raw_host.decode(), url.port or (443 if url.scheme == "https" else 80))
         message = _message(request, await request.aread())
-        connection = self._kept(origin) or await self._connect(origin, timeouts.get("connect"))
+        is_fresh = request.headers.get("connection", "").lower() == "close"
+        kept = None if is_fresh else self._kept(origin)
+        connection = kept or await self._connect(origin, timeouts.get("connect"))
         try:
             status, headers = await connection.exchange(message, timeouts.get("read"))
         except BaseException:

@@ -1,5 +1,6 @@
-"""What an HTTP status of the upstream means for a run: its error, or that another try is worth it."""
+"""What an upstream's "no" means for a run: an HTTP status, or the same said inside a stream."""
 
+import re
 from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -9,6 +10,8 @@ import anyio
 import msgspec
 
 from chatserver.errors import UpstreamError
+from chatserver.providers.faults import UNAVAILABLE, Fault
+from chatserver.providers.words import words_of
 
 if TYPE_CHECKING:
     import httpx2
@@ -21,22 +24,54 @@ REFUSAL_SECONDS = 2.0
 RETRY_AFTER_SECONDS_LIMIT = 366 * 86400.0
 """A longer wait is a mistake, not advice."""
 
-CONTEXT_WORDS = (
-    "context_length",
-    "context length",
-    "context size",
-    "context window",
-    "maximum context",
-    "exceed_context",
-    "maximum model length",
-    "prompt is too long",
-    "input is too long",
-    "too many tokens",
+
+def _pattern(*parts: str) -> re.Pattern[str]:
+    return re.compile("|".join(parts))
+
+
+CONTEXT = _pattern(
+    r"context[_ ](length|size|window|limit)|maximum context|exceed_context|context (the )?overflow",
+    r"maximum (model|prompt|input) length|(prompt|input)s?[_ ](is |are )?too[_ ](long|large)|too many (input )?tokens",
+    r"input token count|input tokens exceed|prompt token count|model token limit|token limit exceeded",
+    r"exceeds? (the )?(model'?s )?(max(imum)? )?(token limit|max length|input length)|range of input length",
+    r"reduce the length of the|maximum number of tokens|tokens in request more than|max_new_tokens`? must be",
+    r"`?inputs`? (tokens|must have less)|longer than the (model|maximum)|request_too_large|max_(seq|model)_len|n_ctx",
+    r"max message tokens|code 1261\b|超长|长度超",
 )
+FILTER = _pattern(
+    r"content[_ ]?(filter|management policy|policy_violation)|responsibleaipolicy|data_?inspection",
+    r"block_?reason|prompt_?(was )?blocked|prohibited_content|moderation|\bflagged\b|considered high risk",
+    r"inappropriate content|sensitive (content|words|information)|code (1301|1026|1027)\b|敏感",
+)
+SPENT = _pattern(
+    r"insufficient[_ ](user_)?(quota|balance|credit|funds)|exceeded_current_quota|credit_?balance",
+    r"code 1113\b|余额不足|arrear",
+)
+KEY = _pattern(r"api[_ ]?key (is )?(not valid|invalid)|(invalid|incorrect)[_ ]api[_ ]?key|api_key_invalid")
+MODEL = _pattern(
+    r"model_not_found|model\b.{0,200}\b(not found|not exist|unknown)|(unknown|invalid|no such) model|valid model"
+)
+RATE = _pattern(r"rate[_ ]?limit|tokens per (min|day)|per minute")
 
+STATUS_WORDS = (
+    (429, SPENT),
+    (429, _pattern(r"rate[_ ]?limit|too[_ ]?many[_ ]?requests|resource_?exhausted|throttl|quota")),
+    (429, _pattern(r"code (130[235]|1002|1039)\b")),
+    (401, _pattern(r"unauthenticated|authentication|unauthori[sz]ed|api[_ ]key")),
+    (403, _pattern(r"permission|forbidden")),
+    (503, _pattern(r"overload|unavailable|capacity|disconnect|\bbusy\b|network[_ ]?error|insufficient_system")),
+    (503, _pattern(r"code 1234\b")),
+    (504, _pattern(r"time[_d ]{0,2}out|deadline")),
+    (404, _pattern(r"not_?found")),
+    (400, _pattern(r"invalid|bad_?request|validation")),
+    (500, _pattern(r"internal|server[_ ]?error|api_error|model_error|try again")),
+)
+"""The status that an error without one would have, by its words; the first that fits."""
 
-class Lost(Exception):
-    """The connection or the server failed before the first token: worth another try."""
+ACCOUNT = "whoever runs this server should look at its account there"
+REFUSED_KEY = "the model server refused this server's key: whoever runs this server should check OPENAI_API_KEY"
+
+STATUS_FIELDS = ("status_code", "http_code", "code", "status")
 
 
 async def read_refusal(response: "httpx2.Response") -> None:
@@ -55,43 +90,107 @@ async def read_refusal(response: "httpx2.Response") -> None:
     try:
         tree = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        tree = None
+        tree = body.decode(errors="replace")
     raise openai.APIStatusError("refused", response=response, body=tree)
 
 
-def refusal(error: "openai.APIStatusError") -> Exception:
+def refusal(error: "openai.APIStatusError") -> Fault:
     """What an HTTP status of the upstream means for the run."""
-    body: Any = error.body
-    inner = body if isinstance(body, dict) else {}
-    if isinstance(inner.get("error"), dict):
-        inner = inner["error"]
-    words = f"{inner.get('code')} {inner.get('type')} {inner.get('message')}".lower()
-    match error.status_code:
-        case 429:
-            spent = "insufficient_quota" in words
-            after = _retry_after(error.response.headers.get("retry-after"))
-            message = "the model server's quota is used up" if spent else "the model server is busy"
-            return UpstreamError("rate_limited", message, retryable=not spent, retry_after=after)
-        case 401 | 403:
-            return UpstreamError("auth_failed", "the model server refused this server's key")
-        case 400 | 413 | 422 if any(word in words for word in CONTEXT_WORDS):
-            return UpstreamError("context_length", "the dialogue is longer than the model can read")
-        case status if status >= 500:
-            return Lost()
-        case status:
-            return UpstreamError("llm_error", f"the model server refused the request with status {status}")
+    status, words = error.status_code, words_of(error.body)
+    after = _retry_after(error.response.headers)
+    return _fault(status, words, after, f"answered {status}: {words}")
 
 
-def _retry_after(value: str | None) -> float | None:
-    """Seconds from a `Retry-After` header, a number or a date; None when it makes no sense."""
-    if not value:
+def in_stream(error: Any) -> Fault:
+    """What an error inside a stream means: its own code, status or type in place of an HTTP status."""
+    words = words_of(error)
+    status = _status(error)
+    if status is None:
+        status = next((each for each, pattern in STATUS_WORDS if pattern.search(words.lower())), None)
+    return _fault(status, words, None, f"reported an error in the stream: {words}")
+
+
+def given_up(reason: str) -> Fault:
+    """A `finish_reason` that is none, but a failure."""
+    fault = in_stream(reason)
+    fault.cause = f"gave the answer up: {fault.words}"
+    fault.error.retryable = True
+    return fault
+
+
+def _fault(status: int | None, words: str, after: float | None, cause: str) -> Fault:
+    said = words.lower()
+    is_filter = status in (None, 400, 403, 422, 451) and bool(FILTER.search(said))
+    error = _error(status, said)
+    error.retry_after = after if error.retryable else None
+    return Fault(
+        error,
+        cause,
+        words=words,
+        is_worth_a_try=error.code == "upstream_unavailable",
+        is_stale=status in (408, 409),
+        is_filter=is_filter,
+    )
+
+
+def _error(status: int | None, said: str) -> UpstreamError:
+    """What the run is told, if not that a filter was in the way."""
+    if (status == 413 and not RATE.search(said)) or (status in (None, 400, 413, 422) and CONTEXT.search(said)):
+        return UpstreamError("context_length", "the dialogue is longer than the model can read: begin a new one")
+    match status:
+        case 429 | 413:
+            if SPENT.search(said):
+                return UpstreamError("rate_limited", f"the model server's quota is used up: {ACCOUNT}")
+            return UpstreamError("rate_limited", "the model server is busy: too many requests", retryable=True)
+        case int() if status in (401, 403) or (status == 400 and KEY.search(said)):
+            return UpstreamError("auth_failed", REFUSED_KEY)
+        case int() if status in (408, 409) or status >= 500:
+            return UpstreamError("upstream_unavailable", UNAVAILABLE, retryable=True)
+        case _:
+            return UpstreamError("llm_error", _sentence(status, said))
+
+
+def _sentence(status: int | None, said: str) -> str:
+    """What whoever runs this server can do about a refusal of the request itself."""
+    if MODEL.search(said):
+        return "the model server has no such model: check `model`, or CHATSERVER_MODEL"
+    match status:
+        case None:
+            return "the model server reported an error; this server's log has its words"
+        case 402:
+            return f"the model server wants to be paid: {ACCOUNT}"
+        case 404 | 405:
+            return "the model server has nothing at this address: check OPENAI_BASE_URL, which often ends in /v1"
+        case _:
+            return f"the model server refused the request with status {status}; this server's log has its words"
+
+
+def _status(error: Any) -> int | None:
+    """The first number of an HTTP error in the fields that servers put one in, the innermost `error` first."""
+    if not isinstance(error, dict):
         return None
-    try:
-        seconds = float(value) if value.replace(".", "", 1).isdecimal() else _seconds_until(value)
-    except (ValueError, TypeError, OverflowError):
-        return None
-    return max(0.0, seconds) if seconds < RETRY_AFTER_SECONDS_LIMIT else None
+    if (inner := _status(error.get("error"))) is not None:
+        return inner
+    for name in STATUS_FIELDS:
+        value = error.get(name)
+        if isinstance(value, str) and value.isdecimal() and len(value) == 3:
+            value = int(value)
+        if isinstance(value, int) and 400 <= value < 600:
+            return value
+    return None
 
 
-def _seconds_until(date: str) -> float:
-    return (parsedate_to_datetime(date) - datetime.now(UTC)).total_seconds()
+def _retry_after(headers: "httpx2.Headers") -> float | None:
+    """Seconds from `Retry-After-Ms` or `Retry-After`, a number or a date; None when it makes no sense."""
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        value = headers.get(name, "").strip()
+        try:
+            if value.replace(".", "", 1).isdecimal():
+                seconds = float(value) * unit
+            else:
+                seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError, OverflowError, IndexError):
+            continue
+        if seconds < RETRY_AFTER_SECONDS_LIMIT:
+            return max(0.0, seconds)
+    return None

@@ -9,15 +9,21 @@ class EventTooLong(ValueError):
 
 
 class SSEDecoder:
-    """Feed it bytes as they come; it returns the events that are complete, as (type, data)."""
+    """Feed it bytes as they come; it returns the events that are complete, as (type, data).
+
+    A body that is no stream, but one JSON document, is one event. ``lines``: how many have ended, comments too, beside
+    those of the events in the commonest form.
+    """
 
     def __init__(self) -> None:
+        self.lines = 0
         self._rest: list[bytes] = []
         self._rest_bytes = 0
         self._type = b""
         self._data: list[bytes] = []
         self._data_bytes = 0
         self._at_start = True
+        self._is_document: bool | None = None  # Until a line that is not blank has told.
         self._holds_cr = False
 
     def feed(self, chunk: bytes) -> list[tuple[bytes, bytes]]:
@@ -50,7 +56,7 @@ class SSEDecoder:
         found = chunk[6:-2].split(b"\n\ndata: ")
         if chunk.count(b"\n") != 2 * len(found) or b"\r" in chunk or len(chunk) > EVENT_BYTES_LIMIT:
             return None
-        self._at_start = False
+        self._at_start = self._is_document = False
         return found
 
     def single(self, chunk: bytes) -> bytes | None:
@@ -60,12 +66,16 @@ class SSEDecoder:
             return None
         if self._rest or self._data or self._type or end > EVENT_BYTES_LIMIT:
             return None
-        self._at_start = False
+        self._at_start = self._is_document = False
         return chunk[6:end]
 
     def flush(self) -> list[tuple[bytes, bytes]]:
         """At the end of the body: an event whose blank line never came, since some servers forget it."""
-        return self.feed(b"\n\n") if self._rest or self._data else []
+        events = self.feed(b"\n\n") if self._rest or self._data else []
+        if self._is_document and self._data:
+            events.append((b"", b"\n".join(self._data)))
+            self._data = []
+        return events
 
     def _lines(self, text: bytes) -> list[bytes]:
         """The whole lines in ``text``; what follows them is kept."""
@@ -83,18 +93,28 @@ class SSEDecoder:
         return lines
 
     def _read(self, line: bytes, events: list[tuple[bytes, bytes]]) -> None:
-        if not line:
+        self.lines += 1
+        is_json, ends = line.lstrip().startswith((b"{", b"[")), line.rstrip().endswith((b"}", b"]"))
+        if self._is_document is None and line.strip():
+            self._is_document = is_json and not ends
+        if self._is_document:
+            self._add(line, line)
+        elif not line:
             if self._data:
                 events.append((self._type, b"\n".join(self._data)))
             self._type, self._data, self._data_bytes = b"", [], 0
         elif line.startswith(b"data:"):
-            self._data.append(line[6:] if line.startswith(b"data: ") else line[5:])
-            self._data_bytes += len(line)
+            self._add(line, line[6:] if line.startswith(b"data: ") else line[5:])
         elif line == b"event" or line.startswith(b"event:"):
             self._type = line[6:].removeprefix(b" ")
         elif line == b"data":
-            self._data.append(b"")
-            self._data_bytes += len(line)
-        elif line.startswith((b"{", b"error:")):
-            # No field of the standard, but how servers say that they failed where a stream was asked for.
-            events.append((b"error", line))
+            self._add(line, b"")
+        elif line.startswith(b"error:"):
+            # No field of the standard, but how a server says that it failed where a stream was asked for.
+            events.append((b"error", line[6:]))
+        elif is_json and ends:
+            events.append((b"", line))  # Nor is this: a chunk that nobody put into a field.
+
+    def _add(self, line: bytes, data: bytes) -> None:
+        self._data.append(data)
+        self._data_bytes += len(line)

@@ -1,0 +1,33 @@
+"""Text of an upstream as it can be stored and sent on: PostgreSQL refuses NUL, UTF-8 has no lone surrogates."""
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+class Cleaner:
+    """Cleans a text that comes in pieces: a pair of surrogates that a server splits over two is put together."""
+
+    def __init__(self) -> None:
+        self._half = ""
+
+    def clean(self, text: str) -> str:
+        """The next piece."""
+        if self._half or not text.isascii():
+            text = self._half + text
+            self._half = text[-1] if "\ud800" <= text[-1] <= "\udbff" else ""
+            whole = text[: len(text) - len(self._half)]
+            text = whole.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return text.replace("\0", REPLACEMENT)
+
+    @property
+    def is_halfway(self) -> bool:
+        return bool(self._half)
+
+    def rest(self) -> str:
+        """What stands for a half whose other half never came."""
+        return REPLACEMENT if self._half else ""
+
+
+def cleaned(text: str) -> str:
+    """A whole text."""
+    cleaner = Cleaner()
+    return cleaner.clean(text) + cleaner.rest()

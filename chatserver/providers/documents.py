@@ -1,0 +1,99 @@
+"""From an event of the stream to the chunks in it, and to the failure that a chunk tells of."""
+
+import json
+import re
+from typing import Any
+
+import msgspec
+
+from chatserver.providers.faults import nonsense
+
+HEARTBEATS = frozenset({"ping", "pong", "heartbeat", "keepalive", "keep-alive", "keep_alive", "processing", "alive"})
+"""Types of chunks, and texts in place of one, that say nothing but that the server lives."""
+
+UNNAMED = (b"", b"message")
+
+_decode = msgspec.json.Decoder().decode
+_blanks = re.compile(r"\s*").match
+
+
+def documents(kind: bytes, data: bytes) -> list[dict[str, Any]]:
+    """The chunks in an event of a type; none in a heartbeat, however it is dressed.
+
+    Raises:
+        Fault: `llm_error`: it should have been a chunk.
+    """
+    data = data.strip()
+    if not data or (kind and kind.decode(errors="replace").lower() in HEARTBEATS):
+        return []
+    try:
+        trees = [_parsed(data)]
+    except ValueError:
+        if kind == b"error":
+            return [{"error": data.decode(errors="replace")}]
+        if kind not in UNNAMED or _is_heartbeat(data):
+            return []
+        trees = _several(data)
+    if kind == b"error" and not isinstance(trees[0], dict):
+        return [{"error": trees[0] or "unnamed"}]
+    if len(trees) == 1 and isinstance(trees[0], dict):
+        return trees
+    chunks = [each for tree in trees for each in (tree if isinstance(tree, list) else [tree])]
+    return [each for each in chunks if isinstance(each, dict)]
+
+
+def failure_of(kind: bytes, chunk: dict[str, Any]) -> Any:
+    """What a chunk tells of a failure; None: nothing."""
+    error = chunk.get("error")
+    is_said = any(error.values()) if isinstance(error, dict) else error
+    if is_said or kind == b"error" or "error" in (chunk.get("object"), chunk.get("type")):
+        return chunk
+    status = chunk.get("base_resp")
+    if isinstance(status, dict) and status.get("status_code"):
+        return status
+    if chunk.get("choices"):
+        return None
+    feedback = chunk.get("promptFeedback") or chunk.get("prompt_feedback")
+    if isinstance(feedback, dict) and (reason := feedback.get("blockReason") or feedback.get("block_reason")):
+        return {"code": "prompt_blocked", "message": reason}
+    said = [chunk.get(name) for name in ("error", "message", "detail", "msg")]
+    is_no_chunk = kind in UNNAMED and chunk.get("choices") is None
+    return chunk if is_no_chunk and any(each is not None for each in said) else None
+
+
+def _parsed(data: bytes) -> Any:
+    """The tree. A lone surrogate escape, or a byte that is no UTF-8, spoils a character and not the answer.
+
+    Raises:
+        ValueError: there is none.
+    """
+    try:
+        return _decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    try:
+        return json.loads(data.decode(errors="replace"), parse_constant=_refused)
+    except RecursionError:
+        raise ValueError("nested without end") from None
+
+
+def _refused(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _several(data: bytes) -> list[Any]:
+    """The documents of an event that is none: where a server forgot what stands between two of them."""
+    text, decoder, trees, at = data.decode(errors="replace"), json.JSONDecoder(parse_constant=_refused), list[Any](), 0
+    while at < len(text):
+        try:
+            tree, end = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            raise nonsense("a chunk that makes no sense") from None
+        trees.append(tree)
+        at = _blanks(text, end).end()  # type: ignore[union-attr]  # it matches everywhere
+    return trees
+
+
+def _is_heartbeat(data: bytes) -> bool:
+    text = data[:100].decode(errors="replace").strip("[]:<>.\"' ").lower()
+    return data.startswith(b":") or text in HEARTBEATS

@@ -1,0 +1,35 @@
+"""What a server's `finish_reason` means: each has its own words for the same four things, and for none."""
+
+from typing import Literal, TypeAlias
+
+End: TypeAlias = Literal["stop", "length", "content_filter"]
+
+NONE = frozenset({"", "null", "none", "nil", "undefined", "unspecified", "unfinished", "in_progress"})
+"""As text where `null` is meant: the answer goes on."""
+
+MARKS: tuple[tuple[End | Literal["failure"], str], ...] = (
+    (
+        "content_filter",
+        "filter safety sensitive recitation prohibited blocklist spii refusal moderation guardrail toxic",
+    ),
+    ("length", "length max_tokens max_output max_new_tokens token_limit context_window truncat"),
+    (
+        "failure",
+        "error abort cancel fail timeout timed_out insufficient interrupt malformed unexpected overload unavailable"
+        " rate_limit exhausted disconnect",
+    ),
+)
+"""What a reason is that has such a word in it; the first that fits. All others are an end as it should be."""
+
+CHARS_READ = 100
+
+
+def meaning(reason: object) -> End | Literal["failure"] | None:
+    """What a `finish_reason` means; None: the answer goes on."""
+    if not isinstance(reason, str):
+        return None
+    word = reason[:CHARS_READ].strip().lower().replace("-", "_").replace(" ", "_")
+    word = word.removeprefix("finishreason.").removeprefix("finish_reason_")
+    if word in NONE:
+        return None
+    return next((each for each, marks in MARKS if any(mark in word for mark in marks.split())), "stop")

@@ -1,0 +1,82 @@
+"""What a request says beside its model and its messages, as far as the model's server takes it."""
+
+import re
+from collections import OrderedDict
+from typing import Any
+
+import msgspec
+
+from chatserver.providers import ModelRequest
+
+MODELS_LIMIT = 1000
+"""So many models are remembered by what they refuse; past it, the one that was asked least lately is forgotten."""
+
+LIMITS = ("max_completion_tokens", "max_tokens")
+"""The two names of one parameter. OpenAI's newer models refuse the old name, other servers may not know the new one."""
+
+NAMES: dict[str, re.Pattern[str]] = {
+    "stream_options": re.compile(r"stream_options|include_usage"),
+    "max_completion_tokens": re.compile(r"max_completion_tokens"),
+    "max_tokens": re.compile(r"max_tokens"),
+    "temperature": re.compile(r"temperature"),
+    "tools": re.compile(r"\btools?\b|tool[_ -](use|call|choice)|function[_ ]call"),
+    "stream": re.compile(r"\bstream(ing)?\b"),
+}
+"""What can be left out, and how a refusal of it is known; the first that was sent and fits."""
+
+REFUSED = re.compile(
+    r"unsupported|not[_ ](currently )?support|n't support|no endpoints found|only the default|not (permitted|allowed)"
+    r"|extra[_ ](inputs?|fields?|forbidden)|forbidden_extra|unrecogni[sz]ed|unknown (parameter|argument|field|name)"
+    r"|unexpected (keyword|parameter|argument|field|property)|additional propert|not (enabled|available|implemented)"
+    r"|disabled|deprecated|requires? --|must be verified|cannot be (used|set)|only (be )?(allowed|set|available)"
+    r"|invalid parameter"
+)
+
+
+class Parameters:
+    """Which parameters each model's server takes: what it refused is left out from then on.
+
+    ``omitted`` are left out for all models. Of the two names of the output limit the first of ``LIMITS`` is sent,
+    or the second, if ``is_foreign``: the server is not OpenAI's own; and the other one where one is left out.
+    """
+
+    def __init__(self, omitted: frozenset[str], *, is_foreign: bool) -> None:
+        self._omitted = omitted
+        self._limits = LIMITS[::-1] if is_foreign else LIMITS
+        self._refused: OrderedDict[str, frozenset[str]] = OrderedDict()
+
+    def refused_by(self, model: str) -> frozenset[str]:
+        """What is left out of a request to a model."""
+        if model in self._refused:
+            self._refused.move_to_end(model)
+        return self._omitted | self._refused.get(model, frozenset())
+
+    def remember(self, model: str, refused: frozenset[str]) -> None:
+        """The model has answered a request without these."""
+        self._refused[model] = refused
+        self._refused.move_to_end(model)
+        if len(self._refused) > MODELS_LIMIT:
+            self._refused.popitem(last=False)
+
+    def body(self, request: ModelRequest, refused: frozenset[str]) -> bytes:
+        """The request's JSON, encoded once: given a dict, the SDK would walk through every message of the session."""
+        body = {"model": request.model, "messages": request.messages, "stream": "stream" not in refused}
+        return msgspec.json.encode(body | self._optional(request, refused))
+
+    def in_words(self, request: ModelRequest, refused: frozenset[str], words: str) -> str | None:
+        """The parameter of a request that a refusal in these words is about; None: about no parameter."""
+        words = words.lower()
+        if not REFUSED.search(words):
+            return None
+        sent = {*self._optional(request, refused), "stream"} - refused
+        return next((name for name, pattern in NAMES.items() if name in sent and pattern.search(words)), None)
+
+    def _optional(self, request: ModelRequest, refused: frozenset[str]) -> dict[str, Any]:
+        limit = next((name for name in self._limits if name not in refused), "max_tokens")
+        optional: dict[str, Any] = {
+            "stream_options": None if "stream" in refused else {"include_usage": True},
+            "tools": request.tools or None,
+            "temperature": request.temperature,
+            limit: request.max_output_tokens,
+        }
+        return {name: value for name, value in optional.items() if value is not None and name not in refused}

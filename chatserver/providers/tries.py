@@ -1,0 +1,75 @@
+"""The tries of one turn: whether a failure is worth another one, what that asks, and what the log says of all."""
+
+import logging
+import random
+from collections.abc import Iterator, Sequence
+from time import monotonic
+
+from chatserver.providers import ModelRequest
+from chatserver.providers.faults import Fault
+from chatserver.providers.parameters import Parameters
+from chatserver.providers.words import loggable
+
+logger = logging.getLogger(__name__)
+
+RETRIES_LIMIT = 2
+RETRY_DEADLINE_SECONDS = 5.0
+
+
+class Tries:
+    """What is asked of a model server in one turn until it answers. ``secrets`` never come into the log."""
+
+    def __init__(self, request: ModelRequest, parameters: Parameters, secrets: Sequence[str]) -> None:
+        self._request = request
+        self._parameters = parameters
+        self._secrets = secrets
+        self._known = self._refused = parameters.refused_by(request.model)
+        self._deadline = monotonic() + RETRY_DEADLINE_SECONDS
+        self._delays = backoff()
+        self.is_fresh = False
+        """The next try is not to use a connection that was used before."""
+
+    def body(self) -> bytes:
+        """What is asked next."""
+        return self._parameters.body(self._request, self._refused)
+
+    def succeeded(self) -> None:
+        """The turn was answered: what was left out for it is left out from now on."""
+        if self._refused != self._known:
+            self._parameters.remember(self._request.model, self._refused)
+            names = ", ".join(sorted(self._refused - self._known))
+            self._log(f"refuses {names} for the model {self._request.model}: left out from now on")
+
+    def failed(self, fault: Fault, has_begun: bool) -> float | None:
+        """Seconds after which it is tried again; None: that was all.
+
+        ``has_begun``: something of the answer had come.
+        """
+        parameter = None
+        if not has_begun and not fault.is_filter and fault.error.code in ("llm_error", "upstream_unavailable"):
+            parameter = self._parameters.in_words(self._request, self._refused, fault.words)
+        if parameter is not None:
+            self._refused |= {parameter}
+            self._log(f"{fault.cause} - tried again without {parameter}")
+            return 0.0
+        delay = self._delay(fault) if fault.is_worth_a_try and not has_begun else None
+        self._log(fault.cause if delay is None else f"{fault.cause} - tried again in {delay:.2f} s")
+        self.is_fresh = fault.is_stale
+        return delay
+
+    def _delay(self, fault: Fault) -> float | None:
+        delay = next(self._delays, None)
+        if delay is None:
+            return None
+        delay = max(delay, fault.error.retry_after or 0.0)
+        return delay if monotonic() + delay <= self._deadline else None
+
+    def _log(self, sentence: str) -> None:
+        text = loggable(sentence, self._secrets, self._request.messages)
+        logger.warning("run %s: the model server %s", self._request.run_id, text)
+
+
+def backoff() -> Iterator[float]:
+    """Seconds to wait before each further try: full steps of 0.25 s doubled, with jitter."""
+    for attempt in range(RETRIES_LIMIT):
+        yield 0.25 * 2**attempt * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing
