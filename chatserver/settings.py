@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -17,7 +17,8 @@ SECONDS_LIMIT = 10_000_000
 Positive = Annotated[float, Meta(gt=0, le=SECONDS_LIMIT)]
 NotNegative = Annotated[float, Meta(ge=0, le=SECONDS_LIMIT)]
 Count = Annotated[int, Meta(ge=1)]
-Parameter = Literal["stream", "stream_options", "tools", "temperature", "max_tokens", "max_completion_tokens"]
+
+PARAMETERS = ("stream", "stream_options", "tools", "temperature", "max_tokens", "max_completion_tokens")
 """Of a request to the upstream, what can be left out."""
 
 PREFIX = "CHATSERVER_"
@@ -52,7 +53,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     openai_org_id: str | None = None
     openai_project_id: str | None = None
     openai_custom_headers: str | None = None
-    upstream_omit: tuple[Parameter, ...] = ()
+    upstream_omit: tuple[str, ...] = ()
     model: str = "gpt-4o-mini"
     models: tuple[str, ...] = ()
     tools: str | None = None
@@ -176,6 +177,8 @@ def _possible(settings: Settings) -> Settings:
     _possible_auth(settings)
     if settings.redis_url:
         raise SettingsError(f"{variable('redis_url')}: a shared event log is not available in this version")
+    if not set(settings.upstream_omit) <= set(PARAMETERS):
+        raise SettingsError(f"{variable('upstream_omit')}: only of {', '.join(PARAMETERS)}")
     if settings.workers > 1:
         raise SettingsError(f"{variable('workers')}: more than one worker needs {variable('redis_url')}")
     if settings.login_url is not None and not is_link(settings.login_url):

@@ -62,6 +62,7 @@ HOMES = {
         "providers/http_transport.py",
         "providers/openai.py",
         "providers/refusals.py",
+        "providers/turn.py",
     ),
     "jwt": ("auth/tokens.py",),
     "litestar": ("transports/", "app.py"),

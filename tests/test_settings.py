@@ -53,6 +53,7 @@ SAMPLES: dict[str, tuple[str, str, str]] = {
     "database_url": ("sqlite:///a.db", "sqlite:///b.db", "sqlite:///c.db"),
     "allowed_origins": ("https://a", "https://b", "https://c"),
     "tools": ("a:b", "c:d", "e:f"),
+    "upstream_omit": ("tools", "stream", "temperature"),
     "login_url": ("/a", "https://b", "http://c/d?e=f"),
     "max_tool_result_bytes": ("101", "102", "103"),
     "insecure": ("1", "false", "true"),
