@@ -76,8 +76,9 @@ class Arguments:
         if len(pieces) < 2 or _is_object(joined):
             return joined
         last, before = pieces[-1], "".join(pieces[:-1])
-        if _is_object(last) and (self._is_chain or _is_object(before)):
-            return before if last.strip() == "{}" else last
+        is_whole_before = _is_object(before)
+        if _is_object(last) and (self._is_chain or is_whole_before):
+            return before if is_whole_before and last.strip() == "{}" else last
         behind = "".join(pieces[1:])
         return behind if pieces[0].strip() == "{}" and _is_object(behind) else joined
 
