@@ -91,6 +91,13 @@ export class AnswerView {
     return this.element.dataset.state === "left";
   }
 
+  /** The connection was cut, or left, at what there is of the text. */
+  mark() {
+    if (!this.#isOpen || !this.#flow) return;
+    this.#flow.draw(true);
+    this.#flow.mark();
+  }
+
   /** Why nothing comes, while nothing does. @param {string} text empty: it comes */
   wait(text) {
     if (text === this.#why.textContent) return;
@@ -114,12 +121,10 @@ export class AnswerView {
   fail(error, way) {
     this.#close("failed");
     const title = FAILURES[/** @type {keyof typeof FAILURES} */ (error.code)] ?? "That did not work";
-    const again = el("button", { type: "button", class: error.retryable === false ? "plain" : "primary" }, "Try again");
-    again.addEventListener("click", () => this.hooks.onRetry());
-    const wait = error.retry_after ?? 0;
-    const hint = el("p", { class: "wait" }, wait > 0 ? `It asks to wait ${Math.ceil(wait)} s.` : "");
+    const again = el("button", { type: "button", class: error.retryable === false ? "plain" : "primary", onclick: () => this.hooks.onRetry() }, "Try again");
+    if (error.retry_after) countDown(again, error.retry_after);
     this.#failure.replaceChildren(
-      el("div", {}, el("strong", {}, title), el("p", {}, `${sentence(error.message)} `, el("code", {}, error.code)), wait > 0 && hint),
+      el("div", {}, el("strong", {}, title), el("p", {}, `${sentence(error.message)} `, el("code", {}, error.code))),
       el("div", { class: "row" }, ...(way ? [way] : []), again));
     this.#failure.hidden = false;
     this.#drawFoot();
@@ -243,8 +248,20 @@ export class AnswerView {
     const actions = [];
     if (!this.#isOpen && this.text) actions.push(copyButton("Copy the answer", () => this.text));
     if (!this.#isOpen && this.#failure.hidden) actions.push(iconButton("again", "Answer again", () => this.hooks.onRetry()));
-    this.#foot.replaceChildren(this.corner, facts(measured, this.#usage, this.#note), el("div", { class: "actions" }, ...actions));
+    this.#foot.replaceChildren(this.corner, facts(this.text || this.#failure.hidden ? measured : null, this.#usage, this.#note), el("div", { class: "actions" }, ...actions));
   }
+}
+
+/** A button that says how long it is better to wait. @param {HTMLButtonElement} button @param {number} seconds */
+function countDown(button, seconds) {
+  const until = performance.now() + seconds * 1000;
+  const show = () => {
+    const leftMs = 1000 * Math.ceil((until - performance.now()) / 1000);
+    button.textContent = leftMs > 0 ? `Try again in ${leftMs < 60_000 ? `${leftMs / 1000} s` : duration(leftMs)}` : "Try again";
+    button.className = leftMs > 0 ? "plain" : "primary";
+    if (leftMs > 0) setTimeout(show, 1000);
+  };
+  show();
 }
 
 /** @param {string} text */

@@ -3,6 +3,16 @@
 import { Markdown } from "./markdown.js";
 import { patch } from "./render.js";
 
+/** Where connections were cut, in all texts. Marked without an element: the text does not change, nor a selection in it. */
+const cuts = globalThis.CSS?.highlights && new Highlight();
+if (cuts) CSS.highlights.set("cut", cuts);
+const MARKED_CHARS = 8;
+
+/** All texts are gone. */
+export function forgetCuts() {
+  cuts?.clear();
+}
+
 export class Flow {
   /** @type {import("./tree.js").Node[]} */ #drawn = [];
   #markdown = new Markdown();
@@ -28,6 +38,17 @@ export class Flow {
     patch(this.element, this.#drawn, now);
     this.#drawn = now;
     this.isDirty = false;
+  }
+
+  /** Here a connection was cut. */
+  mark() {
+    let end = /** @type {Node | null} */ (this.element);
+    while (end?.lastChild) end = end.lastChild;
+    if (!(end instanceof Text)) return;
+    const range = new Range();
+    range.setStart(end, Math.max(0, end.length - MARKED_CHARS));
+    range.setEnd(end, end.length);
+    cuts?.add(range);
   }
 
   /** The blocks that are complete and were not announced yet. @param {boolean} isOpen */

@@ -14,6 +14,7 @@ export class Reading {
   /** @type {AnswerView | null} */ #view = null;
   /** Goes on with what ended at a closed door. @type {(() => void) | null} */ #goOn = null;
   #isStopping = false;
+  #isConnected = false;
 
   /**
    * @param {Chat} chat @param {Wire} wire
@@ -77,6 +78,8 @@ export class Reading {
   /** The connection has changed: does it keep the answer waiting? */
   showState() {
     if (!this.#view || this.#goOn) return;
+    if (this.#isConnected && !["open", "idle"].includes(this.chat.state)) this.#view.mark();
+    this.#isConnected = this.chat.state === "open";
     const why = whyNothingComes(this.chat.state, this.#run?.waits ?? null);
     this.#view.wait(why && this.#isStopping ? "It will stop as soon as the server can be reached." : why);
   }

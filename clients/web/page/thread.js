@@ -3,6 +3,7 @@
 import { AnswerView } from "./answer.js";
 import { announce, el, part, said } from "./dom.js";
 import { End } from "./end.js";
+import { forgetCuts } from "./flow.js";
 import { History } from "./history.js";
 import { showPager } from "./pager.js";
 import { QuestionView } from "./question.js";
@@ -49,6 +50,7 @@ export class Thread {
     this.reading.leave();
     this.#history = sessionId === null ? null : new History(this.chat, sessionId);
     this.#views.clear();
+    forgetCuts();
     this.#asked = null;
     this.#messages.replaceChildren();
     part("welcome").hidden = sessionId !== null;
