@@ -146,12 +146,12 @@ def _env_file() -> dict[str, str | None]:
 
 def _banner(settings: Settings) -> str:
     url = settings.own_url
-    upstream = "the built-in demo model (set OPENAI_API_KEY or OPENAI_BASE_URL for a real one)"
-    if not settings.is_demo:
-        upstream = f"{settings.model} at {settings.shown()['openai_base_url'] or 'OpenAI'}"
+    upstream = "answering with the built-in demo model (set OPENAI_API_KEY or OPENAI_BASE_URL for a real one)"
+    if not settings.is_demo:  # Whether it has that model is not known yet.
+        upstream = f"asking for {settings.model} at {settings.shown()['openai_base_url'] or 'OpenAI'}"
     who = "" if settings.auth == "none" else '-H "Authorization: Bearer $TOKEN" '
     return (
-        f"chatserver {__version__} on {url}, answering with {upstream}\n"
+        f"chatserver {__version__} on {url}, {upstream}\n"
         f"  curl -N {url}/chat/stream {who}-H 'Content-Type: application/json' "
         """-d '{"message": "What time is it in Tokyo, and what is 17 * 23?"}'"""
     )

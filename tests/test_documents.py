@@ -164,6 +164,7 @@ def _shown(default: object) -> str:
 
 
 INSIDE = {
+    "providers/models.py": "how much of a list is read, and how much of it a log says",
     "providers/demo.py": "what the demo model does is no contract",
     "sessions/read.py": "the routes ask for less",
     "tools/builtin.py": "a tool says in its result what it refuses",

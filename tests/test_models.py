@@ -1,4 +1,4 @@
-"""Which models a request may name, and which one answers where it names none."""
+"""Which models a request may name, which one answers where it names none, and what if the upstream has not got it."""
 
 import json
 from typing import Any
@@ -6,9 +6,10 @@ from typing import Any
 import anyio
 import pytest
 
-from chatserver.settings import Settings, load
+from chatserver.providers.openai import OpenAIProvider
+from chatserver.settings import DEFAULT_MODEL, Settings, load
 from tests.clients import SSE, WS, Transport, WsReader, documents_of, request
-from tests.fake_upstream import FakeUpstream, say
+from tests.fake_upstream import JSON_BODY, Cut, FakeUpstream, Hang, Raw, Status, Step, refuse, say
 from tests.live import LiveServer, live_server
 from tests.users import guarded_server, of
 
@@ -78,3 +79,103 @@ async def test_the_models_are_listed_for_users() -> None:
 def test_models_are_separated_by_commas() -> None:
     settings = load({"OPENAI_API_KEY": "k", "CHATSERVER_MODELS": "a/b:c , d,, a/b:c"})
     assert settings.models_offered == (Settings().model, "a/b:c", "d")
+
+
+# ---- what the upstream offers ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def no_certificates(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path_factory.getbasetemp()))
+
+
+def document(tree: Any) -> list[Step]:
+    body = json.dumps(tree).encode()
+    return [Status(200, JSON_BODY, length=len(body)), Raw(body)]
+
+
+def listed(*names: Any) -> dict[str, Any]:
+    return {"object": "list", "data": [{"id": name, "object": "model"} for name in names]}
+
+
+MANY = [f"m{number}" for number in range(25)]
+LISTS = {
+    "another": (listed("llama3.2", "qwen3"), "llama3.2, qwen3"),
+    "many": (listed(*MANY), f"{', '.join(MANY[:10])} and 15 more"),
+    "twice": (listed("a", "b", "a"), "a, b"),
+    "no envelope": ([{"id": "a"}, {"id": "b"}], "a, b"),
+    "by name": ({"models": [{"name": "a"}]}, "a"),
+    "odd": ({"data": [None, 5, "x", {}, {"id": None}, {"id": 7}, {"id": "a"}]}, "a"),
+    "hostile": (listed("a\nb\x1b[2J" + "x" * 200), "a?b?[2J" + "x" * 93),
+}
+
+
+@pytest.mark.parametrize(("tree", "shown"), LISTS.values(), ids=LISTS)
+async def test_a_model_that_the_upstream_has_not_got_is_said_with_those_that_it_has(
+    tree: Any, shown: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with FakeUpstream() as upstream, OpenAIProvider(api_key="k", base_url=upstream.url, idle_seconds=10) as it:
+        upstream.script(*document(tree))
+        await it.look_for("gpt-4o-mini")
+        asked = upstream.requests[0]
+    assert (asked.method, asked.path, asked.headers["authorization"]) == ("GET", "/v1/models", "Bearer k")
+    (line,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert line.getMessage() == f"the model server has no gpt-4o-mini; CHATSERVER_MODEL may be one of {shown}"
+
+
+NO_LISTS: dict[str, list[Step]] = {
+    "it has it": document(listed("other", "gpt-4o-mini")),
+    "none": document(listed()),
+    "no list": document({"data": {"id": "a"}}),
+    "null": document(None),
+    "no JSON": [Status(200, JSON_BODY), Raw(b"<html>")],
+    "deep": [Raw(b"[" * 100_000)],
+    "unknown": refuse(404),
+    "refused": refuse(401),
+    "broken": refuse(500),
+    "cut": [Status(200, JSON_BODY), Raw(b'{"data": ['), Cut()],
+    "elsewhere": [Status(307, (("Location", "http://localhost:1/v1/models"),), length=0)],
+    "without end": [Raw(b" " * 65536)] * 100,
+}
+
+
+@pytest.mark.parametrize("steps", NO_LISTS.values(), ids=NO_LISTS)
+async def test_where_nothing_can_be_said_nothing_is(steps: list[Step], caplog: pytest.LogCaptureFixture) -> None:
+    async with FakeUpstream() as upstream, OpenAIProvider(api_key="k", base_url=upstream.url, idle_seconds=10) as it:
+        upstream.script(*steps)
+        with anyio.fail_after(WAIT_SECONDS):
+            await it.look_for("gpt-4o-mini")
+        assert len(upstream.requests) == 1
+    assert "CHATSERVER_MODEL" not in caplog.text
+
+
+async def test_a_server_does_not_wait_for_the_list() -> None:
+    """Neither to be ready, nor to answer, nor to stop."""
+    async with FakeUpstream() as upstream:
+        upstream.script(Hang())
+        upstream.always(*say("x"))
+        with anyio.fail_after(WAIT_SECONDS):
+            async with live_server(upstream.url, model=DEFAULT_MODEL) as server:
+                assert (await request(server, "GET", "/readyz")).status == 200
+                assert (await upstream.next_request()).path == "/v1/models"
+                assert await answered_by(server, upstream, SSE) == DEFAULT_MODEL
+            await upstream.closed()
+
+
+async def test_a_list_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chatserver.providers.models.LIST_SECONDS", 0.05)
+    async with FakeUpstream() as upstream, OpenAIProvider(api_key="k", base_url=upstream.url, idle_seconds=10) as it:
+        upstream.script(Status(200, JSON_BODY), Raw(b"["), Hang())
+        with anyio.fail_after(WAIT_SECONDS):
+            await it.look_for("m")
+            await upstream.closed()
+
+
+async def test_a_model_that_an_operator_has_chosen_is_not_looked_for() -> None:
+    """Many servers answer to names that they do not list."""
+    async with FakeUpstream() as upstream:
+        upstream.always(*say("x"))
+        async with live_server(upstream.url, model="mine") as server:
+            assert await answered_by(server, upstream, SSE) == "mine"
+        assert [asked.method for asked in upstream.requests] == ["POST"]

@@ -5,7 +5,7 @@ This is the seam for other APIs of the SDK: another decoder beside ``chunks``, a
 
 import logging
 from collections.abc import AsyncGenerator, Collection, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Self, cast
 from urllib.parse import urlsplit
@@ -15,6 +15,7 @@ import anyio
 from chatserver.providers import Delta, Finish, ModelRequest, TakeText
 from chatserver.providers.client import OPENAI_URL, address, make_client
 from chatserver.providers.faults import Fault, nonsense, silent, unreachable
+from chatserver.providers.models import say_what_is_offered
 from chatserver.providers.parameters import Parameters
 from chatserver.providers.refusals import refusal
 from chatserver.providers.tries import Tries
@@ -75,6 +76,11 @@ class OpenAIProvider:
             await self._client()
         except Exception:
             logger.exception("no model server can be asked")
+
+    async def look_for(self, model: str) -> None:
+        """Log which models the server offers, if this one is none of them; nothing, if it does not tell."""
+        with suppress(Exception):  # Runs will say what is wrong with a server that cannot be asked.
+            await say_what_is_offered(await self._client(), model)
 
     async def _client(self) -> "openai.AsyncOpenAI":
         if self._sdk is None:

@@ -1,0 +1,70 @@
+"""Which models the upstream offers: a default model that it does not have is said before a user meets it."""
+
+import logging
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, cast
+
+import anyio
+import msgspec
+
+from chatserver.providers.client import address
+
+if TYPE_CHECKING:
+    import openai
+
+logger = logging.getLogger(__name__)
+
+LIST_SECONDS = 10.0
+LIST_BYTES_LIMIT = 4 * 1024 * 1024
+"""Routers list hundreds of models, each with its prices."""
+
+SHOWN_LIMIT = 10
+SHOWN_CHARS_LIMIT = 100
+
+
+async def say_what_is_offered(client: "openai.AsyncOpenAI", model: str) -> None:
+    """Log which models there are, if ``model`` is none of them.
+
+    Raises:
+        Exception: the server does not tell.
+    """
+    names = await offered_models(client)
+    if not names or model in names:
+        return
+    shown = ", ".join(_line(name) for name in names[:SHOWN_LIMIT])
+    more = f" and {len(names) - SHOWN_LIMIT} more" if len(names) > SHOWN_LIMIT else ""
+    logger.warning("the model server has no %s; CHATSERVER_MODEL may be one of %s%s", model, shown, more)
+
+
+async def offered_models(client: "openai.AsyncOpenAI") -> list[str]:
+    """The names at `GET /models`, in the order of the server; none of a list without an end.
+
+    Raises:
+        Exception: the list cannot be had in time, or makes no sense.
+    """
+    import httpx2
+
+    body = bytearray()
+    with anyio.fail_after(LIST_SECONDS):
+        response: httpx2.Response = await client.get(
+            address(client, "models"), cast_to=httpx2.Response, stream=True, stream_cls=cast(Any, None)
+        )
+        async with aclosing(response), aclosing(response.aiter_bytes()) as pieces:
+            async for piece in pieces:
+                body += piece
+                if len(body) > LIST_BYTES_LIMIT:
+                    return []
+    return _names(msgspec.json.decode(body))
+
+
+def _names(tree: Any) -> list[str]:
+    """The names in OpenAI's list, in those of its kin (a list alone, `models`), or in none."""
+    found = tree.get("data") or tree.get("models") if isinstance(tree, dict) else tree
+    models = [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+    names = (each.get("id") or each.get("name") for each in models)
+    return list(dict.fromkeys(name for name in names if name and isinstance(name, str)))
+
+
+def _line(name: str) -> str:
+    """A name as a log can have it: somebody else made it up."""
+    return "".join(char if char.isprintable() else "?" for char in name[:SHOWN_CHARS_LIMIT])
