@@ -1,0 +1,113 @@
+"""Readers of SSE that the field uses: whatever the moment of a ping or of a cut, each event comes once and has data."""
+
+import base64
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+import anyio
+import httpx
+import httpx_sse
+import pytest
+import sseclient
+from openai._streaming import SSEDecoder
+
+from chatserver.transports.sse import EventStream
+from tests.clients import HttpReader
+from tests.fake_upstream import FakeUpstream, Gate, call, say, token
+from tests.live import live_server
+from tests.web_client import TOOLS, node
+
+pytestmark = pytest.mark.anyio
+
+WAIT_SECONDS = 20.0
+TOKENS = 5
+CUT_BYTES = 400
+"""So many bytes at the end of a stream are cut at each of them in JavaScript; ids have two digits there."""
+
+Seen: TypeAlias = tuple[str | None, str, str]
+"""What a reader says of an event: its type, data and id."""
+
+Reader: TypeAlias = Callable[[Iterable[bytes]], Iterator[Seen]]
+
+
+@pytest.fixture(scope="module")
+async def streams(anyio_backend: str) -> list[bytes]:
+    """The body of one run from each cursor; that of the first reader has a ping between all events, and a farewell."""
+    async with FakeUpstream() as upstream, live_server(upstream.url, heartbeat_seconds=0.1) as server:
+        gates = [anyio.Event() for _ in range(TOKENS)]
+        said = [step for gate in gates for step in (token("é "), Gate(gate))]
+        upstream.script(*call("calculator", {"expression": "1 + 1"}))
+        upstream.script(*said, *say("end."))
+        with anyio.fail_after(WAIT_SECONDS):
+            reader = await HttpReader.post(server, "/chat/stream", {"message": "x"})
+            for gate in gates:
+                before = reader.raw.count(b": ping\n")
+                while reader.raw.count(b": ping\n") < before + 2:
+                    await reader.more()
+                gate.set()
+            whole = await reader.read_all()
+            run_id = json.loads(whole.split(b"data: ")[1].split(b"\n")[0])["run_id"]
+            count = whole.count(b"\nid: ")
+            rest = list[bytes]()
+            for at in range(1, count):
+                async with await HttpReader.get(server, f"/chat/runs/{run_id}/events?after={at}") as other:
+                    rest.append(await other.read_all())
+    assert whole.startswith(b"retry: 1000\nevent: start\n") and whole.count(b": ping\n") >= 2 * TOKENS
+    return [whole + EventStream().farewell(), *rest]
+
+
+def by_httpx_sse(pieces: Iterable[bytes]) -> Iterator[Seen]:
+    response = httpx.Response(200, headers={"content-type": "text/event-stream"}, content=iter(pieces))
+    for event in httpx_sse.EventSource(response).iter_sse():
+        yield event.event, event.data, event.id
+
+
+def by_openai(pieces: Iterable[bytes]) -> Iterator[Seen]:
+    for event in SSEDecoder().iter_bytes(iter(pieces)):
+        yield event.event, event.data, event.id or ""
+
+
+def by_sseclient(pieces: Iterable[bytes]) -> Iterator[Seen]:
+    for event in sseclient.SSEClient(iter(pieces)).events():
+        yield event.event, event.data, event.id or ""
+
+
+def lost(data: bytes) -> Iterator[bytes]:
+    """What comes before the connection is lost."""
+    yield data
+    raise ConnectionResetError
+
+
+def check(seen: list[Seen], count: int) -> None:
+    assert [json.loads(data)["seq"] for _, data, _ in seen] == list(range(1, count + 1))
+    assert [int(id) for _, _, id in seen] == list(range(1, count + 1))
+    assert [type for type, _, _ in seen] == [json.loads(data)["type"] for _, data, _ in seen]
+
+
+@pytest.mark.parametrize("read", [by_httpx_sse, by_openai, by_sseclient])
+def test_readers_in_python(streams: list[bytes], read: Reader) -> None:
+    whole, count = streams[0], len(streams)
+    for at in range(len(whole) + 1):
+        check(list(read([piece for piece in (whole[:at], whole[at:]) if piece])), count)
+        seen = list[Seen]()
+        with pytest.raises(ConnectionResetError):
+            seen.extend(read(lost(whole[:at])))
+        if len(seen) < count:
+            seen.extend(read([streams[int(seen[-1][2]) if seen else 0]]))
+        check(seen, count)
+
+
+async def test_readers_in_javascript(streams: list[bytes], tmp_path: Path) -> None:
+    """``@microsoft/fetch-event-source`` believes an id before the event has ended: there is one byte to lose it at."""
+    script = Path(tmp_path, "streams.json")
+    bodies = [base64.b64encode(each).decode() for each in streams]
+    script.write_text(json.dumps({"streams": bodies, "from": len(streams[0]) - CUT_BYTES}))  # noqa: ASYNC240
+    done = await anyio.run_process([node(), str(TOOLS / "stock.mjs"), str(script)], check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    wrong = json.loads(done.stdout)
+    whole = streams[0]
+    early = [at + 1 for at in range(len(whole) - CUT_BYTES - 1, len(whole)) if whole[at : at + 2] == b"\n\n"]
+    assert wrong.pop("@microsoft/fetch-event-source") == {"cut": early, "split": []}
+    assert len(wrong) == 4 and all(each == {"cut": [], "split": []} for each in wrong.values()), wrong
