@@ -14,6 +14,7 @@ from chatserver.app import create_app, drain
 from chatserver.settings import Settings
 from chatserver.strict_http import HttpProtocol
 from chatserver.strict_websocket import WebSocketProtocol
+from chatserver.transports.access_log import AccessLog
 
 BACKLOG = 2048
 WS_PING_SECONDS = 45.0
@@ -33,7 +34,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, settings: Settings, on_ready: Callable[[], None] | None = None) -> None:
         self.app = create_app(settings)
-        super().__init__(config(settings, self.app))
+        super().__init__(config(settings, AccessLog(cast(Any, self.app)) if settings.access_log else self.app))
         self._on_ready = on_ready
         self._is_told = False
         self._draining: asyncio.Task[None] | None = None

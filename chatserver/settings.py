@@ -70,6 +70,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     drain_seconds: NotNegative = 10.0
     tool_timeout_seconds: Positive = 30.0
 
+    access_log: bool = False
+
     max_message_bytes: Count = 32768
     max_body_bytes: Count = 1048576
     max_frame_bytes: Count = 262144

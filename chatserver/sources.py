@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 
 from chatserver.settings import PREFIX, VARIABLES, given, masked, variable
+from chatserver.syntax import one_line
 
 ADDRESS = "openai_base_url"
 GO_TO_ADDRESS = tuple(map(variable, ("openai_api_key", "openai_org_id", "openai_project_id", "openai_custom_headers")))
@@ -19,7 +20,7 @@ def remarks(path: str, file: Mapping[str, str | None], environment: Mapping[str,
     in_file = {name: text for name, text in given(file).items() if name not in in_environment}
     lines = [f"{path} was read and gives {', '.join(in_file) or 'no setting'}"] if file else []
     lines += [*_mixed(in_file, in_environment, path), *_unknown({**file, **environment})]
-    return ["".join(char if char.isprintable() else "?" for char in line) for line in lines]
+    return [one_line(line) for line in lines]
 
 
 def _mixed(in_file: Mapping[str, str], in_environment: Mapping[str, str], path: str) -> Iterator[str]:

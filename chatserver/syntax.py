@@ -20,6 +20,11 @@ def is_utf8(text: str) -> bool:
     return text == text.encode(errors="ignore").decode()
 
 
+def one_line(text: str) -> str:
+    """A text of somebody else as a line of a log can have it: what cannot be printed is escaped."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 def headers_of(lines: str) -> dict[str, str]:
     """The headers in lines of `Name: value`, as the openai SDK reads them: a line without a colon is passed over.
 

@@ -352,7 +352,7 @@ REMARKS: list[tuple[dict[str, str], dict[str, str], list[str]]] = [
     ),
     ({}, {"CHATSERVER_MODLE": "hunter2"}, ["CHATSERVER_MODLE is no setting; the nearest is CHATSERVER_MODEL"]),
     ({}, {"CHATSERVER_": ""}, ["CHATSERVER_ is no setting; the nearest is "]),
-    ({}, {"CHATSERVER_\nX\x1b[2J": "1"}, ["CHATSERVER_?X?[2J is no setting; the nearest is "]),
+    ({}, {"CHATSERVER_\nX\x1b[2J": "1"}, ["CHATSERVER_\\nX\\x1b[2J is no setting; the nearest is "]),
     (
         {"CHATSERVER_GRACE_SECOND": "1"},
         {"CHATSERVER_JWT_SECRETS": "hunter2"},

@@ -107,7 +107,7 @@ LISTS = {
     "no envelope": ([{"id": "a"}, {"id": "b"}], "a, b"),
     "by name": ({"models": [{"name": "a"}]}, "a"),
     "odd": ({"data": [None, 5, "x", {}, {"id": None}, {"id": 7}, {"id": "a"}]}, "a"),
-    "hostile": (listed("a\nb\x1b[2J" + "x" * 200), "a?b?[2J" + "x" * 93),
+    "hostile": (listed("a\nb\x1b[2J" + "x" * 200), "a\\nb\\x1b[2J" + "x" * 93),
 }
 
 

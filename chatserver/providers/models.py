@@ -8,6 +8,7 @@ import anyio
 import msgspec
 
 from chatserver.providers.client import address
+from chatserver.syntax import one_line
 
 if TYPE_CHECKING:
     import openai
@@ -31,7 +32,7 @@ async def say_what_is_offered(client: "openai.AsyncOpenAI", model: str) -> None:
     names = await offered_models(client)
     if not names or model in names:
         return
-    shown = ", ".join(_line(name) for name in names[:SHOWN_LIMIT])
+    shown = ", ".join(one_line(name[:SHOWN_CHARS_LIMIT]) for name in names[:SHOWN_LIMIT])
     more = f" and {len(names) - SHOWN_LIMIT} more" if len(names) > SHOWN_LIMIT else ""
     logger.warning("the model server has no %s; CHATSERVER_MODEL may be one of %s%s", model, shown, more)
 
@@ -63,8 +64,3 @@ def _names(tree: Any) -> list[str]:
     models = [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
     names = (each.get("id") or each.get("name") for each in models)
     return list(dict.fromkeys(name for name in names if name and isinstance(name, str)))
-
-
-def _line(name: str) -> str:
-    """A name as a log can have it: somebody else made it up."""
-    return "".join(char if char.isprintable() else "?" for char in name[:SHOWN_CHARS_LIMIT])
