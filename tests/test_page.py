@@ -103,6 +103,13 @@ def test_every_file_is_used_and_can_be_read() -> None:
         assert len(path.read_text().splitlines()) <= LINES_LIMIT, path
 
 
+def test_no_module_is_found_late() -> None:
+    """What a module imports is asked for with the page itself, not when that module has come."""
+    modules = {f"web/page/{path.name}" for path in sources(".js")} | {"web/chatserver.js"}
+    html = (PAGE / "index.html").read_text()
+    assert set(re.findall(r'(?:modulepreload" href|script type="module" src)="([^"]+)"', html)) == modules
+
+
 def built(kind: str, source: Path, folder: Path) -> Path:
     code = f"import hatchling.build, sys; hatchling.build.build_{kind}(sys.argv[1])"
     subprocess.run([sys.executable, "-c", code, str(folder)], cwd=source, check=True, stdout=subprocess.DEVNULL)

@@ -1,5 +1,6 @@
 """The comparison of the transports on the page: what it asks, what it draws, what it claims, what it hands out."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,8 +10,9 @@ from playwright.async_api import Browser, expect
 
 from tests.browser import open_chromium
 from tests.clients import request
-from tests.fake_upstream import Pause, refuse
-from tests.page_driver import chatting, parts, words
+from tests.fake_upstream import FakeUpstream, Pause, refuse
+from tests.page_driver import chatting, opened, parts, words
+from tests.users import guarded_server, of, token
 
 pytestmark = [pytest.mark.xdist_group("chromium")]
 
@@ -82,3 +84,24 @@ async def test_it_can_be_stopped(chromium: Browser) -> None:
         await expect(page(".compare .status")).to_contain_text("Round 2")
         await page(".compare").get_by_role("button", name="Stop").click()
         await expect(page(".compare .status")).to_contain_text("Stopped")
+
+
+async def test_it_says_why_it_waits(chromium: Browser) -> None:
+    gate = asyncio.Event()
+    async with (
+        FakeUpstream() as upstream,
+        guarded_server(upstream.url, max_runs_per_user=1) as server,
+        opened(chromium, f"{server.url}/") as page,
+    ):
+        await page.page.context.add_cookies([{"name": "chatserver_token", "value": token("ann"), "url": server.url}])
+        upstream.script(*parts("One", gate))
+        upstream.always(*paced(3))  # type: ignore[arg-type]
+        body = {"message": "A", "on_disconnect": "continue"}
+        await request(server, "POST", "/chat/runs", body, headers=of("ann"))
+        await page("#to-compare").click()
+        await page(".compare").get_by_label("Rounds").fill("2")
+        await page(".compare").get_by_role("button", name="Run").click()
+        await expect(page(".compare .why")).to_contain_text("Waits: 1 answer is being written, the most at a time.")
+        gate.set()
+        await expect(page(".compare .status")).to_contain_text("Done: 4 answers.")
+        await expect(page(".compare .why")).to_have_text("")

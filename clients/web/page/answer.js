@@ -7,9 +7,9 @@ import { keep, kept } from "./kept.js";
 import { ToolCard } from "./tools.js";
 
 /** @import { ChatEvent, DoneEvent, ErrorEvent, ToolCallState, Usage } from "../events.js" */
+/** @import { MessageRecord } from "../records.js" */
 /** @import { Child } from "./dom.js" */
 /** @import { Measured, Meter } from "./meter.js" */
-/** @typedef {{ content: string, reasoning: string, tool_calls: ToolCallState[], usage: Usage | null, status: string, finish_reason?: keyof typeof ENDINGS | null, run_id: string | null }} Stored */
 
 const PLOT_MS = 250; // The plot is drawn anew so often while an answer is written.
 const ANNOUNCE_MS = 2000;
@@ -68,7 +68,7 @@ export class AnswerView {
     this.#soon();
   }
 
-  /** Show a stored answer. @param {Stored} message */
+  /** Show a stored answer. @param {MessageRecord} message */
   show(message) {
     this.#begin();
     this.#measured = kept("session", `measured.${message.run_id}`);

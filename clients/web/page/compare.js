@@ -1,9 +1,10 @@
 /** The same answer over both transports, in turns: how long until the first event, how even the gaps, and is it noise? */
 
 import { connect } from "../chatserver.js";
-import { el, icon } from "./dom.js";
+import { el, icon, said } from "./dom.js";
 import { distributions } from "./plot.js";
 import { difference, summary } from "./statistics.js";
+import { whyNothingComes } from "./waits.js";
 import { Wire } from "./wire.js";
 
 /** @typedef {"sse" | "ws"} Via */
@@ -39,6 +40,7 @@ export class Compare {
     this.save = el("button", { type: "button", class: "plain", disabled: true, onclick: () => this.#export() }, icon("save"), "Export JSON");
     this.progress = el("progress", { max: 1, value: 0, hidden: true, "aria-label": "Progress" });
     this.status = el("p", { class: "status", role: "status" });
+    this.why = el("p", { class: "why", role: "status" });
     this.results = el("div", { class: "results" });
     const form = el("form", { onsubmit: (/** @type {Event} */ event) => {
       event.preventDefault();
@@ -48,7 +50,7 @@ export class Compare {
       el("div", { class: "row" }, this.start, this.halt, this.save));
     element.append(el("div", { class: "column" },
       el("p", { class: "lead" }, "The same question goes over SSE and over WebSocket, in turns: who begins changes with every round. Connections are warm, and the first answer over each is thrown away."),
-      form, this.progress, this.status, this.results));
+      form, this.progress, this.status, this.why, this.results));
   }
 
   show() {
@@ -73,7 +75,8 @@ export class Compare {
     this.#draw();
     const noteHidden = () => (this.#wasHidden ||= document.hidden);
     document.addEventListener("visibilitychange", noteHidden);
-    const lanes = { sse: new Lane("sse"), ws: new Lane("ws") };
+    const say = (/** @type {string} */ text) => (this.why.textContent = text);
+    const lanes = { sse: new Lane("sse", say), ws: new Lane("ws", say) };
     try {
       this.status.textContent = "Warming up …";
       for (const via of BOTH) await lanes[via].measure(WARM_UP, running.signal);
@@ -101,7 +104,9 @@ export class Compare {
   /** @param {Lane} lane @param {{ via: Via, round: number, place: number }} which @param {AbortSignal} signal */
   async #sample(lane, which, signal) {
     try {
-      this.#samples.push({ ...which, ...(await lane.measure(this.#asked, signal)) });
+      const { hasWaited, ...measured } = await lane.measure(this.#asked, signal);
+      if (hasWaited) throw new Error("it had to wait for the server");
+      this.#samples.push({ ...which, ...measured });
     } catch (error) {
       if (!signal.aborted) this.#failures.push({ via: which.via, round: which.round, error: said(error) });
     }
@@ -186,10 +191,17 @@ export class Compare {
 
 /** A client of its own, that knows one transport. */
 class Lane {
-  /** @param {Via} via */
-  constructor(via) {
+  /** @type {ReturnType<ReturnType<typeof connect>["send"]> | undefined} */ #run;
+  #hasWaited = false;
+
+  /** @param {Via} via @param {(text: string) => void} say why nothing comes; empty: it comes */
+  constructor(via, say) {
     this.chat = connect("", { transport: via });
     this.wire = new Wire(this.chat);
+    this.chat.on("state", (state) => {
+      this.#hasWaited ||= Boolean(this.#run?.waits);
+      say(whyNothingComes(state, this.#run?.waits ?? null));
+    });
   }
 
   /** @param {string} text @param {AbortSignal} signal */
@@ -197,6 +209,8 @@ class Lane {
     signal.throwIfAborted();
     const sentAt = performance.now();
     const run = this.chat.send(text, { signal });
+    this.#run = run;
+    this.#hasWaited = false;
     try {
       for await (const event of run) if (event.type === "error") throw new Error(event.message);
     } finally {
@@ -206,6 +220,7 @@ class Lane {
     }
     const meter = this.wire.meter(run.id ?? "");
     return {
+      hasWaited: this.#hasWaited,
       firstEventMs: (meter.firstEventAt ?? NaN) - sentAt,
       firstTokenMs: (meter.firstTokenAt ?? NaN) - sentAt,
       gapsMs: meter.gaps.map((gap) => gap.ms),
@@ -217,8 +232,6 @@ class Lane {
   }
 }
 
-/** @param {unknown} error */
-const said = (error) => (error instanceof Error ? error.message : String(error));
 /** @param {number} value */
 const ms = (value) => `${value.toFixed(value < 10 ? 2 : 1)} ms`;
 /** @param {number} value */

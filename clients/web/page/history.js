@@ -4,10 +4,8 @@ import { Branches } from "./branches.js";
 import { keep, kept } from "./kept.js";
 
 /** @import { Chat } from "./wire.js" */
-/** @import { Stored } from "./answer.js" */
-/** @typedef {{ message_id: string, parent_id: string | null, role: string }} Place */
-/** @typedef {Place & Stored} Message */
-/** @typedef {{ session_id: string, title: string, active_run_id: string | null, messages: Message[], cursor?: string | null }} Session */
+/** @import { MessageRecord, SessionDetail } from "../records.js" */
+/** @typedef {Pick<MessageRecord, "message_id" | "parent_id" | "role">} Place */
 
 export class History {
   /** @type {Branches<Place>} */ branches = new Branches();
@@ -22,7 +20,7 @@ export class History {
   /**
    * Learn what is new. Shown is then the branch that is being written, or else the one that was shown before.
    * @param {() => boolean} isWanted whether anybody still waits for it
-   * @returns {Promise<{ title: string, active: Message | undefined } | null>} `active` is being written; null: not wanted
+   * @returns {Promise<{ title: string, active: MessageRecord | undefined } | null>} `active` is being written; null: not wanted
    */
   async load(isWanted) {
     const session = await this.#page();
@@ -53,17 +51,17 @@ export class History {
     keep("session", `leaf.${this.sessionId}`, leaf === newest ? null : leaf);
   }
 
-  /** @param {string} [cursor] @returns {Promise<Session>} */
+  /** @param {string} [cursor] @returns {Promise<SessionDetail>} */
   async #page(cursor) {
     const older = cursor ? `&cursor=${encodeURIComponent(cursor)}` : "";
     return (await this.chat.request(`/chat/sessions/${this.sessionId}?branches=all${older}`)).json();
   }
 
-  /** @param {Session} session @param {boolean} areOlder */
+  /** @param {SessionDetail} session @param {boolean} areOlder */
   #take(session, areOlder) {
     const isGap = !areOlder && session.cursor && !session.messages.some((each) => this.branches.has(each.message_id));
     if (isGap) this.branches = new Branches(); // So much is new that what is known does not reach up to it.
-    if (areOlder || this.branches.newest === null) this.#cursor = session.cursor ?? null;
+    if (areOlder || this.branches.newest === null) this.#cursor = session.cursor;
     this.branches.load(session.messages, areOlder);
     this.branches.isWhole = this.#cursor === null;
   }

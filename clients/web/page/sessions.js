@@ -4,19 +4,20 @@ import { ChatEntry } from "./chat_entry.js";
 import { announce, el, isSure, part, said } from "./dom.js";
 
 /** @import { Chat } from "./wire.js" */
-/** @typedef {{ session_id: string, title: string, updated_at: string, active_run_id: string | null }} Session */
+/** @import { SessionPage, SessionRecord } from "../records.js" */
 
 const PAGE = 40;
 const SEARCH_MS = 200; // After the last key.
 const DAY_MS = 86_400_000;
 
 export class Sessions {
-  /** @type {Session[]} */ #sessions = [];
+  /** @type {SessionRecord[]} */ #sessions = [];
   /** @type {Map<string, ChatEntry>} */ #entries = new Map();
   /** Asks for older ones. @type {string | null} */ #cursor = null;
   /** @type {string | null} */ #current = null;
   #searched = "";
-  #asking = 0;
+  #refreshes = 0;
+  #sight = new IntersectionObserver((seen) => seen.at(-1)?.isIntersecting && void this.#older(), { root: part("sessions").parentElement, rootMargin: "200px" });
   #list = part("sessions");
   #more = part("more-sessions");
   #search = /** @type {HTMLInputElement} */ (part("search"));
@@ -29,7 +30,6 @@ export class Sessions {
     this.chat = chat;
     this.hooks = hooks;
     this.#more.addEventListener("click", () => void this.#older());
-    new IntersectionObserver(([{ isIntersecting }]) => isIntersecting && void this.#older(), { root: this.#list.parentElement, rootMargin: "200px" }).observe(this.#more);
     /** @type {ReturnType<typeof setTimeout> | undefined} */ let timer;
     this.#search.addEventListener("input", () => {
       clearTimeout(timer);
@@ -45,8 +45,9 @@ export class Sessions {
 
   /** See what is new: the first page, in front of what is known. */
   async refresh() {
+    const refresh = ++this.#refreshes;
     const page = await this.#ask(null);
-    if (!page) return;
+    if (!page || refresh !== this.#refreshes) return;
     const last = page.sessions.at(-1);
     const isNew = new Set(page.sessions.map((each) => each.session_id));
     const rest = page.cursor && last ? this.#sessions.filter((each) => isBefore(each, last) && !isNew.has(each.session_id)) : [];
@@ -74,13 +75,13 @@ export class Sessions {
     this.#draw();
   }
 
-  /** @param {string | null} cursor @returns {Promise<{ sessions: Session[], cursor: string | null } | null>} null: it could not be read, or something else was asked meanwhile */
+  /** @param {string | null} cursor @returns {Promise<SessionPage | null>} null: it could not be read, or something else was asked meanwhile */
   async #ask(cursor) {
-    const asking = ++this.#asking;
-    const query = new URLSearchParams({ limit: String(PAGE), ...(cursor && { cursor }), ...(this.#searched && { search: this.#searched }) });
+    const searched = this.#searched;
+    const query = new URLSearchParams({ limit: String(PAGE), ...(cursor && { cursor }), ...(searched && { search: searched }) });
     try {
       const page = await (await this.chat.request(`/chat/sessions?${query}`)).json();
-      return asking === this.#asking ? page : null;
+      return searched === this.#searched ? page : null;
     } catch (error) {
       if (/** @type {any} */ (error).status === 401) this.hooks.onSignedOut();
       return null; // The list stays as it was; the state of the connection says why.
@@ -118,10 +119,12 @@ export class Sessions {
     const current = this.#sessions.find((each) => each.session_id === this.#current);
     if (current) this.hooks.onTitle(current.session_id, current.title);
     this.#more.hidden = this.#cursor === null;
+    this.#sight.unobserve(this.#more);
+    this.#sight.observe(this.#more); // It may be in sight still: then it is told again.
     if (focused) entries.get(focused)?.focus();
   }
 
-  /** @param {Session} session */
+  /** @param {SessionRecord} session */
   #entry(session) {
     const known = this.#entries.get(session.session_id);
     const entry = known?.shows(session) ? known : new ChatEntry(session, { onRename: (title) => this.#rename(session, title), onDelete: () => void this.#delete(session) });
@@ -129,7 +132,7 @@ export class Sessions {
     return entry;
   }
 
-  /** @param {Session} session @param {string | null} title null: it stays */
+  /** @param {SessionRecord} session @param {string | null} title null: it stays */
   async #rename(session, title) {
     const { session_id: id } = session;
     if (title !== null) {
@@ -147,7 +150,7 @@ export class Sessions {
     this.#entries.get(id)?.focus();
   }
 
-  /** @param {Session} session */
+  /** @param {SessionRecord} session */
   async #delete({ session_id: id, title }) {
     if (!(await isSure(`Delete “${title || "New chat"}” and all it holds?`))) return;
     try {
@@ -164,7 +167,7 @@ export class Sessions {
   }
 }
 
-/** Whether one comes later in the list than another. @param {Session} session @param {Session} other */
+/** Whether one comes later in the list than another. @param {SessionRecord} session @param {SessionRecord} other */
 function isBefore(session, other) {
   return session.updated_at === other.updated_at ? session.session_id < other.session_id : session.updated_at < other.updated_at;
 }

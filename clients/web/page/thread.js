@@ -9,7 +9,8 @@ import { showPager } from "./pager.js";
 import { QuestionView } from "./question.js";
 import { Reading } from "./reading.js";
 
-/** @import { Message, Place } from "./history.js" */
+/** @import { MessageRecord } from "../records.js" */
+/** @import { Place } from "./history.js" */
 /** @import { Chat, Wire } from "./wire.js" */
 /** @typedef {{ after: string | null, question: QuestionView | null, answer: AnswerView, text: string | null }} Asked what the server has not taken yet: a question and its answer, or a known question's other answer, behind a message */
 
@@ -128,7 +129,7 @@ export class Thread {
 
   /** @param {Place} place */
   #view(place) {
-    const message = /** @type {Message} */ (place);
+    const message = /** @type {MessageRecord} */ (place);
     const { message_id: id, role } = message;
     const known = this.#views.get(id);
     if (known && !(known instanceof AnswerView && known.isLeft)) return known;
@@ -141,7 +142,7 @@ export class Thread {
     return view;
   }
 
-  /** Why an answer is not whole. @param {Message} message @param {AnswerView} view */
+  /** Why an answer is not whole. @param {MessageRecord} message @param {AnswerView} view */
   async #explain({ run_id: runId }, view) {
     const run = await this.chat.request(`/chat/runs/${runId}`).then((response) => response.json(), () => null);
     if (run?.error) view.fail(run.error); // Otherwise it says "incomplete" already.
