@@ -6,6 +6,7 @@ from time import monotonic
 
 import anyio
 
+from chatserver.errors import Unavailable
 from chatserver.run import Run
 from chatserver.sessions import Sessions
 
@@ -33,19 +34,33 @@ async def keep(unfinished: dict[str, Run], sessions: Sessions) -> None:
             run.looked_at = now
             unfinished[run.run_id] = unfinished.pop(run.run_id)  # Behind all others.
         try:
-            await _store(due, sessions)
+            await store(due, sessions)
             wanted = CHECKPOINT_SECONDS * CHECKPOINT_ANSWERS / (len(unfinished) or 1)
             took = monotonic() - now  # A slow disk has other things to write.
             rest_seconds = max(SHORTEST_REST_SECONDS, min(LONGEST_REST_SECONDS, wanted), took)
-        except Exception:
-            logger.exception("answers could not be stored while they are written")
+        except Unavailable:
             rest_seconds = CHECKPOINT_SECONDS  # A database that is down is not asked at every tick.
 
 
-async def _store(runs: list[Run], sessions: Sessions) -> None:
+async def store(runs: list[Run], sessions: Sessions) -> None:
+    """Store the answers of these runs that have grown; one that cannot be stored takes no other with it.
+
+    Raises:
+        Unavailable: none is stored.
+    """
     seqs = {run.run_id: await run.log.last_seq() for run in runs}
     changed = [run for run in runs if seqs[run.run_id] > run.stored_seq]
-    if changed:
+    if not changed:
+        return
+    try:
         await sessions.checkpoint({run.run_id: await run.log.answer() for run in changed})
-        for run in changed:
-            run.stored_seq = seqs[run.run_id]
+    except Unavailable:
+        raise
+    except Exception:
+        if len(changed) > 1:
+            for run in changed:
+                await store([run], sessions)
+            return
+        logger.exception("the answer of run %s could not be stored while it is written", changed[0].run_id)
+    for run in changed:
+        run.stored_seq = seqs[run.run_id]

@@ -8,10 +8,10 @@ unless it was told to continue.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 from time import monotonic
-from typing import Self
+from typing import Self, TypeAlias
 
 import anyio
 from anyio.abc import TaskGroup
@@ -20,7 +20,18 @@ from msgspec.structs import replace
 from chatserver.agent import Agent, Finished
 from chatserver.compaction import compact
 from chatserver.errors import RunLost, Unavailable, UpstreamError
-from chatserver.events import Done, Error, FinishReason, Record, Terminal, Token, appended
+from chatserver.events import (
+    Done,
+    Error,
+    FinishReason,
+    Reasoning,
+    Record,
+    Terminal,
+    Token,
+    ToolCall,
+    ToolResult,
+    appended,
+)
 from chatserver.lean_event import LeanEvent
 from chatserver.limits import Meter
 from chatserver.log import EVENTS_LIMIT, EventLog, Take
@@ -45,10 +56,19 @@ STORE_AGAIN_AT_MOST_SECONDS = 5.0
 START_SEQ = 1
 """Of the event that every run begins with; so far there is no answer."""
 
+SAYABLE = (Token, Reasoning, ToolCall, ToolResult)
+"""What an agent may say; how a run begins and ends is the run's to say."""
+
 INTERNAL = Error(code="internal", message="the server failed; its log says why", retryable=False)
 UNSTORED = Error(
     code="internal", message="the answer could not be stored yet: the database cannot be used now", retryable=False
 )
+UNREAD = Error(
+    code="internal", message="the session could not be read: the database cannot be used now", retryable=True
+)
+
+Ask: TypeAlias = Callable[[], Awaitable[ModelRequest]]
+"""Puts together what the model is asked."""
 
 
 class Run:
@@ -70,7 +90,6 @@ class Run:
         self.over = LeanEvent()
         self.looked_at, self.stored_seq = self.began, START_SEQ
         """When it was last asked whether there is more to store of its answer, and how far that is stored."""
-        self._wait_for_reader()
 
     @property
     def run_id(self) -> str:
@@ -138,14 +157,16 @@ class Run:
             duration_ms=round((monotonic() - self.began) * 1000),
         )
 
-    async def answer(self, agent: Agent, request: ModelRequest, sessions: Sessions) -> Terminal:
+    async def answer(self, agent: Agent, ask: Ask, sessions: Sessions) -> Terminal:
         """Append the agent's steps to the log; the terminal event that they, a failure or a cancel call for."""
         ending: Terminal = INTERNAL
         try:
             async with anyio.create_task_group() as tasks:
                 self._scope = tasks.cancel_scope
                 if self._ending is None:
-                    ending = await self._follow(agent, request, sessions, tasks)
+                    ending = await self._follow(agent, await ask(), sessions, tasks)
+        except Unavailable:
+            ending = UNREAD
         except Exception:
             logger.exception("run %s failed", self.run_id)
         return self._ending or ending
@@ -157,12 +178,15 @@ class Run:
                     if isinstance(step, Finished):
                         return self.done(step.reason)
                     for event in step if isinstance(step, tuple) else (step,):
+                        if not isinstance(event, SAYABLE):
+                            raise TypeError(f"an agent says texts, calls and results, no {type(event).__name__}")
                         self._last_seq = await self.log.append(event)
                     if self._last_seq >= EVENTS_LIMIT:
                         return self.done("length")
                     if isinstance(step, tuple):
                         # A tool may have changed the world: that it was called must survive a crash.
-                        await sessions.checkpoint({self.run_id: await self.log.answer()})
+                        with suppress(Unavailable):  # Then it is stored with the others, when the database is back.
+                            await sessions.checkpoint({self.run_id: await self.log.answer()})
         except UpstreamError as error:
             return Error(
                 code=error.code, message=error.message, retryable=error.retryable, retry_after=error.retry_after

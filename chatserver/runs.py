@@ -3,29 +3,21 @@
 A run belongs to the server, not to a request.
 """
 
-import asyncio
-from collections.abc import Coroutine
 from typing import Self
 
 import anyio
 from msgspec.structs import replace
 
 from chatserver.agent import Agent
-from chatserver.checkpoints import keep
 from chatserver.commands import ChatRequest, checked, known_form, new_id, offered
-from chatserver.context import dialogue
-from chatserver.errors import BadCursor, BadRequest, ChatError, Draining, NotFound
-from chatserver.events import PROTOCOL_VERSION, Start
-from chatserver.limits import Meter, Places
+from chatserver.errors import BadCursor, BadRequest, ChatError, Draining, NotFound, Unavailable
+from chatserver.limits import Places
+from chatserver.lives import Lives
 from chatserver.log import EventLog, EventLogs
-from chatserver.providers import ModelRequest
 from chatserver.records import MessageRecord, RunRecord, SessionDetail
 from chatserver.run import Run, Subscription
-from chatserver.sessions import Begun, Sessions
+from chatserver.sessions import Sessions
 from chatserver.settings import Settings
-
-SHUTDOWN_SECONDS = 2.0
-"""How long a server that is going down anyway waits for the last answers to be stored."""
 
 
 class Runs:
@@ -35,31 +27,20 @@ class Runs:
         self._settings = settings
         self._sessions = sessions
         self._logs = logs
-        self._agent = agent
-        self._runs: dict[str, Run] = {}
-        self._unfinished: dict[str, Run] = {}
-        self._beginning: dict[str, anyio.Event] = {}
-        self._deleting: dict[str, anyio.Event] = {}
         self._places = Places(settings, sessions.spent_on)
-        self._lives: set[asyncio.Task[None]] = set()
-        self._chores: set[asyncio.Task[None]] = set()  # Those would never end by themselves.
+        self._lives = Lives(settings, sessions, logs, agent)
+        self._runs = self._lives.runs
+        self._beginning = self._lives.beginning
+        self._deleting: dict[str, anyio.Event] = {}
         self.is_draining = False
-        sessions.on_loss(self._lose)
+        sessions.on_loss(self._lives.interrupt)
 
     async def __aenter__(self) -> Self:
-        _spawn(keep(self._unfinished, self._sessions), self._chores)
+        self._lives.open()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        with anyio.CancelScope(shield=True):
-            while self._lives:  # What is being stored is waited for; and a last one may just have begun.
-                await self._interrupt()
-                await asyncio.gather(*self._lives, return_exceptions=True)
-            for chore in self._chores:
-                chore.cancel()
-            await asyncio.gather(*self._chores, return_exceptions=True)
-        for run in self._runs.values():
-            run.release()
+        await self._lives.close()
 
     async def start(self, user: str, request: ChatRequest) -> Subscription:
         """Begin a run, or find the one that the request's idempotency key names; subscribed from its start.
@@ -67,12 +48,11 @@ class Runs:
         The user's message is on disk when this returns.
 
         Raises:
-            BadRequest, TooLarge, NotFound, RunActive, KeyReused, TooMany, Draining: nothing was started.
+            BadRequest, TooLarge, NotFound, RunActive, KeyReused, TooMany, Draining, Unavailable: nothing was started.
         """
         request = checked(request, self._settings.max_message_bytes)
         if self._settings.models:
             request = offered(request, self._settings.models_offered)
-        await self._deleted(user)
         try:
             if self.is_draining:
                 raise Draining
@@ -82,21 +62,24 @@ class Runs:
             if found := await self._sessions.earlier(user, request):
                 return await self.subscribe(user, found.run.run_id, 0)
             raise
-        run, run_id = None, new_id()
-        self._beginning[run_id] = anyio.Event()
+        reader, run_id = None, new_id()
         try:
+            await self._deleted(user)  # The last that waits: whoever deletes from now on knows of this run.
+            self._beginning[run_id] = anyio.Event()
             begun = await self._sessions.begin(user, request, run_id)
             if begun.is_new:
-                run = await self._begin(user, begun, request, meter)
+                reader = await self._lives.begin(user, begun, request, meter, self._places.leave)
+        except BaseException as error:
+            # The database may have begun the run all the same: a connection can be lost just then.
+            if isinstance(error, Unavailable) or not isinstance(error, ChatError):
+                self._lives.sweep()
+            raise
         finally:
-            if run is None:
+            if reader is None:
                 self._places.leave(user)
-            self._beginning.pop(run_id).set()
-        if run is None:
-            return await self.subscribe(user, begun.run.run_id, 0)
-        _spawn(self._live(run, self._asked(begun, request)), self._lives)
-        await asyncio.sleep(0)  # The model is asked first: while it thinks, there is time to answer the reader.
-        return Subscription(run.log, 0, run, is_at_end=False)
+            if beginning := self._beginning.pop(run_id, None):
+                beginning.set()
+        return reader or await self.subscribe(user, begun.run.run_id, 0)
 
     async def resume(self, user: str, request: ChatRequest, after: int) -> Subscription:
         """A reader of the run that an equal request has started, from a cursor; starts nothing.
@@ -203,7 +186,7 @@ class Runs:
                 await run.over.wait()
             await self._sessions.delete(user, session_id)
             for run in runs:
-                self._forget(run.run_id)
+                self._lives.forget(run.run_id)
         finally:
             del self._deleting[user]
             deleting.set()
@@ -216,10 +199,7 @@ class Runs:
     async def drain(self) -> None:
         """No new runs; those that go on may end by themselves for ``drain_seconds``, then they are interrupted."""
         self.is_draining = True
-        with anyio.move_on_after(self._settings.drain_seconds):
-            for run in list(self._unfinished.values()):
-                await run.over.wait()
-        await self._interrupt()
+        await self._lives.drain(self._settings.drain_seconds)
 
     async def _find(self, user: str, run_id: str) -> Run | None:
         """A run of this process. One that is being begun is on disk, and so in reach, before it is here."""
@@ -227,73 +207,3 @@ class Runs:
             await beginning.wait()
         run = self._runs.get(run_id)
         return run if run is not None and run.user == user else None
-
-    def _lose(self) -> None:
-        """Others have taken this process for dead: whatever goes on has been ended."""
-        for run in list(self._unfinished.values()):
-            run.interrupt()
-
-    async def _interrupt(self) -> None:
-        with anyio.move_on_after(SHUTDOWN_SECONDS, shield=True):
-            for run in list(self._unfinished.values()):
-                run.interrupt()
-            for run in list(self._unfinished.values()):
-                await run.over.wait()
-
-    async def _begin(self, user: str, begun: Begun, request: ChatRequest, meter: Meter) -> Run:
-        settings = self._settings
-        grace_seconds = settings.grace_seconds if request.on_disconnect == "cancel" else None
-        log = await self._logs.create(begun.run.run_id)
-        await log.append(
-            Start(
-                session_id=begun.run.session_id,
-                message_id=begun.run.message_id,
-                user_message_id=begun.user_message_id,
-                model=request.model or settings.model,
-                protocol=PROTOCOL_VERSION,
-                heartbeat_ms=round(settings.heartbeat_seconds * 1000),
-            )
-        )
-        run = self._runs[log.run_id] = self._unfinished[log.run_id] = Run(user, begun.run, log, meter, grace_seconds)
-        return run
-
-    def _asked(self, begun: Begun, request: ChatRequest) -> ModelRequest:
-        return ModelRequest(
-            model=request.model or self._settings.model,
-            messages=dialogue(begun.context, request.system, self._settings.max_context_tokens),
-            temperature=request.temperature,
-            max_output_tokens=request.max_output_tokens,
-            run_id=begun.run.run_id,
-        )
-
-    async def _live(self, run: Run, request: ModelRequest) -> None:
-        ending = await run.answer(self._agent, request, self._sessions)
-        run.meter.told(None)
-        is_stored = await run.finish(ending, self._sessions)
-        del self._unfinished[run.run_id]
-        self._places.leave(run.user)
-        if is_stored:
-            self._retain(run)
-        else:
-            _spawn(self._store_late(run), self._chores)
-
-    async def _store_late(self, run: Run) -> None:
-        await run.store_late(self._sessions)
-        self._retain(run)
-
-    def _retain(self, run: Run) -> None:
-        run.retain(self._settings.retention_seconds, lambda: self._forget(run.run_id))
-        self._logs.retain(run.run_id, self._forget)
-
-    def _forget(self, run_id: str) -> None:
-        """From now on the run is read from where it is stored."""
-        if run := self._runs.pop(run_id, None):
-            run.release()
-        self._logs.forget(run_id)
-
-
-def _spawn(life: Coroutine[None, None, None], among: set[asyncio.Task[None]]) -> None:
-    # Not in a task group of anyio: a scope, a handle and an event are 2 KB of each run.
-    task = asyncio.create_task(life)
-    among.add(task)
-    task.add_done_callback(among.discard)

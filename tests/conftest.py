@@ -6,6 +6,8 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
@@ -49,9 +51,23 @@ def _without_skip(report: ReportT) -> ReportT:
     return report
 
 
+@dataclass(frozen=True)
+class Postgres:
+    """A PostgreSQL server that can be stopped and started; ``url`` is without a database."""
+
+    url: str
+    stop: Callable[[], None]
+    start: Callable[[], None]
+
+
 @pytest.fixture(scope="session")
-def postgres_server() -> Iterator[str]:
-    """The URL, without a database, of a PostgreSQL server that lives as long as the tests of this process."""
+def postgres_server(postgres: Postgres) -> str:
+    return postgres.url
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A server that lives as long as the tests of this process."""
     binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
     initdb = shutil.which("initdb", path=os.pathsep.join([os.environ["PATH"], *map(str, reversed(binaries))]))
     if initdb is None:
@@ -70,11 +86,14 @@ def postgres_server() -> Iterator[str]:
         run(initdb, "--pgdata", data, "--username", "chatserver", "--auth", "trust", "--no-sync")
         port = _free_port()
         options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories='' -c fsync=off"
-        run(pg_ctl, "start", "--pgdata", data, "--wait", "--log", Path(folder, "log"), "--options", options)
+        log = Path(folder, "log")
+        start = partial(run, pg_ctl, "start", "--pgdata", data, "--wait", "--log", log, "--options", options)
+        stop = partial(run, pg_ctl, "stop", "--pgdata", data, "--mode", "immediate")
+        start()
         try:
-            yield f"postgresql://chatserver@127.0.0.1:{port}"
+            yield Postgres(f"postgresql://chatserver@127.0.0.1:{port}", stop, start)
         finally:
-            run(pg_ctl, "stop", "--pgdata", data, "--mode", "immediate")
+            stop()
 
 
 @pytest.fixture(scope="session")

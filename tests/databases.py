@@ -39,5 +39,6 @@ async def texts(sessions: Sessions, session_id: str, *, user: str = "ann", all_b
     return [message.content for message in detail.messages]
 
 
-def contents(begun: Begun) -> list[str]:
-    return [message.content for message in begun.context]
+async def contents(sessions: Sessions, begun: Begun, bytes_limit: int = 10**9) -> list[str]:
+    """The texts that go upstream."""
+    return [message.content for message in await sessions.context(begun.user_message_id, bytes_limit)]

@@ -29,6 +29,7 @@ ROOMS = (
     "lean_event",
     "run",
     "checkpoints",
+    "lives",
     "runs",
     "schema",
     "auth",

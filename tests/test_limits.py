@@ -325,6 +325,9 @@ async def test_calls_that_are_refused_together_are_stored_together() -> None:
     """Storing an answer takes as long as it is: once for each call would be quadratic."""
     stored: list[int] = []
 
+    async def asked() -> ModelRequest:
+        return ASKED
+
     class Counting:
         async def checkpoint(self, answers: Mapping[str, Answer]) -> None:
             stored.append(sum(call.is_error is not None for call in answers["r"].tool_calls))
@@ -334,7 +337,7 @@ async def test_calls_that_are_refused_together_are_stored_together() -> None:
         run_id="r", session_id="s", message_id="m", status="running", last_seq=0, usage=None, created_at=timestamp()
     )
     run = Run("ann", record, MemoryLog("r"), Meter(), grace_seconds=None)
-    ending = await run.answer(agent(ScriptedModel(calls, [stop()])), ASKED, cast(Sessions, Counting()))
+    ending = await run.answer(agent(ScriptedModel(calls, [stop()])), asked, cast(Sessions, Counting()))
     assert isinstance(ending, DoneEvent) and stored == [200]
 
 

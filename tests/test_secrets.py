@@ -257,7 +257,11 @@ async def test_no_repr_shows_a_secret(place: Place) -> None:
     asked = ChatRequest(message=PROMPT, system=PROMPT)
     message = {"role": "user", "content": PROMPT}
     things = [settings, gate, gate.tickets, gate._tokens, ticket, parts, parts.settings, asked, Send(message=PROMPT)]
-    things += [ModelRequest(model="m", messages=[message]), *parts.runs._runs.values(), parts.runs._agent.provider]
+    things += [
+        ModelRequest(model="m", messages=[message]),
+        *parts.runs._runs.values(),
+        parts.runs._lives._agent.provider,
+    ]
     things += [(await parts.runs.session("ann", json.loads((await reading.take(1))[0])["session_id"], True, 10, None))]
     session = things.pop()
     place.said += [repr(thing) + str(thing) for thing in things] + [repr(session.messages)]

@@ -23,8 +23,8 @@ async def test_a_message_follows_the_answer_that_it_names(sessions: Sessions) ->
     await answered(sessions, "Two", "2", session_id="s")
     named = await ask(sessions, "Zwei", parent_id=first.run.message_id)
     assert named.run.session_id == "s"
-    assert contents(named) == ["One", "1", "Zwei"]
-    assert named.context[-1].parent_id == first.run.message_id
+    assert await contents(sessions, named) == ["One", "1", "Zwei"]
+    assert (await sessions.context(named.user_message_id, 10**9))[-1].parent_id == first.run.message_id
     assert await texts(sessions, "s") == ["One", "1", "Zwei", ""]
     assert await texts(sessions, "s", all_branches=True) == ["One", "1", "Two", "2", "Zwei", ""]
 

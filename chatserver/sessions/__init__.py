@@ -15,8 +15,8 @@ from sqlalchemy.exc import IntegrityError
 from chatserver.commands import ChatRequest
 from chatserver.errors import Unavailable
 from chatserver.events import Answer, Record, Terminal, Usage
-from chatserver.records import RunRecord, SessionDetail, SessionPage, SessionRecord
-from chatserver.sessions import begin, edit, end, read
+from chatserver.records import MessageRecord, RunRecord, SessionDetail, SessionPage, SessionRecord
+from chatserver.sessions import begin, branches, edit, end, leases, read
 from chatserver.sessions.begin import Begun
 from chatserver.sessions.branches import MESSAGES_LIMIT
 from chatserver.sessions.database import Database, open_database
@@ -79,6 +79,14 @@ class Sessions:
                 pass
         return await self._database.write(work)
 
+    async def context(self, message_id: str, bytes_limit: int) -> list[MessageRecord]:
+        """What goes upstream of a branch, oldest first: it ends with this message, and begins where it is too long.
+
+        The messages have no reasoning. Whose they are has been asked before (``begin``).
+        """
+        work = partial(branches.context, message_id=message_id, bytes_limit=bytes_limit)
+        return await self._database.read(work)
+
     async def earlier(self, user: str, request: ChatRequest) -> Begun | None:
         """The run that the request's idempotency key has started, if it has.
 
@@ -111,6 +119,10 @@ class Sessions:
     async def interrupt_abandoned(self) -> list[str]:
         """End every run whose process is gone as ``interrupted``; the ids of those runs."""
         return await self._lease.end_abandoned()
+
+    async def unfinished(self) -> list[str]:
+        """The ids of the runs that this process has begun and not ended."""
+        return await self._database.read(partial(leases.unfinished, owner=self._lease.owner))
 
     async def interrupt(self, run_id: str) -> None:
         """End a run as ``interrupted`` with what was stored of its answer; one that is over, or gone, stays so."""

@@ -10,7 +10,6 @@ from sqlalchemy import Connection, bindparam, insert, select, update
 from chatserver.commands import ChatRequest, new_id
 from chatserver.errors import KeyReused, NotFound, RunActive
 from chatserver.records import MessageRecord, MessageStatus, Role, RunRecord, timestamp
-from chatserver.sessions.branches import branch
 from chatserver.sessions.read import RUN_COLUMNS
 from chatserver.sessions.schema import folded, messages, runs, sessions
 
@@ -23,24 +22,19 @@ _TOUCH = update(sessions).where(sessions.c.user_id == bindparam("user"), session
 
 
 class Begun(Struct, frozen=True, kw_only=True):
-    """A run that has been started, or the earlier one that an idempotency key names (``is_new`` false).
-
-    ``context`` is what goes upstream, oldest first: the branch that ends with the user's message to answer. Of an
-    earlier run, where nothing goes upstream, it is empty.
-    """
+    """A run that has been started, or the earlier one that an idempotency key names (``is_new`` false)."""
 
     run: RunRecord
     user_message_id: str
-    context: list[MessageRecord]
     is_new: bool
 
 
 class _Place(Struct, frozen=True):
-    """Where new messages go: they follow ``branch`` in the tree and ``position`` in the session."""
+    """Where new messages go: they follow ``parent_id`` in the tree and ``position`` in the session."""
 
     session_id: str
     position: int
-    branch: list[MessageRecord]
+    parent_id: str | None
 
 
 def begin(connection: Connection, user: str, request: ChatRequest, run_id: str, owner: str) -> Begun:
@@ -62,7 +56,7 @@ def _begin(connection: Connection, user: str, request: ChatRequest, run_id: str,
     now = timestamp()
     find_place = _next if request.regenerate is None and request.parent_id is None else _named
     place = find_place(connection, user, request, now)
-    *context, answer = _insert_messages(connection, user, place, request.message, run_id, now)
+    answer = _insert_messages(connection, user, place, request.message, run_id, now)
     run = RunRecord(
         run_id=run_id,
         session_id=place.session_id,
@@ -72,10 +66,10 @@ def _begin(connection: Connection, user: str, request: ChatRequest, run_id: str,
         usage=None,
         created_at=now,
     )
-    origin = {"user_id": user, "user_message_id": context[-1].message_id, "owner": owner}
+    origin = {"user_id": user, "user_message_id": answer.parent_id, "owner": owner}
     identity = {"idempotency_key": request.idempotency_key, "request_digest": _digest(request)}
     connection.execute(_NEW_RUN, asdict(run) | origin | identity)
-    return Begun(run=run, user_message_id=context[-1].message_id, context=context, is_new=True)
+    return Begun(run=run, user_message_id=str(answer.parent_id), is_new=True)
 
 
 def _digest(request: ChatRequest) -> bytes:
@@ -102,19 +96,19 @@ def earlier(connection: Connection, user: str, request: ChatRequest) -> Begun | 
     if first_digest != _digest(request):
         raise KeyReused("the idempotency key was used with another request")
     run = RunRecord(**dict(zip(RunRecord.__struct_fields__, fields, strict=True)))
-    return Begun(run=run, user_message_id=user_message_id, context=[], is_new=False)
+    return Begun(run=run, user_message_id=user_message_id, is_new=False)
 
 
 def _next(connection: Connection, user: str, request: ChatRequest, now: str) -> _Place:
     """After the newest message of the session, or the beginning of a new one."""
     if request.session_id is not None and _touch(connection, user, request.session_id, now):
         newest = _newest(connection, user, request.session_id)
-        return _Place(request.session_id, newest.position, branch(connection, newest.message_id))
+        return _Place(request.session_id, newest.position, newest.message_id)
     session_id = request.session_id or new_id()
     title = _title(request.message or "")
     row = {"user_id": user, "session_id": session_id, "title": title, "folded_title": folded(title)}
     connection.execute(_NEW_SESSION, row | {"created_at": now, "updated_at": now})
-    return _Place(session_id, 0, [])
+    return _Place(session_id, 0, None)
 
 
 def _named(connection: Connection, user: str, request: ChatRequest, now: str) -> _Place:
@@ -136,7 +130,7 @@ def _named(connection: Connection, user: str, request: ChatRequest, now: str) ->
     newest = _newest(connection, user, old.session_id)
     is_edited = role == "user" and request.message is not None
     end = old.parent_id if is_edited else named
-    return _Place(old.session_id, newest.position, branch(connection, end) if end else [])
+    return _Place(old.session_id, newest.position, end)
 
 
 def _touch(connection: Connection, user: str, session_id: str, now: str) -> bool:
@@ -179,25 +173,25 @@ def _title(message: str) -> str:
 
 def _insert_messages(
     connection: Connection, user: str, place: _Place, text: str | None, run_id: str, now: str
-) -> list[MessageRecord]:
-    """The branch with what follows it now: the user's message, if the request brings one, and an empty answer."""
-    line = list(place.branch)
+) -> MessageRecord:
+    """Add the user's message, if the request brings one, and the empty answer to it, which is returned."""
+    new, parent_id = [], place.parent_id
     if text is not None:
-        line.append(_message(line, now, "user", "complete", content=text))
-    line.append(_message(line, now, "assistant", "streaming", run_id=run_id))
-    new = line[len(place.branch) :]
+        new.append(_message(parent_id, now, "user", "complete", content=text))
+        parent_id = new[0].message_id
+    new.append(_message(parent_id, now, "assistant", "streaming", run_id=run_id))
     home = {"user_id": user, "session_id": place.session_id}
     rows = [home | asdict(each) | {"position": position} for position, each in enumerate(new, place.position + 1)]
     connection.execute(_NEW_MESSAGES, rows)
-    return line
+    return new[-1]
 
 
 def _message(
-    line: list[MessageRecord], now: str, role: Role, status: MessageStatus, content: str = "", run_id: str | None = None
+    parent_id: str | None, now: str, role: Role, status: MessageStatus, content: str = "", run_id: str | None = None
 ) -> MessageRecord:
     return MessageRecord(
         message_id=new_id(),
-        parent_id=line[-1].message_id if line else None,
+        parent_id=parent_id,
         role=role,
         content=content,
         reasoning="",

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Integer, Select, bindparam, literal, select
+from sqlalchemy import ColumnElement, Connection, Integer, Select, bindparam, literal, select
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -17,7 +17,13 @@ MESSAGES_LIMIT = 100
 MESSAGES_BYTES_LIMIT = 1024 * 1024
 """One page of a session: so many messages, so much text of theirs."""
 
-_COLUMNS = [messages.c[name] for name in MessageRecord.__struct_fields__]
+MESSAGE_BYTES = 16
+"""What a message takes upstream at least, beside its text."""
+
+MOST_BYTES = 1 << 30
+"""More than a sum in SQL can pass."""
+
+_COLUMNS: list[ColumnElement[Any]] = [messages.c[name] for name in MessageRecord.__struct_fields__]
 
 
 class _Bytes(FunctionElement[int]):
@@ -37,16 +43,17 @@ def _on_sqlite(element: _Bytes, compiler: SQLCompiler, **options: Any) -> str:
     return f"length(CAST({compiler.process(element.clauses, **options)} AS BLOB))"
 
 
-_TEXTS = _Bytes(messages.c.content) + _Bytes(messages.c.reasoning) + _Bytes(messages.c.tool_calls)
+_SENT = MESSAGE_BYTES + _Bytes(messages.c.content) + _Bytes(messages.c.tool_calls)
+_SHOWN = _Bytes(messages.c.content) + _Bytes(messages.c.reasoning) + _Bytes(messages.c.tool_calls)
 
 
-def _backwards(is_branch: bool) -> Select[Any]:
+def _backwards(is_branch: bool, size: ColumnElement[int], columns: list[ColumnElement[Any]]) -> Select[Any]:
     """From the message ``newest`` on, while there are not more than ``limit`` and ``bytes_limit``; the oldest first.
 
     The way is found first, so that no text is fetched which does not lie on it. ``newest`` is there at any size.
     """
     keys = (messages.c.message_id, messages.c.parent_id, messages.c.user_id, messages.c.session_id, messages.c.position)
-    newest = select(*keys, literal(1).label("number"), _TEXTS.label("size"))
+    newest = select(*keys, literal(1).label("number"), size.label("size"))
     way = newest.where(messages.c.message_id == bindparam("newest")).cte("way", recursive=True)
     in_session = (messages.c.user_id == way.c.user_id) & (messages.c.session_id == way.c.session_id)
     is_next = (
@@ -54,16 +61,15 @@ def _backwards(is_branch: bool) -> Select[Any]:
         if is_branch
         else in_session & (messages.c.position == way.c.position - 1)
     )
-    further = select(*keys, way.c.number + 1, way.c.size + _TEXTS).join_from(way, messages, is_next)
-    way = way.union_all(
-        further.where(way.c.number < bindparam("limit"), way.c.size + _TEXTS <= bindparam("bytes_limit"))
-    )
-    found = select(messages.c.position, *_COLUMNS).join_from(way, messages, messages.c.message_id == way.c.message_id)
+    further = select(*keys, way.c.number + 1, way.c.size + size).join_from(way, messages, is_next)
+    way = way.union_all(further.where(way.c.number < bindparam("limit"), way.c.size + size <= bindparam("bytes_limit")))
+    found = select(messages.c.position, *columns).join_from(way, messages, messages.c.message_id == way.c.message_id)
     return found.order_by(messages.c.position)
 
 
 # Made once: to build a statement costs as much as to run it.
-_BACKWARDS = {is_branch: _backwards(is_branch) for is_branch in (True, False)}
+_PAGE = {is_branch: _backwards(is_branch, _SHOWN, _COLUMNS) for is_branch in (True, False)}
+_CONTEXT = _backwards(True, _SENT, [literal("") if each is messages.c.reasoning else each for each in _COLUMNS])
 _HERE = (messages.c.user_id == bindparam("user"), messages.c.session_id == bindparam("session"))
 _NEWEST = select(messages.c.message_id).where(*_HERE).order_by(messages.c.position.desc()).limit(1)
 _GIVEN = select(messages.c.parent_id, messages.c.position).where(*_HERE, messages.c.message_id == bindparam("given"))
@@ -85,7 +91,7 @@ def page(
     if cursor is not None:
         newest = _before(connection, home, cursor, all_branches)
     within = {"newest": newest, "limit": limit, "bytes_limit": MESSAGES_BYTES_LIMIT}
-    rows = connection.execute(_BACKWARDS[not all_branches], within).all()
+    rows = connection.execute(_PAGE[not all_branches], within).all()
     found = [_message(row[1:]) for row in rows]
     has_more = rows[0].position > 1 if all_branches else found[0].parent_id is not None
     return found, found[0].message_id if has_more else None
@@ -104,9 +110,10 @@ def _before(connection: Connection, home: dict[str, str], cursor: str, all_branc
     return str(found)
 
 
-def branch(connection: Connection, end: str) -> list[MessageRecord]:
-    """The messages from the root to this one, oldest first."""
-    rows = connection.execute(_BACKWARDS[True], {"newest": end, "limit": 1_000_000, "bytes_limit": (1 << 31) - 1}).all()
+def context(connection: Connection, message_id: str, bytes_limit: int) -> list[MessageRecord]:
+    """The branch that ends with this message, oldest first: the newest messages that fit, without their reasoning."""
+    limit = min(bytes_limit, MOST_BYTES)
+    rows = connection.execute(_CONTEXT, {"newest": message_id, "limit": limit, "bytes_limit": limit}).all()
     return [_message(row[1:]) for row in rows]
 
 

@@ -163,11 +163,17 @@ def _end(connection: Connection, owner: str | None, beat: int | None, by: str) -
         if is_same.rowcount == 0:
             return []
     # Before it is asked who is registered: a process registers before it begins a run.
-    left = connection.scalars(select(runs.c.run_id).where(runs.c.finished_at.is_(None), runs.c.owner == owner)).all()
+    left = unfinished(connection, owner)
     if beat is None and connection.execute(_BEATS.where(processes.c.owner == owner)).one_or_none() is not None:
         return []
     interrupt(connection, left, by)
-    return list(left)
+    return left
+
+
+def unfinished(connection: Connection, owner: str | None) -> list[str]:
+    """The ids of the runs that a process (None: none) has begun and not ended."""
+    query = select(runs.c.run_id).where(runs.c.finished_at.is_(None), runs.c.owner == owner)
+    return list(connection.scalars(query))
 
 
 class _Lock:

@@ -4,6 +4,7 @@ import logging
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 from time import monotonic
 from typing import TypeVar
@@ -18,7 +19,7 @@ from chatserver.sessions.database import Database
 logger = logging.getLogger(__name__)
 
 SAY_AGAIN_SECONDS = 60.0
-"""Between two lines in the log as long as the trouble lasts."""
+"""Between two lines in the log: a full disk takes what is small and refuses what is large, in turns."""
 
 _SQLITE_CODES = frozenset({
     sqlite3.SQLITE_PERM,
@@ -45,7 +46,8 @@ class Troubled:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._said_at: float | None = None
+        self._said_at = -inf
+        self._is_said = False
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         with self._told():
@@ -70,14 +72,14 @@ class Troubled:
                 raise
             self._say(error)
             raise Unavailable("the database cannot be used now") from None
-        if self._said_at is not None:
-            self._said_at = None
+        if self._is_said:
+            self._is_said = False
             logger.warning("the database can be used again")
 
     def _say(self, error: Exception) -> None:
         now = monotonic()
-        if self._said_at is None or now - self._said_at >= SAY_AGAIN_SECONDS:
-            self._said_at = now
+        if now - self._said_at >= SAY_AGAIN_SECONDS:
+            self._said_at, self._is_said = now, True
             reason = " ".join(str(error.orig if isinstance(error, DBAPIError) else error).split())
             logger.error("the database cannot be used, what needs it is refused: %s", reason or type(error).__name__)
 

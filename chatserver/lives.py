@@ -1,0 +1,163 @@
+"""The life of each run of this process: from its beginning until its log is forgotten, with all that it takes."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from functools import partial
+
+import anyio
+
+from chatserver.agent import Agent
+from chatserver.checkpoints import keep
+from chatserver.commands import ChatRequest
+from chatserver.context import BYTES_PER_TOKEN, dialogue
+from chatserver.errors import Unavailable
+from chatserver.events import PROTOCOL_VERSION, Start
+from chatserver.limits import Meter
+from chatserver.log import EventLogs
+from chatserver.providers import ModelRequest
+from chatserver.run import STORE_AGAIN_AT_MOST_SECONDS, Ask, Run, Subscription
+from chatserver.sessions import Begun, Sessions
+from chatserver.settings import Settings
+
+SHUTDOWN_SECONDS = 2.0
+"""How long a server that is going down anyway waits for the last answers to be stored."""
+
+
+class Lives:
+    """The runs of this process, and a task for each that goes on."""
+
+    def __init__(self, settings: Settings, sessions: Sessions, logs: EventLogs, agent: Agent) -> None:
+        self.runs: dict[str, Run] = {}
+        self.beginning: dict[str, anyio.Event] = {}
+        """Runs that may be in the store already, and are not in ``runs`` yet; each with what tells that they are."""
+        self._settings = settings
+        self._sessions = sessions
+        self._logs = logs
+        self._agent = agent
+        self._unfinished: dict[str, Run] = {}
+        self._lives: set[asyncio.Task[None]] = set()
+        self._chores: set[asyncio.Task[None]] = set()  # Tasks that the end of the server cuts short.
+        self._has_orphans = self._is_sweeping = False
+
+    def open(self) -> None:
+        """Begin to store how far the answers have come."""
+        _spawn(keep(self._unfinished, self._sessions), self._chores)
+
+    async def close(self) -> None:
+        """Interrupt what still goes on, and wait until it is stored."""
+        with anyio.CancelScope(shield=True):
+            while self._lives:  # What is being stored is waited for; and a last one may just have begun.
+                await self._interrupted()
+                await asyncio.gather(*self._lives, return_exceptions=True)
+            for chore in self._chores:
+                chore.cancel()
+            await asyncio.gather(*self._chores, return_exceptions=True)
+        for run in self.runs.values():
+            run.release()
+
+    async def drain(self, seconds: float) -> None:
+        """Give what goes on so long to end by itself, then interrupt it."""
+        with anyio.move_on_after(seconds):
+            await self._over()
+        await self._interrupted()
+
+    async def _interrupted(self) -> None:
+        with anyio.move_on_after(SHUTDOWN_SECONDS, shield=True):
+            self.interrupt()
+            await self._over()
+
+    async def _over(self) -> None:
+        for run in list(self._unfinished.values()):
+            await run.over.wait()
+
+    def interrupt(self) -> None:
+        """End all that goes on: the server stops, or others have taken it for dead."""
+        for run in list(self._unfinished.values()):
+            run.interrupt()
+
+    async def begin(
+        self, user: str, begun: Begun, request: ChatRequest, meter: Meter, leave: Callable[[str], None]
+    ) -> Subscription:
+        """Bring a run to life that has begun in the store, with its first reader: so far nobody has left it.
+
+        ``leave`` is called with the user when the run is over.
+        """
+        settings = self._settings
+        grace_seconds = settings.grace_seconds if request.on_disconnect == "cancel" else None
+        log = await self._logs.create(begun.run.run_id)
+        await log.append(
+            Start(
+                session_id=begun.run.session_id,
+                message_id=begun.run.message_id,
+                user_message_id=begun.user_message_id,
+                model=request.model or settings.model,
+                protocol=PROTOCOL_VERSION,
+                heartbeat_ms=round(settings.heartbeat_seconds * 1000),
+            )
+        )
+        run = self.runs[log.run_id] = self._unfinished[log.run_id] = Run(user, begun.run, log, meter, grace_seconds)
+        reader = Subscription(log, 0, run, is_at_end=False)
+        _spawn(self._live(run, partial(self._asked, begun, request), leave), self._lives)
+        return reader
+
+    def sweep(self) -> None:
+        """End the runs that have begun in the store, and that nobody goes on with: their sessions take no other."""
+        self._has_orphans = True
+        if not self._is_sweeping:
+            self._is_sweeping = True
+            _spawn(self._end_orphans(), self._chores)
+
+    async def _end_orphans(self) -> None:
+        while self._has_orphans:
+            self._has_orphans = False
+            try:
+                for run_id in await self._sessions.unfinished():
+                    if run_id not in self.runs and run_id not in self.beginning:
+                        await self._sessions.interrupt(run_id)
+            except Unavailable:
+                self._has_orphans = True
+                await anyio.sleep(STORE_AGAIN_AT_MOST_SECONDS)
+        self._is_sweeping = False
+
+    async def _asked(self, begun: Begun, request: ChatRequest) -> ModelRequest:
+        tokens_limit = self._settings.max_context_tokens
+        messages = await self._sessions.context(begun.user_message_id, BYTES_PER_TOKEN * tokens_limit)
+        return ModelRequest(
+            model=request.model or self._settings.model,
+            messages=dialogue(messages, request.system, tokens_limit),
+            temperature=request.temperature,
+            max_output_tokens=request.max_output_tokens,
+            run_id=begun.run.run_id,
+        )
+
+    async def _live(self, run: Run, ask: Ask, leave: Callable[[str], None]) -> None:
+        ending = await run.answer(self._agent, ask, self._sessions)
+        run.meter.told(None)
+        is_stored = await run.finish(ending, self._sessions)
+        del self._unfinished[run.run_id]
+        leave(run.user)
+        if is_stored:
+            self._retain(run)
+        else:
+            _spawn(self._store_late(run), self._chores)
+
+    async def _store_late(self, run: Run) -> None:
+        await run.store_late(self._sessions)
+        self._retain(run)
+
+    def _retain(self, run: Run) -> None:
+        run.retain(self._settings.retention_seconds, lambda: self.forget(run.run_id))
+        self._logs.retain(run.run_id, self.forget)
+
+    def forget(self, run_id: str) -> None:
+        """From now on the run is read from where it is stored."""
+        if run := self.runs.pop(run_id, None):
+            run.release()
+        self._logs.forget(run_id)
+
+
+def _spawn(life: Coroutine[None, None, None], among: set[asyncio.Task[None]]) -> None:
+    # Not in a task group of anyio: a scope, a handle and an event are 2 KB of each run.
+    task = asyncio.create_task(life)
+    among.add(task)
+    task.add_done_callback(among.discard)

@@ -1,0 +1,136 @@
+"""How runs begin: beside deletions and faults of the store, without a reader, without a grace period."""
+
+import json
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
+import anyio
+import pytest
+
+from chatserver.commands import ChatRequest
+from chatserver.errors import Unavailable
+from chatserver.limits import Places
+from chatserver.log.memory import MemoryLogs
+from chatserver.sessions import Begun, Sessions
+from tests.clients import Reading, RefusedError, Transport, documents_of, get_run, request, text_of
+from tests.fake_upstream import Gate, role, say, token
+from tests.life import begun, end_of, in_time, is_cut
+from tests.proving import Stage, each_transport, held, staged
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module")
+async def stage() -> AsyncIterator[Stage]:
+    async with staged() as stage:
+        yield stage
+
+
+@pytest.fixture(scope="module")
+async def graceless() -> AsyncIterator[Stage]:
+    async with staged(grace_seconds=0) as stage:
+        yield stage
+
+
+@each_transport
+@in_time
+async def test_without_grace_an_answer_is_whole_and_ends_when_its_reader_leaves(
+    graceless: Stage, transport: Transport
+) -> None:
+    for number in range(5):
+        graceless.upstream.script(*say("Here I am"))
+        documents = await documents_of(await transport.start(graceless.server, {"message": f"Hi {number}"}))
+        assert (text_of(documents), json.loads(documents[-1])["finish_reason"]) == ("Here I am", "stop")
+    story, reading = await begun(graceless, transport)
+    reading.cut()
+    assert (await end_of(graceless, reading.run_id))["finish_reason"] == "cancelled"
+    await is_cut(graceless, story)
+
+
+@in_time
+async def test_without_grace_a_run_that_is_started_without_a_reader_ends_at_once() -> None:
+    async with staged(grace_seconds=0) as stage:
+        stage.upstream.always(*say("Done"))
+        body = {"message": "Hi", "on_disconnect": "continue"}
+        run = (await request(stage.server, "POST", "/chat/runs", body)).json
+        assert (await end_of(stage, run["run_id"]))["finish_reason"] == "stop"
+        stage.upstream.always(role(), token("Nobody"), Gate(anyio.Event()))
+        run = (await request(stage.server, "POST", "/chat/runs", {"message": "Hi"})).json
+        assert (await end_of(stage, run["run_id"]))["finish_reason"] == "cancelled"
+
+
+@each_transport
+@in_time
+async def test_a_run_that_begins_while_its_session_is_deleted_waits_for_that(
+    stage: Stage, transport: Transport
+) -> None:
+    """Also where it had to wait for a place, as when the store is asked what its user has spent today."""
+    body = {"message": "Hi", "session_id": f"deleted-{transport}"}
+    path = f"/chat/sessions/{body['session_id']}"
+    stage.upstream.script(*say("One"))
+    await documents_of(await transport.start(stage.server, body))
+    answers: list[str] = []
+
+    async def ask() -> None:
+        stage.upstream.script(*say("Two"))
+        documents = await documents_of(await transport.start(stage.server, body))
+        answers.append(text_of(documents))
+        assert (await get_run(stage.server, json.loads(documents[0])["run_id"]))["status"] == "completed"
+
+    async def delete() -> None:
+        assert (await request(stage.server, "DELETE", path)).status == 204
+
+    with held(Places, "take", done=True) as place, held(Sessions, "delete", done=False) as deletion:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask)
+            await place.come.wait()
+            tasks.start_soon(delete)
+            await deletion.come.wait()
+            place.let.set()
+            for _ in range(3):
+                await request(stage.server, "GET", "/livez")
+            deletion.let.set()
+    assert answers == ["Two"]
+    assert [each["content"] for each in (await request(stage.server, "GET", path)).json["messages"]] == ["Hi", "Two"]
+
+
+async def fail(*_: Any) -> None:
+    raise OSError("nothing goes")
+
+
+async def begin_and_lose(self: Sessions, user: str, asked: ChatRequest, run_id: str) -> Begun:
+    """The database does it, and the connection is lost before it can say so."""
+    await BEGIN(self, user, asked, run_id)
+    raise Unavailable
+
+
+BEGIN = Sessions.begin
+FAULTS = {
+    "the log cannot be made": partial(patch.object, MemoryLogs, "create", fail),
+    "the answer of the store is lost": partial(patch.object, Sessions, "begin", begin_and_lose),
+}
+
+
+@each_transport
+@pytest.mark.parametrize("fault", FAULTS)
+@in_time
+async def test_a_run_that_began_in_the_store_alone_is_ended_there(
+    stage: Stage, transport: Transport, fault: str
+) -> None:
+    body = {"message": "Hi", "session_id": f"{len(fault)}-{transport}"}
+    with FAULTS[fault](), pytest.raises(RefusedError):
+        await transport.start(stage.server, body)
+    stage.upstream.script(*say("Yes"))
+    assert text_of(await documents_of(await begun_in_the_end(stage, transport, body))) == "Yes"
+
+
+async def begun_in_the_end(stage: Stage, transport: Transport, body: dict[str, Any]) -> Reading:
+    while True:
+        try:
+            return await transport.start(stage.server, body)
+        except RefusedError as refusal:
+            if refusal.code != "run_active":
+                raise
+            await anyio.sleep(0.01)
