@@ -111,7 +111,7 @@ def records() -> Iterator[list[logging.LogRecord]]:
 
 @pytest.fixture
 async def place(records: list[logging.LogRecord]) -> AsyncIterator[Place]:
-    async with FakeUpstream() as upstream, guarded_server(upstream.url, access_log=True) as server:
+    async with FakeUpstream() as upstream, guarded_server(upstream.url) as server:
         upstream.always(*say("An answer."))
         yield Place(server, upstream, records)
 
