@@ -6,6 +6,7 @@ the reasoning, the calls and the end; nothing else of what the upstream said.
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
@@ -15,7 +16,7 @@ import anyio
 import pytest
 
 from tests.clients import SSE, WS, Transport, documents_of
-from tests.live import LiveServer, live_server
+from tests.live import CANARY, LiveServer, live_server
 
 pytestmark = pytest.mark.anyio
 
@@ -959,3 +960,214 @@ async def test_a_user_sees_what_was_meant(
         return
     async with live_server(upstream.url, **case.settings) as other:
         assert await seen_of(other, transport, body, upstream.requests) == case.seen
+
+
+# ---- more than one request ------------------------------------------------------------------------------------------
+
+
+async def test_a_session_goes_on_behind_an_answer_that_failed(stage: tuple[LiveServer, RawUpstream]) -> None:
+    """For models whose roles must alternate, two messages of the user are one."""
+    server, upstream = stage
+
+    def alternating(requests: list[dict[str, Any]]) -> Script | None:
+        roles = [each["role"] for each in requests[-1]["messages"]]
+        if roles != (["user", "assistant"] * len(roles))[: len(roles)]:
+            return refuse(400, {"message": "Conversation roles must alternate user/assistant/user/assistant/..."})
+        return None
+
+    upstream.play([refuse(429, {"message": "busy"}), stream(end(), DONE), HI], alternating)
+    body = {"session_id": f"alternates-{next(numbers)}"}
+    ends = [await seen_of(server, SSE, body | {"message": f"m{n}"}, ()) for n in range(4)]
+    assert [each.end for each in ends] == ["rate_limited!", "stop", "stop", "stop"]
+    told = [(each["role"], each["content"]) for each in upstream.requests[-1]["messages"]]
+    assert told == [("user", "m0\n\nm1\n\nm2"), ("assistant", "fine"), ("user", "m3")]
+
+
+NO_TOOLS = {"message": "m does not support tools", "type": "invalid_request_error"}
+NO_OPTIONS = json.dumps(
+    {"message": {"detail": [{"type": "extra_forbidden", "loc": ["body", "stream_options"], "msg": "Extra inputs"}]}}
+)
+NO_MAX_TOKENS = {"message": "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens'.", "param": "max_tokens"}
+NO_TEMPERATURE = {"message": "Unsupported value: 'temperature' does not support 0.5", "param": "temperature"}
+NO_STREAM = {"message": "Your organization must be verified to stream this model.", "param": "stream"}
+WHOLE = whole(completion({"content": "fine"}))
+
+
+@pytest.mark.parametrize(
+    ("refusals", "left_out", "answer"),
+    [
+        ([refuse(400, NO_TOOLS)], {"tools"}, HI),
+        ([refuse(404, {"message": "No endpoints found that support tool use."})], {"tools"}, HI),
+        ([refuse(500, {"code": 500, "message": "tools param requires --jinja flag"})], {"tools"}, HI),
+        ([stream(data({"error": NO_TOOLS}))], {"tools"}, HI),
+        ([refuse(422, NO_OPTIONS)], {"stream_options"}, HI),
+        ([refuse(400, NO_MAX_TOKENS)], {"max_tokens"}, HI),
+        ([refuse(400, NO_TEMPERATURE)], {"temperature"}, HI),
+        ([refuse(400, NO_STREAM)], {"stream_options"}, WHOLE),
+        (
+            [refuse(422, NO_OPTIONS), refuse(400, NO_TOOLS), refuse(400, NO_TEMPERATURE)],
+            {"stream_options", "tools", "temperature"},
+            HI,
+        ),
+    ],
+)
+async def test_a_refused_parameter_is_left_out_and_remembered_for_its_model(
+    stage: tuple[LiveServer, RawUpstream],
+    caplog: pytest.LogCaptureFixture,
+    refusals: list[Script],
+    left_out: set[str],
+    answer: Script,
+) -> None:
+    server, upstream = stage
+    model = f"model-{next(numbers)}"
+    body = {"message": "Hi", "model": model, "temperature": 0.5, "max_output_tokens": 9}
+    upstream.play([*refusals, answer])
+    for requests in (len(refusals) + 1, len(refusals) + 2):
+        assert await seen_of(server, SSE, body, upstream.requests) == Seen("fine", requests=requests)
+    first, *_, last = upstream.requests
+    assert set(first) - set(last) == left_out
+    assert set(last) - set(first) == ({"max_completion_tokens"} if "max_tokens" in left_out else set())
+    assert last["stream"] is (answer is HI)
+    assert len([line for line in caplog.messages if "left out from now on" in line and model in line]) == 1
+    upstream.play([HI])
+    await seen_of(server, SSE, body | {"model": "another"}, ())
+    assert set(upstream.requests[0]) == set(first)
+
+
+async def test_a_parameter_is_not_remembered_for_a_refusal_that_it_was_not(
+    stage: tuple[LiveServer, RawUpstream], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who writes what a server then quotes must not take the tools from all."""
+    server, upstream = stage
+    body = {"message": "tools are not supported", "model": f"model-{next(numbers)}"}
+    upstream.play([refuse(400, {"message": f"cannot read: {body['message']}"})])
+    assert (await seen_of(server, SSE, body, upstream.requests)) == Seen(end="llm_error", requests=2)
+    upstream.play([HI])
+    await seen_of(server, SSE, body, ())
+    assert "tools" in upstream.requests[0]
+    assert "left out" not in caplog.text
+
+
+async def test_settings_leave_parameters_out_at_once(stage: tuple[LiveServer, RawUpstream]) -> None:
+    _, upstream = stage
+    upstream.play([HI])
+    async with live_server(upstream.url, upstream_omit=("tools", "max_tokens", "stream_options")) as server:
+        await seen_of(server, WS, {"message": "Hi", "max_output_tokens": 9}, ())
+    (request,) = upstream.requests
+    assert set(request) == {"model", "messages", "stream", "max_completion_tokens"}
+
+
+@pytest.mark.parametrize("status", [408, 409])
+async def test_a_stale_connection_is_not_used_for_the_next_try(
+    stage: tuple[LiveServer, RawUpstream], status: int
+) -> None:
+    server, upstream = stage
+    upstream.play([HI])
+    await seen_of(server, SSE, {"message": "Hi"}, ())
+    connections = upstream.connections
+    upstream.play([refuse(status, {"message": "stale"}), HI])
+    assert (await seen_of(server, SSE, {"message": "Hi"}, upstream.requests)) == Seen("fine", requests=2)
+    assert upstream.connections == connections + 1
+
+
+async def test_a_server_is_not_asked_before_the_time_that_it_names(stage: tuple[LiveServer, RawUpstream]) -> None:
+    server, upstream = stage
+    upstream.play([refuse(503, {"message": "later"}, "Retry-After-Ms: 900\r\nRetry-After: 1\r\n"), HI])
+    began = asyncio.get_running_loop().time()
+    assert (await seen_of(server, SSE, {"message": "Hi"}, upstream.requests)) == Seen("fine", requests=2)
+    assert asyncio.get_running_loop().time() - began >= 0.9
+
+
+@pytest.mark.parametrize("status", [429, 503, 529])
+async def test_a_client_is_told_when_to_come_back(stage: tuple[LiveServer, RawUpstream], status: int) -> None:
+    server, upstream = stage
+    upstream.play([refuse(status, {"message": "later"}, "Retry-After: 30\r\n")])
+    last = json.loads((await documents_of(await SSE.start(server, {"message": "Hi"})))[-1])
+    assert (last["type"], last["retry_after"], len(upstream.requests)) == ("error", 30.0, 1)
+
+
+# ---- the log --------------------------------------------------------------------------------------------------------
+
+PROMPT = "My diagnosis is something that nobody else shall come to know."
+QUOTED = f"{LEAK}: key {CANARY}, Bearer abcdefgh-12345678, cannot read '{PROMPT}' \x1b[31m\n\nnext line"
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        (refuse(400, {"message": QUOTED, "code": "bad"}), ["answered 400", LEAK, "code bad"]),
+        (refuse(401, {"message": QUOTED}), ["answered 401", LEAK]),
+        (refuse(429, {"message": QUOTED}), ["answered 429", LEAK]),
+        (refuse(503, QUOTED), ["answered 503", LEAK, "tried again in"]),
+        (refuse(404, {"message": "model 'm' not found"}), ["answered 404", "model 'm' not found"]),
+        (stream(data({"error": {"message": QUOTED, "code": 418}})), ["in the stream", LEAK]),
+        (stream(say("Hi"), data({"error": {"message": QUOTED, "code": 502}})), ["in the stream", LEAK]),
+        (stream(say("Hi"), end("network_error")), ["gave the answer up", "network_error"]),
+        (stream(say("Hi"), closes=False), ["ended in mid answer"]),
+        (stream(say("Hi"), data("{{")), ["makes no sense"]),
+        (whole("<html>", kind="text/html"), ["a web page"]),
+    ],
+)
+async def test_the_log_says_why_in_one_line_with_the_run_and_no_secret(
+    stage: tuple[LiveServer, RawUpstream], caplog: pytest.LogCaptureFixture, script: Script, words: list[str]
+) -> None:
+    server, upstream = stage
+    upstream.play([script])
+    with caplog.at_level(logging.WARNING):
+        events = [json.loads(each) for each in await documents_of(await WS.start(server, {"message": PROMPT}))]
+    lines = [line for line in caplog.messages if "the model server" in line]
+    assert len(lines) == len(upstream.requests)
+    for word in [events[0]["run_id"], *words]:
+        assert word in lines[0]
+    for line in lines:
+        assert line.isprintable()
+        assert len(line) < 400
+        for secret in (CANARY, "abcdefgh", "diagnosis", "nobody else"):
+            assert secret not in line
+    message = events[-1]["message"]
+    for word in (LEAK, CANARY, "diagnosis", "Traceback"):
+        assert word not in message
+
+
+async def test_the_log_says_that_nobody_is_there(caplog: pytest.LogCaptureFixture) -> None:
+    async with live_server("http://127.0.0.1:1/v1") as server:
+        events = [json.loads(each) for each in await documents_of(await SSE.start(server, {"message": "Hi"}))]
+    lines = [line for line in caplog.messages if "cannot be reached" in line]
+    assert len(lines) == 3
+    assert all(events[0]["run_id"] in line and "refused" in line.lower() for line in lines), lines
+
+
+async def test_the_log_says_that_no_safe_connection_could_be_made(caplog: pytest.LogCaptureFixture) -> None:
+    async def refuse_tls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(b"HTTP/1.0 400 Bad Request\r\n\r\nplain HTTP only")
+        writer.close()
+
+    plain = await asyncio.start_server(refuse_tls, "127.0.0.1", 0)
+    port = plain.sockets[0].getsockname()[1]
+    async with plain, live_server(f"https://127.0.0.1:{port}/v1") as server:
+        events = [json.loads(each) for each in await documents_of(await SSE.start(server, {"message": "Hi"}))]
+    assert "SSL" in next(line for line in caplog.messages if "cannot be reached" in line)
+    assert events[-1]["code"] == "upstream_unavailable"
+    assert "certificate" in events[-1]["message"]
+
+
+@pytest.mark.parametrize(
+    ("script", "word"),
+    [
+        (refuse(401, {"message": "no"}), "OPENAI_API_KEY"),
+        (refuse(404, {"message": "model 'm' not found"}), "CHATSERVER_MODEL"),
+        (refuse(400, {"message": "Model Not Exist"}), "CHATSERVER_MODEL"),
+        (refuse(404, "404 page not found"), "OPENAI_BASE_URL"),
+        (refuse(402, {"message": "Insufficient Balance"}), "account"),
+        (refuse(429, {"code": "insufficient_quota"}), "quota"),
+        (whole("<html>", kind="text/html"), "OPENAI_BASE_URL"),
+    ],
+)
+async def test_the_message_says_what_an_operator_can_do(
+    stage: tuple[LiveServer, RawUpstream], script: Script, word: str
+) -> None:
+    server, upstream = stage
+    upstream.play([script])
+    last = json.loads((await documents_of(await SSE.start(server, {"message": "Hi"})))[-1])
+    assert word in last["message"]
