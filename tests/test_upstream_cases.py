@@ -872,6 +872,7 @@ class RawUpstream:
 
     def __init__(self) -> None:
         self.requests: list[dict[str, Any]] = []
+        self.heads: list[str] = []
         self.connections = 0
         self.url = ""
         self._turns: list[Script] = []
@@ -881,6 +882,7 @@ class RawUpstream:
         """Begin a case; ``checks`` may refuse a request by a script of its own."""
         self._turns, self._checks = list(turns), checks
         self.requests.clear()
+        self.heads.clear()
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -888,6 +890,7 @@ class RawUpstream:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
                 length = int(head.partition("content-length:")[2].partition("\r\n")[0])
+                self.heads.append(head)
                 self.requests.append(json.loads(await reader.readexactly(length)))
                 script = self._checks(self.requests) if self._checks else None
                 if script is None:
