@@ -249,3 +249,5 @@ def test_no_piece_of_a_dialogue_gets_into_the_log() -> None:
     line = loggable(f"cannot answer '{' '.join(prompt.split())}': bad", [], messages)
     assert line == "cannot answer '…': bad"
     assert loggable("the context is too long", [], [{"content": "the context"}]) == "the context is too long"
+    for size in range(12, len(prompt)):
+        assert "…" in loggable(f"no: {' '.join(prompt[:size].split())}", [], [{"content": prompt}])

@@ -10,7 +10,7 @@ WORDS_CHARS = 1000
 LINE_CHARS = 300
 """So much of them is written."""
 
-QUOTE_CHARS = 24
+QUOTE_CHARS = 12
 """So long a piece of the dialogue is a quotation."""
 
 QUOTABLE_CHARS = 32 * 1024
