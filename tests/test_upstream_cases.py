@@ -889,6 +889,9 @@ class RawUpstream:
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+                if head.startswith("get "):  # Which models there are; that is not told here.
+                    writer.write(b"HTTP/1.1 404 X\r\nContent-Length: 0\r\n\r\n")
+                    continue
                 length = int(head.partition("content-length:")[2].partition("\r\n")[0])
                 self.heads.append(head)
                 self.requests.append(json.loads(await reader.readexactly(length)))
