@@ -48,6 +48,7 @@ class App(Litestar):
             return await super().__call__(scope, receive, partial(_without_traceback, send))
         asked = scope
         if scope["type"] == "http":
+            scope.setdefault("extensions", {})
             asked, send = _asked(scope), Answer(scope, send, self.state.parts.connections)
         try:
             try:
@@ -60,8 +61,7 @@ class App(Litestar):
                 await super().__call__(asked, receive, send)
         finally:
             # What reaches from here to the server's objects: a cycle each, for the collector.
-            scope.pop("extensions", None)
-            if place := asked.pop(PLACE, None):
+            if place := scope.pop("extensions", {}).get(PLACE):
                 place.leave()
 
 

@@ -34,7 +34,7 @@ async def read_body(request: Request[str, Any, State], kind: type[T]) -> T:
         raise UnsupportedMedia("the body must be application/json in UTF-8")
     if header(headers, b"content-encoding") not in ("", "identity"):
         raise UnsupportedMedia("the body must not be compressed")
-    place: Place = cast(Scope, request.scope)[PLACE]
+    place: Place = cast(Scope, request.scope)["extensions"][PLACE]
     try:
         body = await body_bytes(request, parts_of(request).settings.max_body_bytes, place.hold)
     finally:

@@ -82,7 +82,7 @@ async def admit(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
         identity = await parts.gate.identify(connection.scope, by_ticket=bool(handler.opt.get(TICKET)))
         parts.requests.count(identity.user)
         connection.scope["user"], connection.scope["auth"] = identity.user, identity
-        cast(Scope, connection.scope)[PLACE] = parts.connections.admit_request(identity.user)
+        cast(Scope, connection.scope)["extensions"][PLACE] = parts.connections.admit_request(identity.user)
 
 
 @post(
@@ -231,9 +231,9 @@ def _form(request: Request[str, Any, State]) -> Format:
 
 def _take_place(request: Request[str, Any, State]) -> None:
     """A stream's place for that of the request; there is none for a user who has as many streams as one may have."""
-    scope, place = cast(Scope, request.scope), parts_of(request).connections.admit(request.user)
-    scope[PLACE].leave()
-    scope[PLACE] = place
+    extensions, place = cast(Scope, request.scope)["extensions"], parts_of(request).connections.admit(request.user)
+    extensions[PLACE].leave()
+    extensions[PLACE] = place
 
 
 def _cursor(request: Request[str, Any, State], after: str | None = None) -> int:

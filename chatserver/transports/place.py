@@ -6,7 +6,7 @@ from typing import Self
 from chatserver.errors import TooMany
 
 PLACE = "chatserver.place"
-"""Where the scope of a request has its ``Place``, from its head to the last byte of its answer."""
+"""Where the extensions of a request have its ``Place``, from its head to the last byte of its answer."""
 
 
 class Place:
