@@ -143,7 +143,7 @@ async def test_a_page_of_the_own_origin_reaches_everything(chromium: Browser, au
 async def test_a_name_that_was_pointed_at_this_machine_is_refused(chromium: Browser) -> None:
     """DNS rebinding: to the browser it is the page's own origin."""
     async with staged(chromium) as stage:
-        answer = await stage.page.goto(f"http://{REBOUND}:{stage.server.port}/livez")
+        answer = await stage.page.goto(f"http://{REBOUND}:{stage.server.port}/chat/sessions")
         assert answer is not None and answer.status == 403
         stolen = await stage.do('fetch("/chat/sessions").then(answer => answer.text())')
         assert "forbidden" in stolen and "Mine" not in stolen

@@ -2,6 +2,17 @@
 
 import type { ToolCallState, Usage } from "./events.js";
 
+/** The models that a request may name, the default first. */
+export interface ModelList {
+  models: ModelRecord[];
+}
+
+/** A model that a request may name; `is_default`: it answers where a request names none. */
+export interface ModelRecord {
+  model: string;
+  is_default: boolean;
+}
+
 /** A run, as `GET /chat/runs/{run_id}` shows it. Times are RFC 3339 in UTC. */
 export interface RunRecord {
   run_id: string;
