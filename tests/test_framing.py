@@ -418,11 +418,10 @@ async def test_plain_text_of_a_stored_run_is_all_its_text() -> None:
     [
         ((role(), token("So far"), Cut()), b"So far"),
         ((role(), token("So far")), b"So far"),
-        ((role(), token("So far"), Done()), b"So far"),
         (refuse(401), b""),
         (refuse(400), b""),
     ],
-    ids=["cut", "no reason", "no reason but done", "no key", "refused"],
+    ids=["cut", "no reason", "no key", "refused"],
 )
 async def test_plain_text_is_broken_off_when_the_run_fails(place: Place, steps: Sequence[Step], text: bytes) -> None:
     with anyio.fail_after(WAIT_SECONDS):
