@@ -110,6 +110,16 @@ def test_arguments_that_grow_to_their_limit_take_the_memory_of_one() -> None:
     assert len(arguments._pieces) == 1
 
 
+def test_fragments_behind_snapshots_are_joined_in_the_time_of_their_length() -> None:
+    arguments, beginning = Arguments(), '{"a":"' + "x" * 100_000
+    for size in range(20):
+        arguments.add(beginning[: 100_000 + size])
+    for _ in range(200_000):  # To copy what there is for each would take minutes.
+        arguments.add("yz")
+    arguments.add('"}')
+    assert json.loads(arguments.text()) == {"a": beginning[6:100_019] + "yz" * 200_000}
+
+
 def test_it_is_not_looked_for_ever_whether_arguments_are_whole() -> None:
     arguments, looks = Arguments(), 0
     for _ in range(10_000):

@@ -39,14 +39,14 @@ class Arguments:
         if not text:
             return
         last = self._pieces[-1] if self._pieces else "{"
+        if self._snapshots >= SNAPSHOTS_ENOUGH and last.startswith(text):
+            return
+        self._is_chain = self._is_chain and text.startswith(last)
+        self._snapshots = self._snapshots + 1 if self._is_chain else 0
         if self._snapshots >= SNAPSHOTS_ENOUGH:
-            text = text if text.startswith(last) else last + text if not last.startswith(text) else last
-            self._pieces, self._chars = [text], len(text)
-        else:
-            self._is_chain = self._is_chain and text.startswith(last)
-            self._snapshots = self._snapshots + 1 if self._is_chain else 0
-            self._pieces.append(text)
-            self._chars += len(text)
+            self._pieces, self._chars = [], 0
+        self._pieces.append(text)
+        self._chars += len(text)
         if len(text) > ARGUMENTS_CHARS_LIMIT or (self._chars > ARGUMENTS_CHARS_LIMIT and not self._is_chain):
             raise nonsense("tool arguments without end", "the model's tool arguments have no end")
 
