@@ -35,6 +35,6 @@ function tokens({ input_tokens: read, output_tokens: written, estimated }) {
 /** @param {Measured} measured */
 function cuts({ cuts: count, backMs, lost, twice }) {
   const back = backMs === null ? "" : `, back in ${duration(backMs)}`;
-  const title = "Events that were asked for again: how many are missing, how many came although they were there";
+  const title = "Cut where the text is underlined. Of the events that were asked for again: how many are missing, how many came although they were there";
   return el("span", { class: "cuts", title }, icon("cut"), `${count} ${count === 1 ? "cut" : "cuts"} survived${back}, ${lost} lost, ${twice} twice`);
 }

@@ -6,7 +6,7 @@ import { patch } from "./render.js";
 /** Where connections were cut, in all texts. Marked without an element: the text does not change, nor a selection in it. */
 const cuts = globalThis.CSS?.highlights && new Highlight();
 if (cuts) CSS.highlights.set("cut", cuts);
-const MARKED_CHARS = 8;
+const LAST_WORD = /\S{0,12}\s*$/;
 
 /** All texts are gone. */
 export function forgetCuts() {
@@ -46,7 +46,8 @@ export class Flow {
     while (end?.lastChild) end = end.lastChild;
     if (!(end instanceof Text)) return;
     const range = new Range();
-    range.setStart(end, Math.max(0, end.length - MARKED_CHARS));
+    const tail = end.data.slice(-24);
+    range.setStart(end, end.length - tail.length + tail.search(LAST_WORD));
     range.setEnd(end, end.length);
     cuts?.add(range);
   }
