@@ -230,8 +230,8 @@ async def test_a_finger_finds_everything(chromium: Browser) -> None:
 
 
 async def test_colours_of_ones_own_tell_what_is_chosen(chromium: Browser) -> None:
-    names = "['backgroundColor', 'color', 'outline', 'border']"
-    look = f"(each) => JSON.stringify({names}.map((name) => getComputedStyle(each)[name]))"
+    """Where colours are forced, only what keeps its own can differ from the rest."""
+    look = "(each) => [getComputedStyle(each).forcedColorAdjust, getComputedStyle(each).backgroundColor]"
     async with chatting(chromium, forced_colors="active") as (page, _, upstream):
         upstream.always(*say("Yes."))
         for text in ("One", "Two"):
@@ -239,12 +239,14 @@ async def test_colours_of_ones_own_tell_what_is_chosen(chromium: Browser) -> Non
             await page.send(text)
             await page.answered("Yes.")
         await page("#title").hover()
-        chosen, other = page("#transport input:checked + span"), page("#transport input:not(:checked) + span").first
-        assert await chosen.evaluate(look) != await other.evaluate(look)
-        current, another = page("#sessions a[aria-current]"), page("#sessions a:not([aria-current])")
-        assert await current.evaluate(look) != await another.evaluate(look)
-        pill = await page("#state i").evaluate("(each) => getComputedStyle(each).backgroundColor")
-        assert pill != await page("#state").evaluate("(each) => getComputedStyle(each).backgroundColor")
+        for chosen, other in (
+            ("#transport input:checked + span", "#transport label:last-child input + span"),
+            ("#sessions a[aria-current]", "#sessions a:not([aria-current])"),
+            ("#state i", "#state"),
+        ):
+            adjust, colour = await page(chosen).evaluate(look)
+            assert adjust == "none", chosen
+            assert colour != (await page(other).evaluate(look))[1], chosen
 
 
 async def test_those_who_listen_find_their_way(chromium: Browser) -> None:
