@@ -22,7 +22,7 @@ from chatserver.limits import Requests
 from chatserver.log.memory import MemoryLogs
 from chatserver.providers.openai import OpenAIProvider
 from chatserver.runs import Runs
-from chatserver.sessions import open_sessions
+from chatserver.sessions import Quota, open_sessions
 from chatserver.settings import DEFAULT_MODEL, Settings
 from chatserver.tools import load_tools
 from chatserver.tools.execution import ToolThreads
@@ -98,7 +98,8 @@ def create_app(settings: Settings) -> Litestar:
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            sessions = await stack.enter_async_context(open_sessions(settings.database_url))
+            quota = Quota(settings.max_sessions_per_user, settings.max_stored_bytes_per_user)
+            sessions = await stack.enter_async_context(open_sessions(settings.database_url, quota))
             await sessions.interrupt_abandoned()
             provider = await stack.enter_async_context(
                 OpenAIProvider(

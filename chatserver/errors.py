@@ -16,6 +16,7 @@ ChatError                 an answer to a client: an HTTP problem document, or a 
 ├── KeyReused         422 an idempotency key with another body
 ├── UpgradeRequired   426 plain HTTP where a WebSocket lives
 ├── TooMany           429 over a limit of the user or the server
+├── QuotaExceeded     429 all that a user may have stored
 ├── HeadTooLarge      431 a URL or headers over their limit
 ├── Internal          500 a bug of this server
 ├── Draining          503 going down
@@ -157,6 +158,12 @@ class UpgradeRequired(ChatError):
 
 class TooMany(ChatError):
     status, code, retry_after = 429, "too_many", 1
+
+
+class QuotaExceeded(ChatError):
+    """Waiting does not help: something has to be deleted first."""
+
+    status, code = 429, "quota"
 
 
 class HeadTooLarge(ChatError):

@@ -88,6 +88,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_tokens_per_run: Count = 1_000_000
     max_tokens_per_day: Count | None = None
     max_context_tokens: Count = 100_000
+    max_sessions_per_user: Count = 10_000
+    max_stored_bytes_per_user: Count | None = None
 
     auth: str = "none"
     jwt_secret: str | None = None

@@ -36,7 +36,7 @@ from chatserver.events import (
 )
 from chatserver.log import SEQ_LIMIT
 from chatserver.records import MessageRecord, RunFailure, RunStatus, SessionPage
-from chatserver.sessions import Begun, Sessions, begin, end, open_sessions
+from chatserver.sessions import Begun, Quota, Sessions, begin, end, open_sessions
 from chatserver.sessions.database import Database, open_database
 from chatserver.sessions.schema import metadata, runs, spendings
 from chatserver.sessions.schema import sessions as chats
@@ -282,7 +282,7 @@ async def test_a_call_that_waited_for_its_twin_returns_the_twins_run(postgres_ur
     late: list[Begun] = []
 
     def win(connection: Connection) -> Begun:
-        won = begin.begin(connection, "ann", request, new_id(), "twin")
+        won = begin.begin(connection, "ann", request, new_id(), "twin", Quota())
         tasks.start_soon(lose)
         while not connection.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")):
             pass  # Each look lets the event loop go on.

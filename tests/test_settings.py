@@ -75,7 +75,7 @@ def value(name: str, text: str) -> Any:
             return type(number)(text)
         case tuple():
             return (text,)
-        case None if name == "max_tokens_per_day":
+        case None if name in ("max_tokens_per_day", "max_stored_bytes_per_user"):
             return int(text)
         case _:
             return text

@@ -21,13 +21,16 @@ from chatserver.sessions.begin import Begun
 from chatserver.sessions.branches import MESSAGES_LIMIT
 from chatserver.sessions.database import Database, open_database
 from chatserver.sessions.end import INTERRUPTED
+from chatserver.sessions.holdings import Quota
 from chatserver.sessions.leases import Lease
 from chatserver.sessions.trouble import Troubled
 
-__all__ = ["INTERRUPTED", "Begun", "Sessions", "open_sessions"]
+__all__ = ["INTERRUPTED", "Begun", "Quota", "Sessions", "open_sessions"]
 
 PROBE_SECONDS = 1.0
 """How old the knowledge may be that the database can be written, and how long it may take to get."""
+
+NO_QUOTA = Quota()
 
 BEGIN_ATTEMPTS = 3
 """A lost race for a key or a session shows in the second attempt; the third is for one deleted in between."""
@@ -36,9 +39,10 @@ BEGIN_ATTEMPTS = 3
 class Sessions:
     """The store of one database. ``user`` is the owner's id throughout."""
 
-    def __init__(self, database: Database, lease: Lease) -> None:
+    def __init__(self, database: Database, lease: Lease, quota: Quota) -> None:
         self._database = database
         self._lease = lease
+        self._quota = quota
         self._probe: asyncio.Task[bool] | None = None
         self._probed_at = 0.0
 
@@ -67,11 +71,13 @@ class Sessions:
             KeyReused: the key was used with another request.
             RunActive: the session is busy with another run.
             NotFound: the user has no such message to regenerate or to go on from.
+            TooMany, QuotaExceeded: the user has as much stored as one may have.
             Unavailable: other processes may be about to take this one for dead.
         """
         if self._lease.is_stale:
             raise Unavailable("the database was not reached for a while", retry_after=1)
-        work = partial(begin.begin, user=user, request=request, run_id=run_id, owner=self._lease.owner)
+        here = partial(begin.begin, owner=self._lease.owner, quota=self._quota)
+        work = partial(here, user=user, request=request, run_id=run_id)
         for _ in range(BEGIN_ATTEMPTS - 1):
             try:
                 return await self._database.write(work)
@@ -194,7 +200,7 @@ class Sessions:
 
 
 @asynccontextmanager
-async def open_sessions(database_url: str) -> AsyncIterator[Sessions]:
+async def open_sessions(database_url: str, quota: Quota = NO_QUOTA) -> AsyncIterator[Sessions]:
     """The sessions in the database of a URL (``sqlite:///FILE`` or ``postgresql://…``), at the newest schema.
 
     Raises:
@@ -203,4 +209,4 @@ async def open_sessions(database_url: str) -> AsyncIterator[Sessions]:
     async with open_database(database_url) as opened:
         database = Troubled(opened)
         async with Lease(database) as lease:
-            yield Sessions(database, lease)
+            yield Sessions(database, lease, quota)

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, bindparam, insert, select, update
 from chatserver.commands import ChatRequest, new_id
 from chatserver.errors import KeyReused, NotFound, RunActive
 from chatserver.records import MessageRecord, MessageStatus, Role, RunRecord, timestamp
+from chatserver.sessions.holdings import Quota, add
 from chatserver.sessions.read import RUN_COLUMNS
 from chatserver.sessions.schema import folded, messages, runs, sessions
 
@@ -18,7 +19,11 @@ TITLE_CHARS_LIMIT = 80
 
 # Made once: to build a statement costs as much as to run it.
 _NEW_RUN, _NEW_SESSION, _NEW_MESSAGES = insert(runs), insert(sessions), insert(messages)
-_TOUCH = update(sessions).where(sessions.c.user_id == bindparam("user"), sessions.c.session_id == bindparam("session"))
+_TOUCH = (
+    update(sessions)
+    .where(sessions.c.user_id == bindparam("user"), sessions.c.session_id == bindparam("session"))
+    .values(updated_at=bindparam("now"), bytes=sessions.c.bytes + bindparam("size"))
+)
 
 
 class Begun(Struct, frozen=True, kw_only=True):
@@ -35,16 +40,18 @@ class _Place(Struct, frozen=True):
     session_id: str
     position: int
     parent_id: str | None
+    is_new: bool = False
+    """The session."""
 
 
-def begin(connection: Connection, user: str, request: ChatRequest, run_id: str, owner: str) -> Begun:
+def begin(connection: Connection, user: str, request: ChatRequest, run_id: str, owner: str, quota: Quota) -> Begun:
     """Insert what the request starts: the user's message unless it is there, an empty answer, a running run.
 
     Raises:
-        KeyReused, RunActive, NotFound: it cannot be started.
+        KeyReused, RunActive, NotFound, TooMany, QuotaExceeded: it cannot be started.
     """
     try:
-        return earlier(connection, user, request) or _begin(connection, user, request, run_id, owner)
+        return earlier(connection, user, request) or _begin(connection, user, request, run_id, owner, quota)
     except RunActive:
         # PostgreSQL: it may be the run of this very request, begun elsewhere while this call waited for the session.
         if found := earlier(connection, user, request):
@@ -52,7 +59,7 @@ def begin(connection: Connection, user: str, request: ChatRequest, run_id: str, 
         raise
 
 
-def _begin(connection: Connection, user: str, request: ChatRequest, run_id: str, owner: str) -> Begun:
+def _begin(connection: Connection, user: str, request: ChatRequest, run_id: str, owner: str, quota: Quota) -> Begun:
     now = timestamp()
     find_place = _next if request.regenerate is None and request.parent_id is None else _named
     place = find_place(connection, user, request, now)
@@ -69,6 +76,8 @@ def _begin(connection: Connection, user: str, request: ChatRequest, run_id: str,
     origin = {"user_id": user, "user_message_id": answer.parent_id, "owner": owner}
     identity = {"idempotency_key": request.idempotency_key, "request_digest": _digest(request)}
     connection.execute(_NEW_RUN, asdict(run) | origin | identity)
+    # The last, since on PostgreSQL all that the user begins waits here for the one before.
+    add(connection, user, int(place.is_new), _size(request), quota)
     return Begun(run=run, user_message_id=str(answer.parent_id), is_new=True)
 
 
@@ -101,14 +110,14 @@ def earlier(connection: Connection, user: str, request: ChatRequest) -> Begun | 
 
 def _next(connection: Connection, user: str, request: ChatRequest, now: str) -> _Place:
     """After the newest message of the session, or the beginning of a new one."""
-    if request.session_id is not None and _touch(connection, user, request.session_id, now):
+    if request.session_id is not None and _touch(connection, user, request.session_id, request, now):
         newest = _newest(connection, user, request.session_id)
         return _Place(request.session_id, newest.position, newest.message_id)
     session_id = request.session_id or new_id()
     title = _title(request.message or "")
     row = {"user_id": user, "session_id": session_id, "title": title, "folded_title": folded(title)}
-    connection.execute(_NEW_SESSION, row | {"created_at": now, "updated_at": now})
-    return _Place(session_id, 0, None)
+    connection.execute(_NEW_SESSION, row | {"created_at": now, "updated_at": now, "bytes": _size(request)})
+    return _Place(session_id, 0, None, is_new=True)
 
 
 def _named(connection: Connection, user: str, request: ChatRequest, now: str) -> _Place:
@@ -124,7 +133,7 @@ def _named(connection: Connection, user: str, request: ChatRequest, now: str) ->
     if (
         old is None
         or request.session_id not in (None, old.session_id)
-        or not _touch(connection, user, old.session_id, now)
+        or not _touch(connection, user, old.session_id, request, now)
     ):
         raise NotFound("there is nothing with this id")
     newest = _newest(connection, user, old.session_id)
@@ -133,9 +142,14 @@ def _named(connection: Connection, user: str, request: ChatRequest, now: str) ->
     return _Place(old.session_id, newest.position, end)
 
 
-def _touch(connection: Connection, user: str, session_id: str, now: str) -> bool:
+def _touch(connection: Connection, user: str, session_id: str, request: ChatRequest, now: str) -> bool:
     """Mark the session as used now, if it is there; on PostgreSQL this is also the lock that others wait at."""
-    return connection.execute(_TOUCH, {"user": user, "session": session_id, "updated_at": now}).rowcount == 1
+    parameters = {"user": user, "session": session_id, "now": now, "size": _size(request)}
+    return connection.execute(_TOUCH, parameters).rowcount == 1
+
+
+def _size(request: ChatRequest) -> int:
+    return len((request.message or "").encode())
 
 
 class _Newest(Struct, frozen=True):

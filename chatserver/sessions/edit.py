@@ -5,6 +5,7 @@ from sqlalchemy import Connection, delete, update
 from chatserver.commands import known_form
 from chatserver.errors import NotFound
 from chatserver.records import SessionRecord
+from chatserver.sessions.holdings import add
 from chatserver.sessions.read import session_record
 from chatserver.sessions.schema import folded, sessions
 
@@ -27,5 +28,7 @@ def remove(connection: Connection, user: str, session_id: str) -> None:
         NotFound: the user has no such session.
     """
     mine = (sessions.c.user_id == user, sessions.c.session_id == known_form(session_id))
-    if connection.execute(delete(sessions).where(*mine)).rowcount == 0:
+    size = connection.execute(delete(sessions).where(*mine).returning(sessions.c.bytes)).scalar()
+    if size is None:
         raise NotFound("there is nothing with this id")
+    add(connection, user, -1, -size)

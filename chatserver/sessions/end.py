@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
+import msgspec
 from msgspec.structs import replace
 from sqlalchemy import Connection, Executable, bindparam, case, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -26,6 +27,7 @@ from chatserver.events import (
 )
 from chatserver.log import SEQ_LIMIT
 from chatserver.records import RunFailure, status_after, timestamp
+from chatserver.sessions.holdings import add_to_run
 from chatserver.sessions.schema import messages, runs, sessions, spendings
 
 INTERRUPTED = Error(code="interrupted", message="the server stopped before the answer was complete", retryable=True)
@@ -34,7 +36,11 @@ INTERRUPTED = Error(code="interrupted", message="the server stopped before the a
 # Made once: to build a statement costs as much as to run it. What they set are the parameters named as columns.
 _IS_UNFINISHED = (runs.c.run_id == bindparam("run"), runs.c.finished_at.is_(None))
 _SESSION = select(runs.c.user_id, runs.c.session_id).where(*_IS_UNFINISHED)
-_TOUCH = update(sessions).where(tuple_(sessions.c.user_id, sessions.c.session_id).in_(_SESSION))
+_TOUCH = (
+    update(sessions)
+    .where(tuple_(sessions.c.user_id, sessions.c.session_id).in_(_SESSION))
+    .values(updated_at=bindparam("now"), bytes=sessions.c.bytes + bindparam("size"))
+)
 _END = update(runs).where(*_IS_UNFINISHED)
 _USER = select(runs.c.user_id).where(runs.c.run_id == bindparam("run")).scalar_subquery()
 _MESSAGE = select(runs.c.message_id).where(runs.c.run_id == bindparam("run")).scalar_subquery()
@@ -60,17 +66,20 @@ def finish(
     now, status = timestamp(), status_after(ending)
     error = RunFailure(ending.code, ending.message) if isinstance(ending, Error) else None
     # The session first: everybody locks in this order, so that PostgreSQL meets no deadlock with a deletion.
-    connection.execute(_TOUCH, {"run": run_id, "updated_at": now})
+    said, log = _said(answer), b"\n".join(each.data for each in records)
+    size = len(log) + len(msgspec.json.encode(said["tool_calls"]))
+    size += sum(len(said[name].encode()) for name in ("content", "reasoning"))
+    connection.execute(_TOUCH, {"run": run_id, "now": now, "size": size})
     ended = {"status": status, "last_seq": records[-1].seq, "usage": usage, "finished_at": now, "error": error}
-    log = {"events": b"\n".join(each.data for each in records)}
-    if connection.execute(_END, {"run": run_id} | ended | log | {"owner": owner}).rowcount == 0:
+    if connection.execute(_END, {"run": run_id, "events": log, "owner": owner} | ended).rowcount == 0:
         return _check_owner(connection, run_id, owner)
     if usage is not None:
         spent = {"run": run_id, "day": now[:10], "tokens": usage.input_tokens + usage.output_tokens}
         connection.execute(_spend(connection.dialect.name), spent)
-    said = _said(answer) | {"usage": usage, "status": "complete" if status == "completed" else "partial"}
+    said |= {"usage": usage, "status": "complete" if status == "completed" else "partial"}
     said["finish_reason"] = None if isinstance(ending, Error) else ending.finish_reason
     connection.execute(_SAY, {"run": run_id} | said)
+    add_to_run(connection, run_id, size)
 
 
 def _check_owner(connection: Connection, run_id: str, owner: str) -> None:

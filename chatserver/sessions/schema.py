@@ -59,6 +59,7 @@ sessions = Table(
     Column("folded_title", Text, nullable=False, server_default=text("''")),  # as it is searched
     Column("created_at", Text, nullable=False),
     Column("updated_at", Text, nullable=False),
+    Column("bytes", BigInteger, nullable=False, server_default=text("0")),  # of its messages and runs
     PrimaryKeyConstraint("user_id", "session_id", name="pk_sessions"),
     Index("sessions_by_age", "user_id", "updated_at", "session_id"),
 )
@@ -100,6 +101,16 @@ spendings = Table(
     Column("day", Text, nullable=False),
     Column("tokens", BigInteger, nullable=False),
     PrimaryKeyConstraint("user_id", name="pk_spendings"),
+)
+
+# What each user has stored; see ``holdings``.
+holdings = Table(
+    "holdings",
+    metadata,
+    Column("user_id", Text, nullable=False),
+    Column("sessions", Integer, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    PrimaryKeyConstraint("user_id", name="pk_holdings"),
 )
 
 # The processes that use this database; see ``leases``.

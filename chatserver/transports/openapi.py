@@ -28,7 +28,7 @@ BY_NOTHING: list[dict[str, list[str]]] = [{}]
 ALWAYS = (errors.BadHttp, errors.Forbidden, errors.TooSlow, errors.HeadTooLarge, errors.Overloaded)
 WITH_USER = (*ALWAYS, errors.Unauthenticated, errors.TooMany, errors.Unavailable, errors.Draining)
 WITH_BODY = (*WITH_USER, errors.BadJson, errors.BadRequest, errors.TooLarge, errors.UnsupportedMedia)
-STARTING = (*WITH_BODY, errors.NotFound, errors.RunActive, errors.KeyReused)
+STARTING = (*WITH_BODY, errors.NotFound, errors.RunActive, errors.KeyReused, errors.QuotaExceeded)
 
 
 class FieldProblem(Struct):

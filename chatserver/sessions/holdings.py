@@ -1,0 +1,55 @@
+"""Holdings: how many sessions each user has, and how many bytes are stored in them. Counted along, never by looking."""
+
+from functools import cache
+from typing import Any
+
+from msgspec import Struct
+from sqlalchemy import ColumnElement, Connection, Executable, bindparam, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from chatserver.errors import QuotaExceeded, TooMany
+from chatserver.sessions.schema import holdings, runs
+
+FULL_SECONDS = 60
+"""When it makes sense to ask again for one more session: somebody has to delete one first."""
+
+
+class Quota(Struct, frozen=True):
+    """What a user may have; None: any amount."""
+
+    sessions: int | None = None
+    bytes: int | None = None
+
+
+def add(connection: Connection, user: str, sessions: int, size: int, quota: Quota | None = None) -> None:
+    """Count sessions and bytes that a user has from now on, or no more (negative).
+
+    Raises:
+        TooMany, QuotaExceeded: it is more than the user may have.
+    """
+    parameters = {"user": user, "sessions": sessions, "bytes": size}
+    now = connection.execute(_add(connection.dialect.name, _NAMED), parameters).one()
+    if quota is None:
+        return
+    if sessions and quota.sessions is not None and now.sessions > quota.sessions:
+        raise TooMany(f"at most {quota.sessions} sessions: delete some first", retry_after=FULL_SECONDS)
+    if quota.bytes is not None and now.bytes > quota.bytes:
+        raise QuotaExceeded(f"at most {quota.bytes} bytes of sessions: delete some first")
+
+
+def add_to_run(connection: Connection, run_id: str, size: int) -> None:
+    """Count bytes that the user of a run has from now on."""
+    parameters = {"run": run_id, "sessions": 0, "bytes": size}
+    connection.execute(_add(connection.dialect.name, _USER), parameters)
+
+
+_NAMED: ColumnElement[Any] = bindparam("user")
+_USER = select(runs.c.user_id).where(runs.c.run_id == bindparam("run")).scalar_subquery()
+
+
+@cache  # To build a statement costs as much as to run it.
+def _add(dialect: str, user: ColumnElement[Any]) -> Executable:
+    query = (postgresql.insert if dialect == "postgresql" else sqlite.insert)(holdings).values(user_id=user)
+    grown = {name: holdings.c[name] + query.excluded[name] for name in ("sessions", "bytes")}
+    query = query.on_conflict_do_update(index_elements=["user_id"], set_=grown)
+    return query.returning(holdings.c.sessions, holdings.c.bytes)
