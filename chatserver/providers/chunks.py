@@ -93,14 +93,12 @@ class TurnDecoder:
             if self.is_over:
                 return
             had_finished, pieces, found, fault = self.has_finished, self.pieces, list[Delta](), None
-            chunk, done, _ = data.partition(b"\n[DONE]")
-            is_done = bool(done) or _is_done(data)
-            if done or not is_done:
-                try:
-                    for each in documents(kind, chunk):
-                        self._chunk(kind, each, found)
-                except Fault as failure:
-                    fault = failure
+            chunk, is_done = _without_done(data)
+            try:
+                for each in documents(kind, chunk):
+                    self._chunk(kind, each, found)
+            except Fault as failure:
+                fault = failure
             self.went_on = self.went_on or (had_finished and self.pieces > pieces)
             self.is_over = is_done
             self.has_finished = self.has_finished or is_done
@@ -209,8 +207,14 @@ class TurnDecoder:
                 self._usage = read, _number(usage.get("completion_tokens", usage.get("output_tokens"))) or 0
 
 
-def _is_done(data: bytes) -> bool:
-    return data[:32].strip(b" \t\"'").upper().startswith(b"[DONE]")
+def _without_done(data: bytes) -> tuple[bytes, bool]:
+    """An event without the `[DONE]` that it is, or that stands in a line of its own; and whether there was one."""
+    if data.startswith(b"{") and data.endswith(b"}"):
+        return data, False
+    if data[:32].strip(b" \t\"'").upper().startswith(b"[DONE]"):
+        return b"", True
+    chunk, done, _ = data.partition(b"\n[DONE]")
+    return chunk, bool(done)
 
 
 def _thoughts(delta: dict[str, Any]) -> str:
