@@ -108,6 +108,12 @@ async def test_a_limit_is_told_and_waited_for(chromium: Browser, transport: str)
         await expect(page.answer.locator(".why")).to_contain_text(
             "Waits: 1 answer is being written, the most at a time."
         )
+        await page("#stop").click()  # It is not sent, and not lost.
+        await expect(page(".bubble")).to_have_count(0)
+        await expect(page("#message")).to_have_value("B")
+        await expect(page("#note")).to_have_text("It was not sent.")
+        await page.page.press("#message", "Enter")
+        await expect(page.answer.locator(".why")).to_contain_text("Waits: ")
         gate.set()
         await page.answered("Two.")
         await expect(page.answer.locator(".why")).to_be_hidden()

@@ -18,9 +18,9 @@ export class Reading {
 
   /**
    * @param {Chat} chat @param {Wire} wire
-   * @param {{ onBegan: (event: StartEvent) => void, onRefused: (error: any, view: AnswerView) => void, onSignedOut: () => void,
-   *           onChange: () => void, onNews: () => void }} hooks
-   * `onBegan`: the server has taken what was asked; `onNews`: other pages of this user may want to know
+   * @param {{ onBegan: (event: StartEvent) => void, onRefused: (error: any, view: AnswerView) => void, onWithdrawn: () => void,
+   *           onSignedOut: () => void, onChange: () => void, onNews: () => void }} hooks
+   * `onBegan`: the server has taken what was asked; `onWithdrawn`: it has not, and will not be asked again; `onNews`: other pages of this user may want to know
    */
   constructor(chat, wire, hooks) {
     this.chat = chat;
@@ -92,11 +92,16 @@ export class Reading {
 
   /** End the answer that is being written. */
   async stop() {
-    if (!this.#run || this.#goOn) return;
+    const run = this.#run;
+    if (!run || this.#goOn) return;
+    if (run.id === null && run.waits?.reason.status) {
+      this.hooks.onWithdrawn(); // The server has refused it so far: there is nothing to stop.
+      return run.detach();
+    }
     announce("Stopping");
     this.#isStopping = true;
     this.showState();
-    await this.#run.cancel().catch((error) => this.#view?.fail({ code: error.code ?? "lost", message: said(error) }));
+    await run.cancel().catch((error) => this.#view?.fail({ code: error.code ?? "lost", message: said(error) }));
   }
 
   /** Read it no more; it goes on. */

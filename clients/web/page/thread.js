@@ -32,7 +32,12 @@ export class Thread {
     this.chat = chat;
     this.wire = wire;
     this.hooks = hooks;
-    this.reading = new Reading(chat, wire, { ...hooks, onBegan: (event) => this.#began(event), onRefused: (error, view) => this.#refused(error, view) });
+    this.reading = new Reading(chat, wire, {
+      ...hooks,
+      onBegan: (event) => this.#began(event),
+      onRefused: (error, view) => this.#refused(error, view),
+      onWithdrawn: () => this.#giveBack("It was not sent."),
+    });
   }
 
   get sessionId() {
@@ -215,14 +220,20 @@ export class Thread {
     this.hooks.onChange();
   }
 
+  /** What was asked is not on the page any more, but in the field. @param {string} why */
+  #giveBack(why) {
+    const text = this.#asked?.text ?? "";
+    this.#asked = null;
+    this.#draw();
+    this.hooks.onRefused(text, why);
+  }
+
   /** @param {unknown} error @param {AnswerView} view */
   #refused(error, view) {
     const { code = "lost", status, retryAfter, isFinal } = /** @type {any} */ (error);
     const asked = this.#asked;
     if (asked && (status === 413 || code === "run_active")) {
-      this.#asked = null;
-      this.#draw();
-      this.hooks.onRefused(asked.text ?? "", code === "run_active" ? "An answer was being written here already. Send this when it is over." : said(error));
+      this.#giveBack(code === "run_active" ? "An answer was being written here already. Send this when it is over." : said(error));
       if (code === "run_active") setTimeout(() => void this.refresh());
       return;
     }
