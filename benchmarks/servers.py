@@ -105,7 +105,7 @@ def running(
     """
     port = free_port()
     heartbeat = {"CHATSERVER_HEARTBEAT_SECONDS": str(ping_seconds)}
-    model = {"OPENAI_BASE_URL": model_url, "OPENAI_API_KEY": "lab", "CHATSERVER_MODEL": "lab", "PYTHONPATH": str(ROOT)}
+    model = {"OPENAI_BASE_URL": model_url, "OPENAI_API_KEY": "lab", "PYTHONPATH": str(ROOT)}
     with tempfile.TemporaryDirectory(prefix="chatserver-lab-") as folder, Path(folder, "log").open("w+b") as log:
         command = [sys.executable, "-m", *MODULES[name], str(port)]
         if name == "usual":

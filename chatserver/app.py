@@ -23,7 +23,7 @@ from chatserver.log.memory import MemoryLogs
 from chatserver.providers.openai import OpenAIProvider
 from chatserver.runs import Runs
 from chatserver.sessions import Quota, open_sessions
-from chatserver.settings import DEFAULT_MODEL, Settings
+from chatserver.settings import Settings
 from chatserver.tools import load_tools
 from chatserver.tools.execution import ToolThreads
 from chatserver.transports import demo, documents, http, page
@@ -128,8 +128,6 @@ def create_app(settings: Settings) -> Litestar:
             app.state.parts = Parts(settings, gate, requests, runs, sessions, connections)
             beside = await stack.enter_async_context(anyio.create_task_group())
             beside.start_soon(provider.warm_up)
-            if settings.openai_base_url and settings.model == DEFAULT_MODEL:
-                beside.start_soon(provider.look_for, settings.model)
             beside.start_soon(gate.keep_fresh)
             yield
             beside.cancel_scope.cancel()

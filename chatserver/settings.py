@@ -31,7 +31,6 @@ HEADER_VALUES = ("openai_api_key", "openai_org_id", "openai_project_id")
 JWT_SECRET_BYTES = 32
 """A shorter one can be guessed from a single token (RFC 7518, 3.2)."""
 
-DEFAULT_MODEL = "gpt-4o-mini"
 DEMO_MODEL = "demo"
 CONNECTIONS_OF_ALL = 10_000
 """Of the one user that there is without authentication."""
@@ -55,7 +54,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     openai_project_id: str | None = None
     openai_custom_headers: str | None = None
     upstream_omit: tuple[str, ...] = ()
-    model: str = DEFAULT_MODEL
+    model: str = "gpt-4o-mini"
     models: tuple[str, ...] = ()
     tools: str | None = None
 

@@ -21,7 +21,7 @@ import msgspec
 from litestar import Litestar
 
 from chatserver.server import Server, bind
-from chatserver.settings import DEFAULT_MODEL, Settings, variable
+from chatserver.settings import Settings, variable
 
 CANARY = "sk-test-canary"
 """The upstream key of every test: it must never be seen in an answer or a log."""
@@ -39,7 +39,6 @@ def settings_for(upstream_url: str | None, directory: Path, **settings: Any) -> 
         "port": 0,
         "openai_api_key": CANARY if upstream_url else None,
         "openai_base_url": upstream_url,
-        "model": "test-model" if upstream_url else DEFAULT_MODEL,  # The default one would be looked for at start.
         "database_url": f"sqlite:///{directory}/chat.db",
         "heartbeat_seconds": 15.0,
         "grace_seconds": 10.0,
@@ -229,13 +228,6 @@ class ServerProcess:
     def _said(self) -> None:
         self._spoke.set()
         self._spoke = asyncio.Event()
-
-    async def complaint(self, words: str) -> str:
-        """The first line on stderr with these words in it, as soon as there is one."""
-        with anyio.fail_after(START_SECONDS):
-            while not (found := next((line for line in self.stderr if words in line), "")):
-                await self._spoke.wait()
-        return found
 
     def terminate(self) -> None:
         self._running.send_signal(signal.SIGTERM)

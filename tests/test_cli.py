@@ -20,7 +20,6 @@ from chatserver.cli import main
 from chatserver.settings import Settings, load, variable
 from chatserver.sources import remarks
 from tests.clients import request
-from tests.fake_upstream import JSON_BODY, FakeUpstream, Raw, Status
 from tests.live import ROOT, ServerProcess
 
 pytestmark = pytest.mark.anyio
@@ -304,19 +303,6 @@ async def test_the_banner_names_the_upstream_and_no_secret(elsewhere: Path) -> N
     async with serving(elsewhere, CHATSERVER_MODEL="mine") as server:
         assert "mine at http://me:***@127.0.0.1:1/v1" in server.output
         assert "hunter2" not in server.output and "demo" not in server.output
-
-
-async def test_serve_says_which_models_there_are_where_the_default_one_is_not(elsewhere: Path) -> None:
-    body = b'{"data": [{"id": "llama3.2"}, {"id": "qwen3"}]}'
-    async with FakeUpstream() as upstream:
-        upstream.always(Status(200, JSON_BODY, length=len(body)), Raw(body))
-        async with serving(elsewhere, OPENAI_BASE_URL=upstream.url) as server:
-            line = await server.complaint("has no gpt-4o-mini")
-            os.kill(server.pid, signal.SIGINT)
-            assert await server.wait() == 0
-    assert f"asking for gpt-4o-mini at {upstream.url}" in server.output
-    assert server.stderr == [line]
-    assert line.endswith("has no gpt-4o-mini; CHATSERVER_MODEL may be one of llama3.2, qwen3")
 
 
 # ---- where settings come from ---------------------------------------------------------------------------------------

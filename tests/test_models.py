@@ -6,8 +6,7 @@ from typing import Any
 import anyio
 import pytest
 
-from chatserver.providers.openai import OpenAIProvider
-from chatserver.settings import DEFAULT_MODEL, Settings, load
+from chatserver.settings import Settings, load
 from tests.clients import SSE, WS, Transport, WsReader, documents_of, request
 from tests.fake_upstream import JSON_BODY, Cut, FakeUpstream, Hang, Raw, Status, Step, refuse, say
 from tests.live import LiveServer, live_server
@@ -26,6 +25,14 @@ async def answered_by(server: LiveServer, upstream: FakeUpstream, transport: Tra
     model: str = json.loads(documents[0])["model"]
     assert upstream.requests[-1].json["model"] == model
     return model
+
+
+async def error_of(server: LiveServer, transport: Transport) -> dict[str, Any]:
+    """The `error` that a run ends with."""
+    with anyio.fail_after(WAIT_SECONDS):
+        documents = await documents_of(await transport.start(server, {"message": "x"}))
+    error: dict[str, Any] = json.loads(documents[-1])
+    return error
 
 
 @pytest.mark.parametrize("transport", [SSE, WS], ids=str)
@@ -111,17 +118,23 @@ LISTS = {
 }
 
 
+LACKING = {"error": {"message": "The model `mine` does not exist", "code": "model_not_found"}}
+
+
 @pytest.mark.parametrize(("tree", "shown"), LISTS.values(), ids=LISTS)
 async def test_a_model_that_the_upstream_has_not_got_is_said_with_those_that_it_has(
     tree: Any, shown: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with FakeUpstream() as upstream, OpenAIProvider(api_key="k", base_url=upstream.url, idle_seconds=10) as it:
+    async with FakeUpstream() as upstream, live_server(upstream.url) as server:
+        upstream.script(*refuse(404, LACKING))
         upstream.script(*document(tree))
-        await it.look_for("gpt-4o-mini")
-        asked = upstream.requests[0]
-    assert (asked.method, asked.path, asked.headers["authorization"]) == ("GET", "/v1/models", "Bearer k")
-    (line,) = [record for record in caplog.records if record.levelname == "WARNING"]
-    assert line.getMessage() == f"the model server has no gpt-4o-mini; CHATSERVER_MODEL may be one of {shown}"
+        error = await error_of(server, SSE)
+        asked = upstream.requests[1]
+    assert (asked.method, asked.path) == ("GET", "/v1/models")
+    assert asked.headers["authorization"] == upstream.requests[0].headers["authorization"]
+    assert error["code"] == "llm_error" and error["message"].endswith(f"CHATSERVER_MODEL; the server offers {shown}")
+    line = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"][-1]
+    assert line.endswith(f"the model server has no gpt-4o-mini; CHATSERVER_MODEL may be one of {shown}")
 
 
 NO_LISTS: dict[str, list[Step]] = {
@@ -141,41 +154,29 @@ NO_LISTS: dict[str, list[Step]] = {
 
 
 @pytest.mark.parametrize("steps", NO_LISTS.values(), ids=NO_LISTS)
-async def test_where_nothing_can_be_said_nothing_is(steps: list[Step], caplog: pytest.LogCaptureFixture) -> None:
-    async with FakeUpstream() as upstream, OpenAIProvider(api_key="k", base_url=upstream.url, idle_seconds=10) as it:
+@pytest.mark.parametrize("transport", [SSE, WS], ids=str)
+async def test_where_nothing_can_be_said_nothing_is(transport: Transport, steps: list[Step]) -> None:
+    async with FakeUpstream() as upstream, live_server(upstream.url) as server:
+        upstream.script(*refuse(404, LACKING))
         upstream.script(*steps)
-        with anyio.fail_after(WAIT_SECONDS):
-            await it.look_for("gpt-4o-mini")
-        assert len(upstream.requests) == 1
-    assert "CHATSERVER_MODEL" not in caplog.text
-
-
-async def test_a_server_does_not_wait_for_the_list() -> None:
-    """Neither to be ready, nor to answer, nor to stop."""
-    async with FakeUpstream() as upstream:
-        upstream.script(Hang())
-        upstream.always(*say("x"))
-        with anyio.fail_after(WAIT_SECONDS):
-            async with live_server(upstream.url, model=DEFAULT_MODEL) as server:
-                assert (await request(server, "GET", "/readyz")).status == 200
-                assert (await upstream.next_request()).path == "/v1/models"
-                assert await answered_by(server, upstream, SSE) == DEFAULT_MODEL
-            await upstream.closed()
+        error = await error_of(server, transport)
+        assert len(upstream.requests) == 2
+    assert error["code"] == "llm_error" and error["message"].endswith("check `model`, or CHATSERVER_MODEL")
 
 
 async def test_a_list_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("chatserver.providers.models.LIST_SECONDS", 0.05)
-    async with FakeUpstream() as upstream, OpenAIProvider(api_key="k", base_url=upstream.url, idle_seconds=10) as it:
+    async with FakeUpstream() as upstream, live_server(upstream.url) as server:
+        upstream.script(*refuse(404, LACKING))
         upstream.script(Status(200, JSON_BODY), Raw(b"["), Hang())
+        assert (await error_of(server, SSE))["message"].endswith("check `model`, or CHATSERVER_MODEL")
         with anyio.fail_after(WAIT_SECONDS):
-            await it.look_for("m")
             await upstream.closed()
 
 
-async def test_a_model_that_an_operator_has_chosen_is_not_looked_for() -> None:
+async def test_no_model_is_looked_for_where_the_upstream_answers() -> None:
     """Many servers answer to names that they do not list."""
-    async with FakeUpstream() as upstream:
+    async with FakeUpstream() as upstream, live_server(upstream.url) as server:
         upstream.always(*say("x"))
-        async with live_server(upstream.url, model="mine") as server:
-            assert await answered_by(server, upstream, SSE) == "mine"
+        assert await answered_by(server, upstream, SSE) == "gpt-4o-mini"
         assert [asked.method for asked in upstream.requests] == ["POST"]

@@ -12,7 +12,7 @@ class Fault(Exception):
 
     ``cause`` is for the log; it may quote the upstream's ``words``. ``is_worth_a_try``: as long as nothing of the
     answer has come, the same request may succeed at once. ``is_stale``: over another connection, that is.
-    ``is_filter``: the upstream will not answer such a dialogue.
+    ``is_filter``: the upstream will not answer such a dialogue. ``lacks_model``: it has not got the model.
     """
 
     def __init__(
@@ -24,6 +24,7 @@ class Fault(Exception):
         is_worth_a_try: bool = False,
         is_stale: bool = False,
         is_filter: bool = False,
+        lacks_model: bool = False,
     ) -> None:
         super().__init__(error.message)
         self.error = error
@@ -32,6 +33,7 @@ class Fault(Exception):
         self.is_worth_a_try = is_worth_a_try
         self.is_stale = is_stale
         self.is_filter = is_filter
+        self.lacks_model = lacks_model
 
 
 def unavailable(cause: str, message: str = UNAVAILABLE, *, is_stale: bool) -> Fault:

@@ -1,6 +1,5 @@
-"""Which models the upstream offers: a default model that it does not have is said before a user meets it."""
+"""Which models the upstream offers: asked when it has not got the one that a run names."""
 
-import logging
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,9 +12,7 @@ from chatserver.syntax import one_line
 if TYPE_CHECKING:
     import openai
 
-logger = logging.getLogger(__name__)
-
-LIST_SECONDS = 10.0
+LIST_SECONDS = 5.0
 LIST_BYTES_LIMIT = 4 * 1024 * 1024
 """Routers list hundreds of models, each with its prices."""
 
@@ -23,21 +20,21 @@ SHOWN_LIMIT = 10
 SHOWN_CHARS_LIMIT = 100
 
 
-async def say_what_is_offered(client: "openai.AsyncOpenAI", model: str) -> None:
-    """Log which models there are, if ``model`` is none of them.
+async def offered_beside(client: "openai.AsyncOpenAI", model: str) -> str:
+    """Some names of models that the server offers, as text; empty if ``model`` is one of them, or there are none.
 
     Raises:
         Exception: the server does not tell.
     """
-    names = await offered_models(client)
-    if not names or model in names:
-        return
+    names = await _offered(client)
+    if model in names:
+        return ""
     shown = ", ".join(one_line(name[:SHOWN_CHARS_LIMIT]) for name in names[:SHOWN_LIMIT])
     more = f" and {len(names) - SHOWN_LIMIT} more" if len(names) > SHOWN_LIMIT else ""
-    logger.warning("the model server has no %s; CHATSERVER_MODEL may be one of %s%s", model, shown, more)
+    return f"{shown}{more}"
 
 
-async def offered_models(client: "openai.AsyncOpenAI") -> list[str]:
+async def _offered(client: "openai.AsyncOpenAI") -> list[str]:
     """The names at `GET /models`, in the order of the server; none of a list without an end.
 
     Raises:

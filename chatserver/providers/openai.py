@@ -15,11 +15,12 @@ import anyio
 from chatserver.providers import Delta, Finish, ModelRequest, TakeText
 from chatserver.providers.client import OPENAI_URL, address, make_client
 from chatserver.providers.faults import Fault, nonsense, silent, unreachable
-from chatserver.providers.models import say_what_is_offered
+from chatserver.providers.models import offered_beside
 from chatserver.providers.parameters import Parameters
 from chatserver.providers.refusals import refusal
 from chatserver.providers.tries import Tries
 from chatserver.providers.turn import Reading, Turn, close
+from chatserver.syntax import one_line
 
 if TYPE_CHECKING:
     import httpx2
@@ -77,11 +78,6 @@ class OpenAIProvider:
         except Exception:
             logger.exception("no model server can be asked")
 
-    async def look_for(self, model: str) -> None:
-        """Log which models the server offers, if this one is none of them; nothing, if it does not tell."""
-        with suppress(Exception):  # Runs will say what is wrong with a server that cannot be asked.
-            await say_what_is_offered(await self._client(), model)
-
     async def _client(self) -> "openai.AsyncOpenAI":
         if self._sdk is None:
             return await anyio.to_thread.run_sync(self._made_client)
@@ -129,8 +125,22 @@ class OpenAIProvider:
                 yield Finish("content_filter", None)
                 return
             if delay is None:
+                if failure.lacks_model:
+                    await self._name_models(failure, request)
                 raise failure.error
             await anyio.sleep(delay)
+
+    async def _name_models(self, failure: Fault, request: ModelRequest) -> None:
+        """Add to a failure which models the server offers in place of the one that it has not got, if it tells."""
+        with suppress(Exception):  # The failure itself says what is wrong.
+            if names := await offered_beside(await self._client(), request.model):
+                failure.error.message += f"; the server offers {names}"
+                logger.warning(
+                    "run %s: the model server has no %s; CHATSERVER_MODEL may be one of %s",
+                    request.run_id,
+                    one_line(request.model),
+                    names,
+                )
 
     async def _open(self, tries: Tries) -> "httpx2.Response":
         """Send the request and wait for the head of a stream."""

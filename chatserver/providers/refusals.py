@@ -71,6 +71,8 @@ STATUS_WORDS = (
 ACCOUNT = "whoever runs this server should look at its account there"
 REFUSED_KEY = "the model server refused this server's key: whoever runs this server should check OPENAI_API_KEY"
 
+NO_MODEL = "the model server has no such model: check `model`, or CHATSERVER_MODEL"
+
 STATUS_FIELDS = ("status_code", "http_code", "code", "status")
 
 
@@ -130,6 +132,7 @@ def _fault(status: int | None, words: str, after: float | None, cause: str) -> F
         is_worth_a_try=error.code == "upstream_unavailable",
         is_stale=status in (408, 409),
         is_filter=is_filter,
+        lacks_model=error.message == NO_MODEL,
     )
 
 
@@ -153,7 +156,7 @@ def _error(status: int | None, said: str) -> UpstreamError:
 def _sentence(status: int | None, said: str) -> str:
     """What whoever runs this server can do about a refusal of the request itself."""
     if MODEL.search(said):
-        return "the model server has no such model: check `model`, or CHATSERVER_MODEL"
+        return NO_MODEL
     match status:
         case None:
             return "the model server reported an error; this server's log has its words"
