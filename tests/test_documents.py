@@ -39,6 +39,7 @@ from chatserver.schema import CLOSE_CODES
 from chatserver.settings import Settings, variable
 from chatserver.strict_json import convert
 from chatserver.tools import load_tools
+from tests.test_architecture import ROOMS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "chatserver"
@@ -241,6 +242,12 @@ def test_the_layout_names_nothing_that_is_not_there() -> None:
     named = re.findall(r"(?<![\w/])(?:\w+/)*\w+(?:\.py\b|/)", section.replace("chatserver/", ""))
     assert len(named) > 20
     assert [name for name in named if not (PACKAGE / name).exists() and not (ROOT / name).exists()] == []
+
+
+def test_the_layout_is_in_the_order_of_imports() -> None:
+    rows = [line.split("|")[1] for line in sections(README)["Layout"] if line.startswith("| `")]
+    named = [name.removesuffix(".py").rstrip("/") for name in re.findall(r"`([^`]+)`", "".join(rows))]
+    assert named == list(ROOMS)
 
 
 def examples(document: str) -> Iterator[dict[str, Any]]:
