@@ -9,6 +9,7 @@ from typing import Any, TypeAlias, cast
 import anyio
 import httptools
 import httpx2
+from anyio.lowlevel import checkpoint_if_cancelled
 
 HEAD_BYTES_LIMIT = 100 * 1024
 UNREAD_BYTES_LIMIT = 256 * 1024
@@ -100,7 +101,11 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
 
     async def _news(self) -> None:
-        """Wait until something has come. One timer serves all waits: it is set anew when it goes off, not each time."""
+        """Wait until something has come. One timer serves all waits: it is set anew when it goes off, not each time.
+
+        A cancel is looked for after each: anyio cancels no task whose wait is over, and while the peer makes no pause
+        that is what it always finds.
+        """
         if self._error is not None:
             raise self._error
         self._waiting_since = self._loop.time()
@@ -111,6 +116,7 @@ class Connection(asyncio.Protocol):
             await self._waiter
         finally:
             self._waiter = None
+        await checkpoint_if_cancelled()
 
     def _look(self) -> None:
         self._timer = None
