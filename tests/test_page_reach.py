@@ -71,6 +71,16 @@ async def test_the_wire_covers_nothing(chromium: Browser) -> None:
         await page.answered()
 
 
+async def test_the_wire_leaves_the_end_of_the_conversation_in_view(chromium: Browser) -> None:
+    async with chatting(chromium, viewport={"width": 900, "height": 700}) as (page, _, upstream):
+        upstream.script(*say("\n\n".join(words(0, 40))))
+        await page.send("Say much")
+        await page.answered()
+        await expect(page.answer.get_by_text("word39")).to_be_in_viewport()
+        await page("#open-wire").click()
+        await expect(page.answer.get_by_text("word39")).to_be_in_viewport()
+
+
 # ---- keyboard -------------------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-/** The view of a conversation stays at its end while that grows, unless somebody has scrolled away from it. */
+/** The view of a conversation stays at its end while that grows or the view shrinks, unless somebody has scrolled away. */
 
 import { part } from "./dom.js";
 
@@ -12,6 +12,7 @@ export class End {
   constructor() {
     this.#scroller.addEventListener("scroll", () => this.#scrolled(), { passive: true });
     this.#button.addEventListener("click", () => this.show());
+    new ResizeObserver(() => this.grew(false)).observe(this.#scroller);
   }
 
   show() {
