@@ -90,28 +90,24 @@
     }
   },
 
-  /** Milliseconds of script that a text takes, each token drawn; the best of a few. */
-  async cost({ text, tokens }) {
+  /** How many nodes of the page are added, removed or changed for a text, each token drawn. */
+  async changes({ text, tokens }) {
     const { Markdown } = await import("./web/page/markdown.js");
     const { patch } = await import("./web/page/render.js");
     const size = Math.ceil(text.length / tokens);
-    let best = Infinity;
-    for (let round = 0; round < 5; round++) {
-      const [markdown, box] = [new Markdown(), document.createElement("div")];
-      document.getElementById("messages").append(box);
-      let [before, spent] = [[], 0];
-      for (let at = 0; at < text.length; at += size) {
-        const begin = performance.now();
-        markdown.append(text.slice(at, at + size));
-        const now = markdown.blocks();
-        patch(box, before, now);
-        spent += performance.now() - begin;
-        before = now;
-      }
-      best = Math.min(best, spent);
-      box.remove();
+    const [markdown, box] = [new Markdown(), document.createElement("div")];
+    document.getElementById("messages").append(box);
+    const observer = new MutationObserver(() => {});
+    observer.observe(box, { subtree: true, childList: true, characterData: true, attributes: true });
+    let before = [];
+    for (let at = 0; at < text.length; at += size) {
+      markdown.append(text.slice(at, at + size));
+      const now = markdown.blocks();
+      patch(box, before, now);
+      before = now;
     }
-    return best;
+    const sizeOf = (nodes) => [...nodes].reduce((sum, each) => sum + 1 + (each.querySelectorAll?.("*").length ?? 0), 0);
+    return observer.takeRecords().reduce((sum, each) => sum + (sizeOf(each.addedNodes) + sizeOf(each.removedNodes) || 1), 0);
   },
 
   /** Where a script that runs would be seen, and what the policy had to stop. */
