@@ -17,7 +17,15 @@ from chatserver.context import as_text, call_upstream
 from chatserver.errors import UpstreamError
 from chatserver.events import FinishReason, Reasoning, Token, ToolCall, ToolResult, to_json
 from chatserver.limits import Meter
-from chatserver.providers import Finish, ModelRequest, Provider, ReasoningDelta, TextDelta, ToolCallRequest
+from chatserver.providers import (
+    WANTED_CALLS_LIMIT,
+    Finish,
+    ModelRequest,
+    Provider,
+    ReasoningDelta,
+    TextDelta,
+    ToolCallRequest,
+)
 from chatserver.strict_json import NESTING_LIMIT, is_nested_too_deeply
 from chatserver.tools import Tool
 from chatserver.tools.execution import Outcome, ToolThreads
@@ -26,8 +34,7 @@ ARGUMENTS_BYTES_LIMIT = 32 * 1024
 """A call's arguments must fit into one event with room to spare."""
 
 CALLS_PER_TURN_LIMIT = 32
-WANTED_CALLS_LIMIT = 256
-"""Calls that a model may want in one turn: those over ``CALLS_PER_TURN_LIMIT`` are refused, and it is told so."""
+"""Calls that are made of those that a model wants in one turn: the others are refused, and it is told so."""
 
 
 class Finished(Struct, frozen=True):

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from chatserver.agent import ARGUMENTS_BYTES_LIMIT, CALLS_PER_TURN_LIMIT, WANTED_CALLS_LIMIT, Finished
+from chatserver.agent import ARGUMENTS_BYTES_LIMIT, CALLS_PER_TURN_LIMIT, Finished
 from chatserver.errors import UpstreamError
 from chatserver.events import (
     EVENT_BYTES_LIMIT,
@@ -27,7 +27,7 @@ from chatserver.events import (
     record,
 )
 from chatserver.limits import Meter
-from chatserver.providers import Finish, ReasoningDelta, TextDelta
+from chatserver.providers import WANTED_CALLS_LIMIT, Finish, ReasoningDelta, TextDelta
 from chatserver.tools import tool
 from tests.scripted_model import (
     ASKED,

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from chatserver.errors import UpstreamError
 from chatserver.events import ErrorCode, Usage
 from chatserver.providers import (
+    WANTED_CALLS_LIMIT,
     Delta,
     Finish,
     ModelRequest,
@@ -996,17 +997,42 @@ async def test_arguments_without_end_end_the_turn(upstream: FakeUpstream, provid
     assert error.code == "llm_error"
 
 
-async def test_tool_calls_without_end_end_the_turn_or_are_all_told(
-    upstream: FakeUpstream, provider: OpenAIProvider
+@pytest.mark.parametrize(
+    "fragment", ids([("whole", ("f", "{}")), ("only-ids", (None, None)), ("long", ("f", '{"a":"' + "x" * 10_000))])
+)
+async def test_tool_calls_without_end_end_the_turn(
+    upstream: FakeUpstream, provider: OpenAIProvider, fragment: tuple[str | None, str | None]
 ) -> None:
-    """Many calls are no reason to take a time that grows with their square."""
-    upstream.script(*(tool_fragment(n, f"c{n}", "f", "{}") for n in range(5000)), finish("tool_calls"), Done())
-    began = monotonic()
-    try:
-        assert len(calls_of(await ask(provider))) == 5000
-    except UpstreamError as error:
-        assert error.code == "llm_error"  # noqa: PT017 - either answer is right
-    assert monotonic() - began < 5
+    calls = [tool_fragment(n, f"c{n}", *fragment) for n in range(WANTED_CALLS_LIMIT + 1)]
+    upstream.script(*calls, Hang())
+    _, error = await fail(provider)
+    assert error.code == "llm_error"
+    assert error.message.startswith("the model")
+
+
+def test_as_many_tool_calls_as_may_be_wanted_are_told() -> None:
+    decoder = TurnDecoder()
+    for n in range(WANTED_CALLS_LIMIT):
+        assert list(decoder.feed([(b"", tool_fragment(n, f"c{n}", "f", "{}").data[6:-2])])) == []
+    assert len(calls_of(decoder.finish())) == WANTED_CALLS_LIMIT
+
+
+@pytest.mark.parametrize("has_finished", [False, True])
+def test_a_turn_without_end_that_gives_nothing_to_send_is_left(
+    monkeypatch: pytest.MonkeyPatch, has_finished: bool
+) -> None:
+    """The same name again, blanks behind thoughts: no silence, and no limit of the answer counts them."""
+    monkeypatch.setattr("chatserver.providers.chunks.PIECES_LIMIT", 100)
+    decoder, again = TurnDecoder(), (b"", tool_fragment(0, "c", "f", None).data[6:-2])
+    if has_finished:
+        list(decoder.feed([(b"", finish("tool_calls").data[6:-2])]))
+    assert list(decoder.feed([again] * 100)) == []
+    assert not decoder.is_over
+    if not has_finished:
+        with pytest.raises(Fault):
+            list(decoder.feed([again]))
+    assert list(decoder.feed([again])) == []
+    assert decoder.is_over
 
 
 # ---- endings --------------------------------------------------------------------------------------------------------
@@ -1717,14 +1743,18 @@ async def test_nonsense_in_the_stream_is_an_llm_error_and_never_tried_again(
     await upstream.idle()
 
 
-ENDLESS = ids([("a-line", b"x" * 65536), ("an-event", (b"data: " + b"x" * 1000 + b"\n") * 64)])
+ENDLESS = ids([
+    ("a-line", b"data: ", b"x" * 65536),
+    ("an-event", b"data: ", (b"data: " + b"x" * 1000 + b"\n") * 64),
+    ("a-document-of-blank-lines", b"{\n", b"\n" * 65536),
+])  # fmt: skip
 
 
-@pytest.mark.parametrize("piece", ENDLESS)
+@pytest.mark.parametrize(("start", "piece"), ENDLESS)
 async def test_what_has_no_end_is_left_before_it_fills_the_memory(
-    upstream: FakeUpstream, provider: OpenAIProvider, piece: bytes
+    upstream: FakeUpstream, provider: OpenAIProvider, start: bytes, piece: bytes
 ) -> None:
-    upstream.always(Raw(b"data: "), *[Raw(piece)] * 2000, Cut())
+    upstream.always(Raw(start), *[Raw(piece)] * 2000, Cut())
     _, error = await fail(provider)
     assert error.code == "llm_error"
     (reply,) = await upstream.closed(1)

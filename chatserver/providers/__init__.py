@@ -8,6 +8,10 @@ from msgspec import Struct
 from chatserver.events import Usage
 
 
+WANTED_CALLS_LIMIT = 256
+"""Calls that a model may want in one turn; more fail it."""
+
+
 class ModelRequest(Struct, frozen=True, kw_only=True):
     """What a model is asked in one turn; ``messages`` and ``tools`` as Chat Completions has them.
 

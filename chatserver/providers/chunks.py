@@ -27,6 +27,9 @@ from chatserver.providers.tool_calls import ToolCalls
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 """The fields that reasoning comes in; the first that has any."""
 
+PIECES_LIMIT = 1_000_000
+"""Chunks of a turn that say something: as many as a run has events, also where nothing is to be sent of them."""
+
 TOKENS_BELIEVED = 10**9
 """A usage over this is a mistake."""
 
@@ -97,6 +100,9 @@ class TurnDecoder:
             try:
                 for each in documents(kind, chunk):
                     self._chunk(kind, each, found)
+                if self.pieces > PIECES_LIMIT:
+                    is_done = True
+                    raise nonsense("a turn without end", "the model's answer has no end")
             except Fault as failure:
                 fault = failure
             self.went_on = self.went_on or (had_finished and self.pieces > pieces)

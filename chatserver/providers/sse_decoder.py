@@ -117,4 +117,4 @@ class SSEDecoder:
 
     def _add(self, line: bytes, data: bytes) -> None:
         self._data.append(data)
-        self._data_bytes += len(line)
+        self._data_bytes += len(line) or 1  # A document may have blank ones without end.

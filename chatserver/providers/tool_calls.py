@@ -5,11 +5,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from chatserver.commands import new_id
-from chatserver.providers import ToolCallRequest
+from chatserver.providers import WANTED_CALLS_LIMIT, ToolCallRequest
 from chatserver.providers.clean_text import Cleaner, cleaned
 from chatserver.providers.faults import nonsense
 
 ARGUMENTS_CHARS_LIMIT = 1024 * 1024
+"""Of all the calls of a turn together."""
+
 SNAPSHOTS_ENOUGH = 8
 """So many fragments of which each repeats the one before, and goes on: what is no accident any more."""
 
@@ -47,8 +49,6 @@ class Arguments:
             self._pieces, self._chars = [], 0
         self._pieces.append(text)
         self._chars += len(text)
-        if len(text) > ARGUMENTS_CHARS_LIMIT or (self._chars > ARGUMENTS_CHARS_LIMIT and not self._is_chain):
-            raise nonsense("tool arguments without end", "the model's tool arguments have no end")
 
     def replace(self, value: Any) -> None:
         """All of them at once, as the object that they are, or as its JSON."""
@@ -57,6 +57,11 @@ class Arguments:
             self._pieces, self._chars, self._snapshots, self._is_chain = [], 0, 0, True
             self._cleaner = Cleaner()
             self.add(text)
+
+    @property
+    def chars(self) -> int:
+        """How much it is: of snapshots, the last."""
+        return len(self._pieces[-1]) if self._pieces and self._is_chain else self._chars
 
     @property
     def has_begun(self) -> bool:
@@ -98,6 +103,7 @@ class ToolCalls:
 
     def __init__(self) -> None:
         self._calls: list[_Call] = []
+        self._chars = 0
         self._by_id: dict[str, list[_Call]] = {}
         self._by_index: dict[int | None, _Call] = {}
 
@@ -105,6 +111,9 @@ class ToolCalls:
         """Add a fragment to the call it belongs to; whether it says anything.
 
         ``place``: it is not a fragment, but all of the call with this number among the turn's.
+
+        Raises:
+            Fault: the turn has too many calls, or they are too long.
         """
         if not isinstance(fragment, dict):
             return False
@@ -118,12 +127,16 @@ class ToolCalls:
         if not (id or name or text or isinstance(arguments, dict)):
             return False
         call = self._call_of(id, _index(fragment.get("index", place)), name, text)
+        chars_before = call.arguments.chars
         if name and not (call.name and call.arguments.has_begun):
             call.name = name
         if isinstance(arguments, dict) or (place is not None and text):
             call.arguments.replace(arguments)
         else:
             call.arguments.add(text)
+        self._chars += call.arguments.chars - chars_before
+        if self._chars > ARGUMENTS_CHARS_LIMIT:
+            raise nonsense("tool arguments without end", "the model's tool arguments have no end")
         return bool(name or text or arguments)
 
     def requests(self) -> Iterator[ToolCallRequest]:
@@ -147,6 +160,8 @@ class ToolCalls:
             same = self._by_index.get(index) if index is not None else self._calls[-1] if self._calls else None
             if same and not (name and arguments and same.arguments.is_whole() and not _repeats(same, name, arguments)):
                 return same
+        if len(self._calls) == WANTED_CALLS_LIMIT:
+            raise nonsense("tool calls without end", f"the model wants over {WANTED_CALLS_LIMIT} tool calls at once")
         call = _Call(id if id and id not in self._by_id else f"call_{new_id()}", index)
         self._by_id.setdefault(id or call.call_id, []).append(call)
         self._by_index[index] = call
