@@ -1526,6 +1526,8 @@ def trickle(data: bytes, seconds: float = 0.05) -> list[Step]:
     return steps * 400
 
 
+CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
 SILENCES: list[tuple[str, list[Step], list[Delta]]] = [
     ("before-the-head", [Hang()], []),
     ("in-the-head", [Wire(b"HTTP/1.1 200 OK\r\nConte"), Hang()], []),
@@ -1537,6 +1539,9 @@ SILENCES: list[tuple[str, list[Step], list[Delta]]] = [
     ("within-a-line", [token("Hi"), Raw(b'data: {"choi'), Hang()], [HI]),
     ("half-a-line-for-ever", [Raw(b"data: "), *trickle(b"x")], []),
     ("half-a-line-after-a-token", [token("Hi"), Raw(b"data: "), *trickle(b"x")], [HI]),
+    ("trailers-for-ever", [Wire(CHUNKED + b"0\r\n"), *(Wire(b"a: b\r\n"), Pause(0.05)) * 400], []),
+    ("a-chunk-extension-for-ever", [Wire(CHUNKED + b"5;a="), *(Wire(b"x"), Pause(0.05)) * 400], []),
+    ("a-chunk-size-for-ever", [Wire(CHUNKED), *(Wire(b"0"), Pause(0.05)) * 400], []),
 ]
 
 

@@ -7,7 +7,6 @@ from msgspec import Struct
 
 from chatserver.events import Usage
 
-
 WANTED_CALLS_LIMIT = 256
 """Calls that a model may want in one turn; more fail it."""
 

@@ -57,6 +57,7 @@ class Connection(asyncio.Protocol):
         if self._is_lost or self._transport.is_closing():
             raise httpx2.ReadError("the connection was closed before the request")
         self._transport.write(message)
+        self._waiting_since = self._loop.time()
         while not self._status:
             await self._news()
         return self._status, self._headers
@@ -69,6 +70,7 @@ class Connection(asyncio.Protocol):
             httpx2.TransportError: it was cut off, or the peer is silent.
         """
         self._take = take
+        self._waiting_since = self._loop.time()  # Once: what comes without being a body, as trailers do, is silence.
         while not self._parts:
             if self._is_complete:
                 raise StopAsyncIteration
@@ -108,7 +110,6 @@ class Connection(asyncio.Protocol):
         """
         if self._error is not None:
             raise self._error
-        self._waiting_since = self._loop.time()
         self._waiter = self._loop.create_future()
         if self._timer is None and self._read_seconds is not None:
             self._timer = self._loop.call_later(self._read_seconds, self._look)
