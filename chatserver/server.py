@@ -78,7 +78,7 @@ class Server(uvicorn.Server):
 
 
 def config(settings: Settings, app: object) -> uvicorn.Config:
-    """uvicorn as it is set up here; every difference from its defaults has a reason in the research."""
+    """uvicorn as it is set up here."""
     return uvicorn.Config(
         cast(Any, app),
         host=settings.host,

@@ -28,7 +28,7 @@ from chatserver.transports.connections import ON_LEAVE, TRANSPORT, WRITE_NOW
 PATIENCE_SECONDS = 8.0
 """How long the head of a request may take, from the connection or its first byte on, and each piece of its body."""
 
-PIECE_BYTES = 16 * 1024
+PATIENCE_BYTES = 16 * 1024
 """What must have come of a body in that time; honest clients are faster, or have less to say."""
 
 WAITING_BYTES_LIMIT = 32 * 1024
@@ -206,7 +206,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._wait(HALF_CLOSED_LOOK_SECONDS)
         elif self._stage not in INCOMING:
             self.transport.close()  # It has never asked for anything.
-        elif self.flow.read_paused or (self._stage is Stage.BODY and self._came_bytes >= PIECE_BYTES):
+        elif self.flow.read_paused or (self._stage is Stage.BODY and self._came_bytes >= PATIENCE_BYTES):
             self._came_bytes = 0
             self._wait(PATIENCE_SECONDS)
         else:

@@ -19,7 +19,7 @@ FRAMES_AT_ONCE_LIMIT = 2000
 """Of one WebSocket, whatever kind they are; a second's worth more is taken after each second."""
 
 
-class _Unread:
+class _LeanQueue:
     """What the application has still to receive. One task waits for it; asyncio's queue is ready for many, in 3 KB."""
 
     __slots__ = ("_has_come", "_messages")
@@ -47,7 +47,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.queue = cast(Any, _Unread())
+        self.queue = cast(Any, _LeanQueue())
         self.writable = LeanEvent()
         self.writable.set()
         self._frames_left = Bucket(FRAMES_AT_ONCE_LIMIT, FRAMES_PER_SECOND_LIMIT)

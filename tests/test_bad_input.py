@@ -47,7 +47,6 @@ HUGE_BYTES = 20_000_000
 PIECE = b"x" * 65536
 ID = "unknown_but_well-formed"
 REF = "ref-1"
-JSON_TYPE = (("Content-Type", "application/json"),)
 
 VIAS = ("/chat/stream", "/chat/runs", "ws")
 """The three ways to send a ChatRequest."""

@@ -15,7 +15,7 @@ import httpx2
 import pytest
 
 from chatserver.providers import ModelRequest, TextDelta, http_connection, http_transport
-from chatserver.providers.http_connection import HEAD_BYTES_LIMIT, UNREAD_BYTES_LIMIT, Connection
+from chatserver.providers.http_connection import RESPONSE_HEAD_BYTES_LIMIT, UNREAD_BYTES_LIMIT, Connection
 from chatserver.providers.http_transport import BODY, HttpClient
 from chatserver.providers.openai import OpenAIProvider
 from tests.fake_upstream import FakeUpstream, Hang, listening_socket_is_closed, token
@@ -53,7 +53,7 @@ NO_HTTP = {
     "two lengths": OK + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
     "no chunk": OK + b"Transfer-Encoding: chunked\r\n\r\nnope\r\n",
     "switch": b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\nhello",
-    "head without end": OK + b"X: " + b"x" * HEAD_BYTES_LIMIT,
+    "head without end": OK + b"X: " + b"x" * RESPONSE_HEAD_BYTES_LIMIT,
 }
 
 

@@ -119,8 +119,8 @@ async def test_who_asks_for_nothing_is_told_nothing(server: LiveServer, impatien
 
 
 async def test_a_slow_but_steady_body_is_taken(server: LiveServer, impatient: None) -> None:
-    body = BODY + b" " * (strict_http.PIECE_BYTES * 5)
-    size = strict_http.PIECE_BYTES // 2
+    body = BODY + b" " * (strict_http.PATIENCE_BYTES * 5)
+    size = strict_http.PATIENCE_BYTES // 2
     pieces = [body[at : at + size] for at in range(0, len(body), size)]
     head = HEAD + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
     answer = await said(server, head, *pieces, pause=0.1)

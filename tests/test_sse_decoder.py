@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from chatserver.providers.sse_decoder import EVENT_BYTES_LIMIT, EventTooLong, SSEDecoder
+from chatserver.providers.sse_decoder import SSE_EVENT_BYTES_LIMIT, EventTooLong, SSEDecoder
 
 BOM = b"\xef\xbb\xbf"
 
@@ -198,10 +198,10 @@ def test_lines_are_counted_that_say_nothing() -> None:
     assert counts == [1, 2, 2, 3, 3]
 
 
-AT_LIMIT = b"data: ".ljust(EVENT_BYTES_LIMIT, b"x")
+AT_LIMIT = b"data: ".ljust(SSE_EVENT_BYTES_LIMIT, b"x")
 
 
-@pytest.mark.parametrize("cut", [6, 100, EVENT_BYTES_LIMIT])
+@pytest.mark.parametrize("cut", [6, 100, SSE_EVENT_BYTES_LIMIT])
 @pytest.mark.parametrize("rest", [b"\n\n", b"\n\ndata: next", b"\n\n" + AT_LIMIT])
 def test_an_event_at_its_limit_is_read(cut: int, rest: bytes) -> None:
     assert decoded([AT_LIMIT[:cut], AT_LIMIT[cut:], rest]) == [(b"", AT_LIMIT[6:])]
@@ -211,11 +211,11 @@ def test_an_event_at_its_limit_is_read(cut: int, rest: bytes) -> None:
 @pytest.mark.parametrize("start", [b"data: ", b": ", b"", b"data: a\n\ndata: "])
 def test_a_line_without_end_is_refused(start: bytes) -> None:
     with pytest.raises(EventTooLong):
-        decoded([start, *[b"x" * 65536] * (EVENT_BYTES_LIMIT // 65536 + 1)])
+        decoded([start, *[b"x" * 65536] * (SSE_EVENT_BYTES_LIMIT // 65536 + 1)])
 
 
 @pytest.mark.parametrize("line", [b"data: x\n", b"data:\n", b"data\n", b"data:" + b"y" * 1000 + b"\n"])
 def test_an_event_without_end_is_refused(line: bytes) -> None:
     """Lines that never become an event would be collected for as long as they come."""
     with pytest.raises(EventTooLong):
-        decoded([line * (65536 // len(line))] * (4 * EVENT_BYTES_LIMIT // 65536))
+        decoded([line * (65536 // len(line))] * (4 * SSE_EVENT_BYTES_LIMIT // 65536))

@@ -44,7 +44,6 @@ ATTACH_SSE = '"Last-Event-ID": String(run.cursor)'
 ATTACH_WS = "after }"
 DROP_DUPLICATE = "event.seq <= this.cursor"
 MIND_THE_GAP = 'event.seq > this.cursor + 1 && event.type !== "snapshot"'
-KEEP_THE_KEY = "...run.request }"
 NO_MIND = (MIND_THE_GAP, "false"), (DROP_DUPLICATE, "false")
 
 

@@ -13,7 +13,6 @@ from chatserver.bench.observations import Observation
 LONGEST_US = 120_000_000
 RESAMPLES = 2000
 ROUNDS_FOR_A_VERDICT = 5
-CONFIDENCE = 0.95
 
 _T_QUANTILES = {4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228, 15: 2.131, 20: 2.086, 30: 2.042}
 """Student's t at 97.5 %, by degrees of freedom."""

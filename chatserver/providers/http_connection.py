@@ -11,7 +11,7 @@ import httptools
 import httpx2
 from anyio.lowlevel import checkpoint_if_cancelled
 
-HEAD_BYTES_LIMIT = 100 * 1024
+RESPONSE_HEAD_BYTES_LIMIT = 100 * 1024
 UNREAD_BYTES_LIMIT = 256 * 1024
 """What waits for its reader at most, before the socket is left unread and the peer has to wait."""
 
@@ -154,7 +154,7 @@ class Connection(asyncio.Protocol):
                 return self._fail(httpx2.RemoteProtocolError("the peer does not speak HTTP"))
         if not self._status:
             self._head_bytes += len(data)
-            if self._head_bytes > HEAD_BYTES_LIMIT:
+            if self._head_bytes > RESPONSE_HEAD_BYTES_LIMIT:
                 return self._fail(httpx2.RemoteProtocolError("the head has no end"))
         elif not self._offer():
             self._wake()

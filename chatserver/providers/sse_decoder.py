@@ -1,6 +1,6 @@
 """Server-Sent Events from bytes, without I/O, as WHATWG defines them for `data` and `event`."""
 
-EVENT_BYTES_LIMIT = 1024 * 1024
+SSE_EVENT_BYTES_LIMIT = 1024 * 1024
 """A longer line or event is no model's chunk; the largest seen in use are tool arguments of some 100 KB."""
 
 
@@ -30,19 +30,19 @@ class SSEDecoder:
         """The events that ``chunk`` completes; type b"" is the default, `message`.
 
         Raises:
-            EventTooLong: a line or an event is over ``EVENT_BYTES_LIMIT``.
+            EventTooLong: a line or an event is over ``SSE_EVENT_BYTES_LIMIT``.
         """
         if (found := self.whole(chunk)) is not None:
             return [(b"", data) for data in found]
         self._rest.append(chunk)
         self._rest_bytes += len(chunk)
         is_inside = b"\n" not in chunk and b"\r" not in chunk and not self._holds_cr
-        if is_inside and self._rest_bytes <= EVENT_BYTES_LIMIT:
+        if is_inside and self._rest_bytes <= SSE_EVENT_BYTES_LIMIT:
             return []  # Joined only once a line ends: many small pieces must not cost their square.
         events: list[tuple[bytes, bytes]] = []
         for line in self._lines(b"".join(self._rest)):
             self._read(line, events)
-        if self._rest_bytes + self._data_bytes > EVENT_BYTES_LIMIT:
+        if self._rest_bytes + self._data_bytes > SSE_EVENT_BYTES_LIMIT:
             raise EventTooLong
         return events
 
@@ -54,7 +54,7 @@ class SSEDecoder:
         if not chunk.startswith(b"data: ") or not chunk.endswith(b"\n\n") or self._rest or self._data or self._type:
             return None
         found = chunk[6:-2].split(b"\n\ndata: ")
-        if chunk.count(b"\n") != 2 * len(found) or b"\r" in chunk or len(chunk) > EVENT_BYTES_LIMIT:
+        if chunk.count(b"\n") != 2 * len(found) or b"\r" in chunk or len(chunk) > SSE_EVENT_BYTES_LIMIT:
             return None
         self._at_start = self._is_document = False
         return found
@@ -64,7 +64,7 @@ class SSEDecoder:
         end = len(chunk) - 2
         if not chunk.startswith(b"data: ") or chunk.find(b"\n") != end or b"\r" in chunk or not chunk.endswith(b"\n"):
             return None
-        if self._rest or self._data or self._type or end > EVENT_BYTES_LIMIT:
+        if self._rest or self._data or self._type or end > SSE_EVENT_BYTES_LIMIT:
             return None
         self._at_start = self._is_document = False
         return chunk[6:end]

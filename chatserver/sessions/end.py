@@ -7,7 +7,6 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 from sqlalchemy import Connection, Executable, bindparam, case, select, tuple_, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from chatserver.errors import RunLost
 from chatserver.events import (
@@ -28,7 +27,7 @@ from chatserver.events import (
 from chatserver.log import SEQ_LIMIT
 from chatserver.records import RunFailure, status_after, timestamp
 from chatserver.sessions.holdings import add_to_run
-from chatserver.sessions.schema import messages, runs, sessions, spendings
+from chatserver.sessions.schema import USER_OF_RUN, insert_or_update, messages, runs, sessions, spendings
 
 INTERRUPTED = Error(code="interrupted", message="the server stopped before the answer was complete", retryable=True)
 
@@ -42,7 +41,6 @@ _TOUCH = (
     .values(updated_at=bindparam("now"), bytes=sessions.c.bytes + bindparam("size"))
 )
 _END = update(runs).where(*_IS_UNFINISHED)
-_USER = select(runs.c.user_id).where(runs.c.run_id == bindparam("run")).scalar_subquery()
 _MESSAGE = select(runs.c.message_id).where(runs.c.run_id == bindparam("run")).scalar_subquery()
 _SAY = update(messages).where(messages.c.message_id == _MESSAGE)
 _LEFT = select(messages.c.content, messages.c.reasoning, messages.c.tool_calls).where(messages.c.message_id == _MESSAGE)
@@ -94,8 +92,7 @@ def _check_owner(connection: Connection, run_id: str, owner: str) -> None:
 @cache
 def _spend(dialect: str) -> Executable:
     """Add ``tokens`` to what the user of a ``run`` has spent on a ``day``; the days before it are forgotten."""
-    query = (postgresql.insert if dialect == "postgresql" else sqlite.insert)(spendings)
-    query = query.values(user_id=_USER)
+    query = insert_or_update(dialect, spendings).values(user_id=USER_OF_RUN)
     is_same_day = spendings.c.day == query.excluded.day
     sum_of_day = case((is_same_day, spendings.c.tokens + query.excluded.tokens), else_=query.excluded.tokens)
     values = {"day": query.excluded.day, "tokens": sum_of_day}

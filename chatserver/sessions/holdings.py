@@ -4,11 +4,10 @@ from functools import cache
 from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import ColumnElement, Connection, Executable, bindparam, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import ColumnElement, Connection, Executable, bindparam
 
 from chatserver.errors import QuotaExceeded, TooMany
-from chatserver.sessions.schema import holdings, runs
+from chatserver.sessions.schema import USER_OF_RUN, holdings, insert_or_update
 
 FULL_SECONDS = 60
 """When it makes sense to ask again for one more session: somebody has to delete one first."""
@@ -40,16 +39,15 @@ def add(connection: Connection, user: str, sessions: int, size: int, quota: Quot
 def add_to_run(connection: Connection, run_id: str, size: int) -> None:
     """Count bytes that the user of a run has from now on."""
     parameters = {"run": run_id, "sessions": 0, "bytes": size}
-    connection.execute(_add(connection.dialect.name, _USER), parameters)
+    connection.execute(_add(connection.dialect.name, USER_OF_RUN), parameters)
 
 
 _NAMED: ColumnElement[Any] = bindparam("user")
-_USER = select(runs.c.user_id).where(runs.c.run_id == bindparam("run")).scalar_subquery()
 
 
 @cache  # To build a statement costs as much as to run it.
 def _add(dialect: str, user: ColumnElement[Any]) -> Executable:
-    query = (postgresql.insert if dialect == "postgresql" else sqlite.insert)(holdings).values(user_id=user)
+    query = insert_or_update(dialect, holdings).values(user_id=user)
     grown = {name: holdings.c[name] + query.excluded[name] for name in ("sessions", "bytes")}
     query = query.on_conflict_do_update(index_elements=["user_id"], set_=grown)
     return query.returning(holdings.c.sessions, holdings.c.bytes)

@@ -17,8 +17,11 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    bindparam,
+    select,
     text,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
 
 from chatserver.events import ToolCallState, Usage
@@ -161,3 +164,10 @@ runs = Table(
         postgresql_where=text("finished_at IS NULL"),
     ),
 )
+
+USER_OF_RUN = select(runs.c.user_id).where(runs.c.run_id == bindparam("run")).scalar_subquery()
+
+
+def insert_or_update(dialect: str, table: Table) -> postgresql.Insert | sqlite.Insert:
+    """An `INSERT` that knows `ON CONFLICT`: SQLAlchemy has one for each dialect, of the same form."""
+    return (postgresql.insert if dialect == "postgresql" else sqlite.insert)(table)
