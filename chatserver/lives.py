@@ -108,16 +108,18 @@ class Lives:
             _spawn(self._end_orphans(), self._chores)
 
     async def _end_orphans(self) -> None:
-        while self._has_orphans:
-            self._has_orphans = False
-            try:
-                for run_id in await self._sessions.unfinished():
-                    if run_id not in self.runs and run_id not in self.beginning:
-                        await self._sessions.interrupt(run_id)
-            except Unavailable:
-                self._has_orphans = True
-                await anyio.sleep(STORE_AGAIN_AT_MOST_SECONDS)
-        self._is_sweeping = False
+        try:
+            while self._has_orphans:
+                self._has_orphans = False
+                try:
+                    for run_id in await self._sessions.unfinished():
+                        if run_id not in self.runs and run_id not in self.beginning:
+                            await self._sessions.interrupt(run_id)
+                except Unavailable:
+                    self._has_orphans = True
+                    await anyio.sleep(STORE_AGAIN_AT_MOST_SECONDS)
+        finally:
+            self._is_sweeping = False
 
     async def _asked(self, begun: Begun, request: ChatRequest) -> ModelRequest:
         tokens_limit = self._settings.max_context_tokens

@@ -6,18 +6,20 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import wraps
 from pathlib import Path
-from typing import ParamSpec
+from typing import Any, ParamSpec, cast
 
 import anyio
 import pytest
 from anyio import fail_after, move_on_after
+from sqlalchemy import Connection
 
-from chatserver.errors import RunActive, RunLost, Unavailable
-from chatserver.sessions import Sessions, leases, open_sessions
+from chatserver.errors import NotFound, RunActive, RunLost, Unavailable
+from chatserver.events import Answer
+from chatserver.sessions import INTERRUPTED, Sessions, edit, end, leases, open_sessions
 from chatserver.sessions.database import Database
 from chatserver.sessions.leases import LOOKS, Lease
 from tests.clients import SSE, Reading, RefusedError, Transport, documents_of, get_run, is_terminal, request, text_of
-from tests.databases import ask, ended
+from tests.databases import ask, ended, said, texts
 from tests.fake_upstream import Done, FakeUpstream, Gate, Hang, finish, role, token
 from tests.life import in_time
 from tests.live import ServerProcess
@@ -108,6 +110,74 @@ async def test_whoever_did_not_reach_the_database_begins_to_count_anew(
     for _ in range(LOOKS):
         assert await look(other) == []
     assert await look(other) == [begun.run.run_id]
+
+
+async def test_a_failure_that_nobody_foresaw_does_not_end_the_lease(
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    failed, renewed, renew = anyio.Event(), anyio.Event(), Lease._renew
+
+    async def fail(self: Lease) -> bool:
+        if not failed.is_set():
+            failed.set()
+            raise LookupError
+        renewed.set()
+        return await renew(self)
+
+    with monkeypatch.context() as patched, fail_after(SECONDS):
+        patched.setattr(leases, "RENEW_SECONDS", 0.0)
+        patched.setattr(Lease, "_renew", fail)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(sessions._lease._keep)
+            await renewed.wait()
+            tasks.cancel_scope.cancel()
+    assert "could not be renewed" in caplog.text
+
+
+@pytest.mark.parametrize("how", ["ended", "deleted", "deleted at once"])
+async def test_of_those_that_end_what_a_process_has_left_the_first_one_counts(
+    sessions: Sessions, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """On PostgreSQL others go on between two statements of a transaction; a failure here would end the lease."""
+    lost, left = await ask(sessions, session_id="s"), await ask(sessions, session_id="t")
+    others = [lost.run.run_id]
+
+    def meanwhile(connection: Connection, run_id: str) -> None:
+        if run_id not in others:
+            return
+        others.remove(run_id)
+        if how == "ended":
+            end.finish(connection, run_id, INTERRUPTED, Answer("So far"), said("So far"), None, "another")
+        else:
+            edit.remove(connection, "ann", "s")
+
+    def interrupt(connection: Connection) -> None:
+        class Statements:
+            """The connection of a transaction, with one of another process in between."""
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(connection, name)
+
+            def execute(self, statement: Any, parameters: Any = None) -> Any:
+                if statement is not end._LEFT:
+                    return connection.execute(statement, parameters)
+                if how == "deleted at once":
+                    meanwhile(connection, parameters["run"])
+                found = connection.execute(statement, parameters).freeze()
+                meanwhile(connection, parameters["run"])
+                return found()
+
+        run_ids = [lost.run.run_id, left.run.run_id]
+        end.interrupt(cast(Connection, Statements()), run_ids, sessions._lease.owner)
+
+    await sessions._database.write(interrupt)
+    assert others == []
+    assert (await sessions.run("ann", left.run.run_id)).status == "failed"
+    if how == "ended":
+        assert await texts(sessions, "s") == ["Hello", "So far"]
+    else:
+        with pytest.raises(NotFound):
+            await sessions.run("ann", lost.run.run_id)
 
 
 async def test_nobody_begins_a_run_who_may_be_taken_for_dead(sessions: Sessions) -> None:

@@ -1,6 +1,7 @@
 """How a run ends, in front of its readers or by a crash, and what is kept of one that goes on."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -114,14 +115,20 @@ def checkpoint(connection: Connection, answers: Mapping[str, Answer]) -> None:
 
 
 def interrupt(connection: Connection, run_ids: Iterable[str], owner: str) -> None:
-    """End runs as failed that their processes have left, each with what its message holds as its log."""
+    """End runs as failed that their processes have left, each with what its message holds as its log.
+
+    On PostgreSQL another process may end or delete one meanwhile: that one stays so.
+    """
     # In the order in which everybody locks, and one after the other: together the answers may be large.
     unfinished = select(runs.c.run_id).where(runs.c.run_id.in_(run_ids), runs.c.finished_at.is_(None))
     order = unfinished.order_by(runs.c.user_id, runs.c.session_id)
     for run_id in connection.scalars(order).all():
-        left = Answer(*connection.execute(_LEFT, {"run": run_id}).one())
+        if (said := connection.execute(_LEFT, {"run": run_id}).one_or_none()) is None:
+            continue
+        left = Answer(*said)
         log = [record(each) for each in _remains(run_id, left)]
-        finish(connection, run_id, INTERRUPTED, left, log, None, owner)
+        with suppress(RunLost), connection.begin_nested():
+            finish(connection, run_id, INTERRUPTED, left, log, None, owner)
 
 
 def _remains(run_id: str, left: Answer) -> Iterator[Event]:

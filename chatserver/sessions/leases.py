@@ -100,6 +100,10 @@ class Lease:
             except Unavailable:
                 # Who cannot reach the database cannot tell whether others can.
                 self._seen.clear()
+            except Exception:
+                logger.exception(
+                    "the lease could not be renewed"
+                )  # Without this task, others take the process for dead.
 
     async def touch(self) -> None:
         """Write something, to see whether the database can be written."""
