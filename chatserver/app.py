@@ -26,14 +26,14 @@ from chatserver.sessions import Quota, open_sessions
 from chatserver.settings import Settings
 from chatserver.tools import load_tools
 from chatserver.tools.execution import ToolThreads
-from chatserver.transports import demo, documents, http, page
-from chatserver.transports.answer import Answer
+from chatserver.transports import contract, demo, http, page
 from chatserver.transports.connections import Connections, Message, Scope, Send
 from chatserver.transports.http import IS_HEAD
 from chatserver.transports.openapi import BY_TOKEN, SECURITY
 from chatserver.transports.parts import Parts
 from chatserver.transports.place import PLACE
 from chatserver.transports.refusal import refuse
+from chatserver.transports.response import WatchedSend
 from chatserver.transports.websocket import PATH, websocket
 
 BODIES_AT_ONCE = 16
@@ -49,7 +49,7 @@ class App(Litestar):
         asked = scope
         if scope["type"] == "http":
             scope.setdefault("extensions", {})
-            asked, send = _asked(scope), Answer(scope, send, self.state.parts.connections)
+            asked, send = _asked(scope), WatchedSend(scope, send, self.state.parts.connections)
         try:
             try:
                 self.state.gate.origins.check(scope)
@@ -136,7 +136,7 @@ def create_app(settings: Settings) -> Litestar:
     return App(
         route_handlers=[
             Router(
-                "/", guards=[http.admit], route_handlers=[*http.ROUTES, *documents.ROUTES, *page.ROUTES, *demo_routes]
+                "/", guards=[http.admit], route_handlers=[*http.ROUTES, *contract.ROUTES, *page.ROUTES, *demo_routes]
             ),
             websocket,
         ],

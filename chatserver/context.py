@@ -12,7 +12,7 @@ from chatserver.records import MessageRecord
 BYTES_PER_TOKEN = 4
 """A rule of thumb for English and code; used for budgets, and for usage that an upstream does not tell."""
 
-INTERRUPTED = "[The answer was interrupted here.]"
+INTERRUPTED_TEXT = "[The answer was interrupted here.]"
 """Told in place of the words that should follow a tool's results: a strict template takes no user's message there."""
 
 TOOL_NAME_CHARS = 64
@@ -68,7 +68,8 @@ def _upstream(message: MessageRecord) -> list[dict[str, Any]]:
         result.append({"role": "assistant", "content": None, "tool_calls": made})
         result += [{"role": "tool", "tool_call_id": call.call_id, "content": as_text(call.result)} for call in calls]
     if message.content.strip() or calls:
-        result.append({"role": "assistant", "content": message.content if message.content.strip() else INTERRUPTED})
+        content = message.content if message.content.strip() else INTERRUPTED_TEXT
+        result.append({"role": "assistant", "content": content})
     return result
 
 

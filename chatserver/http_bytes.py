@@ -4,11 +4,10 @@ from collections.abc import Iterable
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
-import msgspec
-
 from chatserver.errors import ChatError
-from chatserver.transports.answer import PRIVATE
 from chatserver.transports.frames import framed_once
+from chatserver.transports.refusal import problem_of
+from chatserver.transports.response import PRIVATE
 
 HEAD_BYTES_LIMIT = 32 * 1024
 HEADERS_LIMIT = 100
@@ -64,13 +63,11 @@ def is_too_much(headers: int, size_bytes: int) -> bool:
     return headers > HEADERS_LIMIT or size_bytes > HEAD_BYTES_LIMIT
 
 
-def answer(error: ChatError) -> bytes:
-    """A refusal as the bytes of a whole answer, the last one on its connection."""
-    body = msgspec.json.encode(error.problem())
-    head = f"HTTP/1.1 {error.status} {error.problem()['title']}\r\n"
-    about = {"Content-Type": "application/problem+json", "Content-Length": str(len(body)), "Connection": "close"}
-    headers = [(name.lower().encode(), value.encode()) for name, value in (about | error.headers()).items()]
-    return head.encode() + b"".join(b"%b: %b\r\n" % header for header in [*headers, *PRIVATE]) + b"\r\n" + body
+def refusal(error: ChatError) -> bytes:
+    """A refusal as the bytes of a whole response, the last one on its connection."""
+    headers, body = problem_of(error)
+    lines = [b"%b: %b\r\n" % header for header in (*headers, *PRIVATE, (b"connection", b"close"))]
+    return b"HTTP/1.1 %d %b\r\n%b\r\n%b" % (error.status, error.problem()["title"].encode(), b"".join(lines), body)
 
 
 @framed_once

@@ -66,9 +66,8 @@ class Requests:
         if bucket is None:
             if len(self._buckets) >= self._forget_at:
                 self._buckets = {name: each for name, each in self._buckets.items() if not each.is_full}
-                self._forget_at = max(
-                    USERS_LIMIT, 2 * len(self._buckets)
-                )  # Each was looked at once for its own coming.
+                # Doubled, so that a look at all of them is rare, and costs little for each that has come.
+                self._forget_at = max(USERS_LIMIT, 2 * len(self._buckets))
             bucket = self._buckets[user] = Bucket(self._per_minute, self._per_minute / 60)
         if seconds := bucket.take():
             raise TooMany(f"at most {self._per_minute} requests in a minute", retry_after=ceil(seconds))

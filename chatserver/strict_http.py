@@ -19,7 +19,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from chatserver.errors import BadHttp, ChatError, HeadTooLarge, Overloaded, TooSlow
-from chatserver.http_bytes import HEAD_BYTES_LIMIT, Unread, answer, in_origin_form, is_too_much, without_offers
+from chatserver.http_bytes import HEAD_BYTES_LIMIT, Unread, in_origin_form, is_too_much, refusal, without_offers
 from chatserver.lean_event import LeanEvent
 from chatserver.peers import is_lost
 from chatserver.strict_response import ToTheEnd, write_now
@@ -139,7 +139,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._stage = Stage.DEAF
         self._unread.clear()
         if error is not None and (cycle is None or not cycle.response_started):
-            self.transport.write(answer(error))
+            self.transport.write(refusal(error))
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True
             cycle.message_event.set()

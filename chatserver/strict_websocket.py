@@ -7,7 +7,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.protocol import State
 
 from chatserver.errors import BadHttp
-from chatserver.http_bytes import answer
+from chatserver.http_bytes import refusal
 from chatserver.lean_event import LeanEvent
 from chatserver.limits import Bucket
 from chatserver.strict_http import LINGER_SECONDS
@@ -67,7 +67,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             return
         super().data_received(data)
         if self.conn.handshake_exc is not None and not self.handshake_initiated:
-            self.transport.write(answer(BadHttp()))  # Too many headers, or too long ones; uvicorn would wait for ever.
+            self.transport.write(refusal(BadHttp()))  # Too many headers, or too long ones; uvicorn would wait for ever.
             self.transport.close()
 
     def handle_events(self) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatserver.context import BYTES_PER_TOKEN, INTERRUPTED, as_text, dialogue, estimated_tokens
+from chatserver.context import BYTES_PER_TOKEN, INTERRUPTED_TEXT, as_text, dialogue, estimated_tokens
 from chatserver.events import ToolCallState
 from chatserver.records import MessageRecord, Role
 
@@ -115,7 +115,7 @@ USER = {"role": "user", "content": "Hi"}
                     "tool_calls": [{"id": "a", "type": "function", "function": {"name": "clock", "arguments": "{}"}}],
                 },
                 {"role": "tool", "tool_call_id": "a", "content": "12"},
-                {"role": "assistant", "content": INTERRUPTED},
+                {"role": "assistant", "content": INTERRUPTED_TEXT},
                 USER,
             ],
         ),
@@ -159,7 +159,7 @@ def test_what_fits_is_the_newest_part_and_the_roles_alternate(
     assert told[-1]["content"].endswith(question)
     if len(told) > 1:
         size = len(msgspec.json.encode(told)) + len((system or "").encode())
-        assert size <= tokens_limit * BYTES_PER_TOKEN + 2 * len(INTERRUPTED) * len(history)
+        assert size <= tokens_limit * BYTES_PER_TOKEN + 2 * len(INTERRUPTED_TEXT) * len(history)
     assert_a_strict_template_takes(told)
 
 

@@ -12,7 +12,7 @@ import pytest
 from chatserver import peers
 from chatserver.auth import Gate
 from chatserver.errors import TooSlow
-from chatserver.http_bytes import answer
+from chatserver.http_bytes import refusal
 from chatserver.runs import Runs
 from tests import users
 from tests.clients import HttpReader, SseReader, Wire, WsReader, request
@@ -190,7 +190,7 @@ async def test_no_answer_of_a_user_is_kept_by_anybody() -> None:
             for headers in (users.of("ann"), {}, {"Host": "evil.example"}):
                 found = (await request(server, method, path, headers=headers)).headers
                 assert {name: found.get(name) for name in PRIVATE} == PRIVATE, (method, path, headers)
-    head = answer(TooSlow()).partition(b"\r\n\r\n")[0].decode().lower().split("\r\n")
+    head = refusal(TooSlow()).partition(b"\r\n\r\n")[0].decode().lower().split("\r\n")
     assert {f"{name}: {value}" for name, value in PRIVATE.items()} <= set(head)
 
 

@@ -113,7 +113,7 @@ class OpenAIProvider:
                                 break
                             turn.heard(pieces)  # Only now: how long the consumer took is no silence upstream.
                         turn.check()
-                        del chunk, found  # A KB of each stream, until more comes.
+                        del chunk, found  # Held until more comes, they would be a KB of each stream.
                     async with aclosing(turn.rest(reads)) as rest:
                         async for delta in rest:
                             yield delta

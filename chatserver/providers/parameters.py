@@ -11,7 +11,7 @@ from chatserver.providers import ModelRequest
 MODELS_LIMIT = 1000
 """So many models are remembered by what they refuse; past it, the one that was asked least lately is forgotten."""
 
-LIMITS = ("max_completion_tokens", "max_tokens")
+OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens")
 """The two names of one parameter. OpenAI's newer models refuse the old name, other servers may not know the new one."""
 
 NAMES: dict[str, re.Pattern[str]] = {
@@ -36,13 +36,13 @@ REFUSED = re.compile(
 class Parameters:
     """Which parameters each model's server takes: what it refused is left out from then on.
 
-    ``omitted`` are left out for all models. Of the two names of the output limit the first of ``LIMITS`` is sent,
-    or the second, if ``is_foreign``: the server is not OpenAI's own; and the other one where one is left out.
+    ``omitted`` are left out for all models. Of ``OUTPUT_LIMITS`` the first is sent, or the second, if
+    ``is_foreign``: the server is not OpenAI's own; and the other one where one is left out.
     """
 
     def __init__(self, omitted: frozenset[str], *, is_foreign: bool) -> None:
         self._omitted = omitted
-        self._limits = LIMITS[::-1] if is_foreign else LIMITS
+        self._limits = OUTPUT_LIMITS[::-1] if is_foreign else OUTPUT_LIMITS
         self._refused: OrderedDict[str, frozenset[str]] = OrderedDict()
 
     def refused_by(self, model: str) -> frozenset[str]:

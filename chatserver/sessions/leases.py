@@ -101,9 +101,8 @@ class Lease:
                 # Who cannot reach the database cannot tell whether others can.
                 self._seen.clear()
             except Exception:
-                logger.exception(
-                    "the lease could not be renewed"
-                )  # Without this task, others take the process for dead.
+                # The task goes on: without it, others would take the process for dead.
+                logger.exception("the lease could not be renewed")
 
     async def touch(self) -> None:
         """Write something, to see whether the database can be written."""

@@ -6,11 +6,16 @@ from chatserver.errors import ChatError
 from chatserver.transports.connections import Scope, Send
 
 
+def problem_of(error: ChatError) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """The headers and the body of a refusal."""
+    body = msgspec.json.encode(error.problem())
+    about = {"Content-Type": "application/problem+json", "Content-Length": str(len(body))}
+    return [(name.lower().encode(), value.encode()) for name, value in (about | error.headers()).items()], body
+
+
 async def refuse(scope: Scope, send: Send, error: ChatError) -> None:
     """Answer a request, or a WebSocket's handshake, with a problem document."""
-    body = msgspec.json.encode(error.problem())
-    headers = [(name.lower().encode(), value.encode()) for name, value in error.headers().items()]
-    headers += [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
+    headers, body = problem_of(error)
     prefix = "websocket.http" if scope["type"] == "websocket" else "http"
     await send({"type": f"{prefix}.response.start", "status": error.status, "headers": headers})
     await send({"type": f"{prefix}.response.body", "body": body, "more_body": False})

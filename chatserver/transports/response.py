@@ -1,4 +1,4 @@
-"""Answers that are no streams: private unless they say otherwise, and over when the peer has taken them."""
+"""Responses that are no streams: private unless they say otherwise, and over when the peer has taken them."""
 
 import asyncio
 from asyncio import Transport
@@ -6,14 +6,14 @@ from asyncio import Transport
 from chatserver.transports.connections import TRANSPORT, Connection, Connections, Message, Scope, Send, emptied
 
 PRIVATE = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
-"""Of every answer that says nothing else of itself: it belongs to a user, or is true for a moment only."""
+"""Of every response that says nothing else of itself: it belongs to a user, or is true for a moment only."""
 
 PIECE_BYTES = 64 * 1024
-"""What a peer must take of an answer in CHATSERVER_SEND_TIMEOUT_SECONDS."""
+"""What a peer must take of a response in CHATSERVER_SEND_TIMEOUT_SECONDS."""
 
 
-class Answer:
-    """ASGI's ``send`` of one HTTP request. A whole answer (it has a length) is over when the peer has taken it."""
+class WatchedSend:
+    """ASGI's ``send`` of one HTTP request. A whole response (it has a length) is over when the peer has taken it."""
 
     __slots__ = ("_connections", "_is_whole", "_send", "_transport")
 
@@ -59,4 +59,4 @@ def _body(content: bytes, more_body: bool = True) -> Message:
 
 
 def _nothing() -> None:
-    """A server that goes down waits for a whole answer, and need not tell it."""
+    """A server that goes down waits for a whole response, and need not tell it."""
