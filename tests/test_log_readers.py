@@ -10,7 +10,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 from msgspec.structs import replace
 
-from chatserver.events import Event, Record, record
+from chatserver.events import Event, Record, Token, record
 from chatserver.log import READ_RECORDS_LIMIT, EventLog
 from tests.conftest import Scale
 from tests.logs import ENDLESS, Store, a_run, in_each_store, new_log
@@ -133,3 +133,35 @@ async def test_no_reader_misses_doubles_or_reorders_an_event(store: Store, seed:
             for _ in range(20):
                 join()
     assert [(reader.cursor, reader.is_over) for reader in readers] == [(events_count, True)] * (readers_count + 20)
+
+
+async def test_a_reader_can_be_cancelled_while_its_run_talks_without_pause(store: Store) -> None:
+    """anyio cancels no task whose wait is over, and here it always is."""
+    scope, left = anyio.CancelScope(), anyio.Event()
+    async with new_log(store) as (log, elsewhere), anyio.create_task_group() as tasks:
+
+        async def read() -> None:
+            with scope:
+                async with aclosing(elsewhere.read(0)) as batches:
+                    async for _ in batches:
+                        pass
+            left.set()
+
+        async def talk() -> None:
+            for _ in range(200):
+                await log.append(Token(content="x"))
+                await checkpoint()
+
+        async def cancel() -> None:
+            for _ in range(100):
+                await checkpoint()
+            scope.cancel()
+            for _ in range(50):
+                await checkpoint()
+
+        tasks.start_soon(read)
+        tasks.start_soon(talk)
+        await cancel()
+        is_left = left.is_set()
+        tasks.cancel_scope.cancel()
+    assert is_left

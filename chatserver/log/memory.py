@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from weakref import WeakValueDictionary
 
-from anyio.lowlevel import checkpoint
+from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from chatserver.events import (
     TERMINAL_TYPES,
@@ -108,6 +108,8 @@ class MemoryLog:
                     await reader.waiter
                 finally:
                     del self._waiting[reader]
+                # anyio cancels no task whose wait is over, and in a run that makes no pause it always is.
+                await checkpoint_if_cancelled()
 
     def _next_batch(self, reader: _Reader) -> Sequence[Record]:
         """Made here, the batch is held by nobody but the one that sends it."""
