@@ -57,6 +57,7 @@ SAMPLES: dict[str, tuple[str, str, str]] = {
     "login_url": ("/a", "https://b", "http://c/d?e=f"),
     "max_tool_result_bytes": ("101", "102", "103"),
     "insecure": ("1", "false", "true"),
+    "access_log": ("1", "false", "true"),
 }
 ONE_VALUE = {"auth", "redis_url", "workers", "jwt_secret", "jwks_url"}
 """So far they have only their default, or belong together."""
