@@ -51,7 +51,7 @@ async def test_who_is_signed_out_is_told_and_goes_on(chromium: Browser, transpor
             "You are signed out. It goes on when you have signed in."
         )
         await come_back(page)  # Nobody has signed in.
-        await sign_in(page, server.url, seconds=5)
+        await sign_in(page, server.url, seconds=8)
         await come_back(page)
         await expect(page("#signed-out")).to_be_hidden()
         await expect(page.answer).to_contain_text("word19")

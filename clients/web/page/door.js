@@ -6,7 +6,7 @@ import { announce, part } from "./dom.js";
 
 export class Door {
   #isShut = false;
-  #isKnocking = false;
+  #knocks = 0;
 
   /** @param {Chat} chat @param {() => void} onOpen */
   constructor(chat, onOpen) {
@@ -31,12 +31,15 @@ export class Door {
     announce("You are signed out");
   }
 
-  /** Is it open again? */
+  /** Is it open again? Who knocks in the meantime may have signed in since: then it is asked once more. */
   async knock() {
-    if (!this.#isShut || this.#isKnocking) return;
-    this.#isKnocking = true;
-    const isOpen = await this.chat.request("/chat/sessions?limit=1").then(() => true, () => false);
-    this.#isKnocking = false;
+    if (!this.#isShut || this.#knocks++ > 0) return;
+    let isOpen;
+    do {
+      this.#knocks = 1;
+      isOpen = await this.chat.request("/chat/sessions?limit=1").then(() => true, () => false);
+    } while (!isOpen && this.#knocks > 1);
+    this.#knocks = 0;
     if (!isOpen) return;
     this.#isShut = false;
     part("signed-out").hidden = true;
