@@ -24,7 +24,7 @@ ATTEMPTS = 2
 
 FULL_SHARE = 0.95
 HOPELESS_SHARE = 0.5
-"""So little comes of a server that is full, even while another program has the load's core."""
+"""A server that delivers less than this share is full, even where another program has the load's core."""
 
 
 class Load:

@@ -17,7 +17,7 @@ from chatserver.bench.connections import Target, Transport, frames, handshake, i
 READ_BYTES = 1 << 18
 POLL_SECONDS = 0.002
 PATIENCE_SECONDS = 10.0
-"""So long without a single token, and the run counts as failed."""
+"""A run that has no token for so long counts as failed."""
 
 
 class Counted(Struct, frozen=True):

@@ -11,7 +11,10 @@ STAMP_MODULUS_US = 1_000_000_000
 """Stamps are microseconds of CLOCK_MONOTONIC modulo this: 17 minutes, and nothing measured here lasts so long."""
 
 MARK = b"@"
-"""Once in every token, nowhere else: it counts tokens in raw bytes. No length of a frame in the lab is 0x40."""
+"""Stands once in every token and nowhere else, so that tokens can be counted in raw bytes.
+
+No length of a frame in the lab is 0x40.
+"""
 
 
 class Script(Struct, frozen=True):

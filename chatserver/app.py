@@ -37,7 +37,7 @@ from chatserver.transports.response import WatchedSend
 from chatserver.transports.websocket import PATH, websocket
 
 BODIES_AT_ONCE = 16
-"""So many of the largest bodies, or more of smaller ones, one user may be sending at a time."""
+"""How many of the largest bodies, or more of smaller ones, one user may be sending at a time."""
 
 
 class App(Litestar):

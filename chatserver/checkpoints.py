@@ -17,8 +17,8 @@ CHECKPOINT_SECONDS = 2.0
 
 CHECKPOINT_ANSWERS = 25
 SHORTEST_REST_SECONDS, LONGEST_REST_SECONDS = 0.05, 0.5
-"""About so many are stored together, if that leaves a rest between: a thousand in one transaction would hold up all
-tokens, and one at a time is dear."""
+"""How many answers are stored together, about, and how long a rest is left between: a thousand in one transaction
+would hold up all tokens, and one at a time is dear."""
 
 
 async def keep(unfinished: dict[str, Run], sessions: Sessions) -> None:

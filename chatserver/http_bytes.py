@@ -11,7 +11,7 @@ from chatserver.transports.response import PRIVATE
 
 HEAD_BYTES_LIMIT = 32 * 1024
 HEADERS_LIMIT = 100
-"""Of a head, and once more of the trailers behind a chunked body."""
+"""How many headers a head may have, and as many trailers the end of a chunked body."""
 
 END_OF_HEAD = b"\r\n\r\n"
 OFFERS = frozenset({b"upgrade", b"connection", b"http2-settings"})

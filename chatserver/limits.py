@@ -13,8 +13,8 @@ from chatserver.providers import ModelRequest
 from chatserver.settings import Settings
 
 USERS_LIMIT = 10_000
-"""So many users are remembered by their requests; past it, those are forgotten who have asked for nothing lately. Where
-all have asked, twice as many are remembered before the next look."""
+"""How many users are remembered by their requests; past it, those are forgotten who have asked for nothing lately.
+Where all have asked, twice as many are remembered before the next look."""
 
 
 class Bucket:

@@ -54,7 +54,7 @@ STORE_AGAIN_AT_MOST_SECONDS = 5.0
 """Between tries to store an answer that the database does not take: a full disk, a lost server. Each waits longer."""
 
 START_SEQ = 1
-"""Of the event that every run begins with; so far there is no answer."""
+"""The `seq` of `start`, with which every run begins: up to it there is nothing of an answer to store."""
 
 SAYABLE = (Token, Reasoning, ToolCall, ToolResult)
 """What an agent may say; how a run begins and ends is the run's to say."""

@@ -19,8 +19,8 @@ from chatserver.transports.access_log import AccessLog
 BACKLOG = 2048
 WS_PING_SECONDS = 45.0
 WS_PONG_SECONDS = 15.0
-"""For a peer whose kernel answers and whose program does not. Seldom: uvicorn has a timer for each connection. What
-keeps connections alive for proxies is the clock of ``Connections``."""
+"""These pings find a peer whose kernel answers and whose program does not. They are rare, since uvicorn has a timer for
+each connection. What keeps connections alive for proxies is the clock of ``Connections``."""
 
 TICKS_PER_LOOK = 50
 """uvicorn ticks ten times a second: every 5 s it is looked who is still there."""

@@ -19,7 +19,7 @@ NotNegative = Annotated[float, Meta(ge=0, le=SECONDS_LIMIT)]
 Count = Annotated[int, Meta(ge=1)]
 
 PARAMETERS = ("stream", "stream_options", "tools", "temperature", "max_tokens", "max_completion_tokens")
-"""Of a request to the upstream, what can be left out."""
+"""The parameters of a request to the upstream that can be left out."""
 
 PREFIX = "CHATSERVER_"
 SDK_PREFIX = "openai_"
@@ -33,7 +33,7 @@ JWT_SECRET_BYTES = 32
 
 DEMO_MODEL = "demo"
 CONNECTIONS_OF_ALL = 10_000
-"""Of the one user that there is without authentication."""
+"""How many connections the one user has that there is without authentication."""
 WILDCARD_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
 """Every address of the machine, each with the one that reaches it from the machine itself."""
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})

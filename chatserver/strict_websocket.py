@@ -16,7 +16,7 @@ from chatserver.transports.frames import FRAMES
 
 FRAMES_PER_SECOND_LIMIT = 200
 FRAMES_AT_ONCE_LIMIT = 2000
-"""Of one WebSocket, whatever kind they are; a second's worth more is taken after each second."""
+"""How many frames, of whatever kind, one WebSocket may send in each second in the long run, and how many at once."""
 
 
 class _LeanQueue:

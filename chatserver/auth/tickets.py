@@ -13,7 +13,7 @@ from chatserver.errors import TooMany, Unauthenticated
 TICKET_BYTES = 32
 TICKET_SECONDS = 60
 TICKETS_LIMIT = 100
-"""Of one user at a time: as many as one may have connections."""
+"""How many tickets one user may hold at a time: as many as connections."""
 
 
 class Ticket(Struct, frozen=True):

@@ -18,7 +18,7 @@ TOKEN_SECONDS = 0.02
 STALL_SECONDS = 3600.0
 LONG_WORDS_LIMIT = 20_000
 ASKED_CHARS_LIMIT = 1000
-"""So much of the newest message the demo looks at."""
+"""How much of the newest message the demo looks at."""
 
 HELP = """I am the demo model that is built into chatserver: no key, no network, a script. \
 This answer comes to you as numbered events over Server-Sent Events or WebSocket. \

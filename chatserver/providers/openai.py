@@ -36,7 +36,7 @@ OPTIONS: Any = {
     "idempotency_key": "",  # No key is sent either way; left out, one is made up for each request all the same.
 }
 FRESH_OPTIONS: Any = OPTIONS | {"headers": OPTIONS["headers"] | {"Connection": "close"}}
-"""For a request that gets a connection of its own."""
+"""The options of a request that gets a connection of its own."""
 
 
 class OpenAIProvider:

@@ -9,7 +9,7 @@ import msgspec
 from chatserver.providers import ModelRequest
 
 MODELS_LIMIT = 1000
-"""So many models are remembered by what they refuse; past it, the one that was asked least lately is forgotten."""
+"""How many models are remembered by what they refuse; past it, the one that was asked least lately is forgotten."""
 
 OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens")
 """The two names of one parameter. OpenAI's newer models refuse the old name, other servers may not know the new one."""

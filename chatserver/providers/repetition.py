@@ -1,7 +1,7 @@
 """Whether a text is said again: some servers end with all that they have streamed."""
 
 HEAD_CHARS = 200
-"""So much of the beginning is kept to compare with; the length of all is counted."""
+"""How much of a text's beginning is kept to compare with; of the rest only the length is known."""
 
 
 class Told:

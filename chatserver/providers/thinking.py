@@ -11,7 +11,7 @@ TAGS = (
 """What models open their thoughts with, and close them."""
 
 BLANK_CHARS = 100
-"""So many blanks before a tag are waited through; what begins with more is no thought."""
+"""How many blanks before a tag are waited through; what begins with more is no thought."""
 
 
 class ThinkTags:

@@ -10,13 +10,13 @@ from chatserver.providers.clean_text import Cleaner, cleaned
 from chatserver.providers.faults import nonsense
 
 ARGUMENTS_CHARS_LIMIT = 1024 * 1024
-"""Of all the calls of a turn together."""
+"""How long the arguments of all calls of a turn may be together."""
 
 SNAPSHOTS_ENOUGH = 8
-"""So many fragments of which each repeats the one before, and goes on: what is no accident any more."""
+"""How many fragments in a row must repeat the one before, and go on, to be no accident."""
 
 LOOKS = 64
-"""So often it is looked whether a call's arguments are whole before they have ended: each time reads them all."""
+"""How often it is looked whether a call's arguments are whole before they have ended: each look reads them all."""
 
 
 class Arguments:

@@ -25,7 +25,7 @@ END_SECONDS = 0.1
 """How long after [DONE] the end of the body is waited for: only then can the connection be used again."""
 
 LIFE_LIMIT = 10
-"""So many times the longest silence a server may say only that it lives: comments, blank lines, pings."""
+"""For how many times the longest silence a server may say only that it lives: comments, blank lines, pings."""
 
 
 class Turn:

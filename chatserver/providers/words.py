@@ -5,16 +5,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 WORDS_CHARS = 1000
-"""So much of them is looked at."""
+"""How much of the upstream's words is looked at."""
 
 LINE_CHARS = 300
-"""So much of them is written."""
+"""How much of them is written to the log."""
 
 QUOTE_CHARS = 12
-"""So long a piece of the dialogue is a quotation."""
+"""A piece of the dialogue that is as long is a quotation."""
 
 QUOTABLE_CHARS = 32 * 1024
-"""So much of the dialogue, the newest, is looked for."""
+"""How much of the dialogue, the newest, is looked for in the words."""
 
 NOT_WORDS = frozenset({"input", "prompt", "messages", "ctx", "failed_generation", "body", "request", "traceback"})
 """Where validators and gateways quote the request or the answer."""

@@ -18,7 +18,7 @@ BUSY_SECONDS = 5.0
 """How long a writer waits for one of another process. Within the process they queue up and never meet."""
 
 WRITES_AT_ONCE = 64
-"""So that the first of many who come at once need not wait for the last."""
+"""How many transactions share a commit at most: the first of many who come at once need not wait for the last."""
 
 T = TypeVar("T")
 Work: TypeAlias = Callable[[Connection], Any]

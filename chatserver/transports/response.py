@@ -6,7 +6,7 @@ from asyncio import Transport
 from chatserver.transports.connections import TRANSPORT, Connection, Connections, Message, Scope, Send, emptied
 
 PRIVATE = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
-"""Of every response that says nothing else of itself: it belongs to a user, or is true for a moment only."""
+"""Headers of each response without a `Cache-Control` of its own: it belongs to a user, or is true for a moment only."""
 
 PIECE_BYTES = 64 * 1024
 """What a peer must take of a response in CHATSERVER_SEND_TIMEOUT_SECONDS."""
