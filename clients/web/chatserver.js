@@ -108,7 +108,8 @@ export class ChatError extends Error {
     /** With `run_active`: the run that is going. */
     this.runId = runId;
     this.errors = errors;
-    this.isFinal = isFinal ?? (status >= 400 && status < 500 && ![408, 425, 429].includes(status));
+    const mayPass = [408, 425, 429].includes(status) && code !== "quota"; // A quota ends with what is deleted.
+    this.isFinal = isFinal ?? (status >= 400 && status < 500 && !mayPass);
     /** Worth coming back without a wait. */
     this.atOnce = atOnce;
   }

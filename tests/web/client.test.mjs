@@ -370,6 +370,23 @@ describe("a lost connection", () => {
     });
   }
 
+  for (const transport of ["sse", "ws"]) {
+    test(`${transport}: a quota that is used up is no reason to wait`, async () => {
+      const ws = sockets(), http = requests();
+      const run = connect(url, { transport, WebSocket: ws.WebSocket, fetch: http.fetch }).send("Hi");
+      const failed = assert.rejects(run[Symbol.asyncIterator]().next(), { code: "quota", status: 429, isFinal: true });
+      await pass();
+      const refusal = { status: 429, code: "quota" };
+      if (transport === "sse") http.last.answer(429, refusal);
+      else {
+        ws.last.open();
+        await pass();
+        ws.last.say({ type: "rejected", ref: ws.last.sent.at(-1).ref, ...refusal, message: "full" });
+      }
+      await failed;
+    });
+  }
+
   test("one run of a WebSocket waits, the others do not", async () => {
     const ws = sockets();
     const chat = connect(url, { transport: "ws", WebSocket: ws.WebSocket });
