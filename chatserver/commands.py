@@ -199,7 +199,7 @@ def known_form(id: str) -> str:
         NotFound: it has not, so nothing has this id.
     """
     if not is_id(id):
-        raise NotFound("there is nothing with this id")
+        raise NotFound
     return id
 
 

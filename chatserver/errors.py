@@ -112,6 +112,7 @@ class NotFound(ChatError):
     """One answer for unknown, malformed, expired and foreign, so that none can be told from another."""
 
     status, code = 404, "not_found"
+    sentence = "there is nothing with this id"
 
 
 class NotAcceptable(ChatError):

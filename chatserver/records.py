@@ -11,6 +11,9 @@ RunStatus: TypeAlias = Literal["running", "waiting", "completed", "cancelled", "
 MessageStatus: TypeAlias = Literal["complete", "partial", "streaming"]
 Role: TypeAlias = Literal["user", "assistant"]
 
+PAGE_LIMIT = 100
+"""How many sessions, or messages of a session, one page has at most."""
+
 
 class ModelRecord(Struct, frozen=True):
     """A model that a request may name; ``is_default``: it answers where a request names none."""

@@ -114,7 +114,7 @@ class Runs:
             await self._check_is_over(user, run_id)
         log = await self._logs.open(run_id)
         if log is None:
-            raise NotFound("there is nothing with this id")
+            raise NotFound
         last_seq = await log.last_seq()
         if after > last_seq:
             raise BadCursor(f"`after` is past the end of the log, {last_seq}")

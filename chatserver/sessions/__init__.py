@@ -15,10 +15,9 @@ from sqlalchemy.exc import IntegrityError
 from chatserver.commands import ChatRequest
 from chatserver.errors import Unavailable
 from chatserver.events import Answer, Record, Terminal, Usage
-from chatserver.records import MessageRecord, RunRecord, SessionDetail, SessionPage, SessionRecord
+from chatserver.records import PAGE_LIMIT, MessageRecord, RunRecord, SessionDetail, SessionPage, SessionRecord
 from chatserver.sessions import begin, branches, edit, end, leases, read
 from chatserver.sessions.begin import Begun
-from chatserver.sessions.branches import MESSAGES_LIMIT
 from chatserver.sessions.database import Database, open_database
 from chatserver.sessions.end import INTERRUPTED
 from chatserver.sessions.holdings import Quota
@@ -166,7 +165,7 @@ class Sessions:
         user: str,
         session_id: str,
         all_branches: bool = False,
-        limit: int = MESSAGES_LIMIT,
+        limit: int = PAGE_LIMIT,
         cursor: str | None = None,
     ) -> SessionDetail:
         """A session with the newest messages of its newest branch, or of all, oldest first; at most ``limit`` of them.

@@ -135,7 +135,7 @@ def _named(connection: Connection, user: str, request: ChatRequest, now: str) ->
         or request.session_id not in (None, old.session_id)
         or not _touch(connection, user, old.session_id, request, now)
     ):
-        raise NotFound("there is nothing with this id")
+        raise NotFound
     newest = _newest(connection, user, old.session_id)
     is_edited = role == "user" and request.message is not None
     end = old.parent_id if is_edited else named

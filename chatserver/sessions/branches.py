@@ -13,9 +13,8 @@ from chatserver.errors import BadCursor
 from chatserver.records import MessageRecord
 from chatserver.sessions.schema import messages
 
-MESSAGES_LIMIT = 100
 MESSAGES_BYTES_LIMIT = 1024 * 1024
-"""One page of a session: so many messages, so much text of theirs."""
+"""How much text the messages in one page of a session have together."""
 
 MESSAGE_BYTES = 16
 """What a message takes upstream at least, beside its text."""

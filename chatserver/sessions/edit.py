@@ -30,5 +30,5 @@ def remove(connection: Connection, user: str, session_id: str) -> None:
     mine = (sessions.c.user_id == user, sessions.c.session_id == known_form(session_id))
     size = connection.execute(delete(sessions).where(*mine).returning(sessions.c.bytes)).scalar()
     if size is None:
-        raise NotFound("there is nothing with this id")
+        raise NotFound
     add(connection, user, -1, -size)

@@ -40,7 +40,7 @@ def run(connection: Connection, user: str, run_id: str) -> RunRecord:
     query = select(*RUN_COLUMNS).where(runs.c.run_id == known_form(run_id), runs.c.user_id == user)
     row = connection.execute(query).one_or_none()
     if row is None:
-        raise NotFound("there is nothing with this id")
+        raise NotFound
     return RunRecord(**row._mapping)
 
 
@@ -66,7 +66,7 @@ def session_record(connection: Connection, user: str, session_id: str) -> Sessio
     query = _SESSIONS.where(sessions.c.user_id == user, sessions.c.session_id == known_form(session_id))
     row = connection.execute(query).one_or_none()
     if row is None:
-        raise NotFound("there is nothing with this id")
+        raise NotFound
     return SessionRecord(**row._mapping)
 
 

@@ -27,7 +27,7 @@ from chatserver.errors import (
     NotFound,
     Unavailable,
 )
-from chatserver.records import ModelList, ModelRecord, RunRecord, SessionDetail, SessionPage, SessionRecord
+from chatserver.records import PAGE_LIMIT, ModelList, ModelRecord, RunRecord, SessionDetail, SessionPage, SessionRecord
 from chatserver.transports.body import read_body
 from chatserver.transports.connections import Scope
 from chatserver.transports.openapi import (
@@ -59,7 +59,6 @@ TICKET = "ticket"
 IS_HEAD = "chatserver.is_head"
 """In the scope of a HEAD that is answered as the GET."""
 
-PAGE_LIMIT = 100
 PAGE_DEFAULT = 20
 LIMIT = f"1 to {PAGE_LIMIT}, default "
 CURSOR = "where the last page ended"
