@@ -81,8 +81,6 @@ class HttpProtocol(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._is_offer = self._is_too_many = False
 
-    # the connection
-
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
         self.logger = _quiet
@@ -101,12 +99,11 @@ class HttpProtocol(HttpToolsProtocol):
         self._tell_of_leaving()
 
     def data_received(self, data: bytes) -> None:
-        if self._stage is Stage.DEAF:
-            return
         if self._is_too_many:
-            return self.refuse(Overloaded())
-        self._unread.add(data)
-        self._read()
+            self.refuse(Overloaded())
+        elif self._stage is not Stage.DEAF:
+            self._unread.add(data)
+            self._read()
 
     def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn's never keeps it open
         """Whether there is something to answer. FIN says as little of a peer that has left as of one that listens."""
@@ -188,8 +185,6 @@ class HttpProtocol(HttpToolsProtocol):
             if self._stage in INCOMING and self._timer is None:
                 self._wait(PATIENCE_SECONDS)
 
-    # the clock
-
     def _wait(self, seconds: float) -> None:
         self._timer = self.loop.call_later(seconds, self._look)
 
@@ -270,6 +265,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._stop_waiting()
         super().on_message_complete()
         self._stage = Stage.IDLE if self.cycle.response_complete else Stage.ANSWERING
+        if self._has_ended:
+            self._wait(HALF_CLOSED_LOOK_SECONDS)
 
     # what ASGI has no words for
 
@@ -294,6 +291,8 @@ class HttpProtocol(HttpToolsProtocol):
             self.parser = httptools.HttpRequestParser(self)
             self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # As uvicorn's own.
             self.parser.feed_data(head)
+        elif self._stage is Stage.WEBSOCKET and self._unread:
+            self.refuse(BadHttp())  # RFC 6455, 4.1: a client waits until the WebSocket is there.
         elif self._stage is Stage.WEBSOCKET:
             self._stop_waiting()
             self.handle_websocket_upgrade()

@@ -24,6 +24,10 @@ class ToTheEnd(RequestResponseCycle):
 
     is_unmeasured = False
 
+    async def receive(self) -> Any:
+        self.waiting_for_100_continue = False  # HTTP/1.0 knows no answer before the answer.
+        return await super().receive()
+
     async def send(self, message: Any) -> None:
         if message["type"] == "http.response.start":
             self.is_unmeasured = all(name.lower() != b"content-length" for name, _ in message.get("headers", ()))

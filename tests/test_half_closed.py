@@ -149,10 +149,13 @@ async def test_whoever_is_gone_is_missed_while_the_model_is_silent(
     assert not gate.is_set()
 
 
-async def test_whoever_goes_later_is_missed_too(server: LiveServer, upstream: FakeUpstream) -> None:
+@pytest.mark.parametrize("before", [0, 1], ids=["the only one", "behind another"])
+async def test_whoever_goes_later_is_missed_too(server: LiveServer, upstream: FakeUpstream, before: int) -> None:
     first, second = anyio.Event(), anyio.Event()
+    for _ in range(before):
+        upstream.script(*say("First.", 1))
     upstream.script(token("An"), Gate(first), token(" answer"), Gate(second), *say(".", 1))
-    wire = await half_closed(server, ask("text/plain"))
+    wire = await half_closed(server, ask("text/plain") * (before + 1))
     with anyio.fail_after(WAIT_SECONDS):
         while b"An" not in await wire.read():
             pass

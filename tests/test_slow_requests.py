@@ -207,6 +207,19 @@ async def test_an_offer_of_anything_is_ignored_on_every_kind_of_request(server: 
     ]
 
 
+@pytest.mark.parametrize("behind", [b"GET /livez HTTP/1.1\r\n\r\n", b"\x81\x80\0\0\0\0", b"x" * 60_000])
+async def test_nothing_may_come_behind_a_handshake_before_its_answer(server: LiveServer, behind: bytes) -> None:
+    """It would be lost, and reading might pause for ever."""
+    handshake = b"GET /chat/ws HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    handshake += b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    assert statuses(await said(server, handshake + behind)) == [400]
+
+
+async def test_http_1_0_is_not_told_to_continue(server: LiveServer) -> None:
+    head = HEAD.replace(b"HTTP/1.1", b"HTTP/1.0") + b"Expect: 100-continue\r\n"
+    assert statuses(await said(server, head + b"Content-Length: %d\r\n\r\n" % len(BODY), BODY)) == [202]
+
+
 # ---- peers that are gone --------------------------------------------------------------------------------------------
 
 
