@@ -101,16 +101,7 @@ def create_app(settings: Settings) -> Litestar:
             quota = Quota(settings.max_sessions_per_user, settings.max_stored_bytes_per_user)
             sessions = await stack.enter_async_context(open_sessions(settings.database_url, quota))
             await sessions.interrupt_abandoned()
-            provider = await stack.enter_async_context(
-                OpenAIProvider(
-                    api_key=demo_key if settings.is_demo else settings.openai_api_key,
-                    base_url=f"{settings.own_url}{demo.PATH}" if settings.is_demo else settings.openai_base_url,
-                    # The demo's own key wins over whatever the SDK finds in the environment.
-                    headers={"Authorization": f"Bearer {demo_key}"} if settings.is_demo else settings.upstream_headers,
-                    idle_seconds=settings.upstream_idle_seconds,
-                    omitted=settings.upstream_omit,
-                )
-            )
+            provider = await stack.enter_async_context(_provider(settings, demo_key))
             threads = ToolThreads(settings.tool_timeout_seconds, settings.max_tool_result_bytes)
             agent = Agent(provider, tools, threads, settings.max_turns, settings.max_tool_calls_per_run)
             logs = MemoryLogs(settings.max_logs_bytes, sessions.records)
@@ -144,17 +135,33 @@ def create_app(settings: Settings) -> Litestar:
         lifespan=[lifespan],
         state=State({"gate": gate, "demo_key": demo_key}),
         cors_config=_cors(gate.origins.allowed) if gate.origins.allowed else None,
-        openapi_config=OpenAPIConfig(
-            title="chatserver",
-            version=__version__,
-            components=SECURITY,
-            security=BY_TOKEN,
-            path="/schema/openapi",  # Below ours: Litestar answers for whatever is missing under it, in HTML.
-            render_plugins=[JsonRenderPlugin()],
-        ),
+        openapi_config=_openapi(),
         request_max_body_size=None,
         logging_config=None,
         debug=False,
+    )
+
+
+def _provider(settings: Settings, demo_key: str) -> OpenAIProvider:
+    """Whoever answers: the model server of the settings, or the demo model of this very server."""
+    return OpenAIProvider(
+        api_key=demo_key if settings.is_demo else settings.openai_api_key,
+        base_url=f"{settings.own_url}{demo.PATH}" if settings.is_demo else settings.openai_base_url,
+        # The demo's own key wins over whatever the SDK finds in the environment.
+        headers={"Authorization": f"Bearer {demo_key}"} if settings.is_demo else settings.upstream_headers,
+        idle_seconds=settings.upstream_idle_seconds,
+        omitted=settings.upstream_omit,
+    )
+
+
+def _openapi() -> OpenAPIConfig:
+    return OpenAPIConfig(
+        title="chatserver",
+        version=__version__,
+        components=SECURITY,
+        security=BY_TOKEN,
+        path="/schema/openapi",  # Below ours: Litestar answers for whatever is missing under it, in HTML.
+        render_plugins=[JsonRenderPlugin()],
     )
 
 

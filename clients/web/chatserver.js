@@ -851,10 +851,9 @@ async function overFetch(line, signal) {
   const [run] = runs;
   const path = run.id ? `/chat/runs/${run.id}/events` : "/chat/stream";
   /** @type {RequestInit} */
-  const init = { signal, headers: { Accept: "text/event-stream", "Last-Event-ID": String(run.cursor) } };
+  const init = { signal, headers: { Accept: "text/event-stream", ...(run.id && { "Last-Event-ID": String(run.cursor) }) } };
   if (!run.id) Object.assign(init, { method: "POST", body: JSON.stringify(run.request) });
-  if (!run.id) init.headers = { Accept: "text/event-stream" };
-  chat.show("sse", "out", `${run.id ? `GET ${path}\nLast-Event-ID: ${run.cursor}` : `POST ${path}\n\n${init.body}`}`);
+  chat.show("sse", "out", run.id ? `GET ${path}\nLast-Event-ID: ${run.cursor}` : `POST ${path}\n\n${init.body}`);
   const response = await chat.request(path, init);
   run.serve();
   line.hear();
