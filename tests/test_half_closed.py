@@ -1,11 +1,14 @@
 """Clients that close their sending half behind a request (SHUT_WR): answered in full, and missed when they go."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 
 import anyio
 import pytest
 
+from chatserver import strict_http
+from chatserver.peers import is_lost
 from tests.clients import Wire, get_run, request
 from tests.fake_upstream import FakeUpstream, Gate, say, token
 from tests.live import LiveServer, live_server
@@ -150,8 +153,15 @@ async def test_whoever_is_gone_is_missed_while_the_model_is_silent(
 
 
 @pytest.mark.parametrize("before", [0, 1], ids=["the only one", "behind another"])
-async def test_whoever_goes_later_is_missed_too(server: LiveServer, upstream: FakeUpstream, before: int) -> None:
-    first, second = anyio.Event(), anyio.Event()
+async def test_whoever_goes_later_is_missed_too(
+    server: LiveServer, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    first, second, looked = anyio.Event(), anyio.Event(), anyio.Event()
+
+    def look(transport: asyncio.Transport) -> bool:
+        looked.set()
+        return is_lost(transport)
+
     for _ in range(before):
         upstream.script(*say("First.", 1))
     upstream.script(token("An"), Gate(first), token(" answer"), Gate(second), *say(".", 1))
@@ -159,7 +169,8 @@ async def test_whoever_goes_later_is_missed_too(server: LiveServer, upstream: Fa
     with anyio.fail_after(WAIT_SECONDS):
         while b"An" not in await wire.read():
             pass
-        await anyio.sleep(0.5)
+        monkeypatch.setattr(strict_http, "is_lost", look)
+        await looked.wait()
         assert server.connections == 1
         wire.cut()
         first.set()  # What is said now nobody takes.
