@@ -320,6 +320,7 @@ async def test_a_key_that_is_withdrawn_is_refused_when_the_set_is_fetched_again(
         b"[" * 200_000,
         b'{"keys": [{"kty": []}]}',
         b'{"keys": [{"kty": "EC", "crv": 5, "x": 1}]}',
+        b'{"keys": [{"kty": "OKP", "crv": "Ed25519", "kid": [], "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}',
     ],
 )
 async def test_without_keys_nothing_can_be_checked_and_with_old_ones_it_goes_on(

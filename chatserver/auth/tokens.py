@@ -149,16 +149,16 @@ class KeySet:
 
         try:
             with anyio.fail_after(KEYS_TIMEOUT_SECONDS):
-                keys = jwt.PyJWKSet.from_json(await self._document())
+                found = jwt.PyJWKSet.from_json(await self._document())
+            usable = [key for key in found if key.algorithm_name in PUBLIC_KEY_ALGORITHMS]
+            keys = {key.key_id: key for key in usable if key.public_key_use in (None, "sig")}
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, *_NO_KEYS, jwt.PyJWTError) as error:
             if self._is_well or not self._keys:  # Once is enough of a set that can do without.
                 # Only its kind: the texts of such errors quote URLs and documents.
                 logger.warning("the key set cannot be fetched: %s", type(error).__name__)
             self._is_well = False
         else:
-            usable = [key for key in keys if key.algorithm_name in PUBLIC_KEY_ALGORITHMS]
-            self._keys = {key.key_id: key for key in usable if key.public_key_use in (None, "sig")}
-            self._is_well = True
+            self._keys, self._is_well = keys, True
         finally:
             self._fetching = None
 
