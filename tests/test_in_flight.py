@@ -2,8 +2,9 @@
 
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -19,7 +20,7 @@ from tests.clients import HttpReader, SseReader, Wire, WsReader, request
 from tests.fake_upstream import FakeUpstream, say
 from tests.fake_upstream import Gate as Held
 from tests.live import LiveServer, live_server
-from tests.proving import held
+from tests.proving import Hold, held
 from tests.test_slow_requests import said, statuses
 
 pytestmark = pytest.mark.anyio
@@ -197,6 +198,17 @@ async def test_no_answer_of_a_user_is_kept_by_anybody() -> None:
 # ---- late for a drain -----------------------------------------------------------------------------------------------
 
 
+async def drained_while(server: LiveServer, hold: Hold, come: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Begin the drain while the server holds whoever comes, and only then let them in."""
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(come)
+        await hold.come.wait()
+        server.begin_drain()
+        while not server.runs.is_draining:
+            await anyio.lowlevel.checkpoint()
+        hold.let.set()
+
+
 async def test_a_stream_that_comes_while_the_server_drains_is_told_too() -> None:
     gate = anyio.Event()
     async with FakeUpstream() as upstream, live_server(upstream.url, drain_seconds=10.0) as server:
@@ -207,18 +219,12 @@ async def test_a_stream_that_comes_while_the_server_drains_is_told_too() -> None
         with anyio.fail_after(WAIT_SECONDS):
             with held(Runs, "subscribe", done=True) as hold:
                 path = f"/chat/runs/{json.loads(start.data)['run_id']}/events"
-                async with anyio.create_task_group() as tasks:
-                    late = list[HttpReader]()
+                late = list[HttpReader]()
 
-                    async def attach() -> None:
-                        late.append(await SseReader.get(server, path))
+                async def attach() -> None:
+                    late.append(await SseReader.get(server, path))
 
-                    tasks.start_soon(attach)
-                    await hold.come.wait()
-                    server.begin_drain()
-                    while not server.runs.is_draining:
-                        await anyio.lowlevel.checkpoint()
-                    hold.let.set()
+                await drained_while(server, hold, attach)
             gate.set()
             for reader in (first, late[0]):
                 await reader.read_all()
@@ -233,16 +239,10 @@ async def test_a_websocket_in_mid_handshake_while_the_server_drains_is_told_too(
         first = await SseReader.post(server, "/chat/stream", {"message": "x"})
         await first.next_event()
         with anyio.fail_after(WAIT_SECONDS), held(Gate, "identify", done=True) as hold:
-            async with anyio.create_task_group() as tasks:
 
-                async def shake_hands() -> None:
-                    assert (await (await WsReader.connect(server)).closing()).code == 1012
+            async def shake_hands() -> None:
+                assert (await (await WsReader.connect(server)).closing()).code == 1012
 
-                tasks.start_soon(shake_hands)
-                await hold.come.wait()
-                server.begin_drain()
-                while not server.runs.is_draining:
-                    await anyio.lowlevel.checkpoint()
-                hold.let.set()
+            await drained_while(server, hold, shake_hands)
         gate.set()
         await first.read_all()

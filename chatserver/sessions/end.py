@@ -64,10 +64,10 @@ def finish(
     """
     now, status = timestamp(), status_after(ending)
     error = RunFailure(ending.code, ending.message) if isinstance(ending, Error) else None
-    # The session first: everybody locks in this order, so that PostgreSQL meets no deadlock with a deletion.
     said, log = _said(answer), b"\n".join(each.data for each in records)
     size = len(log) + len(msgspec.json.encode(said["tool_calls"]))
     size += sum(len(said[name].encode()) for name in ("content", "reasoning"))
+    # The session first: everybody locks in this order, so that PostgreSQL meets no deadlock with a deletion.
     connection.execute(_TOUCH, {"run": run_id, "now": now, "size": size})
     ended = {"status": status, "last_seq": records[-1].seq, "usage": usage, "finished_at": now, "error": error}
     if connection.execute(_END, {"run": run_id, "events": log, "owner": owner} | ended).rowcount == 0:
