@@ -20,21 +20,21 @@ from chatserver.auth.origins import is_probe
 from chatserver.errors import ChatError, NotFound, SettingsError
 from chatserver.limits import Requests
 from chatserver.log.memory import MemoryLogs
-from chatserver.providers.openai import OpenAIProvider
-from chatserver.runs import Runs
+from chatserver.providers.chat_completions.provider import OpenAIProvider
+from chatserver.routes import contract, demo, http, page
+from chatserver.routes.http import IS_HEAD
+from chatserver.routes.openapi import BY_TOKEN, SECURITY
+from chatserver.routes.websocket import PATH, websocket
+from chatserver.runs.runs import Runs
 from chatserver.sessions import Quota, open_sessions
 from chatserver.settings import Settings
 from chatserver.tools import load_tools
 from chatserver.tools.execution import ToolThreads
-from chatserver.transports import contract, demo, http, page
+from chatserver.transports.components import Components
 from chatserver.transports.connections import Connections, Message, Scope, Send
-from chatserver.transports.http import IS_HEAD
-from chatserver.transports.openapi import BY_TOKEN, SECURITY
-from chatserver.transports.parts import Parts
 from chatserver.transports.place import PLACE
 from chatserver.transports.refusal import refuse
 from chatserver.transports.response import WatchedSend
-from chatserver.transports.websocket import PATH, websocket
 
 BODIES_AT_ONCE = 16
 """How many of the largest bodies, or more of smaller ones, one user may be sending at a time."""
@@ -49,7 +49,7 @@ class App(Litestar):
         asked = scope
         if scope["type"] == "http":
             scope.setdefault("extensions", {})
-            asked, send = _asked(scope), WatchedSend(scope, send, self.state.parts.connections)
+            asked, send = _asked(scope), WatchedSend(scope, send, self.state.components.connections)
         try:
             try:
                 self.state.gate.origins.check(scope)
@@ -116,7 +116,7 @@ def create_app(settings: Settings) -> Litestar:
             runs = await stack.enter_async_context(Runs(settings, sessions, logs, agent))
             # Without authentication all are one user, whom nobody else could be kept from asking.
             requests = Requests(None if settings.auth == "none" else settings.max_requests_per_minute)
-            app.state.parts = Parts(settings, gate, requests, runs, sessions, connections)
+            app.state.components = Components(settings, gate, requests, runs, sessions, connections)
             beside = await stack.enter_async_context(anyio.create_task_group())
             beside.start_soon(provider.warm_up)
             beside.start_soon(gate.keep_fresh)
@@ -175,8 +175,8 @@ def _cors(origins: Collection[str]) -> CORSConfig:
 
 async def drain(app: Litestar) -> None:
     """What a server does before it stops: no new runs, running ones to their end, every reader told."""
-    parts: Parts = app.state.parts
-    parts.runs.is_draining = True
-    parts.connections.drain()
-    await parts.runs.drain()
-    await parts.connections.end_all()
+    components: Components = app.state.components
+    components.runs.is_draining = True
+    components.connections.drain()
+    await components.runs.drain()
+    await components.connections.end_all()

@@ -70,7 +70,7 @@ def serve(**flags: Any) -> None:
     for line in remarks(str(ENV_FILE.resolve()), _env_file(), os.environ):
         click.echo(line, err=True)
     settings = _settings(flags)
-    from chatserver.server import Server, bind  # The other commands need not wait for a web server.
+    from chatserver.serving.server import Server, bind  # The other commands need not wait for a web server.
 
     try:
         sock = bind(settings)
@@ -100,7 +100,7 @@ def config(**flags: Any) -> None:
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path), default=Path())
 def write_schema(folder: Path) -> None:
     """Write events.json, asyncapi.json, events.d.ts and records.d.ts, the contract for programs, into a folder."""
-    from chatserver.transports.openapi import RECORDS
+    from chatserver.routes.openapi import RECORDS
 
     if not folder.is_dir():
         raise click.ClickException(f"there is no folder {folder}")

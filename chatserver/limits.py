@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from math import ceil, inf
 from time import monotonic
 
-from chatserver.context import BYTES_PER_TOKEN, estimated_tokens, text_bytes
+from chatserver.dialogue import BYTES_PER_TOKEN, estimated_tokens, text_bytes
 from chatserver.errors import TooMany
 from chatserver.events import Usage
 from chatserver.providers import ModelRequest

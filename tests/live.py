@@ -20,7 +20,7 @@ import anyio
 import msgspec
 from litestar import Litestar
 
-from chatserver.server import Server, bind
+from chatserver.serving.server import Server, bind
 from chatserver.settings import Settings, variable
 
 CANARY = "sk-test-canary"
@@ -74,7 +74,7 @@ class LiveServer:
     @property
     def runs(self) -> Any:
         """The ``Runs`` of the application."""
-        return self.app.state.parts.runs
+        return self.app.state.components.runs
 
     @property
     def connections(self) -> int:

@@ -14,11 +14,11 @@ from chatserver.events import Answer, Record, Snapshot, Token, decode, record
 from chatserver.log import Take, segments
 from chatserver.log.memory import MemoryLog
 from chatserver.providers import Delta, ModelRequest, TakeText
-from chatserver.providers.openai import OpenAIProvider
-from chatserver.run import Run, Subscription
+from chatserver.providers.chat_completions.provider import OpenAIProvider
+from chatserver.runs.run import Run, Subscription
 from chatserver.sessions import Sessions
 from chatserver.transports.connections import Connection
-from chatserver.transports.dialogue import Dialogue
+from chatserver.transports.multiplexer import Multiplexer
 from chatserver.transports.sse import EventStream, JsonLines
 
 SEQ = 30
@@ -143,7 +143,7 @@ async def _stored_as(change: Callable[[Record], Iterable[Record]]) -> AsyncItera
     def changed(records: list[Record], run_id: str, whole: Answer) -> list[Record]:
         return [new for old in compact(records, run_id, whole=whole) for new in change(old)]
 
-    with patch("chatserver.run.compact", changed):
+    with patch("chatserver.runs.run.compact", changed):
         yield
 
 
@@ -290,11 +290,11 @@ async def encoded_again_on_one_transport() -> AsyncIterator[None]:
 async def first_reader_goes_on() -> AsyncIterator[None]:
     """A second attach on a connection does not end the first one."""
 
-    async def detach(self: Dialogue, run_id: str) -> None:
+    async def detach(self: Multiplexer, run_id: str) -> None:
         if pump := self._pumps.pop(run_id, None):
             self._pumps[f"{run_id}, the first"] = pump  # Until the connection ends.
 
-    with patch.object(Dialogue, "_detach", detach):
+    with patch.object(Multiplexer, "_detach", detach):
         yield
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import pytest
 
-from chatserver.transports.access_log import PATH_CHARS_LIMIT, AccessLog, logger
+from chatserver.routes.access_log import PATH_CHARS_LIMIT, AccessLog, logger
 from chatserver.transports.connections import Receive, Scope, Send
 from tests.clients import SSE, WS, HttpReader, WsReader, documents_of, request
 from tests.fake_upstream import FakeUpstream, Gate, Reached, say, token

@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from chatserver.agent import Agent, Finished, Step
-from chatserver.context import estimated_tokens
+from chatserver.dialogue import estimated_tokens
 from chatserver.errors import UpstreamError
 from chatserver.events import Token, Usage
 from chatserver.limits import Meter

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatserver.context import BYTES_PER_TOKEN, INTERRUPTED_TEXT, as_text, dialogue, estimated_tokens
+from chatserver.dialogue import BYTES_PER_TOKEN, INTERRUPTED_TEXT, as_text, dialogue, estimated_tokens
 from chatserver.events import ToolCallState
 from chatserver.records import MessageRecord, Role
 

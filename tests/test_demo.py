@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from chatserver.providers import demo
-from chatserver.transports.demo import PATH
+from chatserver.routes.demo import PATH
 from tests.clients import BOTH, SSE, Transport, documents_of, request
 from tests.fake_upstream import FakeUpstream
 from tests.live import LiveServer, live_server

@@ -169,7 +169,7 @@ INSIDE = {
     "providers/demo.py": "what the demo model does is no contract",
     "sessions/read.py": "the routes ask for less",
     "tools/builtin.py": "a tool says in its result what it refuses",
-    "transports/access_log.py": "how much of a path the log has",
+    "routes/access_log.py": "how much of a path the log has",
     "transports/connections.py": "only spreads the clock's work",
 }
 """Where a limit is that no client can meet."""

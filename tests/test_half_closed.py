@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 import anyio
 import pytest
 
-from chatserver import strict_http
-from chatserver.peers import is_lost
+from chatserver.serving import http_protocol
+from chatserver.serving.lost_peers import is_lost
 from tests.clients import Wire, get_run, request
 from tests.fake_upstream import FakeUpstream, Gate, say, token
 from tests.live import LiveServer, live_server
@@ -169,7 +169,7 @@ async def test_whoever_goes_later_is_missed_too(
     with anyio.fail_after(WAIT_SECONDS):
         while b"An" not in await wire.read():
             pass
-        monkeypatch.setattr(strict_http, "is_lost", look)
+        monkeypatch.setattr(http_protocol, "is_lost", look)
         await looked.wait()
         assert server.connections == 1
         wire.cut()

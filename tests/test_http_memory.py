@@ -9,9 +9,9 @@ import httptools
 import psutil
 import pytest
 
-from chatserver import http_bytes, strict_http
-from chatserver.http_bytes import Unread
-from chatserver.strict_http import WAITING_BYTES_LIMIT, HttpProtocol
+from chatserver.serving import http_bytes, http_protocol
+from chatserver.serving.http_bytes import Unread
+from chatserver.serving.http_protocol import WAITING_BYTES_LIMIT, HttpProtocol
 from tests import users
 from tests.clients import Wire, request
 from tests.live import LiveServer, ServerProcess, live_server
@@ -140,7 +140,7 @@ async def test_a_trailer_is_no_header(server: LiveServer, trailer: bytes) -> Non
 
 
 async def test_trailers_that_trickle_are_too_slow(server: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strict_http, "PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(http_protocol, "PATIENCE_SECONDS", 0.3)
     assert statuses(await said(server, upload(), *[b"A: a\r\n"] * 90, pause=0.05)) == [408]
 
 

@@ -14,10 +14,11 @@ import anyio
 import httpx2
 import pytest
 
-from chatserver.providers import ModelRequest, TextDelta, http_connection, http_transport
-from chatserver.providers.http_connection import RESPONSE_HEAD_BYTES_LIMIT, UNREAD_BYTES_LIMIT, Connection
-from chatserver.providers.http_transport import BODY, HttpClient
-from chatserver.providers.openai import OpenAIProvider
+from chatserver.providers import ModelRequest, TextDelta
+from chatserver.providers.chat_completions.provider import OpenAIProvider
+from chatserver.upstream import connection, transport
+from chatserver.upstream.connection import RESPONSE_HEAD_BYTES_LIMIT, UNREAD_BYTES_LIMIT, Connection
+from chatserver.upstream.transport import BODY, HttpClient
 from tests.fake_upstream import FakeUpstream, Hang, listening_socket_is_closed, token
 from tests.scripted_model import deaf
 
@@ -246,7 +247,7 @@ async def test_a_connection_that_the_server_has_closed_meanwhile_fails_nobody() 
 
 
 async def test_a_connection_rests_for_a_while_and_is_then_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_transport, "KEEPALIVE_SECONDS", 0.05)
+    monkeypatch.setattr(transport, "KEEPALIVE_SECONDS", 0.05)
     left = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -519,7 +520,7 @@ async def test_an_address_that_is_dead_does_not_hide_the_next_one(monkeypatch: p
     async def addresses(host: str, port: int) -> list[str]:
         return ["127.0.0.2", "127.0.0.3", "127.0.0.1"]
 
-    monkeypatch.setattr(http_connection, "addresses", addresses)
+    monkeypatch.setattr(connection, "addresses", addresses)
     async with serving(saying(WHOLE)) as port, client_for() as client:
         with socket.socket() as deaf:
             deaf.bind(("127.0.0.3", port))
@@ -540,7 +541,7 @@ async def test_a_host_that_never_answers_is_a_connect_timeout(monkeypatch: pytes
         await anyio.sleep_forever()
         return []
 
-    monkeypatch.setattr(http_connection, "addresses", addresses)
+    monkeypatch.setattr(connection, "addresses", addresses)
     async with client_for(timeout=httpx2.Timeout(5, connect=0.1)) as client:
         with pytest.raises(httpx2.ConnectTimeout):
             await client.get("http://model.test/")

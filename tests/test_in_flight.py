@@ -10,11 +10,11 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from chatserver import peers
 from chatserver.auth import Gate
 from chatserver.errors import TooSlow
-from chatserver.http_bytes import refusal
-from chatserver.runs import Runs
+from chatserver.runs.runs import Runs
+from chatserver.serving import lost_peers
+from chatserver.serving.http_bytes import refusal
 from tests import users
 from tests.clients import HttpReader, SseReader, Wire, WsReader, request
 from tests.fake_upstream import FakeUpstream, say
@@ -124,7 +124,7 @@ class Large:
 
 @pytest.fixture(params=[30_000, 300_000], ids=["in one write", "in many"])
 async def large(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Large]:
-    monkeypatch.setattr(peers, "watch", lambda *_: None)  # The kernel would cut it off too, a little later.
+    monkeypatch.setattr(lost_peers, "watch", lambda *_: None)  # The kernel would cut it off too, a little later.
     settings = {"max_message_bytes": 400_000, "send_timeout_seconds": 0.5, "max_connections_per_user": 1}
     async with FakeUpstream() as upstream, users.guarded_server(upstream.url, **settings) as server:
         upstream.always(*say("x"))

@@ -16,11 +16,11 @@ import pytest
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from chatserver.log.memory import MemoryLog
-from chatserver.providers import http_connection
-from chatserver.run import Run, Subscription
-from chatserver.strict_http import HttpProtocol
-from chatserver.strict_websocket import WebSocketProtocol
+from chatserver.runs.run import Run, Subscription
+from chatserver.serving.http_protocol import HttpProtocol
+from chatserver.serving.websocket_protocol import WebSocketProtocol
 from chatserver.transports.connections import Connection
+from chatserver.upstream import connection
 from tests.clients import (
     SSE,
     TRANSPORTS,
@@ -93,7 +93,7 @@ class World:
 
     async def alone(self) -> None:
         """Wait until the server remembers the endless run only."""
-        while self.server.app.state.parts.runs._runs.keys() != {self.endless.run_id}:  # noqa: ASYNC110 - as below
+        while self.server.app.state.components.runs._runs.keys() != {self.endless.run_id}:  # noqa: ASYNC110 - as below
             await anyio.sleep(0.01)
 
     def go(self, wire: Wire) -> None:
@@ -192,7 +192,7 @@ WAYS: tuple[Way, ...] = (
 
 def held(server: LiveServer, directory: Path) -> dict[str, object]:
     """All that a connection or a run could leave behind, except in memory."""
-    parts = server.app.state.parts
+    parts = server.app.state.components
     runs = parts.runs._runs
     return {
         "tasks": len(asyncio.all_tasks()),
@@ -223,7 +223,7 @@ async def until_held(server: LiveServer, directory: Path, wanted: dict[str, obje
 
 
 KINDS = (HttpProtocol, WebSocketProtocol, Connection, Subscription)
-OF_A_RUN = (Run, MemoryLog, http_connection.Connection, RequestResponseCycle)
+OF_A_RUN = (Run, MemoryLog, connection.Connection, RequestResponseCycle)
 
 
 def objects(upstream: FakeUpstream) -> tuple[Counter[str], int]:

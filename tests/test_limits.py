@@ -10,8 +10,8 @@ from typing import Any, cast
 import anyio
 import pytest
 
-from chatserver import limits, strict_websocket
-from chatserver.context import estimated_tokens
+from chatserver import limits
+from chatserver.dialogue import estimated_tokens
 from chatserver.errors import TooMany
 from chatserver.events import Answer, ToolResult, Usage
 from chatserver.events import Done as DoneEvent
@@ -19,7 +19,8 @@ from chatserver.limits import Bucket, Day, Meter, Requests
 from chatserver.log.memory import MemoryLog
 from chatserver.providers import ModelRequest
 from chatserver.records import RunRecord, timestamp
-from chatserver.run import Run
+from chatserver.runs.run import Run
+from chatserver.serving import websocket_protocol
 from chatserver.sessions import Sessions
 from tests.clients import SSE, TRANSPORTS, WS, HttpReader, RefusedError, Transport, WsReader, documents_of, request
 from tests.counting import calls_of
@@ -170,7 +171,7 @@ async def test_connections_and_runs_are_counted_of_each_user() -> None:
             other.close()
             again = await SSE.start(live, {"message": "x"}, headers=of("ann"))
             await documents_of(again)
-        assert live.runs._places._taken == {} and live.app.state.parts.connections._users == {}
+        assert live.runs._places._taken == {} and live.app.state.components.connections._users == {}
 
 
 async def test_over_the_limit_of_connections_one_is_told_so_and_others_go_on() -> None:
@@ -227,8 +228,8 @@ async def test_a_flood_of_frames_of_whatever_kind_is_shut_off(kind: str) -> None
 async def test_as_many_frames_as_are_allowed_at_once_are_taken() -> None:
     async with live_server(None) as live, await WsReader.connect(live) as reader:
         with anyio.fail_after(WAIT_SECONDS):
-            reader.send_wire(FLOODS["commands"] * (strict_websocket.FRAMES_AT_ONCE_LIMIT - 1))
-            for _ in range(strict_websocket.FRAMES_AT_ONCE_LIMIT - 1):
+            reader.send_wire(FLOODS["commands"] * (websocket_protocol.FRAMES_AT_ONCE_LIMIT - 1))
+            for _ in range(websocket_protocol.FRAMES_AT_ONCE_LIMIT - 1):
                 await reader.until("pong")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from chatserver.transports.page import FILES, MEDIA_TYPES, POLICY, folder
+from chatserver.routes.page import FILES, MEDIA_TYPES, POLICY, folder
 from tests.clients import request
 from tests.live import ROOT, LiveServer, live_server
 
@@ -134,7 +134,7 @@ def test_the_wheel_holds_the_page(tmp_path: Path) -> None:
         }
         archive.extractall(tmp_path / "installed")
     assert names == set(FILES)
-    where = "import chatserver.transports.page as p; print(p.folder(), len(p.FILES))"
+    where = "import chatserver.routes.page as p; print(p.folder(), len(p.FILES))"
     done = subprocess.run(
         [sys.executable, "-c", where], cwd=tmp_path / "installed", check=True, capture_output=True, text=True
     )

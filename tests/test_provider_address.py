@@ -12,8 +12,8 @@ import pytest
 
 from chatserver.errors import UpstreamError
 from chatserver.providers import ModelRequest, TextDelta
+from chatserver.providers.chat_completions.provider import OpenAIProvider
 from chatserver.providers.client import OPENAI_URL, address, make_client
-from chatserver.providers.openai import OpenAIProvider
 from chatserver.settings import Settings, load
 from tests.clients import SSE, WS, Transport, documents_of
 from tests.fake_upstream import FakeUpstream, Status, Step, refuse, say

@@ -34,9 +34,9 @@ from chatserver.providers import (
     TextDelta,
     ToolCallRequest,
 )
-from chatserver.providers.chunks import TurnDecoder
+from chatserver.providers.chat_completions.provider import OpenAIProvider
+from chatserver.providers.chat_completions.turn_decoder import TurnDecoder
 from chatserver.providers.faults import Fault
-from chatserver.providers.openai import OpenAIProvider
 from tests.fake_upstream import (
     JSON_BODY,
     Chunk,
@@ -1022,7 +1022,7 @@ def test_a_turn_without_end_that_gives_nothing_to_send_is_left(
     monkeypatch: pytest.MonkeyPatch, has_finished: bool
 ) -> None:
     """The same name again, blanks behind thoughts: no silence, and no limit of the answer counts them."""
-    monkeypatch.setattr("chatserver.providers.chunks.PIECES_LIMIT", 100)
+    monkeypatch.setattr("chatserver.providers.chat_completions.turn_decoder.PIECES_LIMIT", 100)
     decoder, again = TurnDecoder(), (b"", tool_fragment(0, "c", "f", None).data[6:-2])
     if has_finished:
         list(decoder.feed([(b"", finish("tool_calls").data[6:-2])]))
@@ -1592,7 +1592,7 @@ async def test_a_server_that_says_that_it_lives_is_waited_for(
 async def test_a_server_that_says_only_that_it_lives_is_left_at_a_limit(
     upstream: FakeUpstream, hasty: OpenAIProvider, monkeypatch: pytest.MonkeyPatch, sign: bytes
 ) -> None:
-    monkeypatch.setattr("chatserver.providers.turn.LIFE_LIMIT", 1.5)
+    monkeypatch.setattr("chatserver.providers.chat_completions.turn.LIFE_LIMIT", 1.5)
     upstream.always(token("Hi"), *trickle(sign, 0.02))
     began = monotonic()
     deltas, error = await fail(hasty)

@@ -8,14 +8,14 @@ import anyio
 import pytest
 
 from chatserver.agent import Agent, Finished
-from chatserver.checkpoints import store
 from chatserver.errors import RunLost, Unavailable
 from chatserver.events import Answer, Done, Error, Reasoning, Token, ToolCall, ToolResult, Usage
 from chatserver.limits import Meter
 from chatserver.log.memory import MemoryLog
 from chatserver.providers import ModelRequest
 from chatserver.records import RunRecord, RunStatus
-from chatserver.run import TRANSITIONS, Run, Subscription
+from chatserver.runs.checkpoints import store
+from chatserver.runs.run import TRANSITIONS, Run, Subscription
 from chatserver.sessions import Sessions
 
 pytestmark = pytest.mark.anyio

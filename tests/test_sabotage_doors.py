@@ -10,13 +10,13 @@ from unittest.mock import patch
 import anyio
 import pytest
 
-from chatserver import strict_http
 from chatserver.auth import Gate, Identity
 from chatserver.auth.origins import Origins
 from chatserver.auth.tickets import Tickets
 from chatserver.limits import Bucket, Meter, Requests
-from chatserver.run import Run
-from chatserver.runs import Runs
+from chatserver.runs.run import Run
+from chatserver.runs.runs import Runs
+from chatserver.serving import http_protocol
 from chatserver.transports.connections import Connection
 from tests import test_isolation, test_limits, test_slow_requests, test_tickets, test_tokens
 from tests.clients import SSE, Wire
@@ -115,7 +115,7 @@ async def runs_end_when_spent(_: Scale) -> None:
 
 async def slow_requests_end(_: Scale) -> None:
     async with live_server(None) as live:
-        with patch.object(strict_http, "PATIENCE_SECONDS", 0.3):
+        with patch.object(http_protocol, "PATIENCE_SECONDS", 0.3):
             await test_slow_requests.test_a_request_that_does_not_come_is_told_so(live, None, (b"GET", b" "))
 
 
@@ -161,7 +161,7 @@ CASES = [
     Case(lambda: patch.object(Requests, "count", lambda *_: None), requests_are_counted),
     Case(lambda: patch.object(Bucket, "take", lambda _: 0.0), floods_are_shut_off),
     Case(lambda: patch.object(Meter, "is_spent", lambda _: False), runs_end_when_spent),
-    Case(lambda: patch.object(strict_http.HttpProtocol, "_look", lambda _: None), slow_requests_end),
+    Case(lambda: patch.object(http_protocol.HttpProtocol, "_look", lambda _: None), slow_requests_end),
 ]
 
 

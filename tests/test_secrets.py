@@ -15,7 +15,7 @@ import pytest
 from chatserver.auth import Gate, Identity
 from chatserver.commands import ChatRequest, Send
 from chatserver.providers import ModelRequest
-from chatserver.runs import Runs
+from chatserver.runs.runs import Runs
 from chatserver.sessions import Sessions
 from chatserver.settings import Settings
 from tests.clients import (
@@ -254,7 +254,7 @@ async def test_no_repr_shows_a_secret(place: Place) -> None:
     ticket = gate.tickets.issue(Identity("ann"))
     place.tickets.append(ticket.ticket)
     reading = await SSE.start(place.server, BODY, headers=bearer(TOKEN))
-    parts = place.server.app.state.parts
+    parts = place.server.app.state.components
     asked = ChatRequest(message=PROMPT, system=PROMPT)
     message = {"role": "user", "content": PROMPT}
     things = [settings, gate, gate.tickets, gate._tokens, ticket, parts, parts.settings, asked, Send(message=PROMPT)]

@@ -14,7 +14,7 @@ import anyio
 import psutil
 import pytest
 
-from chatserver.server import Server, bind
+from chatserver.serving.server import Server, bind
 from chatserver.sessions import Sessions
 from tests.clients import (
     SSE,

@@ -8,8 +8,8 @@ from time import monotonic
 import anyio
 import pytest
 
-from chatserver import peers, strict_http
-from chatserver.peers import is_lost
+from chatserver.serving import http_protocol, lost_peers
+from chatserver.serving.lost_peers import is_lost
 from tests.clients import SseReader, Wire, WsReader, request
 from tests.conftest import Scale
 from tests.fake_upstream import FakeUpstream, Gate, say
@@ -35,7 +35,7 @@ async def server(anyio_backend: str) -> AsyncIterator[LiveServer]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strict_http, "PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(http_protocol, "PATIENCE_SECONDS", 0.3)
 
 
 async def said(server: LiveServer, *pieces: bytes, pause: float = 0.0) -> bytes:
@@ -119,8 +119,8 @@ async def test_who_asks_for_nothing_is_told_nothing(server: LiveServer, impatien
 
 
 async def test_a_slow_but_steady_body_is_taken(server: LiveServer, impatient: None) -> None:
-    body = BODY + b" " * (strict_http.PATIENCE_BYTES * 5)
-    size = strict_http.PATIENCE_BYTES // 2
+    body = BODY + b" " * (http_protocol.PATIENCE_BYTES * 5)
+    size = http_protocol.PATIENCE_BYTES // 2
     pieces = [body[at : at + size] for at in range(0, len(body), size)]
     head = HEAD + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
     answer = await said(server, head, *pieces, pause=0.1)
@@ -220,7 +220,7 @@ async def test_http_1_0_is_not_told_to_continue(server: LiveServer) -> None:
     assert statuses(await said(server, head + b"Content-Length: %d\r\n\r\n" % len(BODY), BODY)) == [202]
 
 
-# ---- peers that are gone --------------------------------------------------------------------------------------------
+# ---- peers that are gone ---------------------------------------------------------------------------------------------
 
 
 async def test_every_connection_asks_whether_its_peer_is_there(server: LiveServer) -> None:
@@ -240,7 +240,7 @@ class Silent:
     """A transport whose kernel has sent something several times and heard nothing for a while."""
 
     def __init__(self, retransmits: int, seconds: float) -> None:
-        self.info = peers._TCP_INFO.pack(1, retransmits, *[0] * 11, int(seconds * 1000))
+        self.info = lost_peers._TCP_INFO.pack(1, retransmits, *[0] * 11, int(seconds * 1000))
         self.is_aborted = False
         self.transport = self
 
@@ -256,5 +256,5 @@ class Silent:
 
 async def test_who_acknowledges_nothing_is_cut_off_and_who_only_reads_slowly_is_not() -> None:
     lost, busy, slow = Silent(3, 15), Silent(3, 14), Silent(0, 1000)
-    await peers.drop_lost([lost, busy, slow])
+    await lost_peers.drop_lost([lost, busy, slow])
     assert [each.is_aborted for each in (lost, busy, slow)] == [True, False, False]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from chatserver.providers.sse_decoder import SSE_EVENT_BYTES_LIMIT, EventTooLong, SSEDecoder
+from chatserver.upstream.sse_decoder import SSE_EVENT_BYTES_LIMIT, EventTooLong, SSEDecoder
 
 BOM = b"\xef\xbb\xbf"
 

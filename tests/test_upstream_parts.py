@@ -9,10 +9,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from chatserver.providers import ModelRequest
-from chatserver.providers.parameters import MODELS_LIMIT, NAMES, Parameters
-from chatserver.providers.repetition import Told
-from chatserver.providers.thinking import BLANK_CHARS, TAGS, ThinkTags
-from chatserver.providers.tool_calls import ARGUMENTS_CHARS_LIMIT, Arguments
+from chatserver.providers.chat_completions.parameters import MODELS_LIMIT, NAMES, Parameters
+from chatserver.providers.chat_completions.repetition import Told
+from chatserver.providers.chat_completions.thinking import BLANK_CHARS, TAGS, ThinkTags
+from chatserver.providers.chat_completions.tool_calls import ARGUMENTS_CHARS_LIMIT, Arguments
 from chatserver.providers.words import LINE_CHARS, WORDS_CHARS, loggable, words_of
 from chatserver.settings import PARAMETERS
 

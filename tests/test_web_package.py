@@ -12,8 +12,8 @@ import pytest
 
 from chatserver import __version__
 from chatserver.errors import BadJson, BadRequest, ChatError, Draining, RunActive, TooMany
+from chatserver.routes.openapi import Problem
 from chatserver.schema import CLOSE_CODES
-from chatserver.transports.openapi import Problem
 from tests.live import ROOT
 from tests.web_client import CLIENT, TOOLS, WEB, node, tool, wrong
 

@@ -10,10 +10,10 @@ import pytest
 
 from chatserver import auth
 from chatserver.limits import Requests
-from chatserver.run import Subscription
-from chatserver.runs import Runs
+from chatserver.runs.run import Subscription
+from chatserver.runs.runs import Runs
 from chatserver.transports.connections import Connections
-from chatserver.transports.dialogue import Dialogue
+from chatserver.transports.multiplexer import Multiplexer
 from tests.clients import HandshakeRefusedError, WsReader, request
 from tests.fake_upstream import Done, FakeUpstream, Gate, finish, say, token
 from tests.live import LiveServer, live_server
@@ -112,8 +112,8 @@ async def test_the_same_fault_is_the_same_refusal_over_http(
         (Requests, "count"),
         (Connections, "admit"),
         (Connections, "watched"),
-        (Dialogue, "_listen"),
-        (Dialogue, "_obey_all"),
+        (Multiplexer, "_listen"),
+        (Multiplexer, "_obey_all"),
     ],
     ids=lambda part: getattr(part, "__name__", part),
 )

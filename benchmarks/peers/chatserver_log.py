@@ -18,8 +18,8 @@ from chatserver.cli import tune_interpreter
 from chatserver.commands import ChatRequest, new_id
 from chatserver.events import Done, Start, Token, Usage
 from chatserver.log.memory import MemoryLog
-from chatserver.run import Subscription
-from chatserver.server import Server, bind
+from chatserver.runs.run import Subscription
+from chatserver.serving.server import Server, bind
 from chatserver.settings import load
 
 
@@ -61,7 +61,7 @@ def main() -> None:
     server = Server(settings)
 
     async def replace_runs(app: Any) -> None:
-        app.state.parts = replace(app.state.parts, runs=MadeRuns())
+        app.state.components = replace(app.state.components, runs=MadeRuns())
 
     server.app.on_startup.append(replace_runs)
     tune_interpreter()

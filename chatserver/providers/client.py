@@ -32,7 +32,7 @@ def make_client(
     import httpx2
     import openai
 
-    from chatserver.providers.http_transport import HttpClient
+    from chatserver.upstream.transport import HttpClient
 
     # An empty variable is an unset one; the SDK would send it.
     unset: dict[str, Any] = {"OpenAI-Organization": openai.omit, "OpenAI-Project": openai.omit}

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from time import monotonic
 
 from chatserver.providers import ModelRequest
+from chatserver.providers.chat_completions.parameters import Parameters
 from chatserver.providers.faults import Fault
-from chatserver.providers.parameters import Parameters
 from chatserver.providers.words import loggable
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 import anyio
 
 from chatserver.events import Record
-from chatserver.run import Subscription
+from chatserver.runs.run import Subscription
 from chatserver.transports.connections import (
     FLUSH_SECONDS,
     ON_LEAVE,

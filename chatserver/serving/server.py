@@ -9,12 +9,12 @@ from typing import Any, cast
 
 import uvicorn
 
-from chatserver import peers
 from chatserver.app import create_app, drain
+from chatserver.routes.access_log import AccessLog
+from chatserver.serving import lost_peers
+from chatserver.serving.http_protocol import HttpProtocol
+from chatserver.serving.websocket_protocol import WebSocketProtocol
 from chatserver.settings import Settings
-from chatserver.strict_http import HttpProtocol
-from chatserver.strict_websocket import WebSocketProtocol
-from chatserver.transports.access_log import AccessLog
 
 BACKLOG = 2048
 WS_PING_SECONDS = 45.0
@@ -50,7 +50,7 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         if counter % TICKS_PER_LOOK == 0:
-            await peers.drop_lost(self.server_state.connections)
+            await lost_peers.drop_lost(self.server_state.connections)
         return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -107,7 +107,7 @@ def bind(settings: Settings) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        peers.watch(sock, settings.send_timeout_seconds)
+        lost_peers.watch(sock, settings.send_timeout_seconds)
         sock.bind((settings.host, settings.port))
         sock.listen(BACKLOG)
     except OSError:

@@ -13,13 +13,13 @@ from urllib.parse import urlsplit
 import anyio
 
 from chatserver.providers import Delta, Finish, ModelRequest, TakeText
+from chatserver.providers.chat_completions.parameters import Parameters
+from chatserver.providers.chat_completions.turn import Reading, Turn, close
 from chatserver.providers.client import OPENAI_URL, address, make_client
 from chatserver.providers.faults import Fault, nonsense, silent, unreachable
 from chatserver.providers.models import offered_beside
-from chatserver.providers.parameters import Parameters
 from chatserver.providers.refusals import refusal
 from chatserver.providers.tries import Tries
-from chatserver.providers.turn import Reading, Turn, close
 from chatserver.syntax import one_line
 
 if TYPE_CHECKING:

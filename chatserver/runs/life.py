@@ -7,15 +7,15 @@ from functools import partial
 import anyio
 
 from chatserver.agent import Agent
-from chatserver.checkpoints import keep
 from chatserver.commands import ChatRequest
-from chatserver.context import BYTES_PER_TOKEN, dialogue
+from chatserver.dialogue import BYTES_PER_TOKEN, dialogue
 from chatserver.errors import Unavailable
 from chatserver.events import PROTOCOL_VERSION, Start
 from chatserver.limits import Meter
 from chatserver.log import EventLogs
 from chatserver.providers import ModelRequest
-from chatserver.run import STORE_AGAIN_AT_MOST_SECONDS, Ask, Run, Subscription
+from chatserver.runs.checkpoints import keep
+from chatserver.runs.run import STORE_AGAIN_AT_MOST_SECONDS, Ask, Run, Subscription
 from chatserver.sessions import Begun, Sessions
 from chatserver.settings import Settings
 

@@ -18,12 +18,12 @@ from chatserver.commands import Send as SendCommand
 from chatserver.errors import BadJson, ChatError, Internal, NoCommand
 from chatserver.events import Record
 from chatserver.limits import Requests
-from chatserver.run import Subscription
-from chatserver.runs import Runs
+from chatserver.runs.run import Subscription
+from chatserver.runs.runs import Runs
 from chatserver.strict_json import json_text
+from chatserver.transports.components import Components
 from chatserver.transports.connections import WRITE_NOW, Connection, Connections, KeepAlive, Receive, Scope, Send
 from chatserver.transports.frames import FRAMES, text_frame, text_frames
-from chatserver.transports.parts import Parts
 
 logger = logging.getLogger(__name__)
 
@@ -73,15 +73,15 @@ class _Pump(Struct, frozen=True):
         self.subscription.close()  # A task that was cancelled before it began never entered it.
 
 
-class Dialogue:
+class Multiplexer:
     """What goes on over one WebSocket."""
 
-    def __init__(self, identity: Identity, parts: Parts, scope: Scope, send: Send) -> None:
+    def __init__(self, identity: Identity, components: Components, scope: Scope, send: Send) -> None:
         self._identity = identity
         self._user = identity.user
-        self._runs: Runs = parts.runs
-        self._requests: Requests = parts.requests
-        self._connections: Connections = parts.connections
+        self._runs: Runs = components.runs
+        self._requests: Requests = components.requests
+        self._connections: Connections = components.connections
         self._send = send
         self._extensions = scope.get("extensions", {})
         self._pumps: dict[str, _Pump] = {}

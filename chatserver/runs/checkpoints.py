@@ -7,7 +7,7 @@ from time import monotonic
 import anyio
 
 from chatserver.errors import Unavailable
-from chatserver.run import Run
+from chatserver.runs.run import Run
 from chatserver.sessions import Sessions
 
 logger = logging.getLogger(__name__)

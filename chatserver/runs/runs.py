@@ -12,10 +12,10 @@ from chatserver.agent import Agent
 from chatserver.commands import ChatRequest, checked, known_form, new_id, offered
 from chatserver.errors import BadCursor, BadRequest, ChatError, Draining, NotFound, Unavailable
 from chatserver.limits import Places
-from chatserver.lives import Lives
 from chatserver.log import EventLog, EventLogs
 from chatserver.records import MessageRecord, RunRecord, SessionDetail
-from chatserver.run import Run, Subscription
+from chatserver.runs.life import Lives
+from chatserver.runs.run import Run, Subscription
 from chatserver.sessions import Sessions
 from chatserver.settings import Settings
 

@@ -15,14 +15,14 @@ from msgspec import Struct
 
 from chatserver.events import Usage
 from chatserver.providers import Delta, Finish, ReasoningDelta, TextDelta
+from chatserver.providers.chat_completions.chunks import HEARTBEATS, documents, failure_of
+from chatserver.providers.chat_completions.finish_reasons import End, meaning
+from chatserver.providers.chat_completions.repetition import Told
+from chatserver.providers.chat_completions.thinking import ThinkTags
+from chatserver.providers.chat_completions.tool_calls import ToolCalls
 from chatserver.providers.clean_text import Cleaner
-from chatserver.providers.documents import HEARTBEATS, documents, failure_of
 from chatserver.providers.faults import Fault, nonsense
-from chatserver.providers.finish_reasons import End, meaning
 from chatserver.providers.refusals import given_up, in_stream
-from chatserver.providers.repetition import Told
-from chatserver.providers.thinking import ThinkTags
-from chatserver.providers.tool_calls import ToolCalls
 
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 """The fields that reasoning comes in; the first that has any."""

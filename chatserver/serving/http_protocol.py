@@ -19,10 +19,10 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from chatserver.errors import BadHttp, ChatError, HeadTooLarge, Overloaded, TooSlow
-from chatserver.http_bytes import HEAD_BYTES_LIMIT, Unread, in_origin_form, is_too_much, refusal, without_offers
 from chatserver.lean_event import LeanEvent
-from chatserver.peers import is_lost
-from chatserver.strict_response import ToTheEnd, write_now
+from chatserver.serving.http_bytes import HEAD_BYTES_LIMIT, Unread, in_origin_form, is_too_much, refusal, without_offers
+from chatserver.serving.lost_peers import is_lost
+from chatserver.serving.response import ToTheEnd, write_now
 from chatserver.transports.connections import ON_LEAVE, TRANSPORT, WRITE_NOW
 
 PATIENCE_SECONDS = 8.0

@@ -7,7 +7,7 @@ from litestar import Request, Response, get
 from litestar.datastructures import State
 
 from chatserver import schema
-from chatserver.transports.http import PUBLIC
+from chatserver.routes.http import PUBLIC
 
 
 @get(["/schema", "/schema/openapi.json"], opt={PUBLIC: True}, include_in_schema=False)

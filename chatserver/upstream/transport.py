@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import anyio
 import httpx2
 
-from chatserver.providers.http_connection import Connection, Take, connected
+from chatserver.upstream.connection import Connection, Take, connected
 
 KEEPALIVE_SECONDS = 4.0
 """Less than the 5 s after which Node and uvicorn close: a request must not meet a connection that is just going."""

@@ -12,7 +12,7 @@ from litestar.params import FromPath
 from msgspec import Struct
 
 from chatserver.errors import NotFound
-from chatserver.transports.http import PUBLIC
+from chatserver.routes.http import PUBLIC
 
 PATH = "/web/"
 """Below it every file has the address that it has in its folder, so the client's module is found there too."""

@@ -10,9 +10,9 @@ from litestar.response import Stream
 
 from chatserver.errors import BadRequest, Unauthenticated
 from chatserver.providers.demo import CompletionRequest, Refusal, answer
-from chatserver.transports.body import body_bytes
-from chatserver.transports.http import OPEN_WHILE_DRAINING, PUBLIC
-from chatserver.transports.parts import parts_of
+from chatserver.routes import components_of
+from chatserver.routes.body import body_bytes
+from chatserver.routes.http import OPEN_WHILE_DRAINING, PUBLIC
 
 PATH = "/demo/v1"
 BODY_BYTES_LIMIT = 8 * 1024 * 1024
@@ -25,7 +25,7 @@ BODY_BYTES_LIMIT = 8 * 1024 * 1024
 async def chat_completions(request: Request[str, Any, State]) -> Response[Any]:
     """Chat Completions as the demo model answers them; where there are users, to this server alone."""
     given, key = request.headers.get("authorization", ""), f"Bearer {request.app.state.demo_key}"
-    if parts_of(request).settings.auth != "none" and not compare_digest(given.encode(), key.encode()):
+    if components_of(request).settings.auth != "none" and not compare_digest(given.encode(), key.encode()):
         raise Unauthenticated
     body = await body_bytes(request, BODY_BYTES_LIMIT)
     try:

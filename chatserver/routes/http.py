@@ -28,9 +28,9 @@ from chatserver.errors import (
     Unavailable,
 )
 from chatserver.records import PAGE_LIMIT, ModelList, ModelRecord, RunRecord, SessionDetail, SessionPage, SessionRecord
-from chatserver.transports.body import read_body
-from chatserver.transports.connections import Scope
-from chatserver.transports.openapi import (
+from chatserver.routes import components_of
+from chatserver.routes.body import read_body
+from chatserver.routes.openapi import (
     ALWAYS,
     BY_NOTHING,
     BY_TICKET,
@@ -41,7 +41,7 @@ from chatserver.transports.openapi import (
     body_of,
     refusals,
 )
-from chatserver.transports.parts import parts_of
+from chatserver.transports.connections import Scope
 from chatserver.transports.place import PLACE
 from chatserver.transports.sse import Format, chosen
 from chatserver.transports.stream import RunStream, StreamHead
@@ -74,14 +74,14 @@ async def admit(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
         Unauthenticated, Forbidden, Unavailable: nobody knows who it is.
         TooMany: the user has asked too often, or is asking for too much at a time.
     """
-    parts = parts_of(connection)
-    if parts.runs.is_draining and not handler.opt.get(OPEN_WHILE_DRAINING):
+    components = components_of(connection)
+    if components.runs.is_draining and not handler.opt.get(OPEN_WHILE_DRAINING):
         raise Draining
     if not handler.opt.get(PUBLIC):
-        identity = await parts.gate.identify(connection.scope, by_ticket=bool(handler.opt.get(TICKET)))
-        parts.requests.count(identity.user)
+        identity = await components.gate.identify(connection.scope, by_ticket=bool(handler.opt.get(TICKET)))
+        components.requests.count(identity.user)
         connection.scope["user"], connection.scope["auth"] = identity.user, identity
-        cast(Scope, connection.scope)["extensions"][PLACE] = parts.connections.admit_request(identity.user)
+        cast(Scope, connection.scope)["extensions"][PLACE] = components.connections.admit_request(identity.user)
 
 
 @post(
@@ -92,17 +92,17 @@ async def admit(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
 )
 async def start_stream(request: Request[str, Any, State]) -> StreamHead:
     """Start a run and stream its events; with `Last-Event-ID`, go on with the run of the same `idempotency_key`."""
-    runs, form, after = parts_of(request).runs, _form(request), _cursor(request)
+    runs, form, after = components_of(request).runs, _form(request), _cursor(request)
     _take_place(request)
     body = await read_body(request, ChatRequest)
     subscription = await (runs.resume(request.user, body, after) if after else runs.start(request.user, body))
-    return RunStream(subscription, form, parts_of(request).connections)
+    return RunStream(subscription, form, components_of(request).connections)
 
 
 @post("/chat/runs", status_code=202, responses=refusals(*STARTING), operation_class=body_of(ChatRequest))
 async def start_run(request: Request[str, Any, State]) -> Response[RunRecord]:
     """Start a run without reading it; its grace period begins at once."""
-    runs = parts_of(request).runs
+    runs = components_of(request).runs
     with await runs.start(request.user, await read_body(request, ChatRequest)) as subscription:
         run = await runs.record(request.user, subscription.run_id)
     location = f"{request.scope.get('root_path', '')}/chat/runs/{run.run_id}"
@@ -112,7 +112,7 @@ async def start_run(request: Request[str, Any, State]) -> Response[RunRecord]:
 @get("/chat/runs/{run_id:str}", responses=refusals(*WITH_USER, NotFound))
 async def read_run(request: Request[str, Any, State], run_id: FromPath[str]) -> RunRecord:
     """A run as it is now."""
-    return await parts_of(request).runs.record(request.user, run_id)
+    return await components_of(request).runs.record(request.user, run_id)
 
 
 @get(
@@ -127,12 +127,12 @@ async def read_events(
     after: Annotated[str | None, Parameter(description="the last `seq` handled; `Last-Event-ID` wins over it")] = None,
 ) -> StreamHead:
     """A run's events from a cursor."""
-    runs, form, cursor = parts_of(request).runs, _form(request), _cursor(request, after)
+    runs, form, cursor = components_of(request).runs, _form(request), _cursor(request, after)
     if cast(Scope, request.scope).get(IS_HEAD):
         _, _, is_at_end = await runs.reached(request.user, run_id, cursor)
         return StreamHead(None if is_at_end else form)
     _take_place(request)
-    return RunStream(await runs.subscribe(request.user, run_id, cursor), form, parts_of(request).connections)
+    return RunStream(await runs.subscribe(request.user, run_id, cursor), form, components_of(request).connections)
 
 
 @post(
@@ -143,7 +143,7 @@ async def read_events(
 )
 async def cancel_run(request: Request[str, Any, State], run_id: FromPath[str]) -> RunRecord:
     """End a run; it ends with `done`, finish_reason `cancelled`."""
-    return await parts_of(request).runs.cancel(request.user, run_id)
+    return await components_of(request).runs.cancel(request.user, run_id)
 
 
 @get("/chat/sessions", responses=refusals(*WITH_USER, BadRequest, BadCursor))
@@ -155,7 +155,7 @@ async def list_sessions(
 ) -> SessionPage:
     """The user's sessions, newest first."""
     words = None if search is None else checked_search(search)
-    return await parts_of(request).sessions.page(request.user, _size(limit, PAGE_DEFAULT), cursor, words or None)
+    return await components_of(request).sessions.page(request.user, _size(limit, PAGE_DEFAULT), cursor, words or None)
 
 
 @get("/chat/sessions/{session_id:str}", responses=refusals(*WITH_USER, BadRequest, BadCursor, NotFound))
@@ -170,7 +170,7 @@ async def read_session(
     if branches not in (None, "all"):
         raise BadRequest("`branches` is `all` or absent", "/branches")
     size = _size(limit, PAGE_LIMIT)
-    return await parts_of(request).runs.session(request.user, session_id, branches == "all", size, cursor)
+    return await components_of(request).runs.session(request.user, session_id, branches == "all", size, cursor)
 
 
 def _size(limit: str | None, default: int) -> int:
@@ -186,26 +186,26 @@ def _size(limit: str | None, default: int) -> int:
 async def rename_session(request: Request[str, Any, State], session_id: FromPath[str]) -> SessionRecord:
     """Give a session another title."""
     title = checked_title(await read_body(request, Rename))
-    return await parts_of(request).sessions.rename(request.user, known_form(session_id), title)
+    return await components_of(request).sessions.rename(request.user, known_form(session_id), title)
 
 
 @delete("/chat/sessions/{session_id:str}", responses=refusals(*WITH_USER, NotFound))
 async def delete_session(request: Request[str, Any, State], session_id: FromPath[str]) -> None:
     """Delete a session with all it holds; an active run is cancelled first."""
-    await parts_of(request).runs.delete_session(request.user, session_id)
+    await components_of(request).runs.delete_session(request.user, session_id)
 
 
 @get("/chat/models", responses=refusals(*WITH_USER))
 async def list_models(request: Request[str, Any, State]) -> ModelList:
     """The models that a request may name."""
-    settings = parts_of(request).settings
+    settings = components_of(request).settings
     return ModelList([ModelRecord(model, model == settings.model) for model in settings.models_offered])
 
 
 @post("/chat/tickets", status_code=200, responses=refusals(*WITH_USER))
 async def issue_ticket(request: Request[str, Any, State]) -> Ticket:
     """A ticket: good once, for a minute, where no header can be sent."""
-    return parts_of(request).gate.tickets.issue(request.auth)
+    return components_of(request).gate.tickets.issue(request.auth)
 
 
 @get("/livez", opt={OPEN_WHILE_DRAINING: True, PUBLIC: True}, security=BY_NOTHING, responses=refusals(*ALWAYS))
@@ -217,9 +217,9 @@ async def livez() -> dict[str, str]:
 @get("/readyz", opt={PUBLIC: True}, security=BY_NOTHING, responses=refusals(*ALWAYS, Draining, Unavailable))
 async def readyz(request: Request[str, Any, State]) -> dict[str, Any]:
     """New runs are welcome, and this model answers them; 503 while draining, or while nothing can be stored."""
-    if not await parts_of(request).sessions.is_writable():
+    if not await components_of(request).sessions.is_writable():
         raise Unavailable("the database cannot be written")
-    settings = parts_of(request).settings
+    settings = components_of(request).settings
     about = {name: getattr(settings, name) for name in ("model", "is_demo", "login_url", "max_message_bytes")}
     return {"status": "ok"} | about
 
@@ -230,7 +230,7 @@ def _form(request: Request[str, Any, State]) -> Format:
 
 def _take_place(request: Request[str, Any, State]) -> None:
     """A stream's place for that of the request; there is none for a user who has as many streams as one may have."""
-    extensions, place = cast(Scope, request.scope)["extensions"], parts_of(request).connections.admit(request.user)
+    extensions, place = cast(Scope, request.scope)["extensions"], components_of(request).connections.admit(request.user)
     extensions[PLACE].leave()
     extensions[PLACE] = place
 

@@ -9,9 +9,9 @@ from litestar.datastructures import State
 
 from chatserver.auth.origins import header
 from chatserver.errors import BadJson, TooLarge, UnsupportedMedia
+from chatserver.routes import components_of
 from chatserver.strict_json import convert, json_text
 from chatserver.transports.connections import Scope
-from chatserver.transports.parts import parts_of
 from chatserver.transports.place import PLACE, Place
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ async def read_body(request: Request[str, Any, State], kind: type[T]) -> T:
         raise UnsupportedMedia("the body must not be compressed")
     place: Place = cast(Scope, request.scope)["extensions"][PLACE]
     try:
-        body = await body_bytes(request, parts_of(request).settings.max_body_bytes, place.hold)
+        body = await body_bytes(request, components_of(request).settings.max_body_bytes, place.hold)
     finally:
         place.let_go()
     return convert(json_text(body), kind)

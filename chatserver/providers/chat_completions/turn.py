@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, TypeAlias
 import anyio
 
 from chatserver.providers import Delta, TakeText
-from chatserver.providers.chunks import TurnDecoder
+from chatserver.providers.chat_completions.turn_decoder import TurnDecoder
 from chatserver.providers.faults import cut, nonsense, silent
-from chatserver.providers.sse_decoder import EventTooLong, SSEDecoder
+from chatserver.upstream.sse_decoder import EventTooLong, SSEDecoder
 
 if TYPE_CHECKING:
     import httpx2
@@ -114,7 +114,7 @@ class Reading:
     """
 
     def __init__(self, response: "httpx2.Response", turn: Turn, idle_seconds: float) -> None:
-        from chatserver.providers.http_transport import BODY, Body
+        from chatserver.upstream.transport import BODY, Body
 
         self._turn = turn
         self._idle_seconds = idle_seconds

@@ -8,9 +8,9 @@ from litestar import asgi
 
 from chatserver.auth import Identity
 from chatserver.errors import ChatError, Draining, Internal, TooMany, Unauthenticated, UpgradeRequired
+from chatserver.transports.components import Components
 from chatserver.transports.connections import FLUSH_SECONDS, TRANSPORT, Receive, Scope, Send
-from chatserver.transports.dialogue import FAILED, GONE, Closing, Dialogue
-from chatserver.transports.parts import Parts
+from chatserver.transports.multiplexer import FAILED, GONE, Closing, Multiplexer
 from chatserver.transports.refusal import refuse
 
 logger = logging.getLogger(__name__)
@@ -24,12 +24,12 @@ async def websocket(scope: Scope, receive: Receive, send: Send) -> None:
     """The WebSocket endpoint: let the peer in or refuse the handshake, hold the dialogue, say goodbye."""
     if scope["type"] != "websocket":
         return await refuse(scope, send, UpgradeRequired())
-    parts: Parts = scope["litestar_app"].state.parts
-    if parts.runs.is_draining:
+    components: Components = scope["litestar_app"].state.components
+    if components.runs.is_draining:
         return await refuse(scope, send, Draining())
     identity: Identity | Unauthenticated
     try:
-        identity = await parts.gate.identify(scope, by_ticket=True)
+        identity = await components.gate.identify(scope, by_ticket=True)
     except Unauthenticated as error:
         identity = error  # To be told behind the handshake: no browser shows how one was refused.
     except ChatError as error:
@@ -37,7 +37,7 @@ async def websocket(scope: Scope, receive: Receive, send: Send) -> None:
     except Exception:
         logger.exception("a handshake failed")
         return await refuse(scope, send, Internal())
-    closing = await _held(identity, parts, scope, receive, send)
+    closing = await _held(identity, components, scope, receive, send)
     if closing is None or (closing.code != GONE.code and await _has_said_goodbye(send, closing)):
         return
     if transport := scope.get("extensions", {}).get(TRANSPORT):
@@ -45,7 +45,7 @@ async def websocket(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def _held(
-    identity: Identity | Unauthenticated, parts: Parts, scope: Scope, receive: Receive, send: Send
+    identity: Identity | Unauthenticated, components: Components, scope: Scope, receive: Receive, send: Send
 ) -> Closing | None:
     """Take the handshake and hold the dialogue; how it is to be closed, if the peer has not left.
 
@@ -60,9 +60,9 @@ async def _held(
             return GONE
         if isinstance(identity, Unauthenticated):
             raise identity
-        parts.requests.count(identity.user)
-        with parts.connections.admit(identity.user):
-            return await Dialogue(identity, parts, scope, send).run(receive)
+        components.requests.count(identity.user)
+        with components.connections.admit(identity.user):
+            return await Multiplexer(identity, components, scope, send).run(receive)
     except (Unauthenticated, TooMany) as error:
         return Closing(4000 + error.status, error.detail)
     except Exception:

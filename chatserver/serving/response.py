@@ -4,7 +4,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from chatserver.http_bytes import chunk
+from chatserver.serving.http_bytes import chunk
 
 
 def write_now(cycle: RequestResponseCycle, body: bytes) -> bool:

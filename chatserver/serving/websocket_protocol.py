@@ -7,10 +7,10 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.protocol import State
 
 from chatserver.errors import BadHttp
-from chatserver.http_bytes import refusal
 from chatserver.lean_event import LeanEvent
 from chatserver.limits import Bucket
-from chatserver.strict_http import LINGER_SECONDS
+from chatserver.serving.http_bytes import refusal
+from chatserver.serving.http_protocol import LINGER_SECONDS
 from chatserver.transports.connections import TRANSPORT, WRITE_NOW, Message
 from chatserver.transports.frames import FRAMES
 
