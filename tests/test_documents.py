@@ -1,4 +1,4 @@
-"""README and PROTOCOL say what the program does: each word of the wire, each setting, each limit, in its place.
+"""The documents say what the program does: each word of the wire, each setting, limit and room, in its place.
 
 A claim is what must stand in one line of one section. Each is also tested on a document from which it was removed.
 """
@@ -45,6 +45,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "chatserver"
 PROTOCOL = (ROOT / "PROTOCOL.md").read_text()
 README = (ROOT / "README.md").read_text()
+ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
 
 
 class Claim(NamedTuple):
@@ -194,10 +195,10 @@ def _limits(tree: ast.Module) -> Iterator[tuple[str, float]]:
                 yield name, values[name]
 
 
-def of_layout() -> list[Claim]:
+def of_rooms() -> list[Claim]:
     modules = [path.name for path in PACKAGE.glob("*.py") if path.name != "__init__.py"]
     rooms = [f"{path.parent.name}/" for path in PACKAGE.glob("*/__init__.py")]
-    return [Claim("Layout", (f"`{name}`",)) for name in sorted(modules + rooms)]
+    return [Claim("Rooms", (f"`{name}`",)) for name in sorted(modules + rooms)]
 
 
 ANSWERS: Mapping[str, frozenset[str]] = {
@@ -217,15 +218,21 @@ IN_PROTOCOL = [
     *of_limits(),
     *[Claim("Limits", (f"`{variable(each.name)}`",)) for each in fields(Settings) if each.name.startswith("max_")],
 ]
-IN_README = [*of_settings(), *of_layout(), *[Claim("The demo model", (f"| Fail with {each} |",)) for each in FAULTS]]
+IN_README = [*of_settings(), *[Claim("The demo model", (f"| Fail with {each} |",)) for each in FAULTS]]
+
+each_document = pytest.mark.parametrize(
+    ("document", "claims"),
+    [(PROTOCOL, IN_PROTOCOL), (README, IN_README), (ARCHITECTURE, of_rooms())],
+    ids=["wire", "use", "inside"],
+)
 
 
-@pytest.mark.parametrize(("document", "claims"), [(PROTOCOL, IN_PROTOCOL), (README, IN_README)], ids=["wire", "use"])
+@each_document
 def test_the_document_says_all_of_it(document: str, claims: list[Claim]) -> None:
     assert lacking(document, claims) == []
 
 
-@pytest.mark.parametrize(("document", "claims"), [(PROTOCOL, IN_PROTOCOL), (README, IN_README)], ids=["wire", "use"])
+@each_document
 def test_whatever_is_removed_is_missed(document: str, claims: list[Claim]) -> None:
     unmissed = [claim for claim in claims if not lacking(without(document, claim), [claim])]
     assert unmissed == []
@@ -233,21 +240,44 @@ def test_whatever_is_removed_is_missed(document: str, claims: list[Claim]) -> No
 
 def test_nothing_was_left_to_claim_by_mistake() -> None:
     """A list that became empty would hold for ever."""
-    parts = (of_events, of_commands, of_refusals, of_routes, of_settings, of_limits, of_layout)
+    parts = (of_events, of_commands, of_refusals, of_routes, of_settings, of_limits, of_rooms)
     assert [part.__name__ for part in parts if len(part()) < 10] == []
 
 
-def test_the_layout_names_nothing_that_is_not_there() -> None:
-    section = "\n".join(sections(README)["Layout"])
-    named = re.findall(r"(?<![\w/])(?:\w+/)*\w+(?:\.py\b|/)", section.replace("chatserver/", ""))
-    assert len(named) > 20
-    assert [name for name in named if not (PACKAGE / name).exists() and not (ROOT / name).exists()] == []
-
-
-def test_the_layout_is_in_the_order_of_imports() -> None:
-    rows = [line.split("|")[1] for line in sections(README)["Layout"] if line.startswith("| `")]
+def test_the_rooms_are_in_the_order_of_imports() -> None:
+    rows = [line.split("|")[1] for line in sections(ARCHITECTURE)["Rooms"] if line.startswith("| `")]
     named = [name.removesuffix(".py").rstrip("/") for name in re.findall(r"`([^`]+)`", "".join(rows))]
-    assert named == list(ROOMS)
+    assert [name for name in named if (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").is_file()] == list(ROOMS)
+
+
+FILE = re.compile(r"(?:[\w.-]+/)+(?:[\w-]+\.\w+)?|[\w-]+\.(?:py|md|js|json|toml|lock)|justfile")
+
+
+def missing_files(document: str) -> list[str]:
+    """The files and folders, named in code font or linked to, that are neither in the package nor in the project."""
+    prose = re.sub(r"^```.*?^```$", "", document, flags=re.DOTALL | re.MULTILINE)
+    named = re.findall(r"`([^`\s]+)`", prose) + re.findall(r"\]\(([^)#:]+)", prose)
+    files = {name for name in named if FILE.fullmatch(name)}
+    assert len(files) > 10, "no files are found where many are named"
+    return sorted(name for name in files if not (PACKAGE / name).exists() and not (ROOT / name).exists())
+
+
+@pytest.mark.parametrize("name", ["ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_every_file_that_is_named_exists(name: str) -> None:
+    assert missing_files((ROOT / name).read_text()) == []
+
+
+@pytest.mark.parametrize("file", ["runs/attic.py", "attic/", "attic.md", "clients/web/attic.js"])
+def test_a_file_that_does_not_exist_is_found(file: str) -> None:
+    for mention in (f"`{file}`", f"[there]({file})"):
+        assert missing_files(f"{ARCHITECTURE}\nSee {mention}.\n") == [file]
+
+
+def test_every_recipe_that_is_named_exists() -> None:
+    recipes = set(re.findall(r"^([a-z][\w-]*)(?: [^:\n]*)?:", (ROOT / "justfile").read_text(), re.MULTILINE))
+    for path in sorted(ROOT.glob("*.md")):
+        named = set(re.findall(r"\bjust ([a-z][\w-]*)(?=[^`\n]*`)", path.read_text()))
+        assert (path.name, named - recipes) == (path.name, set())
 
 
 def examples(document: str) -> Iterator[dict[str, Any]]:
@@ -389,7 +419,9 @@ OF_A_WORKPLACE = re.compile(
 
 def test_documents_are_of_no_workplace() -> None:
     documents = sorted([*ROOT.glob("*.md"), *ROOT.glob("clients/*/*.md")])
-    assert {"README.md", "PROTOCOL.md", "CHANGELOG.md"} <= {path.name for path in documents}
+    assert {"README.md", "PROTOCOL.md", "CHANGELOG.md", "ARCHITECTURE.md", "CONTRIBUTING.md"} <= {
+        path.name for path in documents
+    }
     assert [(path.name, OF_A_WORKPLACE.findall(path.read_text())) for path in documents] == [
         (path.name, []) for path in documents
     ]
