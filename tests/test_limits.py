@@ -171,7 +171,7 @@ async def test_connections_and_runs_are_counted_of_each_user() -> None:
             other.close()
             again = await SSE.start(live, {"message": "x"}, headers=of("ann"))
             await documents_of(again)
-        assert live.runs._places._taken == {} and live.app.state.components.connections._users == {}
+        assert live.runs._places._acquired == {} and live.app.state.components.connections._users == {}
 
 
 async def test_over_the_limit_of_connections_one_is_told_so_and_others_go_on() -> None:
@@ -413,7 +413,7 @@ async def test_the_last_tokens_of_a_day_are_spent_once_by_all_runs_together(upst
             ends = [last(await documents_of(reading)) for reading in readings]
         assert {each["finish_reason"] for each in ends} == {"length"}
         assert 1000 <= sum(each["total_tokens"] for each in ends) <= 1000 + 4 * 13
-        assert live.runs._places._days == {}, "nobody runs any more: the database knows"
+        assert live.runs._places._days._days == {}, "nobody runs any more: the database knows"
         await _spent(live)
 
 

@@ -82,7 +82,7 @@ async def test_a_run_that_begins_while_its_session_is_deleted_waits_for_that(
     async def delete() -> None:
         assert (await request(stage.server, "DELETE", path)).status == 204
 
-    with held(Places, "take", done=True) as place, held(Sessions, "delete", done=False) as deletion:
+    with held(Places, "acquire", done=True) as place, held(Sessions, "delete", done=False) as deletion:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(ask)
             await place.come.wait()

@@ -1,7 +1,7 @@
 """The life of each run of this process: from its beginning until its log is forgotten, with all that it takes."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from functools import partial
 
 import anyio
@@ -11,7 +11,7 @@ from chatserver.commands import ChatRequest
 from chatserver.dialogue import BYTES_PER_TOKEN, dialogue
 from chatserver.errors import Unavailable
 from chatserver.events import PROTOCOL_VERSION, Start
-from chatserver.limits import Meter
+from chatserver.limits import Place
 from chatserver.log import EventLogs
 from chatserver.providers import ModelRequest
 from chatserver.runs.checkpoints import keep
@@ -75,12 +75,10 @@ class Lives:
         for run in list(self._unfinished.values()):
             run.interrupt()
 
-    async def begin(
-        self, user: str, begun: Begun, request: ChatRequest, meter: Meter, leave: Callable[[str], None]
-    ) -> Subscription:
+    async def begin(self, user: str, begun: Begun, request: ChatRequest, place: Place) -> Subscription:
         """Bring a run to life that has begun in the store, with its first reader: so far nobody has left it.
 
-        ``leave`` is called with the user when the run is over.
+        From its return on the run has the place, and gives it back at its end.
         """
         settings = self._settings
         grace_seconds = settings.grace_seconds if request.on_disconnect == "cancel" else None
@@ -95,9 +93,11 @@ class Lives:
                 heartbeat_ms=round(settings.heartbeat_seconds * 1000),
             )
         )
-        run = self.runs[log.run_id] = self._unfinished[log.run_id] = Run(user, begun.run, log, meter, grace_seconds)
+        run = self.runs[log.run_id] = self._unfinished[log.run_id] = Run(
+            user, begun.run, log, place.meter, grace_seconds
+        )
         reader = Subscription(log, 0, run, is_at_end=False)
-        _spawn(self._live(run, partial(self._asked, begun, request), leave), self._lives)
+        _spawn(self._live(run, partial(self._asked, begun, request), place), self._lives)
         return reader
 
     def sweep(self) -> None:
@@ -132,12 +132,14 @@ class Lives:
             run_id=begun.run.run_id,
         )
 
-    async def _live(self, run: Run, ask: Ask, leave: Callable[[str], None]) -> None:
-        ending = await run.answer(self._agent, ask, self._sessions)
-        run.meter.told(None)
-        is_stored = await run.finish(ending, self._sessions)
-        del self._unfinished[run.run_id]
-        leave(run.user)
+    async def _live(self, run: Run, ask: Ask, place: Place) -> None:
+        try:
+            ending = await run.answer(self._agent, ask, self._sessions)
+            run.meter.told(None)
+            is_stored = await run.finish(ending, self._sessions)
+        finally:
+            del self._unfinished[run.run_id]
+            await place.release()
         if is_stored:
             self._retain(run)
         else:

@@ -56,7 +56,7 @@ class Runs:
         try:
             if self.is_draining:
                 raise Draining
-            meter = await self._places.take(user)
+            place = await self._places.acquire(user)
         except ChatError:
             # A repeated request starts nothing, so no limit can be against it.
             if found := await self._sessions.earlier(user, request):
@@ -68,17 +68,17 @@ class Runs:
             self._beginning[run_id] = anyio.Event()
             begun = await self._sessions.begin(user, request, run_id)
             if begun.is_new:
-                reader = await self._lives.begin(user, begun, request, meter, self._places.leave)
+                reader = await self._lives.begin(user, begun, request, place)
         except BaseException as error:
             # The database may have begun the run all the same: a connection can be lost just then.
             if isinstance(error, Unavailable) or not isinstance(error, ChatError):
                 self._lives.sweep()
             raise
         finally:
-            if reader is None:
-                self._places.leave(user)
             if beginning := self._beginning.pop(run_id, None):
                 beginning.set()
+            if reader is None:
+                await place.release()
         return reader or await self.subscribe(user, begun.run.run_id, 0)
 
     async def resume(self, user: str, request: ChatRequest, after: int) -> Subscription:
