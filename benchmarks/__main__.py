@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: run the lab, make its report, check the peers, or just serve its model."""
+"""`python -m benchmarks`: run the lab, make its report, or just serve its model."""
 
 import asyncio
 import sys
@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import click
+import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -14,9 +15,10 @@ from benchmarks.bench import BOTTLENECK
 from benchmarks.conductor import Conductor, Turn, chosen, record, turns
 from benchmarks.processes import cores, raise_files_limit
 from benchmarks.scenarios import CHAPTERS, COVER, SCENARIOS
-from benchmarks.servers import LIMITS, TITLES
+from benchmarks.servers import LIMITS
 from benchmarks.verify import verify
 from chatserver.bench import observations, page, tables
+from chatserver.bench import report as reports
 from chatserver.bench.environment import environment, versions
 from chatserver.bench.schedule import Schedule
 
@@ -32,6 +34,9 @@ def main() -> None:
     """The latency lab: this server, what one would otherwise write, and the floor, side by side."""
 
 
+as_json = click.option("--json", "as_json", is_flag=True, help="Print the tables for programs.")
+
+
 @main.command()
 @click.option(
     "--quick", is_flag=True, help="A small part of everything, once: does the lab work? Its times say nothing."
@@ -39,22 +44,19 @@ def main() -> None:
 @click.option("--only", multiple=True, type=click.Choice([each.name for each in SCENARIOS]), help="These scenarios.")
 @click.option("--rounds", type=click.IntRange(1), default=ROUNDS, show_default=True)
 @click.option("--minutes", type=float, default=MINUTES, show_default=True, help="No turn begins later than this.")
-@click.option("--seed", type=int, default=SEED, show_default=True)
 @click.option(
     "--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True, help="Folder of the results."
 )
-@click.option("--compare", type=click.Path(path_type=Path, exists=True), help="An earlier recording.")
-def run(
-    quick: bool, only: tuple[str, ...], rounds: int, minutes: float, seed: int, out: Path, compare: Path | None
-) -> None:
+@as_json
+def run(quick: bool, only: tuple[str, ...], rounds: int, minutes: float, out: Path, as_json: bool) -> None:
     """Measure, write down every observation, and report."""
-    console = Console()
+    console = tables.console(is_for_people=not as_json)
     rounds = 1 if quick else rounds
     server_core, load_core = cores()
     scenarios = chosen(SCENARIOS, only, quick=quick)
     facts = {
         "rounds": str(rounds),
-        "seed": str(seed),
+        "seed": str(SEED),
         "server on core": str(server_core),
         "load and model on core": str(load_core),
         "open files": str(raise_files_limit()),
@@ -77,7 +79,7 @@ def run(
         TimeRemainingColumn(),
         TextColumn("{task.description}"),
     )
-    with Conductor(seed) as conductor, Progress(*columns, console=console, refresh_per_second=1) as progress:
+    with Conductor(SEED) as conductor, Progress(*columns, console=console, refresh_per_second=1) as progress:
         checking = progress.add_task("are the contenders' answers whole?", total=None)
         made_here = any(each.scenario.without_model for each in plan)
         rejected = verify(conductor, {each.contender for each in plan}, without_model=made_here)
@@ -99,7 +101,7 @@ def run(
     writer.close()
     if left:
         console.print(f"Time was up: {left} of {len(plan)} turns are missing, the last rounds.", style="yellow")
-    _report(path, compare, console)
+    _report(path, None, console, as_json)
     if quick and (failures or rejected):
         sys.exit(1)
 
@@ -107,41 +109,35 @@ def run(
 @main.command()
 @click.argument("path", type=click.Path(path_type=Path, exists=True), required=False)
 @click.option("--compare", type=click.Path(path_type=Path, exists=True), help="An earlier recording.")
-def report(path: Path | None, compare: Path | None) -> None:
+@as_json
+def report(path: Path | None, compare: Path | None, as_json: bool) -> None:
     """The report of a recording, computed anew; without a name, of the newest one."""
     found = sorted(RESULTS.glob("bench-*.jsonl*"), key=lambda each: each.stat().st_mtime)
     if path is None and not found:
         raise click.ClickException(f"there is no recording in {RESULTS}/")
-    _report(path or found[-1], compare, Console())
+    _report(path or found[-1], compare, tables.console(is_for_people=not as_json), as_json)
 
 
-def _report(path: Path, compare: Path | None, console: Console) -> None:
+def _report(path: Path, compare: Path | None, console: Console, as_json: bool) -> None:
     try:
         recording = observations.read(path)
         earlier = observations.read(compare) if compare else None
     except ValueError as error:
         raise click.ClickException(str(error)) from None
-    tables.show(recording, CHAPTERS, console, earlier)
-    console.print(goals.table(recording))
     name = path.name.removesuffix(".gz").removesuffix(".jsonl")
     made = path.with_name(f"{name}.html")
     made.write_text(page.html(recording, CHAPTERS, earlier))
-    console.print(f"\nobservations  {path}\nreport        {made}")
-    if picture := page.picture(recording, COVER):
+    picture = page.picture(recording, COVER)
+    if picture:
         path.with_name(f"{name}.svg").write_text(picture)
+    if as_json:
+        document = reports.document(recording, CHAPTERS) | {"goals": goals.document(recording)}
+        return click.echo(msgspec.json.encode(document))
+    tables.show(recording, CHAPTERS, console, earlier)
+    console.print(goals.table(recording))
+    console.print(f"\nobservations  {path}\nreport        {made}")
+    if picture:
         console.print(f"for README    {path.with_name(f'{name}.svg')}")
-
-
-@main.command()
-def check() -> None:
-    """Check the content of every contender's answers; nothing is timed."""
-    raise_files_limit()
-    with Conductor(SEED) as conductor:
-        rejected = verify(conductor)
-    for line in rejected.values():
-        click.echo(line)
-    click.echo(f"{len(TITLES)} contenders, {len(rejected)} rejected")
-    sys.exit(bool(rejected))
 
 
 @main.command()

@@ -1,6 +1,7 @@
 """What this server shall reach, as ratios within one recording: the median of the rounds, with its 95 % interval."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from msgspec import Struct
 from rich.table import Table
@@ -8,6 +9,7 @@ from rich.table import Table
 from benchmarks.scenarios import CPU
 from benchmarks.servers import TITLES
 from chatserver.bench.observations import Recording
+from chatserver.bench.report import numbers
 from chatserver.bench.statistics import ROUNDS_FOR_A_VERDICT, Comparison, Metric, by_round, ratio, spread
 from chatserver.bench.tables import number
 
@@ -73,21 +75,57 @@ def _rounds(
     return by_round([each for each in recording.of(scenario) if each.key == key], metric)
 
 
+class Verdict(Struct, frozen=True):
+    """What came out for a goal, what came out of the floor (no Python does better), and whether the goal is met."""
+
+    goal: Goal
+    seen: Comparison | None
+    floor: Comparison | None
+
+    @property
+    def word(self) -> str:
+        """By the whole interval, not by its middle."""
+        if self.seen is None:
+            return "not measured"
+        limit = self.goal.limit
+        met = "met" if self.seen.high <= limit else "missed" if self.seen.low > limit else "open"
+        return met + ", few rounds" * (self.seen.rounds < ROUNDS_FOR_A_VERDICT)
+
+
+def verdicts(recording: Recording) -> list[Verdict]:
+    return [
+        Verdict(
+            goal, measured(goal, recording), measured(goal, recording, "floor") if goal.peer in ("", "usual") else None
+        )
+        for goal in GOALS
+    ]
+
+
 def table(recording: Recording) -> Table:
-    """Each goal, what came out, what came out of the floor (no Python does better), and whether it is met."""
     made = Table("quantity", "", "goal", "measured", "floor’s", "rounds", "", title="Goals", title_justify="left")
-    for goal in GOALS:
-        seen = measured(goal, recording)
+    for verdict in verdicts(recording):
+        goal, seen, floor = verdict.goal, verdict.seen, verdict.floor
         unit = "×" if goal.peer else f" {goal.metric.unit}"
         of = f" {TITLES[goal.peer]}" if goal.peer not in ("", "chatserver") else ""
-        wanted = (goal.title, goal.transport, f"≤ {number(goal.limit)}{unit}{of}")
-        if seen is None:
-            made.add_row(*wanted, "–", "–", "0", "not measured")
-            continue
-        floor = measured(goal, recording, "floor") if goal.peer in ("", "usual") else None
-        interval = f"{number(seen.middle)}{unit} [{number(seen.low)}, {number(seen.high)}]"
-        met = "met" if seen.high <= goal.limit else "missed" if seen.low > goal.limit else "open"
-        met += ", few rounds" * (seen.rounds < ROUNDS_FOR_A_VERDICT)
+        interval = f"{number(seen.middle)}{unit} [{number(seen.low)}, {number(seen.high)}]" if seen else "–"
         bare = f"{number(floor.middle)}{unit}" if floor else "–"
-        made.add_row(*wanted, interval, bare, str(seen.rounds), met)
+        rounds = str(seen.rounds if seen else 0)
+        wanted = f"≤ {number(goal.limit)}{unit}{of}"
+        made.add_row(goal.title, goal.transport, wanted, interval, bare, rounds, verdict.word)
     return made
+
+
+def document(recording: Recording) -> list[dict[str, Any]]:
+    """The same for programs."""
+    return [
+        {
+            "quantity": each.goal.title,
+            "transport": each.goal.transport,
+            "unit": "×" if each.goal.peer else each.goal.metric.unit,
+            "of": each.goal.peer,
+            "limit": each.goal.limit,
+            "measured": numbers(each.seen) if each.seen else None,
+            "verdict": each.word,
+        }
+        for each in verdicts(recording)
+    ]

@@ -4,12 +4,15 @@ import asyncio
 from collections.abc import Callable
 from time import monotonic_ns
 
-from benchmarks.script import delivered_us, index_of
+from benchmarks.script import delivered_us, index_of, tokens_of
 from chatserver.bench.connections import Document
 
 
 class RunReader:
-    """One run: when its first event, each token and its end came. Indices show what was lost or came twice."""
+    """One run: when its first event, each token and its end came. Indices show what was lost or came twice.
+
+    Each token of a merged event counts, with its own latency: the one that waited longest is the oldest.
+    """
 
     def __init__(self, planned_ns: int = 0, on_token: Callable[[], object] | None = None) -> None:
         self.planned_ns = planned_ns
@@ -36,10 +39,14 @@ class RunReader:
             if not self.first_token_ns:
                 self.first_token_ns = at_ns
                 self.began.set()
-            self.indices.append(index_of(document.content))
-            self.arrivals.append((at_ns, *delivered_us(document.content, at_ns // 1000)))
-            if self._on_token is not None:
-                self._on_token()
+            tokens = tokens_of(document.content)
+            if len(tokens) != len(document.seqs):
+                self.problem = f"{len(tokens)} tokens came as the events {document.seqs}"
+            for token in tokens:
+                self.indices.append(index_of(token))
+                self.arrivals.append((at_ns, *delivered_us(token, at_ns // 1000)))
+                if self._on_token is not None:
+                    self._on_token()
         elif kind == "start":
             self.session_id = document.session_id
         elif kind == "error":

@@ -58,8 +58,16 @@ class Script(Struct, frozen=True):
 
 
 def content(index: int, planned_us: int = 0, late_us: int = 0) -> str:
-    """A token's text: its number, when it was due, how much later it left."""
+    """A token's text: its number, when it was due, how much later it left. All are of one length."""
     return f" {index:06d}@{planned_us % STAMP_MODULUS_US:09d}+{min(late_us, 99_999):05d}"
+
+
+TOKEN_CHARACTERS = len(content(0))
+
+
+def tokens_of(text: str) -> list[str]:
+    """The tokens that are joined in the text of an event: more than one where a server merged them."""
+    return [text[start : start + TOKEN_CHARACTERS] for start in range(0, len(text), TOKEN_CHARACTERS)]
 
 
 def index_of(text: str) -> int:

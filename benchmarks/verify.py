@@ -2,13 +2,14 @@
 
 import http.client
 from collections.abc import Collection, Iterable
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import msgspec
 from websockets import Subprotocol, WebSocketException
 from websockets.sync.client import connect
 
-from benchmarks.script import Script, index_of
+from benchmarks.script import Script, index_of, tokens_of
 from benchmarks.servers import CONTENDERS, Contender
 from chatserver.bench.connections import Target, Transport
 
@@ -58,9 +59,12 @@ def check(documents: Iterable[bytes], tokens: int) -> None:
     kinds = [each["type"] for each in events]
     if kinds != ["start", *["token"] * (len(kinds) - 2), "done"]:
         raise Rejected(f"the events are {kinds[:3]} … {kinds[-3:]}")
-    if [each["seq"] for each in events] != list(range(1, len(events) + 1)):
+    texts = [tokens_of(str(each["content"])) for each in events[1:-1]]
+    spans = [1, *map(len, texts), 1]
+    wanted = [(seq - span + 1, seq) for span, seq in zip(spans, accumulate(spans), strict=True)]
+    if [(each.get("first_seq", each["seq"]), each["seq"]) for each in events] != wanted:
         raise Rejected("the events are not numbered 1, 2, 3 …")
-    indices = [index_of(str(each["content"])) for each in events[1:-1]]
+    indices = [index_of(token) for tokens in texts for token in tokens]
     if indices != list(range(tokens)):
         seen = set(indices)
         lost, doubled = tokens - len(seen), len(indices) - len(seen)

@@ -120,13 +120,15 @@ def write_schema(folder: Path) -> None:
 @click.option("--runs", type=click.IntRange(1), default=3, show_default=True, help="Of each kind in each round.")
 @click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="Sent with every request.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("bench.html"), show_default=True, help="Report.")
-def bench(url: str, out: Path, **options: Any) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the tables for programs.")
+def bench(url: str, out: Path, message: str, model: str | None, **options: Any) -> None:
     """Compare SSE and WebSocket of the chatserver at URL: first event, each event, coming back."""
     try:
         from chatserver.bench import command
     except ModuleNotFoundError as error:
         raise click.ClickException(f"{error.name} is missing: pip install 'chatserver[bench]'") from None
-    if problem := command.run(url, out, **options):
+    request = {"message": message} | ({"model": model} if model else {})
+    if problem := command.run(url, out, request=request, **options):
         raise click.ClickException(problem)
 
 

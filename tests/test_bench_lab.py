@@ -14,12 +14,13 @@ from benchmarks import upstream
 from benchmarks.bench import Bench, Seen
 from benchmarks.fleet import many_readers, resume
 from benchmarks.proxy import Weather, distant
+from benchmarks.readers import RunReader
 from benchmarks.scenarios import SCENARIOS
 from benchmarks.script import Script, content, delivered_us, index_of
 from benchmarks.times import first_event, paced
 from benchmarks.verify import Rejected, answer, check, sse_documents
 from chatserver.bench import observations
-from chatserver.bench.connections import TRANSPORTS, Target, Transport, frames, text_frame
+from chatserver.bench.connections import TRANSPORTS, Document, Target, Transport, frames, text_frame
 from chatserver.bench.schedule import NS, Schedule, poisson
 from chatserver.bench.statistics import percentile
 from tests.live import ROOT, live_server
@@ -92,6 +93,38 @@ async def test_all_readers_get_all(transport: Transport) -> None:
 
 def test_a_whole_answer_passes() -> None:
     check(documents([0, 1, 2]), 3)
+
+
+def merged(first_seq: int, seq: int, text: str) -> Document:
+    return Document("token", seq=seq, first_seq=first_seq, content=text)
+
+
+def test_each_token_of_a_merged_event_counts_from_when_it_was_due() -> None:
+    """One event for three tokens: the oldest has waited longest, and no number of the run is missing or doubled."""
+    reader = RunReader()
+    reader.document(merged(2, 4, content(0, 1000) + content(1, 2000) + content(2, 3000)), 4_000_000)
+    reader.document(merged(0, 5, content(3, 4000)), 5_000_000)
+    assert [latency for _, latency, _ in reader.arrivals] == [3000, 2000, 1000, 1000]
+    assert reader.lost_and_doubled(4) == (0, 0) and reader.last_seq == 5 and reader.problem is None
+
+
+def test_an_event_that_stands_for_more_or_less_than_its_text_is_told() -> None:
+    reader = RunReader()
+    reader.document(merged(2, 5, content(0) + content(1)), 0)
+    assert reader.problem == "2 tokens came as the events range(2, 6)"
+
+
+def test_a_whole_answer_passes_merged_too() -> None:
+    events = [
+        {"type": "start", "seq": 1},
+        {"type": "token", "first_seq": 2, "seq": 3, "content": content(0) + content(1)},
+        {"type": "token", "seq": 4, "content": content(2)},
+        {"type": "done", "seq": 5},
+    ]
+    check([json.dumps(each).encode() for each in events], 3)
+    events[1]["first_seq"] = 1
+    with pytest.raises(Rejected, match="not numbered"):
+        check([json.dumps(each).encode() for each in events], 3)
 
 
 @pytest.mark.parametrize(
@@ -199,11 +232,12 @@ def test_the_same_seed_makes_the_same_arrivals_at_the_wanted_rate() -> None:
 def test_a_quick_run_goes_through(tmp_path: Path) -> None:
     """A part of `just bench-quick`, in a process as there; its times are not looked at."""
     scenarios = ["long", "far", "resume"]
-    command = [sys.executable, "-m", "benchmarks", "run", "--quick", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "benchmarks", "run", "--quick", "--json", "--out", str(tmp_path)]
     command += [part for name in scenarios for part in ("--only", name)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=55, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "rejected" not in done.stdout and list(tmp_path.glob("quick-*.html"))
+    assert "rejected" not in done.stderr and list(tmp_path.glob("quick-*.html"))
+    assert {each["scenario"] for each in json.loads(done.stdout)["chapters"]} == set(scenarios)
     recording = observations.read(next(tmp_path.glob("quick-*.jsonl.gz")))
     for scenario in SCENARIOS:
         if scenario.name in scenarios:

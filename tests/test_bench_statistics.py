@@ -1,13 +1,15 @@
 """What the lab says about numbers: equal contenders are equal, different ones are not, percentiles are exact."""
 
+import json
 import random
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from benchmarks import goals
 from benchmarks.scenarios import CHAPTERS
-from chatserver.bench import observations, page, tables
+from chatserver.bench import observations, page, report, tables
 from chatserver.bench.chapters import Chapter, latency
 from chatserver.bench.environment import environment
 from chatserver.bench.observations import Observation
@@ -78,7 +80,7 @@ def test_what_was_refused_does_not_count_and_is_told() -> None:
     seen = [whole, refused, late]
     assert by_round(seen, CPU) == {1: 7.0, 3: 8.0}
     assert by_round(seen, latency("delivery_us", "delivery", 50)[0]) == {1: 1.0}
-    assert list(tables.refusals(seen)) == [
+    assert list(report.refusals(seen)) == [
         "usual SSE, round 2: events were lost",
         "usual SSE, round 3: late (times only)",
     ]
@@ -102,6 +104,35 @@ def test_a_report_is_made_from_a_recording_alone(tmp_path: Path, name: str) -> N
     assert html.count("<polyline") > 4 and "whisker" in html and "no measurable difference of earlier" in html
     for fetched in ("<script", "http://", "https://", "@import", "url("):
         assert fetched not in html.replace("http://www.w3.org/2000/svg", "")
+
+
+def two_contenders() -> observations.Recording:
+    lines = [
+        observation(number, contender, "SSE", values={"cpu_us_per_token": cost}, samples={"delivery_us": [cost * 100]})
+        for number in range(1, 6)
+        for contender, cost in (("chatserver", 10), ("usual", 100))
+    ]
+    return observations.Recording(environment(), [*lines, observation(6, "usual", "SSE", refusal="events were lost")])
+
+
+def test_no_table_is_cut_where_the_output_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """The ratio is the last column, and the reason to look."""
+    tables.show(two_contenders(), CHAPTERS, tables.console())
+    printed = capsys.readouterr().out
+    paced = next(each for each in CHAPTERS if each.scenario == "paced")
+    assert all(metric.title in printed for metric in paced.metrics) and len(paced.metrics) > 8
+    assert "10.0× [10.0, 10.0]" in printed and "…" not in printed
+
+
+def test_programs_get_the_tables_too() -> None:
+    [chapter] = json.loads(msgspec.json.encode(report.document(two_contenders(), CHAPTERS)))["chapters"]
+    ours, usual = chapter["rows"]
+    cost = {"unit": "µs", "median": 100.0, "low": 100.0, "high": 100.0, "rounds": 5}
+    ratio = {"median": 10.0, "low": 10.0, "high": 10.0, "rounds": 5}
+    assert usual["metrics"]["server CPU a token"] == cost | {"to_chatserver": ratio}
+    assert usual["metrics"]["delivery p50"]["unit"] == "ms"
+    assert ours["metrics"]["delivery p50"]["to_chatserver"] is None
+    assert (chapter["scenario"], chapter["refused"]) == ("paced", ["usual SSE, round 6: events were lost"])
 
 
 def test_a_knee_and_drops_are_drawn() -> None:

@@ -78,7 +78,7 @@ class Plan(Struct, frozen=True):
 
 
 class _Reader:
-    """One run over one transport: each event's `seq` and when it came."""
+    """One run over one transport: each event's `seq` and when it came. Merged events came all at once."""
 
     def __init__(self, planned_ns: int = 0) -> None:
         self.planned_ns, self.asked_ns = planned_ns, 0
@@ -89,7 +89,7 @@ class _Reader:
     def document(self, document: Document, at_ns: int) -> None:
         self.run_id = document.run_id or self.run_id
         if document.seq:
-            self.events.append((document.seq, at_ns))
+            self.events += [(seq, at_ns) for seq in document.seqs]
             self.began.set()
         if document.type == "error":
             self.problem = f"{document.code}: {document.message}"

@@ -5,21 +5,26 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from chatserver.bench import observations, page, tables
+from chatserver.bench import observations, page, report, tables
 from chatserver.bench.client import CHAPTERS, Failed, Plan, measure
 from chatserver.bench.connections import ConnectFailed, Target
 from chatserver.bench.environment import environment
 
 
 def run(
-    url: str, out: Path, *, message: str, model: str | None, rounds: int, runs: int, headers: tuple[str, ...]
+    url: str,
+    out: Path,
+    *,
+    request: dict[str, Any],
+    rounds: int,
+    runs: int,
+    headers: tuple[str, ...],
+    as_json: bool,
 ) -> str | None:
-    """Measure the server at a URL; a sentence about what went wrong, if anything did."""
-    console = Console()
-    request: dict[str, Any] = {"message": message} | ({"model": model} if model else {})
+    """Measure the server at a URL by runs of this request; a sentence about what went wrong, if anything did."""
+    console = tables.console(is_for_people=not as_json)
     recording = out.with_suffix(".jsonl.gz")
     try:
         plan = Plan(Target.parse(url, headers), request, rounds, runs)
@@ -28,7 +33,7 @@ def run(
         return str(error)
     except OSError as error:
         return f"{recording}: {error.strerror}"
-    writer.write(environment(url=url, message=message, rounds=str(rounds), runs=str(runs)))
+    writer.write(environment(url=url, message=request["message"], rounds=str(rounds), runs=str(runs)))
     columns = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     try:
         with Progress(*columns, console=console, transient=True) as progress:
@@ -43,7 +48,10 @@ def run(
     finally:
         writer.close()
     seen = observations.read(recording)
-    tables.show(seen, CHAPTERS, console)
     out.write_text(page.html(seen, CHAPTERS))
+    if as_json:
+        print(msgspec.json.encode(report.document(seen, CHAPTERS)).decode())  # noqa: T201 - a program reads it
+    else:
+        tables.show(seen, CHAPTERS, console)
     console.print(f"\nobservations  {recording}\nreport        {out}")
     return None

@@ -32,11 +32,17 @@ class Document(Struct):
 
     type: str
     seq: int = 0
+    first_seq: int = 0
     run_id: str = ""
     session_id: str = ""
     content: str = ""
     code: str = ""
     message: str = ""
+
+    @property
+    def seqs(self) -> range:
+        """The numbers that an event stands for: several where texts were merged, none of what is no event."""
+        return range(self.first_seq or self.seq, self.seq + 1) if self.seq else range(0)
 
 
 class Reader(Protocol):

@@ -8,8 +8,9 @@ from chatserver.bench import charts
 from chatserver.bench.chapters import Chapter
 from chatserver.bench.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Line
 from chatserver.bench.observations import Observation, Recording
-from chatserver.bench.statistics import Metric, by_round, histogram, ratio, spread
-from chatserver.bench.tables import compared, groups, number, refusals, told
+from chatserver.bench.report import Cell, Groups, groups, refusals, rows
+from chatserver.bench.statistics import Metric, by_round, histogram, spread
+from chatserver.bench.tables import number, told
 
 PERCENTILES = (0, 10, 25, 50, 75, 90, 95, 98, 99, 99.5, 99.8, 99.9, 99.95, 99.99)
 SHOWN_POINTS = 1500
@@ -58,7 +59,7 @@ def html(recording: Recording, chapters: Sequence[Chapter], earlier: Recording |
 def picture(recording: Recording, chapter: Chapter) -> str:
     """A chapter's ratios as an SVG file of its own, light or dark; empty where nothing was measured."""
     names = _names(recording)
-    drawn = _ratios(chapter, groups(recording.of(chapter.scenario)), names).partition("<figcaption")[0]
+    drawn = _ratios(chapter, recording.of(chapter.scenario), names).partition("<figcaption")[0]
     return drawn.replace("><title>", f"><style>{STYLE}svg {{ background: var(--paper); }}</style><title>", 1)
 
 
@@ -82,7 +83,7 @@ def _chapter(
     found = groups(observations)
     yield f'<h2>{escape(chapter.title)}</h2><p class="soft">{escape(chapter.about)}</p>'
     pictures = [each for each in _pictures(chapter, found, contenders) if each]
-    yield f'<div class="scroll">{_table(chapter, found, groups(since))}</div>'
+    yield f'<div class="scroll">{_table(chapter, observations, since)}</div>'
     if pictures:
         yield f'<div class="pictures">{"".join(f"<figure>{each}</figure>" for each in pictures)}</div>'
     refused = [f"<li>{escape(line)}" for line in refusals(observations)]
@@ -90,37 +91,29 @@ def _chapter(
         yield f'<details><summary>{len(refused)} refused</summary><ul class="refused">{"".join(refused)}</ul></details>'
 
 
-Groups = dict[tuple[str, str, int], list[Observation]]
-
-
-def _table(chapter: Chapter, found: Groups, since: Groups) -> str:
+def _table(chapter: Chapter, observations: list[Observation], since: list[Observation]) -> str:
     heads = "".join(f"<th>{escape(each.title)}<br>{escape(each.unit)}" for each in chapter.metrics)
-    ratios = compared(found, chapter.metrics[0])
-    rows = []
-    for key, seen in found.items():
-        contender, transport, step = key
-        name = f"{step:,} {chapter.steps} · " * bool(step) + f"{contender} {transport}"
-        cells = "".join(_cell(metric, seen, since.get(key, [])) for metric in chapter.metrics)
-        ours = ' class="ours"' if contender == "chatserver" else ""
-        rows.append(f"<tr{ours}><td>{escape(name)}{cells}<td>{escape(told(ratios.get(key)))}")
+    lines = []
+    for row in rows(chapter, observations, since):
+        ours = ' class="ours"' if row.contender == "chatserver" else ""
+        cells = "".join(map(_cell, row.cells))
+        lines.append(f"<tr{ours}><td>{escape(row.title)}{cells}<td>{escape(told(row.ratio))}")
     head = f"<tr><th>{heads}<th>{escape(chapter.metrics[0].title)},<br>× chatserver’s [95 %]"
-    return f"<table>{head}{''.join(rows)}</table>"
+    return f"<table>{head}{''.join(lines)}</table>"
 
 
-def _cell(metric: Metric, seen: list[Observation], since: list[Observation]) -> str:
-    rounds = by_round(seen, metric)
-    values = spread(list(rounds.values()))
+def _cell(cell: Cell) -> str:
+    values = cell.spread
     if values is None:
         return "<td>–"
-    change = ratio(rounds, by_round(since, metric)) if since else None
     notes = f"<small>{number(values.low)}–{number(values.high)}</small>" if values.rounds > 1 else ""
-    if change is not None:
-        notes += f"<small>{escape(told(change))} of earlier</small>"
+    if cell.change is not None:
+        notes += f"<small>{escape(told(cell.change))} of earlier</small>"
     return f"<td>{number(values.middle)}{notes}"
 
 
 def _pictures(chapter: Chapter, found: Groups, contenders: Sequence[str]) -> Iterator[str]:
-    yield _ratios(chapter, found, contenders)
+    yield _ratios(chapter, [each for seen in found.values() for each in seen], contenders)
     if chapter.steps:
         for metric in (*chapter.metrics[:2], *[each for each in chapter.metrics[2:] if each.unit == "µs"]):
             yield _growth(chapter, metric, found, contenders)
@@ -135,20 +128,20 @@ def _pictures(chapter: Chapter, found: Groups, contenders: Sequence[str]) -> Ite
             yield _series(chapter, f"{contender} {transport}", seen[-1])
 
 
-def _ratios(chapter: Chapter, found: Groups, contenders: Sequence[str]) -> str:
-    ratios = {key: each for key, each in compared(found, chapter.metrics[0]).items() if key[0] != "chatserver"}
-    rows = [
+def _ratios(chapter: Chapter, observations: Sequence[Observation], contenders: Sequence[str]) -> str:
+    lines = [
         (
-            f"{step:,} · " * bool(step) + f"{contender} {transport}",
-            _classes(contenders, contender, transport),
-            each.middle,
-            each.low,
-            each.high,
+            f"{row.step:,} · " * bool(row.step) + f"{row.contender} {row.transport}",
+            _classes(contenders, row.contender, row.transport),
+            row.ratio.middle,
+            row.ratio.low,
+            row.ratio.high,
         )
-        for (contender, transport, step), each in ratios.items()
+        for row in rows(chapter, observations)
+        if row.ratio is not None and row.contender != "chatserver"
     ]
     title = f"{chapter.metrics[0].title}, as multiples of chatserver’s on the same transport, 95 % interval"
-    return charts.whiskers(rows, title) + f"<figcaption class='soft'>{escape(title)}</figcaption>" if rows else ""
+    return charts.whiskers(lines, title) + f"<figcaption class='soft'>{escape(title)}</figcaption>" if lines else ""
 
 
 def _pooled(seen: list[Observation], name: str) -> list[int]:
