@@ -708,10 +708,12 @@ class Line {
 
   /** Something came, if only a comment. */
   hear() {
-    if (!this.hasHeard) this.chat.learn(this, true);
+    const isFirst = !this.hasHeard;
+    if (isFirst) this.chat.learn(this, true);
     this.hasHeard = true;
     this.#heardAt = Date.now();
     this.#deadline = this.#heardAt + SILENT_HEARTBEATS * this.chat.heartbeatMs;
+    if (isFirst) this.#watch(); // The deadline of an open connection may be sooner than that of its beginning.
     if (this.state !== "open") this.enter("open");
   }
 

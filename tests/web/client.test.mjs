@@ -663,6 +663,29 @@ describe("liveness", () => {
     });
   }
 
+  for (const transport of ["sse", "ws"]) {
+    test(`${transport}: what froze at its first byte is given up by the heartbeat, not by the patience to connect`, async () => {
+      const ws = sockets(), http = requests();
+      const options = { transport, WebSocket: ws.WebSocket, fetch: http.fetch, heartbeatMs: 1000, connectMs: 10_000 };
+      const chat = connect(url, options);
+      reading(chat.attach(RUN, { after: 1 }));
+      await pass();
+      if (transport === "sse") http.last.stream(": ping\n");
+      else {
+        ws.last.open();
+        ws.last.say({ type: "pong" });
+      }
+      await pass();
+      const made = transport === "sse" ? http : ws;
+      await pass(2499);
+      assert.equal(made.length, 1);
+      await pass(1);
+      await pass();
+      assert.equal(made.length, 2);
+      chat.close();
+    });
+  }
+
   test("to wake is one ping where bytes flow, and a new connection where none answers", async () => {
     const ws = sockets();
     const chat = connect(url, { transport: "ws", WebSocket: ws.WebSocket });
