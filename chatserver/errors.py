@@ -8,6 +8,7 @@ ChatError                 an answer to a client: an HTTP problem document, or a 
 ├── Unauthenticated   401 no, wrong or expired token, or a ticket that was used
 ├── Forbidden         403 a foreign origin or host
 ├── NotFound          404 unknown, malformed, expired or somebody else's
+├── MethodNotAllowed  405 a path that answers other methods
 ├── NotAcceptable     406 no format of a stream meets `Accept`
 ├── TooSlow           408 a request that takes too long to come
 ├── RunActive         409 the session is busy with another run
@@ -27,10 +28,20 @@ RunLost                   nobody's fault: another process has ended the run; bec
 SettingsError             the operator's fault: ends the program with one line
 """
 
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
 
+from msgspec import Struct
+
 from chatserver.events import ErrorCode
+
+
+class FieldProblem(Struct, frozen=True):
+    """A wrong field: where it is (RFC 6901), and what is wrong."""
+
+    pointer: str
+    detail: str
 
 
 class ChatError(Exception):
@@ -57,12 +68,6 @@ class ChatError(Exception):
         """HTTP headers that go with the refusal."""
         return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
 
-    def problem(self) -> dict[str, Any]:
-        """The refusal as an RFC 9457 problem document."""
-        title = HTTPStatus(self.status).phrase
-        about = {"type": "about:blank", "title": title, "status": self.status, "detail": self.detail}
-        return about | {"code": self.code} | self.facts()
-
 
 class BadJson(ChatError):
     status, code = 400, "bad_json"
@@ -83,7 +88,7 @@ class BadRequest(ChatError):
         self.pointer = pointer
 
     def facts(self) -> dict[str, Any]:
-        return {"errors": [{"pointer": self.pointer, "detail": self.detail}]}
+        return {"errors": [FieldProblem(self.pointer, self.detail)]}
 
 
 class NoCommand(BadRequest):
@@ -113,6 +118,19 @@ class NotFound(ChatError):
 
     status, code = 404, "not_found"
     sentence = "there is nothing with this id"
+
+
+class MethodNotAllowed(ChatError):
+    """``allowed`` are the methods that the path answers."""
+
+    status, code = 405, "method_not_allowed"
+
+    def __init__(self, allowed: Iterable[str]) -> None:
+        super().__init__()
+        self.allowed = ", ".join(allowed)
+
+    def headers(self) -> dict[str, str]:
+        return {"Allow": self.allowed}
 
 
 class NotAcceptable(ChatError):

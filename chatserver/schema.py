@@ -1,6 +1,6 @@
 """The contract as documents that programs read: JSON Schema and TypeScript of the events, AsyncAPI of the WebSocket."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -9,21 +9,8 @@ from msgspec import Struct
 from chatserver import __version__
 from chatserver.commands import COMMAND_TYPES
 from chatserver.events import EVENT_TYPES, schema
-
-CLOSE_CODES = {
-    1000: "done",
-    1002: "broken framing",
-    1003: "binary frame",
-    1007: "invalid UTF-8",
-    1009: "frame too big",
-    1011: "bug",
-    1012: "going down: come back at once",
-    1013: "overloaded",
-    4400: "frames that are no commands",
-    4401: "not authenticated",
-    4408: "idle too long",
-    4429: "too many connections, requests, frames or commands",
-}
+from chatserver.replies import REPLY_TYPES
+from chatserver.transports.close_codes import PUBLISHED
 
 
 def events() -> dict[str, Any]:
@@ -33,33 +20,19 @@ def events() -> dict[str, Any]:
 
 def asyncapi() -> dict[str, Any]:
     """AsyncAPI 3.0 of `/chat/ws`."""
-    commands, definitions = msgspec.json.schema_components(COMMAND_TYPES, ref_template=_REFERENCE)
-    found = schema(_REFERENCE)
-    answers = {
-        "accepted": _answer("accepted", run_id="string", ref="string", ended="boolean"),
-        "rejected": _answer(
-            "rejected", **_PROBLEM, ref="string", run_id="string", retry_after="integer", errors="array"
-        ),
-        "pong": _answer("pong"),
-        "ping": _answer("ping"),
-    }
-    received = [str(each.__struct_config__.tag) for each in COMMAND_TYPES]
-    sent = [str(each.__struct_config__.tag) for each in EVENT_TYPES]
-    messages = {f"{name}_command": {"payload": ref} for name, ref in zip(received, commands, strict=True)}
-    messages |= {
-        name: {"payload": {"$ref": _REFERENCE.format(name=each.__name__)}}
-        for name, each in zip(sent, EVENT_TYPES, strict=True)
-    }
-    messages |= {name: {"payload": payload} for name, payload in answers.items()}
+    documents: tuple[type[Struct], ...] = (*REPLY_TYPES, *COMMAND_TYPES)
+    _, definitions = msgspec.json.schema_components(documents, ref_template=_REFERENCE)
+    received = {f"{_tag(each)}_command": each for each in COMMAND_TYPES}
+    sent = {_tag(each): each for each in (*EVENT_TYPES, *REPLY_TYPES)}
+    payloads = {name: {"$ref": _REFERENCE.format(name=each.__name__)} for name, each in (received | sent).items()}
     return {
         "asyncapi": "3.0.0",
         "info": {"title": "chatserver", "version": __version__, "description": _closing()},
-        "channels": {"chat": {"address": "/chat/ws", "messages": messages}},
-        "operations": {
-            "command": _operation("receive", [f"{name}_command" for name in received]),
-            "event": _operation("send", [*sent, *answers]),
+        "channels": {
+            "chat": {"address": "/chat/ws", "messages": {name: {"payload": ref} for name, ref in payloads.items()}}
         },
-        "components": {"schemas": definitions | found["$defs"]},
+        "operations": {"command": _operation("receive", received), "event": _operation("send", sent)},
+        "components": {"schemas": definitions | schema(_REFERENCE)["$defs"]},
     }
 
 
@@ -121,23 +94,17 @@ _TYPESCRIPT = {
     "null": "null",
     "object": "Record<string, unknown>",
 }
-_PROBLEM = {"status": "integer", "code": "string", "message": "string"}
 _REFERENCE = "#/components/schemas/{name}"
 
 
-def _answer(tag: str, **fields: str) -> dict[str, Any]:
-    properties = {"type": {"const": tag}} | {name: {"type": kind} for name, kind in fields.items()}
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": ["type", *(name for name in _PROBLEM if name in fields)],
-    }
+def _tag(kind: type[Struct]) -> str:
+    return str(kind.__struct_config__.tag)
 
 
-def _operation(action: str, names: list[str]) -> dict[str, Any]:
+def _operation(action: str, names: Iterable[str]) -> dict[str, Any]:
     messages = [{"$ref": f"#/channels/chat/messages/{name}"} for name in names]
     return {"action": action, "channel": {"$ref": "#/channels/chat"}, "messages": messages}
 
 
 def _closing() -> str:
-    return "Subprotocol chatserver.v1. Close codes: " + "; ".join(f"{code} {why}" for code, why in CLOSE_CODES.items())
+    return "Subprotocol chatserver.v1. Close codes: " + "; ".join(f"{each.code} {each.meaning}" for each in PUBLISHED)

@@ -28,7 +28,7 @@ from chatserver.commands import (
     known_form,
     new_id,
 )
-from chatserver.errors import BadCursor, BadRequest, ChatError, NotFound, TooLarge
+from chatserver.errors import BadCursor, BadRequest, ChatError, FieldProblem, NotFound, TooLarge
 from chatserver.strict_json import convert
 
 LIMIT = 32 * 1024
@@ -97,7 +97,7 @@ def test_a_request_has_just_these_fields() -> None:
 def test_a_wrong_or_unknown_field_is_named(fields: dict[str, Any], pointer: str) -> None:
     with pytest.raises(BadRequest) as refusal:
         read({"message": "Hi"} | fields, ChatRequest)
-    assert refusal.value.facts()["errors"] == [{"pointer": pointer, "detail": refusal.value.detail}]
+    assert refusal.value.facts()["errors"] == [FieldProblem(pointer, refusal.value.detail)]
     assert "$" not in refusal.value.detail
 
 
@@ -216,7 +216,7 @@ def test_a_broken_rule_is_told(fields: dict[str, Any], error: type[ChatError], p
     given = fields if {"message", "regenerate"} & set(fields) or not fields else {"message": "Hi"} | fields
     with pytest.raises(error) as refusal:
         checked(ChatRequest(**given), LIMIT)
-    assert pointer is None or refusal.value.facts()["errors"][0]["pointer"] == pointer
+    assert pointer is None or refusal.value.facts()["errors"][0].pointer == pointer
 
 
 @pytest.mark.parametrize(("given", "title"), [("Rivers", "Rivers"), ("  a \n\t b ", "a b"), ("x" * 256, "x" * 256)])

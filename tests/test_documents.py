@@ -35,10 +35,11 @@ from chatserver.records import (
     SessionPage,
     SessionRecord,
 )
-from chatserver.schema import CLOSE_CODES
+from chatserver.replies import REPLY_TYPES
 from chatserver.settings import Settings, variable
 from chatserver.strict_json import convert
 from chatserver.tools import load_tools
+from chatserver.transports.close_codes import PUBLISHED
 from tests.test_architecture import ROOMS
 
 ROOT = Path(__file__).parents[1]
@@ -132,7 +133,9 @@ def of_commands() -> list[Claim]:
 
 def of_refusals() -> list[Claim]:
     claims = [Claim("Refusals", (f"| `{kind.code}` | {kind.status} |",)) for kind in refusals()]
-    return claims + [Claim("Close codes", (f"| {code} |",)) for code in CLOSE_CODES]
+    return claims + [
+        Claim("Close codes", (f"| {each.code} |", "| yes" if each.may_return else "| no")) for each in PUBLISHED
+    ]
 
 
 def refusals(kind: type[ChatError] = ChatError) -> list[type[ChatError]]:
@@ -201,12 +204,7 @@ def of_rooms() -> list[Claim]:
     return [Claim("Rooms", (f"`{name}`",)) for name in sorted(modules + rooms)]
 
 
-ANSWERS: Mapping[str, frozenset[str]] = {
-    "accepted": frozenset({"run_id", "ref", "ended"}),
-    "rejected": frozenset({"ref", "run_id", "status", "code", "message", "errors", "retry_after"}),
-    "ping": frozenset(),
-    "pong": frozenset(),
-}
+ANSWERS: Mapping[str, frozenset[str]] = {tag(each): frozenset(each.__struct_fields__) for each in REPLY_TYPES}
 """What the server says over WebSocket beside events, and the fields that may be in it."""
 
 IN_PROTOCOL = [

@@ -13,9 +13,10 @@ import pytest
 from anyio import fail_after, move_on_after
 from sqlalchemy import Connection
 
+from chatserver.endings import INTERRUPTED
 from chatserver.errors import NotFound, RunActive, RunLost, Unavailable
 from chatserver.events import Answer
-from chatserver.sessions import INTERRUPTED, Sessions, edit, end, leases, open_sessions
+from chatserver.sessions import Sessions, edit, end, leases, open_sessions
 from chatserver.sessions.database import Database
 from chatserver.sessions.leases import LOOKS, Lease
 from tests.clients import SSE, Reading, RefusedError, Transport, documents_of, get_run, is_terminal, request, text_of

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -47,7 +48,7 @@ def outcome(read: Callable[[], ChatRequest]) -> Any:
         return read()
     except ChatError as error:
         error.detail.encode()
-        return error.status, error.code, error.detail, json.dumps(error.facts(), ensure_ascii=False).encode()
+        return error.status, error.code, error.detail, msgspec.json.encode(error.facts())
 
 
 # ---- what is JSON ---------------------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ import pytest
 
 from chatserver import __version__
 from chatserver.errors import BadJson, BadRequest, ChatError, Draining, RunActive, TooMany
-from chatserver.routes.openapi import Problem
-from chatserver.schema import CLOSE_CODES
+from chatserver.replies import Problem, problem_of
+from chatserver.transports.close_codes import CLOSE_CODES, PUBLISHED
 from tests.live import ROOT
 from tests.web_client import CLIENT, TOOLS, WEB, node, tool, wrong
 
@@ -150,10 +150,15 @@ def test_what_may_be_absent_may_be_undefined() -> None:
 
 def test_it_knows_every_close_of_the_server_as_a_refusal() -> None:
     known = re.findall(r'^  (\d{4}): \[(\d{3}), "(\w+)"\],$', CLIENT.read_text(), re.MULTILINE)
-    assert {int(code) for code, _, _ in known} >= CLOSE_CODES.keys() - {1000}
+    assert {int(code) for code, _, _ in known} == {each.code for each in PUBLISHED} - {1000}
     kinds: list[type[ChatError]] = [ChatError, *ChatError.__subclasses__()]
     refusals = {(kind.status, kind.code) for kind in kinds}
     assert {(int(status), word) for _, status, word in known} <= refusals
+
+
+def test_it_comes_back_from_the_closes_that_the_server_says() -> None:
+    (lost,) = re.findall(r"^const LOST_CODES = \[(.*)\];", CLIENT.read_text(), re.MULTILINE)
+    assert [int(code) for code in lost.split(",")] == [each.code for each in CLOSE_CODES.values() if each.may_return]
 
 
 def test_every_refusal_is_the_problem_that_is_typed() -> None:
@@ -165,7 +170,7 @@ def test_every_refusal_is_the_problem_that_is_typed() -> None:
         Draining(),
     ]
     for each in refusals:
-        document = each.problem()
+        document = msgspec.to_builtins(problem_of(each))
         assert document.keys() <= set(Problem.__struct_fields__)
         assert msgspec.to_builtins(msgspec.convert(document, Problem)) == document
 

@@ -1,6 +1,5 @@
 """The HTTP routes: requests to calls of `runs` and `sessions`, and their answers to JSON."""
 
-import logging
 from collections.abc import Iterator
 from contextlib import suppress
 from http import HTTPStatus
@@ -22,7 +21,7 @@ from chatserver.errors import (
     BadRequest,
     ChatError,
     Draining,
-    Internal,
+    MethodNotAllowed,
     NotAcceptable,
     NotFound,
     Unavailable,
@@ -43,11 +42,10 @@ from chatserver.routes.openapi import (
 )
 from chatserver.transports.connections import Scope
 from chatserver.transports.place import PLACE
+from chatserver.transports.refusal import MEDIA_TYPE, refusal_of
+from chatserver.transports.refusal import body_of as body_of_refusal
 from chatserver.transports.sse import Format, chosen
 from chatserver.transports.stream import RunStream, StreamHead
-
-logger = logging.getLogger(__name__)
-
 
 OPEN_WHILE_DRAINING = "open_while_draining"
 PUBLIC = "public"
@@ -242,23 +240,24 @@ def _cursor(request: Request[str, Any, State], after: str | None = None) -> int:
     return parse_cursor(given) if given else 0
 
 
-def problem(request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:
-    """Any failure as an RFC 9457 document; one that was not foreseen says nothing of itself."""
+def problem(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    """Any failure as a problem document."""
     if isinstance(error, HTTPException):
-        refusal = ChatError(error.detail if error.status_code < 500 else None)
-        refusal.status = error.status_code
-        refusal.code = HTTPStatus(error.status_code).name.lower()
-    elif isinstance(error, ChatError):
-        refusal = error
-    else:
-        logger.error("a request failed", exc_info=error)
-        refusal = Internal()
-    headers = refusal.headers()
-    if refusal.status == HTTPStatus.METHOD_NOT_ALLOWED:
-        headers["Allow"] = ", ".join(_methods(request))
+        error = _refusal_of(request, error)
+    refusal = refusal_of(error, "a request")
     return Response(
-        refusal.problem(), status_code=refusal.status, media_type="application/problem+json", headers=headers
+        body_of_refusal(refusal), status_code=refusal.status, media_type=MEDIA_TYPE, headers=refusal.headers()
     )
+
+
+def _refusal_of(request: Request[Any, Any, Any], error: HTTPException) -> ChatError:
+    """What Litestar refuses before a route has the request."""
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        return MethodNotAllowed(_methods(request))
+    refusal = ChatError(error.detail if error.status_code < 500 else None)
+    refusal.status = error.status_code
+    refusal.code = HTTPStatus(error.status_code).name.lower()
+    return refusal
 
 
 def _methods(request: Request[Any, Any, Any]) -> Iterator[str]:

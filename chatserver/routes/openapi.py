@@ -7,12 +7,14 @@ from typing import Annotated, Any, cast
 import msgspec
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Components, OpenAPIMediaType, Operation, RequestBody, SecurityScheme
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import Meta, Struct
 
 from chatserver import errors
 from chatserver.auth import COOKIE, Ticket
 from chatserver.errors import ChatError
 from chatserver.records import ModelList, RunRecord, SessionDetail, SessionPage
+from chatserver.replies import Problem
+from chatserver.transports.refusal import MEDIA_TYPE
 
 SECURITY = Components(
     security_schemes={
@@ -29,26 +31,6 @@ ALWAYS = (errors.BadHttp, errors.Forbidden, errors.TooSlow, errors.HeadTooLarge,
 WITH_USER = (*ALWAYS, errors.Unauthenticated, errors.TooMany, errors.Unavailable, errors.Draining)
 WITH_BODY = (*WITH_USER, errors.BadJson, errors.BadRequest, errors.TooLarge, errors.UnsupportedMedia)
 STARTING = (*WITH_BODY, errors.NotFound, errors.RunActive, errors.KeyReused, errors.QuotaExceeded)
-
-
-class FieldProblem(Struct):
-    """A wrong field: where it is (RFC 6901), and what is wrong."""
-
-    pointer: str
-    detail: str
-
-
-class Problem(Struct):
-    """A refusal (RFC 9457); ``code`` is for programs."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    code: str
-    errors: list[FieldProblem] | UnsetType = UNSET
-    run_id: str | UnsetType = UNSET
-    retry_after: int | UnsetType = UNSET
 
 
 RECORDS = (ModelList, RunRecord, SessionDetail, SessionPage, Ticket, Problem)
@@ -72,7 +54,7 @@ def refusals(*kinds: type[ChatError]) -> dict[int, ResponseSpec]:
         status: ResponseSpec(
             Problem,
             generate_examples=False,
-            media_type=cast(Any, "application/problem+json"),
+            media_type=cast(Any, MEDIA_TYPE),
             description=f"{HTTPStatus(status).phrase}: {', '.join(codes)}",
         )
         for status, codes in by_status.items()

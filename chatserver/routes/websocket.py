@@ -1,19 +1,17 @@
 """The WebSocket endpoint: who comes in, and how a dialogue is ended."""
 
-import logging
 from contextlib import suppress
 
 import anyio
 from litestar import asgi
 
 from chatserver.auth import Identity
-from chatserver.errors import ChatError, Draining, Internal, TooMany, Unauthenticated, UpgradeRequired
+from chatserver.errors import Draining, Unauthenticated, UpgradeRequired
+from chatserver.transports.close_codes import GONE, Closing, closing_of
 from chatserver.transports.components import Components
 from chatserver.transports.connections import FLUSH_SECONDS, TRANSPORT, Receive, Scope, Send
-from chatserver.transports.multiplexer import FAILED, GONE, Closing, Multiplexer
-from chatserver.transports.refusal import refuse
-
-logger = logging.getLogger(__name__)
+from chatserver.transports.multiplexer import Multiplexer
+from chatserver.transports.refusal import refusal_of, refuse
 
 PATH = "/chat/ws"
 SUBPROTOCOL = "chatserver.v1"
@@ -32,13 +30,10 @@ async def websocket(scope: Scope, receive: Receive, send: Send) -> None:
         identity = await components.gate.identify(scope, by_ticket=True)
     except Unauthenticated as error:
         identity = error  # To be told behind the handshake: no browser shows how one was refused.
-    except ChatError as error:
-        return await refuse(scope, send, error)
-    except Exception:
-        logger.exception("a handshake failed")
-        return await refuse(scope, send, Internal())
+    except Exception as error:  # noqa: BLE001 - logged by `refusal_of`
+        return await refuse(scope, send, refusal_of(error, "a handshake"))
     closing = await _held(identity, components, scope, receive, send)
-    if closing is None or (closing.code != GONE.code and await _has_said_goodbye(send, closing)):
+    if closing is None or (not closing.is_cut and await _has_said_goodbye(send, closing)):
         return
     if transport := scope.get("extensions", {}).get(TRANSPORT):
         transport.abort()
@@ -63,11 +58,8 @@ async def _held(
         components.requests.count(identity.user)
         with components.connections.admit(identity.user):
             return await Multiplexer(identity, components, scope, send).run(receive)
-    except (Unauthenticated, TooMany) as error:
-        return Closing(4000 + error.status, error.detail)
-    except Exception:
-        logger.exception("a WebSocket failed")
-        return FAILED
+    except Exception as error:  # noqa: BLE001 - logged by `refusal_of`
+        return closing_of(refusal_of(error, "a WebSocket"))
 
 
 async def _has_said_goodbye(send: Send, closing: Closing) -> bool:

@@ -15,14 +15,13 @@ from typing import Self, TypeAlias
 
 import anyio
 from anyio.abc import TaskGroup
-from msgspec.structs import replace
 
 from chatserver.agent import Agent, Finished
 from chatserver.compaction import compact
+from chatserver.endings import INTERNAL, INTERRUPTED, UNREAD, UNSTORED, ending_of
 from chatserver.errors import RunLost, Unavailable, UpstreamError
 from chatserver.events import (
     Done,
-    Error,
     FinishReason,
     Reasoning,
     Record,
@@ -37,7 +36,7 @@ from chatserver.limits import Meter
 from chatserver.log import EVENTS_LIMIT, EventLog, Take
 from chatserver.providers import ModelRequest
 from chatserver.records import RunRecord, RunStatus, status_after
-from chatserver.sessions import INTERRUPTED, Sessions
+from chatserver.sessions import Sessions
 
 logger = logging.getLogger(__name__)
 
@@ -58,14 +57,6 @@ START_SEQ = 1
 
 SAYABLE = (Token, Reasoning, ToolCall, ToolResult)
 """What an agent may say; how a run begins and ends is the run's to say."""
-
-INTERNAL = Error(code="internal", message="the server failed; its log says why", retryable=False)
-UNSTORED = Error(
-    code="internal", message="the answer could not be stored yet: the database cannot be used now", retryable=False
-)
-UNREAD = Error(
-    code="internal", message="the session could not be read: the database cannot be used now", retryable=True
-)
 
 Ask: TypeAlias = Callable[[], Awaitable[ModelRequest]]
 """Puts together what the model is asked."""
@@ -188,9 +179,7 @@ class Run:
                         with suppress(Unavailable):  # Then it is stored with the others, when the database is back.
                             await sessions.checkpoint({self.run_id: await self.log.answer()})
         except UpstreamError as error:
-            return Error(
-                code=error.code, message=error.message, retryable=error.retryable, retry_after=error.retry_after
-            )
+            return ending_of(error)
         raise AssertionError("an agent's last step is Finished")
 
     def _append_now(self, token: Token) -> bool:
@@ -214,7 +203,7 @@ class Run:
             is_stored = True
         except RunLost as lost:
             logger.warning("run %s was lost: %s", self.run_id, lost)
-            ending, is_stored = replace(INTERRUPTED, message=str(lost)), True
+            ending, is_stored = ending_of(lost), True
         except Unavailable:  # The store says so in its log, once for all runs.
             ending = UNSTORED
         except Exception:

@@ -1,12 +1,13 @@
 """HTTP/1.1 as bytes, without a connection: where a message ends, a refusal, a chunk, a head without its offers."""
 
 from collections.abc import Iterable
+from http import HTTPStatus
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
 from chatserver.errors import ChatError
 from chatserver.transports.frames import framed_once
-from chatserver.transports.refusal import problem_of
+from chatserver.transports.refusal import response_of
 from chatserver.transports.response import PRIVATE
 
 HEAD_BYTES_LIMIT = 32 * 1024
@@ -65,9 +66,10 @@ def is_too_much(headers: int, size_bytes: int) -> bool:
 
 def refusal(error: ChatError) -> bytes:
     """A refusal as the bytes of a whole response, the last one on its connection."""
-    headers, body = problem_of(error)
+    headers, body = response_of(error)
     lines = [b"%b: %b\r\n" % header for header in (*headers, *PRIVATE, (b"connection", b"close"))]
-    return b"HTTP/1.1 %d %b\r\n%b\r\n%b" % (error.status, error.problem()["title"].encode(), b"".join(lines), body)
+    phrase = HTTPStatus(error.status).phrase.encode()
+    return b"HTTP/1.1 %d %b\r\n%b\r\n%b" % (error.status, phrase, b"".join(lines), body)
 
 
 @framed_once

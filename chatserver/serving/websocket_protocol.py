@@ -11,6 +11,7 @@ from chatserver.lean_event import LeanEvent
 from chatserver.limits import Bucket
 from chatserver.serving.http_bytes import refusal
 from chatserver.serving.http_protocol import LINGER_SECONDS
+from chatserver.transports.close_codes import FAILED, NOT_UTF8, TOO_MANY_FRAMES
 from chatserver.transports.connections import TRANSPORT, WRITE_NOW, Message
 from chatserver.transports.frames import FRAMES
 
@@ -73,14 +74,14 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def handle_events(self) -> None:
         if self.handshake_complete and any(self._frames_left.take() for _ in self.conn.events) and not self.close_sent:
             self.conn.events.clear()
-            self.conn.send_close(4429, "too many frames")
+            self.conn.send_close(TOO_MANY_FRAMES.code, TOO_MANY_FRAMES.reason)
             return self.handle_parser_exception()
         super().handle_events()
 
     def handle_parser_exception(self) -> None:
         """As uvicorn's, but for a while the peer may go on sending: cut off at once, it would never read why."""
         sent = self.conn.close_sent
-        code, reason = (sent.code, sent.reason) if sent is not None else (1011, "")
+        code, reason = (sent.code, sent.reason) if sent is not None else (FAILED.code, FAILED.reason)
         self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
         self.transport.write(b"".join(self.conn.data_to_send()))
         self.close_sent = self._is_deaf = True
@@ -90,7 +91,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def send_receive_event_to_app(self) -> None:
         if self.curr_msg_data_type == "text" and not _is_utf8(b"".join(self.frames)):
             self.frames = []  # uvicorn closes with 1007 too, but with a traceback in the log.
-            self.conn.send_close(1007)
+            self.conn.send_close(NOT_UTF8.code, NOT_UTF8.reason)
             return self.handle_parser_exception()
         super().send_receive_event_to_app()
 

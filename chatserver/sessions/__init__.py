@@ -19,12 +19,11 @@ from chatserver.records import PAGE_LIMIT, MessageRecord, RunRecord, SessionDeta
 from chatserver.sessions import begin, branches, edit, end, leases, read
 from chatserver.sessions.begin import Begun
 from chatserver.sessions.database import Database, open_database
-from chatserver.sessions.end import INTERRUPTED
 from chatserver.sessions.holdings import Quota
 from chatserver.sessions.leases import Lease
 from chatserver.sessions.trouble import Troubled
 
-__all__ = ["INTERRUPTED", "Begun", "Quota", "Sessions", "open_sessions"]
+__all__ = ["Begun", "Quota", "Sessions", "open_sessions"]
 
 PROBE_SECONDS = 1.0
 """How old the knowledge may be that the database can be written, and how long it may take to get."""

@@ -9,6 +9,7 @@ import msgspec
 from msgspec.structs import replace
 from sqlalchemy import Connection, Executable, bindparam, case, select, tuple_, update
 
+from chatserver.endings import INTERRUPTED
 from chatserver.errors import RunLost
 from chatserver.events import (
     EVENT_BYTES_LIMIT,
@@ -29,9 +30,6 @@ from chatserver.log import SEQ_LIMIT
 from chatserver.records import RunFailure, status_after, timestamp
 from chatserver.sessions.holdings import add_to_run
 from chatserver.sessions.schema import USER_OF_RUN, insert_or_update, messages, runs, sessions, spendings
-
-INTERRUPTED = Error(code="interrupted", message="the server stopped before the answer was complete", retryable=True)
-
 
 # Made once: to build a statement costs as much as to run it. What they set are the parameters named as columns.
 _IS_UNFINISHED = (runs.c.run_id == bindparam("run"), runs.c.finished_at.is_(None))

@@ -15,15 +15,28 @@ from msgspec import Struct
 from chatserver.auth import Identity
 from chatserver.commands import Attach, Cancel, Command, Detach, Ping, command, cursor, named
 from chatserver.commands import Send as SendCommand
-from chatserver.errors import BadJson, ChatError, Internal, NoCommand
+from chatserver.errors import BadJson, ChatError, NoCommand
 from chatserver.events import Record
 from chatserver.limits import Requests
+from chatserver.replies import PING, Accepted, Pong, Rejected, rejected
 from chatserver.runs.run import Subscription
 from chatserver.runs.runs import Runs
 from chatserver.strict_json import json_text
+from chatserver.transports.close_codes import (
+    BINARY_FRAME,
+    EXPIRED,
+    FAILED,
+    GOING_DOWN,
+    GONE,
+    NO_COMMANDS,
+    STUCK,
+    TOO_MANY_COMMANDS,
+    Closing,
+)
 from chatserver.transports.components import Components
 from chatserver.transports.connections import WRITE_NOW, Connection, Connections, KeepAlive, Receive, Scope, Send
 from chatserver.transports.frames import FRAMES, text_frame, text_frames
+from chatserver.transports.refusal import refusal_of
 
 logger = logging.getLogger(__name__)
 
@@ -36,21 +49,7 @@ FRAME_OVERHEAD_BYTES = 100
 NO_COMMANDS_LIMIT = 10
 """Frames in a row that are no commands at all, after which the peer is taken for something else."""
 
-PING_DOCUMENT = '{"type":"ping"}'
-PING = KeepAlive({"type": "websocket.send", "text": PING_DOCUMENT}, text_frame(PING_DOCUMENT.encode()))
-
-
-class Closing(Struct, frozen=True):
-    """How a connection is closed. 1006 is no code that is sent: no close frame could reach this peer."""
-
-    code: int
-    reason: str
-
-
-EXPIRED = Closing(4401, "the token has expired")
-FAILED = Closing(1011, Internal.sentence)
-STUCK = Closing(1006, "the peer takes nothing")
-GONE = Closing(1006, "the peer has left")
+KEEP_ALIVE = KeepAlive({"type": "websocket.send", "text": PING.decode()}, text_frame(PING))
 
 
 class Closed(Exception):
@@ -97,7 +96,7 @@ class Multiplexer:
         """Obey the peer until it leaves (None) or is to be closed."""
         self._connection = Connection(
             self._send,
-            PING,
+            KEEP_ALIVE,
             drop=lambda: self._close(STUCK),
             drain=self._drain,
             write_now=self._extensions.get(WRITE_NOW),
@@ -135,7 +134,7 @@ class Multiplexer:
 
     def _close_if_drained(self) -> None:
         if self._is_draining and not self._pumps:  # One whose run is over has still to say so.
-            self._close(Closing(1012, "going down"))
+            self._close(GOING_DOWN)
 
     async def _listen(self, receive: Receive) -> None:
         """Take every frame as it comes: an unread one would keep the pongs behind it from being seen."""
@@ -147,11 +146,11 @@ class Multiplexer:
                 continue
             text = message.get("text")
             if text is None:
-                return self._close(Closing(1003, "text frames only"))
+                return self._close(BINARY_FRAME)
             self._inbox.append(text)
             self._inbox_bytes += len(text) + FRAME_OVERHEAD_BYTES
             if self._inbox_bytes > INBOX_BYTES_LIMIT:
-                return self._close(Closing(4429, "more commands than can be answered"))
+                return self._close(TOO_MANY_COMMANDS)
             if len(self._inbox) == 1:
                 self._tasks.start_soon(self._obey_all)
 
@@ -179,18 +178,14 @@ class Multiplexer:
             self._no_commands = 0
         except Closed:
             raise
-        except ChatError as error:
-            await self._reject(error, about)
-        except Exception:
-            logger.exception("a command of a WebSocket failed")
-            await self._reject(Internal(), about)
+        except Exception as error:  # noqa: BLE001 - logged by `refusal_of`
+            await self._reject(refusal_of(error, "a command of a WebSocket"), about)
 
     async def _reject(self, error: ChatError, about: dict[str, Any]) -> None:
         self._no_commands = self._no_commands + 1 if isinstance(error, BadJson | NoCommand) else 0
-        refusal = {"status": error.status, "code": error.code, "message": error.detail} | error.facts()
-        await self._say({"type": "rejected"} | about | refusal)
+        await self._say(rejected(error, about))
         if self._no_commands >= NO_COMMANDS_LIMIT:
-            raise Closed(Closing(4400, "these are no commands"))
+            raise Closed(NO_COMMANDS)
 
     async def _obey(self, wanted: Command, about: dict[str, Any]) -> None:
         if not isinstance(wanted, Ping):
@@ -204,20 +199,19 @@ class Multiplexer:
             case Detach():
                 await self._runs.record(self._user, wanted.run_id)
                 await self._detach(wanted.run_id)
-                await self._say({"type": "accepted"} | about)
+                await self._say(Accepted(**about))
             case Cancel():
                 await self._runs.cancel(self._user, wanted.run_id)
-                await self._say({"type": "accepted"} | about)
+                await self._say(Accepted(**about))
             case Ping():
-                await self._say({"type": "pong"})
+                await self._say(Pong())
 
     async def _attach(self, subscription: Subscription, about: dict[str, Any]) -> None:
         """Say so, then let a pump send what follows the cursor."""
         run_id = subscription.run_id
         try:
             await self._detach(run_id)
-            ended = {"ended": True} if subscription.is_at_end else {}
-            await self._say({"type": "accepted"} | about | {"run_id": run_id} | ended)
+            await self._say(Accepted(**about | {"run_id": run_id}, ended=subscription.is_at_end))
         except BaseException:
             subscription.close()
             raise
@@ -259,8 +253,8 @@ class Multiplexer:
         for each in batch:
             await self._write({"text": each.data.decode()})
 
-    async def _say(self, message: dict[str, Any]) -> None:
-        await self._write({"text": msgspec.json.encode(message).decode()})
+    async def _say(self, reply: Accepted | Rejected | Pong) -> None:
+        await self._write({"text": msgspec.json.encode(reply).decode()})
 
     async def _write(self, content: dict[str, Any]) -> None:
         try:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from chatserver.errors import NotAcceptable
 from chatserver.events import Record, Snapshot, Token, decode
+from chatserver.replies import PING
 from chatserver.transports.frames import framed_once
 
 RETRY_MS = 1000
@@ -69,7 +70,7 @@ class JsonLines:
 
     media_type = "application/x-ndjson"
     content_type = b"application/x-ndjson"
-    ping = b'{"type":"ping"}\n'
+    ping = PING + b"\n"
 
     def opening(self) -> bytes:
         return b""

@@ -78,8 +78,6 @@ const REFUSALS = /** @type {Record<number, [number, string]>} */ ({
   1013: [503, "overloaded"],
   4400: [400, "bad_request"],
   4401: [401, "unauthenticated"],
-  4403: [403, "forbidden"],
-  4404: [404, "not_found"],
   4408: [408, "too_slow"],
   4429: [429, "too_many"],
 });

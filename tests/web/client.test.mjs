@@ -203,11 +203,11 @@ describe("auto", () => {
 });
 
 describe("a lost connection", () => {
-  const final = [1000, 1002, 1003, 1007, 1009, 4400, 4401, 4403, 4404, 4418];
+  const final = [1000, 1002, 1003, 1007, 1009, 4400, 4401, 4418];
   const refusals = {
     1000: [0, "ws_1000"], 1002: [400, "bad_http"], 1003: [415, "unsupported_media_type"], 1007: [400, "bad_json"],
     1009: [413, "too_large"], 1011: [500, "internal"], 1012: [503, "draining"], 1013: [503, "overloaded"],
-    4400: [400, "bad_request"], 4401: [401, "unauthenticated"], 4403: [403, "forbidden"], 4404: [404, "not_found"],
+    4400: [400, "bad_request"], 4401: [401, "unauthenticated"],
     4408: [408, "too_slow"], 4418: [418, "ws_4418"], 4429: [429, "too_many"],
   };
   for (const code of [1001, 1005, 1006, 1011, 1012, 1013, 4408, 4429, ...final]) {

@@ -1,0 +1,30 @@
+"""The `error` event of each way in which a run can fail. Nothing else makes one."""
+
+from msgspec.structs import replace
+
+from chatserver.errors import RunLost, Unavailable, UpstreamError
+from chatserver.events import Error
+
+INTERRUPTED = Error(code="interrupted", message="the server stopped before the answer was complete", retryable=True)
+INTERNAL = Error(code="internal", message="the server failed; its log says why", retryable=False)
+UNSTORED = Error(
+    code="internal", message="the answer could not be stored yet: the database cannot be used now", retryable=False
+)
+UNREAD = Error(
+    code="internal", message="the session could not be read: the database cannot be used now", retryable=True
+)
+
+
+def ending_of(error: Exception) -> Error:
+    """How a run ends whose agent has failed with this exception, or whose end could not be stored for it."""
+    match error:
+        case UpstreamError():
+            return Error(
+                code=error.code, message=error.message, retryable=error.retryable, retry_after=error.retry_after
+            )
+        case RunLost():
+            return replace(INTERRUPTED, message=str(error))
+        case Unavailable():
+            return UNREAD
+        case _:
+            return INTERNAL
