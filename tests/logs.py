@@ -59,8 +59,8 @@ def seqs(records: Iterable[Record]) -> list[int]:
 
 async def appended(log: EventLog, count: int) -> None:
     """Tokens until there are ``count`` events."""
-    for number in range(await log.last_seq() + 1, count + 1):
-        await log.append(Token(content=f"{number} "))
+    for number in range(log.last_seq + 1, count + 1):
+        log.append(Token(content=f"{number} "))
 
 
 async def all_of(log: EventLog, after: int = 0) -> list[Record]:

@@ -3,16 +3,17 @@
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeAlias
 from unittest.mock import patch
+from weakref import WeakSet
 
 from msgspec.structs import replace
 
 from chatserver.compaction import compact
 from chatserver.events import Answer, Record, Snapshot, Token, decode, record
-from chatserver.log import Take, segments
-from chatserver.log.memory import MemoryLog
+from chatserver.log import segments
+from chatserver.log.memory import MemoryCursor, MemoryLog
 from chatserver.providers import Delta, ModelRequest, TakeText
 from chatserver.providers.chat_completions.provider import OpenAIProvider
 from chatserver.runs.run import Run, Subscription
@@ -35,15 +36,23 @@ Fault: TypeAlias = AbstractAsyncContextManager[None]
 
 @asynccontextmanager
 async def _read_as(change: Callable[[Record], Iterable[Record]], *, from_start: bool = True) -> AsyncIterator[None]:
-    original = MemoryLog.read
+    opened, original, resumed = MemoryLog.cursor, MemoryCursor.take, WeakSet[MemoryCursor]()
 
-    async def read(self: MemoryLog, after: int, take: Take | None = None) -> AsyncGenerator[Sequence[Record], None]:
-        async with aclosing(original(self, after)) as batches:
-            async for batch in batches:
-                if changed := [new for old in batch for new in (change(old) if from_start or after else [old])]:
-                    yield changed
+    def cursor(self: MemoryLog, after: int) -> MemoryCursor:
+        made = opened(self, after)
+        if after:
+            resumed.add(made)
+        return made
 
-    with patch.object(MemoryLog, "read", read):
+    def take(self: MemoryCursor) -> Sequence[Record]:
+        while batch := original(self):
+            if not from_start and self not in resumed:
+                return batch
+            if changed := [new for old in batch for new in change(old)]:
+                return changed
+        return ()
+
+    with patch.object(MemoryLog, "cursor", cursor), patch.object(MemoryCursor, "take", take):
         yield
 
 
@@ -82,12 +91,12 @@ def cursor_one_too_high() -> Fault:
 
 @asynccontextmanager
 async def _cursor_moved(by: int) -> AsyncIterator[None]:
-    original = MemoryLog.read
+    original = MemoryLog.cursor
 
-    def read(self: MemoryLog, after: int, take: Take | None = None) -> AsyncGenerator[Sequence[Record], None]:
-        return original(self, max(0, after + by) if after else 0, take)
+    def cursor(self: MemoryLog, after: int) -> MemoryCursor:
+        return original(self, max(0, after + by) if after else 0)
 
-    with patch.object(MemoryLog, "read", read):
+    with patch.object(MemoryLog, "cursor", cursor):
         yield
 
 
@@ -96,14 +105,13 @@ async def _cursor_moved(by: int) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def wake_up_lost() -> AsyncIterator[None]:
-    original = MemoryLog._serve
+    original = MemoryLog._wake
 
-    def serve(self: MemoryLog) -> None:
-        if self._last_seq != SEQ:
-            return original(self)
-        self._is_waking = False
+    def wake(self: MemoryLog) -> None:
+        if self.last_seq != SEQ:
+            original(self)
 
-    with patch.object(MemoryLog, "_serve", serve):
+    with patch.object(MemoryLog, "_wake", wake):
         yield
 
 
@@ -223,9 +231,8 @@ async def cancel_says_its_own_end() -> AsyncIterator[None]:
     def cancel(self: Run) -> None:
         log = self.log
         assert isinstance(log, MemoryLog)
-        log._last_seq += 1
-        log._kept.append(record(replace(self.done("cancelled"), run_id=self.run_id, seq=log._last_seq)))
-        log._wake()
+        log.append(self.done("cancelled"))
+        log.is_over = False
         original(self)
 
     with patch.object(Run, "cancel", cancel):
@@ -243,7 +250,7 @@ async def end_of_the_log_taken_for_the_end() -> AsyncIterator[None]:
     original = Subscription.__init__
 
     def init(self: Subscription, log: MemoryLog, after: int, run: Run | None, is_at_end: bool) -> None:
-        original(self, log, after, run, is_at_end or 0 < after == log._last_seq)
+        original(self, log, after, run, is_at_end or 0 < after == log.last_seq)
 
     with patch.object(Subscription, "__init__", init):
         yield

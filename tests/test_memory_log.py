@@ -1,6 +1,5 @@
 """The event log in memory: what only it promises, and what it costs."""
 
-import asyncio
 import gc
 import random
 import sys
@@ -8,9 +7,7 @@ import tracemalloc
 import weakref
 import zlib
 from collections.abc import Callable, Sequence
-from contextlib import aclosing
 from functools import partial
-from typing import Any
 
 import anyio
 import pytest
@@ -21,7 +18,7 @@ from msgspec.structs import replace
 
 from chatserver.events import Event, Reasoning, Record, Token, ToolCall, ToolResult, decode, fold, record
 from chatserver.log import READ_BYTES_LIMIT, READ_RECORDS_LIMIT, segments
-from chatserver.log.memory import MemoryLog, MemoryLogs
+from chatserver.log.memory import READERS_PER_TURN, MemoryCursor, MemoryLog, MemoryLogs
 from chatserver.log.segments import Segments
 from tests.counting import calls_of
 from tests.logs import ENDLESS, a_run, all_of, end, nothing_stored, seqs, start
@@ -34,7 +31,7 @@ async def test_a_forgotten_log_can_be_read_to_its_end_by_who_has_it() -> None:
     log = await logs.create("one")
     reading = log.read(0)
     for draft in a_run(5):
-        await log.append(draft)
+        log.append(draft)
     logs.forget("one")
     assert await logs.open("one") is None
     assert [seqs(batch) async for batch in reading] == [[1, 2, 3, 4, 5]]
@@ -50,20 +47,20 @@ async def test_a_log_that_a_crash_left_is_read_from_any_cursor() -> None:
         assert await all_of(log, cursor) == records
     assert await all_of(log, 1_000_000) == records[1:]
     assert await all_of(log, 1_000_001) == []
-    assert (await log.answer()).content == "kept"
+    assert log.answer().content == "kept"
     with pytest.raises(RuntimeError):
-        await log.append(Token(content="more"))
+        log.append(Token(content="more"))
 
 
 async def test_what_a_tool_does_to_the_arguments_it_was_given_changes_no_event_and_no_answer() -> None:
     log, args, result = MemoryLog("r"), {"path": ["a"]}, {"rows": [1]}
-    await log.append(ToolCall(call_id="c", tool="t", args=args))
+    log.append(ToolCall(call_id="c", tool="t", args=args))
     args["path"].append("b")
-    await log.append(ToolResult(call_id="c", tool="t", result=result, is_error=False, truncated=False, duration_ms=1))
+    log.append(ToolResult(call_id="c", tool="t", result=result, is_error=False, truncated=False, duration_ms=1))
     result["rows"].clear()
-    (call,) = (await log.answer()).tool_calls
+    (call,) = log.answer().tool_calls
     assert (call.args, call.result) == ({"path": ["a"]}, {"rows": [1]})
-    assert fold(decode(each.data) for each in await log.records()) == await log.answer()
+    assert fold(decode(each.data) for each in await log.records()) == log.answer()
 
 
 # ---- segments -------------------------------------------------------------------------------------------------------
@@ -171,16 +168,104 @@ def test_readers_that_keep_up_are_given_nothing_that_was_sealed(monkeypatch: pyt
 # ---- readers --------------------------------------------------------------------------------------------------------
 
 
-async def waiting_readers(log: MemoryLog, count: int, **options: Any) -> list[asyncio.Task[list[int]]]:
-    """Tasks that read a log; they wait for what follows."""
+class Reader:
+    """Takes all that is ready when it is woken, as a pump does; then it waits."""
 
-    async def read() -> list[int]:
-        return [each.seq async for batch in log.read(await log.last_seq(), **options) for each in batch]
+    def __init__(self, log: MemoryLog, told: list["Reader"], after: int | None = None) -> None:
+        self.cursor = log.cursor(log.last_seq if after is None else after)
+        self.batches: list[Sequence[Record]] = []
+        self.told = told
+        self.cursor.wake = self.wake
+        self.pump()
 
-    tasks = [asyncio.create_task(read()) for _ in range(count)]
-    await anyio.wait_all_tasks_blocked()
-    assert len(log._waiting) == count
-    return tasks
+    def wake(self) -> None:
+        self.told.append(self)
+        self.pump()
+
+    def pump(self) -> None:
+        while batch := self.cursor.take():
+            self.batches.append(batch)
+
+    @property
+    def seqs(self) -> list[int]:
+        return [seq for batch in self.batches for seq in seqs(batch)]
+
+
+def word() -> Token:
+    return Token(content="x")
+
+
+async def test_a_waiting_reader_has_taken_an_event_before_its_append_returns() -> None:
+    log, told = MemoryLog("r"), list[Reader]()
+    readers = [Reader(log, told) for _ in range(READERS_PER_TURN)]
+    for count in (1, 2, 3):
+        log.append(word())
+        assert told == readers * count
+    log.append(end())
+    assert all(each.seqs == [1, 2, 3, 4] and each.cursor.is_at_end for each in readers)
+
+
+async def test_readers_equally_far_are_given_the_same_batch() -> None:
+    """What is framed for one of them is framed for all."""
+    log, told = MemoryLog("r"), list[Reader]()
+    readers = [Reader(log, told) for _ in range(3 * READERS_PER_TURN)]
+    for _ in range(5):
+        log.append(word())
+    for _ in range(9):
+        await checkpoint()
+    for group in (readers[:READERS_PER_TURN], readers[READERS_PER_TURN:]):
+        assert {tuple(each.seqs) for each in group} == {(1, 2, 3, 4, 5)}
+        for batches in zip(*(each.batches for each in group), strict=True):
+            assert len(set(map(id, batches))) == 1
+
+
+async def test_many_readers_are_woken_some_in_each_turn_of_the_loop() -> None:
+    log, told = MemoryLog("r"), list[Reader]()
+    readers = [Reader(log, told) for _ in range(3 * READERS_PER_TURN + 1)]
+    log.append(word())
+    turns = [len(told)]
+    for _ in range(3):
+        log.append(word())  # Nobody is woken for it twice.
+        await checkpoint()
+        turns.append(len(told))
+    assert turns == [READERS_PER_TURN, 2 * READERS_PER_TURN, 3 * READERS_PER_TURN, 3 * READERS_PER_TURN + 1]
+    assert told == readers
+    log.append(end())
+    for _ in range(9):
+        await checkpoint()
+    assert all(each.seqs == [1, 2, 3, 4, 5] for each in readers)
+
+
+async def test_a_reader_is_woken_once_a_wait_and_not_while_it_has_something_to_take() -> None:
+    log, wakes = MemoryLog("r"), list[int]()
+    cursor = log.cursor(0)
+    cursor.wake = lambda: wakes.append(log.last_seq)
+    log.append(word())
+    assert not wakes and seqs(cursor.take()) == [1]
+    log.append(word())
+    assert not wakes and seqs(cursor.take()) == [2] and not cursor.take()
+    for _ in range(3):
+        log.append(word())
+    assert wakes == [3] and seqs(cursor.take()) == [3, 4, 5] and not cursor.take()
+    log.close()
+    assert wakes == [3, 5] and cursor.is_at_end and not cursor.take()
+
+
+async def test_what_is_appended_by_who_is_woken_wakes_in_a_later_turn() -> None:
+    """Else a wake would call itself, as deep as readers answer each other."""
+    log, told = MemoryLog("r"), list[Reader]()
+    before = Reader(log, told)
+    answering = log.cursor(0)
+
+    def answer() -> None:
+        log.append(word())
+
+    answering.wake = answer
+    assert not answering.take()
+    log.append(word())
+    assert before.seqs == [1]
+    await checkpoint()
+    assert before.seqs == [1, 2]
 
 
 async def test_readers_that_leave_together_cost_no_more_each_than_one_that_leaves_alone(
@@ -194,63 +279,56 @@ async def test_readers_that_leave_together_cost_no_more_each_than_one_that_leave
         looks += 1
         return self is other
 
-    tasks = await waiting_readers(log, 400)
-    random.Random(1).shuffle(tasks)
-    reader = type(next(iter(log._waiting)))
-    monkeypatch.setattr(reader, "__eq__", look)
-    monkeypatch.setattr(reader, "__hash__", object.__hash__)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    assert not log._waiting and looks <= len(tasks)
+    readers = [Reader(log, []) for _ in range(400)]
+    random.Random(1).shuffle(readers)
+    monkeypatch.setattr(MemoryCursor, "__eq__", look)
+    monkeypatch.setattr(MemoryCursor, "__hash__", object.__hash__)
+    for reader in readers:
+        reader.cursor.close()
+    assert not log.waiting and looks <= len(readers)
 
 
-async def test_readers_are_served_in_the_order_of_their_coming_also_after_some_have_left() -> None:
-    log, served = MemoryLog("r"), list[int]()
-
-    async def read(number: int) -> None:
-        def take(batch: Sequence[Record]) -> bool:
-            served.append(number)
-            return True
-
-        async for _ in log.read(0, take):
-            pass
-
-    tasks = [asyncio.create_task(read(number)) for number in range(10)]
-    await anyio.wait_all_tasks_blocked()
+async def test_readers_are_woken_in_the_order_of_their_coming_also_after_some_have_left() -> None:
+    log, told = MemoryLog("r"), list[Reader]()
+    readers = [Reader(log, told) for _ in range(10)]
     for number in (0, 4, 9):
-        tasks[number].cancel()
-    await checkpoint()
-    await checkpoint()
+        readers[number].cursor.close()
     for _ in range(2):
-        log.append_now(Token(content="x"))
-    assert served == [1, 2, 3, 5, 6, 7, 8] * 2
-    await log.close()
-    await asyncio.gather(*tasks, return_exceptions=True)
+        log.append(word())
+    assert told == [readers[number] for number in (1, 2, 3, 5, 6, 7, 8)] * 2
 
 
-async def test_a_reader_that_fails_when_it_is_served_takes_nothing_from_the_others() -> None:
-    log, taken = MemoryLog("r"), list[int]()
+async def test_a_reader_that_leaves_while_others_are_woken_is_not_woken_any_more() -> None:
+    log, told = MemoryLog("r"), list[Reader]()
+    first = log.cursor(0)
+    assert not first.take()
+    readers = [Reader(log, told) for _ in range(2 * READERS_PER_TURN)]
+    first.wake = readers[1].cursor.close
+    log.append(word())
+    readers[-1].cursor.close()
+    for _ in range(4):
+        await checkpoint()
+    assert told == [readers[0], *readers[2:-1]]
 
-    def fail(batch: Sequence[Record]) -> bool:
-        raise ValueError("a bug, or a peer that has gone")
 
-    def take(batch: Sequence[Record]) -> bool:
-        taken.extend(seqs(batch))
-        return True
+async def test_a_reader_that_fails_when_it_is_woken_takes_nothing_from_the_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    log, told = MemoryLog("r"), list[Reader]()
 
-    failing = await waiting_readers(log, 1, take=fail)
-    async with aclosing(log.read(0, take)) as batches:
-        last = asyncio.ensure_future(anext(batches, None))
-        await anyio.wait_all_tasks_blocked()
-        for _ in range(3):
-            log.append_now(Token(content="x"))
-            await checkpoint()
-            await checkpoint()
-        assert taken == [1, 2, 3]
-        await log.append(end())
-        assert seqs(await last or ()) == [4]
-    assert await failing[0] == [1, 2, 3, 4], "it got by waiting what it could not take at once"
+    def fail() -> None:
+        raise ValueError("a bug")
+
+    failing = log.cursor(0)
+    failing.wake = fail
+    assert not failing.take()
+    other = Reader(log, told)
+    for _ in range(3):
+        log.append(word())
+        failing.take()
+        failing.take()
+    assert other.seqs == [1, 2, 3]
+    assert caplog.text.count("could not be woken") == 3
 
 
 async def test_a_batch_is_held_by_nobody_but_its_reader(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,11 +336,10 @@ async def test_a_batch_is_held_by_nobody_but_its_reader(monkeypatch: pytest.Monk
     monkeypatch.setattr(segments, "OPEN_BYTES", 1)
     log = MemoryLog("r")
     for _ in range(10):
-        await log.append(Token(content="x" * 10_000))
-    async with aclosing(log.read(0)) as batches:
-        batch = await anext(batches)
-        segments._unsealed.cache_clear()
-        assert sys.getrefcount(batch) == 2, "this function's own, and that of the argument"
+        log.append(Token(content="x" * 10_000))
+    batch = log.cursor(0).take()
+    segments._unsealed.cache_clear()
+    assert sys.getrefcount(batch) == 2, "this function's own, and that of the argument"
 
 
 # ---- what is kept when a run is over --------------------------------------------------------------------------------
@@ -270,9 +347,9 @@ async def test_a_batch_is_held_by_nobody_but_its_reader(monkeypatch: pytest.Monk
 
 async def finished(logs: MemoryLogs, run_id: str, text: str, forget: Callable[[str], None]) -> MemoryLog:
     log = await logs.create(run_id)
-    await log.append(start())
-    await log.append(Token(content=text))
-    await log.append(end())
+    log.append(start())
+    log.append(Token(content=text))
+    log.append(end())
     logs.retain(run_id, forget)
     return log
 

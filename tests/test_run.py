@@ -129,7 +129,7 @@ async def test_nothing_is_said_after_a_cancel_was_accepted() -> None:
     assert run._append_now(Token(content="before"))
     run.cancel()
     assert not run._append_now(Token(content="after"))
-    assert await run.log.last_seq() == 1
+    assert run.log.last_seq == 1
 
 
 async def test_a_late_reader_does_not_stop_that_a_run_is_forgotten() -> None:
@@ -206,8 +206,8 @@ async def test_an_agent_that_breaks_the_rules_fails_its_own_run(
 async def test_a_checkpoint_that_fails_takes_no_other_with_it(caplog: pytest.LogCaptureFixture) -> None:
     runs = [run_of(run_id=name) for name in ("a", "b", "c")]
     for run in runs:
-        await run.log.append(Token(content="1"))
-        await run.log.append(Reasoning(content="2"))
+        run.log.append(Token(content="1"))
+        run.log.append(Reasoning(content="2"))
     kept = Store({"b": ValueError("no text")})
     await store(runs, cast(Sessions, kept))
     assert [list(answers) for answers in kept.answers] == [["a"], ["c"]]
@@ -218,8 +218,8 @@ async def test_a_checkpoint_that_fails_takes_no_other_with_it(caplog: pytest.Log
 
 async def test_checkpoints_go_on_when_a_database_is_back() -> None:
     run, kept = run_of(), Store({"run": Unavailable()})
-    await run.log.append(Token(content="1"))
-    await run.log.append(Token(content="2"))
+    run.log.append(Token(content="1"))
+    run.log.append(Token(content="2"))
     with pytest.raises(Unavailable):
         await store([run], cast(Sessions, kept))
     kept.refusals.clear()

@@ -39,16 +39,12 @@ class MadeRuns:
         return Subscription(log, 0, None, is_at_end=False)
 
     async def _live(self, log: MemoryLog, script: Script) -> None:
-        await log.append(
+        log.append(
             Start(session_id="s", message_id="m", user_message_id="u", model="lab", protocol=1, heartbeat_ms=15000)
         )
         async for text in words.made_here(script):
-            token = Token(content=text)
-            if script.ready == 1:
-                log.append_now(token)  # As a run does with a token that comes alone.
-            else:
-                await log.append(token)
-        await log.append(
+            log.append(Token(content=text))
+        log.append(
             Done(session_id="s", message_id="m", finish_reason="stop", total_tokens=0, usage=Usage(), duration_ms=0)
         )
 

@@ -1,12 +1,12 @@
 """The event log: what a run has said, append-only, read by cursors.
 
-An event is kept before any reader sees it. A reader is a cursor and nothing else: first attach, late join,
-reconnect and a switch of transport are all ``read(after)``. A woken reader always reads the log again, so no wake-up
-can be lost in a way that matters.
+An event is kept before any reader sees it. A reader is a cursor and nothing else: first attach, late join, reconnect
+and a switch of transport are all ``cursor(after)``. A reader takes from the log until nothing is left, and is woken
+only after that, so no wake-up can be lost.
 """
 
 from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from chatserver.events import Answer, Event, Record
 
@@ -21,48 +21,67 @@ EVENTS_LIMIT = SEQ_LIMIT - 1000
 """Where a run is ended: what is appended last must still be numbered below what a crash leaves."""
 
 
-Take: TypeAlias = Callable[[Sequence[Record]], bool]
-"""Send a batch at once, without waking its reader; False: that cannot be done now, and nothing was sent."""
-
-
 class Fenced(Exception):
     """Another owner has taken the log over; this one must stop."""
+
+
+class Cursor(Protocol):
+    """A reader's place in a log. It waits from a ``take`` that found nothing until it is woken."""
+
+    after: int
+    """The ``seq`` of the last record that was taken."""
+
+    wake: Callable[[], None]
+    """Called once a wait: there is something to take, or the log is over. It may be called before ``append`` returns,
+    and must not wait."""
+
+    def take(self) -> Sequence[Record]:
+        """The next batch of what is ready; empty: there is nothing now, and ``wake`` will tell.
+
+        Readers that are equally far are given the same object.
+        """
+        ...
+
+    @property
+    def is_at_end(self) -> bool:
+        """The log is over, and all of it was taken."""
+        ...
+
+    def close(self) -> None:
+        """Leave; ``wake`` is not called any more."""
+        ...
 
 
 class EventLog(Protocol):
     """One run's log. One owner appends, anybody on any node reads."""
 
     run_id: str
+    last_seq: int
+    """The ``seq`` of the newest record; 0: there is none."""
 
-    async def append(self, draft: Event) -> int:
-        """Give the draft its ``run_id`` and ``seq`` and keep it; readers see it when this returns its ``seq``.
+    is_over: bool
+    """Nothing follows any more."""
+
+    def append(self, draft: Event) -> Record:
+        """Give the draft its ``run_id`` and ``seq``, keep it, wake the readers; the record, of a long text the last.
 
         Raises:
             Fenced: this is not the owner any more.
         """
         ...
 
-    def append_now(self, draft: Event) -> int | None:
-        """As ``append``, without waiting; readers that wait with a ``take`` may be offered it before this returns.
+    def cursor(self, after: int) -> Cursor:
+        """A reader of all records with a ``seq`` over ``after``.
 
-        None: it would have to wait, and nothing was done.
+        Where ``after`` is older than what is kept, a snapshot comes first.
         """
         ...
 
-    def read(self, after: int, take: Take | None = None) -> AsyncGenerator[Sequence[Record], None]:
-        """All records with a ``seq`` over ``after``, in batches of what is ready, until the terminal one.
-
-        Where ``after`` is older than what is kept, as of a run that was stored, a snapshot comes first. Cancelling or
-        closing the iterator is all that leaving takes. While it waits, ``take`` is offered what comes, if the log can:
-        what it takes does not come out here. The terminal record always does.
-        """
+    def read(self, after: int) -> AsyncGenerator[Sequence[Record], None]:
+        """What a cursor is given, until the terminal record. Cancelling or closing it is all that leaving takes."""
         ...
 
-    async def last_seq(self) -> int:
-        """The ``seq`` of the newest record."""
-        ...
-
-    async def answer(self) -> Answer:
+    def answer(self) -> Answer:
         """The fold of all that was appended."""
         ...
 
@@ -70,7 +89,7 @@ class EventLog(Protocol):
         """All that is kept, the oldest first."""
         ...
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Let go of what this node holds for the log; readers still waiting are ended."""
         ...
 

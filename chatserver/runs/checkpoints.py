@@ -48,12 +48,12 @@ async def store(runs: list[Run], sessions: Sessions) -> None:
     Raises:
         Unavailable: none is stored.
     """
-    seqs = {run.run_id: await run.log.last_seq() for run in runs}
+    seqs = {run.run_id: run.log.last_seq for run in runs}
     changed = [run for run in runs if seqs[run.run_id] > run.stored_seq]
     if not changed:
         return
     try:
-        await sessions.checkpoint({run.run_id: await run.log.answer() for run in changed})
+        await sessions.checkpoint({run.run_id: run.log.answer() for run in changed})
     except Unavailable:
         raise
     except Exception:

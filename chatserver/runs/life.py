@@ -83,7 +83,7 @@ class Lives:
         settings = self._settings
         grace_seconds = settings.grace_seconds if request.on_disconnect == "cancel" else None
         log = await self._logs.create(begun.run.run_id)
-        await log.append(
+        log.append(
             Start(
                 session_id=begun.run.session_id,
                 message_id=begun.run.message_id,

@@ -33,7 +33,7 @@ from chatserver.events import (
 )
 from chatserver.lean_event import LeanEvent
 from chatserver.limits import Meter
-from chatserver.log import EVENTS_LIMIT, EventLog, Take
+from chatserver.log import EVENTS_LIMIT, Cursor, EventLog
 from chatserver.providers import ModelRequest
 from chatserver.records import RunRecord, RunStatus, status_after
 from chatserver.sessions import Sessions
@@ -171,13 +171,13 @@ class Run:
                     for event in step if isinstance(step, tuple) else (step,):
                         if not isinstance(event, SAYABLE):
                             raise TypeError(f"an agent says texts, calls and results, no {type(event).__name__}")
-                        self._last_seq = await self.log.append(event)
+                        self._last_seq = self.log.append(event).seq
                     if self._last_seq >= EVENTS_LIMIT:
                         return self.done("length")
                     if isinstance(step, tuple):
                         # A tool may have changed the world: that it was called must survive a crash.
                         with suppress(Unavailable):  # Then it is stored with the others, when the database is back.
-                            await sessions.checkpoint({self.run_id: await self.log.answer()})
+                            await sessions.checkpoint({self.run_id: self.log.answer()})
         except UpstreamError as error:
             return ending_of(error)
         raise AssertionError("an agent's last step is Finished")
@@ -186,9 +186,7 @@ class Run:
         # The last event that there is room for is left to `_follow`, which then ends the run.
         if self._ending is not None or self._last_seq >= EVENTS_LIMIT - 1:
             return False
-        if (seq := self.log.append_now(token)) is None:
-            return False
-        self._last_seq = seq
+        self._last_seq = self.log.append(token).seq
         return True
 
     async def finish(self, ending: Terminal, sessions: Sessions) -> bool:
@@ -198,7 +196,7 @@ class Run:
         """
         is_stored = False
         try:
-            last = appended(ending, self.run_id, await self.log.last_seq() + 1)
+            last = appended(ending, self.run_id, self.log.last_seq + 1)
             await self._store(ending, [*await self.log.records(), last], sessions)
             is_stored = True
         except RunLost as lost:
@@ -211,7 +209,7 @@ class Run:
             ending = INTERNAL
         self.become(status_after(ending))
         try:
-            await self.log.append(ending)
+            self.log.append(ending)
         except Exception:
             # Whatever the log has against it: the run is over.
             logger.exception("run %s could not be ended", self.run_id)
@@ -239,7 +237,7 @@ class Run:
                 return await sessions.interrupt(self.run_id)
 
     async def _store(self, ending: Terminal, records: list[Record], sessions: Sessions) -> None:
-        answer = await self.log.answer()
+        answer = self.log.answer()
         kept = compact(records, self.run_id, whole=answer)
         await sessions.finish(self.run_id, ending=ending, answer=answer, records=kept, usage=self.meter.usage())
 
@@ -274,6 +272,10 @@ class Subscription:
             self._has_left = True
             self._run.leave()
 
-    def read(self, take: Take | None = None) -> AsyncGenerator[Sequence[Record], None]:
-        """The one generator that every transport sends from, beside what ``take`` sends at once."""
-        return self._log.read(self._after, take)
+    def cursor(self) -> Cursor:
+        """What a pump sends from."""
+        return self._log.cursor(self._after)
+
+    def read(self) -> AsyncGenerator[Sequence[Record], None]:
+        """What the cursor is given, as a generator."""
+        return self._log.read(self._after)

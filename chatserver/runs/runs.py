@@ -115,7 +115,7 @@ class Runs:
         log = await self._logs.open(run_id)
         if log is None:
             raise NotFound
-        last_seq = await log.last_seq()
+        last_seq = log.last_seq
         if after > last_seq:
             raise BadCursor(f"`after` is past the end of the log, {last_seq}")
         return run, log, after == last_seq and (run is None or run.is_over)
@@ -135,7 +135,7 @@ class Runs:
         """
         run = await self._find(user, run_id)
         found = await self._sessions.run(user, run_id)
-        return found if run is None else replace(found, last_seq=await run.log.last_seq())
+        return found if run is None else replace(found, last_seq=run.log.last_seq)
 
     async def cancel(self, user: str, run_id: str) -> RunRecord:
         """End a run; one that has ended stays as it ended.
@@ -165,7 +165,7 @@ class Runs:
         run = self._runs.get(message.run_id or "")
         if message.status != "streaming" or run is None:
             return message
-        answer = await run.log.answer()
+        answer = run.log.answer()
         return replace(message, content=answer.content, reasoning=answer.reasoning, tool_calls=answer.tool_calls)
 
     async def delete_session(self, user: str, session_id: str) -> None:

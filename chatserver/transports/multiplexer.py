@@ -226,7 +226,7 @@ class Multiplexer:
     async def _pump(self, subscription: Subscription) -> None:
         try:
             with subscription:
-                async with aclosing(subscription.read(self._take)) as batches:
+                async with aclosing(subscription.read()) as batches:
                     async for batch in batches:
                         await self._forward(batch)
         except Closed as closed:
@@ -242,9 +242,6 @@ class Multiplexer:
         pump = self._pumps.get(subscription.run_id)
         if pump is not None and pump.subscription is subscription:
             del self._pumps[subscription.run_id]
-
-    def _take(self, batch: Sequence[Record]) -> bool:
-        return self._connection.write_now(text_frames(batch))
 
     async def _forward(self, batch: Sequence[Record]) -> None:
         """Each record as a text frame; the whole batch in one write where the server can do that."""

@@ -1,13 +1,12 @@
 """A run as the body of an HTTP response."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import aclosing, nullcontext
 from typing import Literal, TypeAlias
 
 import anyio
 
-from chatserver.events import Record
 from chatserver.runs.run import Subscription
 from chatserver.transports.connections import (
     FLUSH_SECONDS,
@@ -96,7 +95,7 @@ class RunStream(StreamHead):
     async def _send_all(self, scope: Scope) -> None:
         connection, has_failed = self._connection, False
         await connection.write(_body(self._form.opening()))
-        async with aclosing(self._subscription.read(self._take)) as batches:
+        async with aclosing(self._subscription.read()) as batches:
             async for batch in batches:
                 await connection.write(_body(self._form.frame(batch)))
                 has_failed = batch[-1].type == "error"
@@ -109,9 +108,6 @@ class RunStream(StreamHead):
                 tail = self._form.farewell() if self._is_draining else b""
                 await connection.write(_body(tail, more_body=False))
                 self._outcome = "complete"
-
-    def _take(self, batch: Sequence[Record]) -> bool:
-        return self._connection.write_now(self._form.frame(batch))
 
     def _drain(self) -> None:
         self._is_draining = True
