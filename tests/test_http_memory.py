@@ -3,6 +3,7 @@
 import random
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import anyio
 import httptools
@@ -148,7 +149,8 @@ async def test_trailers_that_trickle_are_too_slow(server: LiveServer, monkeypatc
 
 
 def held(server: LiveServer) -> list[HttpProtocol]:
-    return [each for each in server.server.server_state.connections if isinstance(each, HttpProtocol)]
+    connections: set[Any] = server.server.server_state.connections
+    return [each for each in connections if isinstance(each, HttpProtocol)]
 
 
 async def until(is_so: Callable[[], bool]) -> None:
@@ -161,7 +163,7 @@ async def stuck(server: LiveServer) -> HttpProtocol:
     """The one connection, when the server neither reads from it nor can write to it."""
     await until(lambda: len(held(server)) == 1)
     protocol = held(server)[0]
-    await until(lambda: protocol.flow.read_paused and protocol.flow.write_paused)
+    await until(lambda: protocol.is_read_paused and protocol.is_write_paused)
     assert not protocol.transport.is_reading()
     return protocol
 
@@ -179,7 +181,7 @@ async def test_who_asks_and_does_not_read_is_not_read_either() -> None:
         begun = live.server.server_state.total_requests - before
         assert begun * size < 8 * 1024 * 1024, f"{begun} answers of {size} bytes"
         assert protocol.transport.get_write_buffer_size() < size + 2 * 65536
-        assert len(protocol._unread) <= WAITING_BYTES_LIMIT + READ_BYTES
+        assert len(protocol._reader.unread) <= WAITING_BYTES_LIMIT + READ_BYTES
         wire.go_on()
         answers = b""
         with anyio.fail_after(WAIT_SECONDS):

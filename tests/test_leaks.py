@@ -13,10 +13,10 @@ from typing import Any, TypeAlias
 import anyio
 import psutil
 import pytest
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from chatserver.log.memory import MemoryLog
 from chatserver.runs.run import Run, Subscription
+from chatserver.serving.http_exchange import Exchange
 from chatserver.serving.http_protocol import HttpProtocol
 from chatserver.serving.websocket_protocol import WebSocketProtocol
 from chatserver.transports.connections import Connection
@@ -223,7 +223,7 @@ async def until_held(server: LiveServer, directory: Path, wanted: dict[str, obje
 
 
 KINDS = (HttpProtocol, WebSocketProtocol, Connection, Subscription)
-OF_A_RUN = (Run, MemoryLog, connection.Connection, RequestResponseCycle)
+OF_A_RUN = (Run, MemoryLog, connection.Connection, Exchange)
 
 
 def objects(upstream: FakeUpstream) -> tuple[Counter[str], int]:

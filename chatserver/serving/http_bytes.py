@@ -90,10 +90,21 @@ def in_origin_form(target: bytes, headers: Headers) -> tuple[bytes, list[tuple[b
     return path, [*others, (b"host", url.netloc.rpartition(b"@")[2])]
 
 
+def offers_websocket(headers: Headers) -> bool:
+    """Whether the head of a request that offers another protocol offers this one."""
+    found = dict(headers)
+    return found.get(b"upgrade", b"").lower() == b"websocket" and b"upgrade" in found.get(b"connection", b"").lower()
+
+
 def without_offers(method: bytes, url: bytes, version: str, headers: Headers) -> bytes:
     """The head of a request as if it had offered no other protocol."""
     headers = list(headers)
     closes = any(name == b"connection" and b"close" in value.lower() for name, value in headers)
     kept = [header for header in headers if header[0] not in OFFERS] + [(b"connection", b"close")] * closes
-    lines = [b"%b: %b\r\n" % header for header in kept]
+    return request_head(method, url, version, kept)
+
+
+def request_head(method: bytes, url: bytes, version: str, headers: Headers) -> bytes:
+    """The head of a request."""
+    lines = [b"%b: %b\r\n" % header for header in headers]
     return b"".join([method, b" ", url, b" HTTP/", version.encode(), b"\r\n", *lines, b"\r\n"])

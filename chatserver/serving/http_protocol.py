@@ -1,28 +1,28 @@
-"""HTTP as uvicorn has it, and what that lacks: an end to its patience and to its memory.
+"""HTTP/1.1 as a protocol of asyncio: requests to the application, with an end to its patience and to its memory.
 
-    IDLE ──first byte──▶ HEAD ──▶ BODY ──last byte──▶ ANSWERING ──answer is over──▶ IDLE
-                           └───────┴──refused──▶ DEAF ──▶ closed
+    READING ──last byte of a request──▶ ANSWERING ──its answer is over──▶ READING
+       ├──refused──▶ DEAF ──▶ closed
+       └──▶ WEBSOCKET
 
 One request is answered at a time. What comes behind it waits as bytes; over a limit, reading pauses until the request
 is answered and the peer takes its answer. A connection has one timer at most; a request that comes at one go has none.
 """
 
 import asyncio
-import logging
-from collections.abc import Callable
 from enum import Enum, auto
-from functools import partial
 from math import inf
 from typing import Any, cast
 
-import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn import Config
+from uvicorn.server import ServerState
 
 from chatserver.errors import BadHttp, ChatError, HeadTooLarge, Overloaded, TooSlow
-from chatserver.lean_event import LeanEvent
-from chatserver.serving.http_bytes import HEAD_BYTES_LIMIT, Unread, in_origin_form, is_too_much, refusal, without_offers
+from chatserver.serving import http_reader
+from chatserver.serving.http_bytes import refusal
+from chatserver.serving.http_exchange import Exchange, Progress
+from chatserver.serving.http_reader import Head, RequestReader
 from chatserver.serving.lost_peers import is_lost
-from chatserver.serving.response import ToTheEnd, write_now
+from chatserver.serving.scope import http_scope
 from chatserver.transports.connections import ON_LEAVE, TRANSPORT, WRITE_NOW
 
 PATIENCE_SECONDS = 8.0
@@ -39,261 +39,251 @@ LINGER_SECONDS = 1.0
 
 HALF_CLOSED_LOOK_SECONDS = 0.2
 """How often it is looked whether a peer that sends no more has left altogether."""
-_quiet = logging.getLogger("chatserver.http")
-_quiet.setLevel(logging.ERROR)  # uvicorn warns of each broken request: a hostile client could fill the log.
 
 
 class Stage(Enum):
-    """How far the request is that the connection is busy with."""
+    """What the connection is busy with."""
 
-    IDLE = auto()
-    HEAD = auto()
-    BODY = auto()
+    UNWELCOME = auto()
+    """There are too many connections: the first byte is answered with a refusal."""
+
+    READING = auto()
+    """A request comes, or may come. (Its answer may begin, and end, before its last byte.)"""
+
     ANSWERING = auto()
-    """The whole request has come. (An answer may also begin, and end, before that.)"""
+    """The whole request has come."""
 
     WEBSOCKET = auto()
     DEAF = auto()
     """What comes is thrown away until the connection is closed."""
 
 
-INCOMING = (Stage.HEAD, Stage.BODY)
+class HttpProtocol(asyncio.Protocol):
+    """One connection. Of more than ``limit_concurrency``, each further one is told so."""
 
+    transport: asyncio.Transport
 
-class HttpProtocol(HttpToolsProtocol):
-    """One connection, with what it can do beside ASGI in reach of the application.
-
-    Of more than ``limit_concurrency``, each further one is told so.
-    """
-
-    _trailers = _trailer_bytes = 0
-    _has_ended = False
-    """The peer has closed its half: it asks for no more, and takes what it has asked for."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._connections_limit, self.limit_concurrency = self.limit_concurrency, None  # uvicorn's answer is plain text
-        self.pipeline = cast(Any, ())  # uvicorn's queue of requests: nothing is ever put there.
-        self._stage = Stage.IDLE
-        self._unread = Unread()
-        self._useless_bytes = self._came_bytes = self._body_bytes_left = 0
-        self._leave: Callable[[], None] | None = None
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self._config = config
+        self._server = server_state
+        self._connections: set[Any] = server_state.connections  # uvicorn names its own classes.
+        self._app_state = app_state
+        self._loop = _loop or asyncio.get_running_loop()
+        self._stage = Stage.READING
+        self._reader = RequestReader(self)
+        self._exchange: Exchange | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._is_offer = self._is_too_many = False
+        self._is_half_closed = False
+        """The peer asks for no more, and takes what it has asked for."""
+        self.is_read_paused = self.is_write_paused = False
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        super().connection_made(transport)
-        self.logger = _quiet
-        self.flow._is_writable_event = LeanEvent()
-        self.flow._is_writable_event.set()
-        self._is_too_many = len(self.connections) > (self._connections_limit or inf)
-        if self._is_too_many:
-            self.connections.discard(self)  # Who is only here to be sent away takes nobody's place.
-        self._wait(LINGER_SECONDS if self._is_too_many else PATIENCE_SECONDS)
+    # what the transport tells
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        if len(self._connections) >= (self._config.limit_concurrency or inf):
+            self._stage = Stage.UNWELCOME  # And who is only here to be sent away takes nobody's place.
+        else:
+            self._connections.add(self)
+        self._wait(LINGER_SECONDS if self._stage is Stage.UNWELCOME else PATIENCE_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._connections.discard(self)
         self._stop_waiting()
         self._stage = Stage.DEAF
-        super().connection_lost(exc)
-        self._unset_keepalive_if_required()  # uvicorn lets a reset connection live until this timer ends.
-        self._tell_of_leaving()
+        exchange, self._exchange = self._exchange, None
+        self._reader.close()
+        if exchange is not None:
+            exchange.peer_left()
 
     def data_received(self, data: bytes) -> None:
-        if self._is_too_many:
+        if self._stage is Stage.UNWELCOME:
             self.refuse(Overloaded())
         elif self._stage is not Stage.DEAF:
-            self._unread.add(data)
+            self._reader.unread.add(data)
             self._read()
 
-    def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn's never keeps it open
+    def eof_received(self) -> bool:
         """Whether there is something to answer. FIN says as little of a peer that has left as of one that listens."""
-        if self._stage is not Stage.ANSWERING and not (self._stage is Stage.IDLE and self.flow.write_paused):
+        if not (self._stage is Stage.ANSWERING or (self._is_idle and self.is_write_paused)):
             return False
-        if not self._has_ended and self.cycle.chunked_encoding and not self.cycle.response_complete:
-            # In front of the next chunk's size it means nothing; a peer that has left resets the connection for it.
-            self.transport.write(b"0")
-        self._has_ended = True
-        self._stop_waiting()
-        self._wait(HALF_CLOSED_LOOK_SECONDS)
+        if not self._is_half_closed and self._exchange is not None:
+            self._exchange.probe()
+        self._is_half_closed = True
+        self._wait_anew(HALF_CLOSED_LOOK_SECONDS)
         return True
 
+    def pause_writing(self) -> None:
+        self.is_write_paused = True
+
     def resume_writing(self) -> None:
-        super().resume_writing()
+        self.is_write_paused = False
+        if self._exchange is not None:
+            self._exchange.drained()
         self._read()
 
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
+    # what the server tells
+
+    def shutdown(self) -> None:
+        """The server goes down: close as soon as what was asked for is answered."""
+        if self._exchange is None or self._exchange.progress is Progress.OVER:
+            self.transport.close()
+        else:
+            self._exchange.is_last()
+
+    # what an exchange asks for
+
+    @property
+    def default_headers(self) -> list[tuple[bytes, bytes]]:
+        """Those of every response: its date."""
+        return self._server.default_headers
+
+    def pause_reading(self) -> None:
+        if not self.is_read_paused:
+            self.is_read_paused = True
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self.is_read_paused:
+            self.is_read_paused = False
+            if not self.transport.is_closing():
+                self.transport.resume_reading()
+
+    def exchange_is_over(self) -> None:
+        self._server.total_requests += 1
+        if self.transport.is_closing() or self._stage is Stage.DEAF:
+            return
+        self.resume_reading()
         if self._stage is Stage.ANSWERING:
-            self._stage = Stage.IDLE
+            self._stage = Stage.READING
+            self._wait_anew(HALF_CLOSED_LOOK_SECONDS if self._is_half_closed else self._config.timeout_keep_alive)
         self._read(has_waited=True)
 
     def refuse(self, error: ChatError | None) -> None:
         """Answer instead of the application, unless it has begun to, and hear no more; None: without a word."""
         if self._stage is Stage.DEAF:
             return
-        cycle: RequestResponseCycle | None = self.cycle if self._stage is Stage.BODY else None
-        self._stop_waiting()
+        is_asked = self._stage is Stage.ANSWERING or self._reader.stage is http_reader.Stage.BODY
+        exchange = self._exchange if is_asked else None
         self._stage = Stage.DEAF
-        self._unread.clear()
-        if error is not None and (cycle is None or not cycle.response_started):
+        self._reader.unread.clear()
+        if error is not None and (exchange is None or exchange.progress is Progress.ASKED):
             self.transport.write(refusal(error))
-        if cycle is not None and not cycle.response_complete:
-            cycle.disconnected = True
-            cycle.message_event.set()
-            self._tell_of_leaving()
+        if exchange is not None:
+            exchange.peer_left()
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        self._timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
+        self._stop_waiting()
+        self._timer = self._loop.call_later(LINGER_SECONDS, self.transport.close)
 
     # reading
 
-    def _read(self, has_waited: bool = False) -> None:
-        """Give the parser what has come, a head or a piece of a body at a time, until there is a request to answer."""
-        if self.transport.is_closing():
-            return
-        while self._may_read() and (piece := self._unread.take(self._body_bytes_left)):
-            self._useless_bytes += len(piece)
-            self._came_bytes += len(piece)
-            self._body_bytes_left -= min(len(piece), self._body_bytes_left)
-            try:
-                self._feed(piece)
-            except httptools.HttpParserError:
-                self.refuse(None if has_waited else BadHttp())  # Of a broken pair, the first answer is the last.
-            if self._stage in INCOMING and self._useless_bytes > HEAD_BYTES_LIMIT:
-                self.refuse(HeadTooLarge())
-        self._mind_the_peer()
+    @property
+    def _is_idle(self) -> bool:
+        return self._stage is Stage.READING and not self._reader.is_in_request
 
     def _may_read(self) -> bool:
-        return self._stage in INCOMING or (self._stage is Stage.IDLE and not self.flow.write_paused)
+        return self._stage is Stage.READING and (self._reader.is_in_request or not self.is_write_paused)
 
-    def _feed(self, piece: bytes) -> None:
+    def _read(self, has_waited: bool = False) -> None:
+        """Read what has come until there is a request to answer."""
+        if self.transport.is_closing():
+            return
+        was_idle = self._is_idle
         try:
-            self.parser.feed_data(piece)
-        except httptools.HttpParserUpgrade:
-            self._upgraded()
+            while self._may_read() and self._reader.read_on():
+                pass
+        except BadHttp as error:
+            self.refuse(None if has_waited else error)  # Of a broken pair, the first answer is the last.
+        except HeadTooLarge as error:
+            self.refuse(error)
+        if self._stage is Stage.WEBSOCKET:
+            return self._reader.close()
+        if was_idle and self._reader.is_in_request:
+            self._stop_waiting()  # So far, it was waited for the first byte.
+        self._mind_the_peer()
 
     def _mind_the_peer(self) -> None:
         """After reading: let the peer wait, or go on, or go; and begin to be patient with it."""
         if not self._may_read():
-            if len(self._unread) > WAITING_BYTES_LIMIT:
-                self.flow.pause_reading()
-        elif self._has_ended:
+            if len(self._reader.unread) > WAITING_BYTES_LIMIT:
+                self.pause_reading()
+        elif self._is_half_closed:
             self.transport.close()
         else:
-            if self._stage is not Stage.BODY:  # There, the application decides.
-                self.flow.resume_reading()
-            if self._stage in INCOMING and self._timer is None:
+            if self._reader.stage is not http_reader.Stage.BODY:  # There, the application decides.
+                self.resume_reading()
+            if self._reader.is_in_request and self._timer is None:
                 self._wait(PATIENCE_SECONDS)
 
     def _wait(self, seconds: float) -> None:
-        self._timer = self.loop.call_later(seconds, self._look)
+        self._timer = self._loop.call_later(seconds, self._look)
 
     def _stop_waiting(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
+    def _wait_anew(self, seconds: float) -> None:
+        self._stop_waiting()
+        self._wait(seconds)
+
     def _look(self) -> None:
         """The time is over, unless it is ourselves who keep the peer from sending."""
-        if self._has_ended:
+        if self._is_half_closed:
             if is_lost(self.transport):
                 return self.transport.abort()
             self._wait(HALF_CLOSED_LOOK_SECONDS)
-        elif self._stage not in INCOMING:
-            self.transport.close()  # It has never asked for anything.
-        elif self.flow.read_paused or (self._stage is Stage.BODY and self._came_bytes >= PATIENCE_BYTES):
-            self._came_bytes = 0
+        elif self._stage is not Stage.READING or not self._reader.is_in_request:
+            self.transport.close()  # It has asked for nothing, or for nothing more.
+        elif self.is_read_paused or self._reader.came_bytes >= PATIENCE_BYTES:
+            self._reader.came_bytes = 0
             self._wait(PATIENCE_SECONDS)
         else:
             self.refuse(TooSlow())
 
-    # the parser's calls
+    # what the reader tells
 
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._unset_keepalive_if_required()
-        cast(dict[str, Any], self.scope)["extensions"] = {TRANSPORT: self.transport}
-        self._stage = Stage.HEAD
-        self._is_offer = False
+    def request_began(self, head: Head) -> None:
+        scope = http_scope(self._config, self.transport, head) | {"state": self._app_state.copy()}
+        expects_continue = any(name == b"expect" and value.lower() == b"100-continue" for name, value in head.headers)
+        self._exchange = exchange = Exchange(self, scope, head.keep_alive, expects_continue)
+        scope["extensions"] = {TRANSPORT: self.transport}
+        if scope["method"] != "HEAD":
+            scope["extensions"] |= {WRITE_NOW: exchange.write_now, ON_LEAVE: exchange.on_leave}
+        task = self._loop.create_task(exchange.run(self._config.loaded_app, scope))
+        self._server.tasks.add(task)
+        task.add_done_callback(self._server.tasks.discard)
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._stage is Stage.HEAD:
-            super().on_header(name, value)
-        elif self._stage is Stage.BODY:
-            self._trailers += 1  # Counted and dropped: what a proxy checks in a head must not come behind it.
-            self._trailer_bytes += len(name) + len(value)
-            if is_too_much(self._trailers, self._trailer_bytes):
-                self.refuse(HeadTooLarge())
+    def body_came(self, data: bytes) -> None:
+        if self._exchange is not None:
+            self._exchange.body_came(data)
 
-    def on_headers_complete(self) -> None:
-        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
-        if is_too_much(len(self.headers), size):
-            return self.refuse(HeadTooLarge())
-        # Another protocol than WebSocket (h2c, by curl and Java): the request is meant as it is.
-        upgrades = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
-        self._is_offer = upgrades and not self._should_upgrade()
-        if self._is_offer:
+    def request_came(self) -> None:
+        if self._stage is not Stage.READING or self._exchange is None:
             return
-        if b"://" in self.url:
-            self.url, self.headers[:] = in_origin_form(self.url, self.headers)
-        self._useless_bytes = self._came_bytes = self._trailers = self._trailer_bytes = 0
-        cycle_before = self.cycle
-        super().on_headers_complete()
-        if self.cycle is cycle_before:
-            self._stage = Stage.WEBSOCKET
-            return
-        self._stage = Stage.BODY
-        self._body_bytes_left = sum(int(value) for name, value in self.headers if name == b"content-length")
-        self.cycle.message_event = LeanEvent()
-        if self.scope["http_version"] == "1.0":
-            self.cycle.__class__ = ToTheEnd
-        if self.scope["method"] != "HEAD":
-            extensions = cast(dict[str, Any], self.scope)["extensions"]
-            extensions |= {WRITE_NOW: partial(write_now, self.cycle), ON_LEAVE: partial(self._on_leave, self.cycle)}
-
-    def on_body(self, body: bytes) -> None:
-        self._useless_bytes = 0
-        # Who sends more to a request that is answered with a stream is read and not heard.
-        is_answered = self._leave is not None and self.cycle.response_started
-        if self._stage is Stage.BODY and not is_answered:
-            super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        if self._stage is not Stage.BODY:
-            return
-        self._useless_bytes = 0
+        self._exchange.all_came()
+        is_answered = self._exchange.progress is Progress.OVER
+        self._stage = Stage.READING if is_answered else Stage.ANSWERING
         self._stop_waiting()
-        super().on_message_complete()
-        self._stage = Stage.IDLE if self.cycle.response_complete else Stage.ANSWERING
-        if self._has_ended:
+        if self._is_half_closed:
             self._wait(HALF_CLOSED_LOOK_SECONDS)
+        elif is_answered:
+            self._wait(self._config.timeout_keep_alive)
 
-    # what ASGI has no words for
-
-    def _on_leave(self, cycle: RequestResponseCycle, call: Callable[[], None] | None) -> None:
-        self._leave = call
-        if call is not None:
-            cycle.body = bytearray()
-            self.flow.resume_reading()  # A large body may have paused it, and then nobody would see the peer leave.
-            self._tell_of_leaving()
-
-    def _tell_of_leaving(self) -> None:
-        if self._leave is not None and self.cycle.disconnected:
-            self._leave()
-
-    # what is offered and not taken
-
-    def _upgraded(self) -> None:
-        """Take what is offered, if it is a WebSocket; else read the request without the offer."""
-        if self._is_offer:
-            # For a new parser: this one would take a body for another protocol.
-            head = without_offers(self.parser.get_method(), self.url, self.parser.get_http_version(), self.headers)
-            self.parser = httptools.HttpRequestParser(self)
-            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # As uvicorn's own.
-            self.parser.feed_data(head)
-        elif self._stage is Stage.WEBSOCKET and self._unread:
-            self.refuse(BadHttp())  # RFC 6455, 4.1: a client waits until the WebSocket is there.
-        elif self._stage is Stage.WEBSOCKET:
-            self._stop_waiting()
-            self.handle_websocket_upgrade()
-            del self.parser  # As when the connection is lost.
+    def websocket_asked(self, head: Head) -> None:
+        """Hand the connection over."""
+        self._stage = Stage.WEBSOCKET
+        self._stop_waiting()
+        self._connections.discard(self)
+        made: Any = self._config.ws_protocol_class
+        websocket = made(self._config, self._server, self._app_state, self._loop)
+        websocket.connection_made(self.transport)
+        self.transport.set_protocol(websocket)
+        websocket.data_received(head.encoded())
