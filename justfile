@@ -26,7 +26,7 @@ test *arguments: _package _services _node
 proofs *arguments: _package _services _node
     CHATSERVER_PROOFS=full pytest -m proof --timeout 1800 "$@"
 
-# the latency lab in full: under 15 minutes; on fewer than 2 idle cores it says less. `just bench --only paced --only first`
+# the latency lab in full: 20 minutes; on fewer than 2 idle cores it says less. `just bench --only paced --against COMMIT`
 bench *options: _package
     python -m benchmarks run "$@"
 

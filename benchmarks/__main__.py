@@ -11,11 +11,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from benchmarks import goals, nginx, upstream
-from benchmarks.bench import BOTTLENECK
 from benchmarks.conductor import Conductor, Turn, chosen, record, turns
 from benchmarks.processes import cores, raise_files_limit
 from benchmarks.scenarios import CHAPTERS, COVER, SCENARIOS
-from benchmarks.servers import LIMITS
+from benchmarks.servers import LIMITS, checked_out
 from benchmarks.verify import verify
 from chatserver.bench import observations, page, tables
 from chatserver.bench import report as reports
@@ -25,7 +24,7 @@ from chatserver.bench.schedule import Schedule
 RESULTS = Path("bench")
 SEED = 7
 ROUNDS = 5
-MINUTES = 14.0
+MINUTES = 25.0
 PEERS = ("fastapi", "starlette", "sse-starlette", "httpx2", "pydantic")
 
 
@@ -44,17 +43,25 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print the tables
 @click.option("--only", multiple=True, type=click.Choice([each.name for each in SCENARIOS]), help="These scenarios.")
 @click.option("--rounds", type=click.IntRange(1), default=ROUNDS, show_default=True)
 @click.option("--minutes", type=float, default=MINUTES, show_default=True, help="No turn begins later than this.")
+@click.option("--against", metavar="COMMIT", help="Measure this server as it was at that commit too.")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True, help="Folder of the results."
 )
 @as_json
-def run(quick: bool, only: tuple[str, ...], rounds: int, minutes: float, out: Path, as_json: bool) -> None:
+def run(
+    quick: bool, only: tuple[str, ...], rounds: int, minutes: float, against: str | None, out: Path, as_json: bool
+) -> None:
     """Measure, write down every observation, and report."""
     console = tables.console(is_for_people=not as_json)
     rounds = 1 if quick else rounds
     server_core, load_core = cores()
+    try:
+        before = checked_out(against) if against else None
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
     scenarios = chosen(SCENARIOS, only, quick=quick)
     facts = {
+        "before": before.name if before else "–",
         "rounds": str(rounds),
         "seed": str(SEED),
         "server on core": str(server_core),
@@ -71,7 +78,7 @@ def run(quick: bool, only: tuple[str, ...], rounds: int, minutes: float, out: Pa
     writer = observations.Writer(path)
     writer.write(environment(**versions(PEERS), **facts))
     failures = []
-    plan = list(turns(scenarios, rounds))
+    plan = list(turns(scenarios, rounds, with_before=before is not None))
     columns = (
         BarColumn(),
         MofNCompleteColumn(),
@@ -79,10 +86,9 @@ def run(quick: bool, only: tuple[str, ...], rounds: int, minutes: float, out: Pa
         TimeRemainingColumn(),
         TextColumn("{task.description}"),
     )
-    with Conductor(SEED) as conductor, Progress(*columns, console=console, refresh_per_second=1) as progress:
+    with Conductor(SEED, before) as conductor, Progress(*columns, console=console, refresh_per_second=1) as progress:
         checking = progress.add_task("are the contenders' answers whole?", total=None)
-        made_here = any(each.scenario.without_model for each in plan)
-        rejected = verify(conductor, {each.contender for each in plan}, without_model=made_here)
+        rejected = verify(conductor, {each.contender for each in plan})
         for line in rejected.values():
             console.print(f"rejected: {line}", style="red")
         plan = [each for each in plan if each.contender not in rejected]
@@ -94,7 +100,7 @@ def run(quick: bool, only: tuple[str, ...], rounds: int, minutes: float, out: Pa
 
         def write(observation: observations.Observation) -> None:
             writer.write(observation)
-            if observation.refusal and observation.refusal != BOTTLENECK:
+            if observation.refusal:
                 failures.append(observation)
 
         left = record(conductor, plan, minutes * 60, write, on_turn)

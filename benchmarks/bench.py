@@ -17,7 +17,6 @@ from chatserver.bench.schedule import NS, Schedule
 LATENESS_P99_LIMIT_US = 5_000
 """A load that is so late says nothing about a server: some other program had its core."""
 
-BOTTLENECK = "the load was the bottleneck"
 LATE = "the load was late"
 
 END_SECONDS = 3.0
@@ -80,7 +79,6 @@ def per_token(seen: Seen, tokens: int, bytes_in: int) -> dict[str, float]:
         "tokens": tokens,
         "cpu_us_per_token": seen.values["server_cpu_s"] * 1e6 / tokens,
         "tokens_per_s": tokens / seen.values["wall_s"],
-        "tokens_per_core_s": tokens / max(1e-9, seen.values["server_cpu_s"]),
         "bytes_per_token": bytes_in / tokens,
     }
 

@@ -4,8 +4,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
 
 import msgspec
 from msgspec import Struct
@@ -16,7 +16,7 @@ from benchmarks.bench import LATE, Seen
 from benchmarks.load import Order
 from benchmarks.processes import cores
 from benchmarks.scenarios import Scenario
-from benchmarks.servers import CONTENDERS, ROOT, TITLES, Contender, Server, pinned, running
+from benchmarks.servers import CONTENDERS, IDLE_PING_SECONDS, ROOT, TITLES, Contender, Server, pinned, running
 from chatserver.bench.observations import Observation
 
 ATTEMPTS = 2
@@ -67,7 +67,7 @@ class Turn(Struct, frozen=True):
     step: int
 
 
-def turns(scenarios: Sequence[Scenario], rounds: int) -> Iterator[Turn]:
+def turns(scenarios: Sequence[Scenario], rounds: int, *, with_before: bool) -> Iterator[Turn]:
     """Round by round every scenario, in it every contender, each round in another order.
 
     Whoever is first meets a colder machine; and a run that ends early has as many rounds of one as of the other.
@@ -75,7 +75,7 @@ def turns(scenarios: Sequence[Scenario], rounds: int) -> Iterator[Turn]:
     for number in range(1, rounds + 1):
         for scenario in scenarios:
             if number <= scenario.rounds_limit:
-                fit = contenders(scenario)
+                fit = contenders(scenario, with_before=with_before)
                 shift = number % len(fit)
                 for contender in fit[shift:] + fit[:shift]:
                     for step in scenario.steps:
@@ -83,19 +83,19 @@ def turns(scenarios: Sequence[Scenario], rounds: int) -> Iterator[Turn]:
                             yield Turn(scenario, number, contender, step)
 
 
-def contenders(scenario: Scenario) -> list[Contender]:
+def contenders(scenario: Scenario, *, with_before: bool) -> list[Contender]:
     """Who takes part in a scenario."""
-    fit = [each for each in CONTENDERS if each.name in scenario.contenders and each.transport in scenario.transports]
-    if scenario.measure == "keepalive":  # The usual stack pings over SSE only.
-        fit.remove(Contender("usual", "WebSocket"))
-    return fit
+    names = {*scenario.contenders, *(["before"] if with_before and "chatserver" in scenario.contenders else [])}
+    return [each for each in CONTENDERS if each.name in names and each.transport in scenario.transports]
 
 
 class Conductor:
     """Enter it: the load and the servers that stay live as long as it does."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, before: Path | None = None) -> None:
+        """``before``: where an older commit is checked out, with its .venv."""
         self._seed = seed
+        self._before = before
         self._core, self._load_core = cores()
         self._stack = ExitStack()
         self._servers: dict[str, tuple[Server, ExitStack]] = {}
@@ -112,8 +112,12 @@ class Conductor:
         """The server of that name that stays; started when it is first asked for."""
         if name not in self._servers:
             stay = self._stack.enter_context(ExitStack())
-            self._servers[name] = stay.enter_context(running(name, self.load.model_url, self._core)), stay
+            self._servers[name] = stay.enter_context(self._running(name)), stay
         return self._servers[name][0]
+
+    def _running(self, name: str, ping_seconds: int = IDLE_PING_SECONDS) -> AbstractContextManager[Server]:
+        checkout = self._before if name == "before" else None
+        return running(name, self.load.model_url, self._core, ping_seconds=ping_seconds, checkout=checkout)
 
     def take(self, turn: Turn) -> Observation | None:
         """Make one measurement; None where an earlier step was already too much for the contender."""
@@ -139,14 +143,10 @@ class Conductor:
 
     def _measured(self, turn: Turn) -> Seen:
         scenario, contender = turn.scenario, turn.contender
-        name = contender.without_model if scenario.without_model else contender.name
-        params: dict[str, Any] = dict(scenario.steps[turn.step])
-        if scenario.measure == "keepalive":
-            params["can_attach"] = contender.name == "chatserver"
+        name, params = contender.name, scenario.steps[turn.step]
         with ExitStack() as stack:
             if scenario.is_fresh:
-                fresh = running(name, self.load.model_url, self._core, ping_seconds=scenario.ping_seconds)
-                server = stack.enter_context(fresh)
+                server = stack.enter_context(self._running(name, scenario.ping_seconds))
             else:
                 server = self.server(name)
             port = server.port

@@ -4,28 +4,10 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks import counting
-from benchmarks.bench import BOTTLENECK, END_SECONDS, Bench, Seen, all_over, check, one_run, per_token
-from benchmarks.processes import resident_bytes
+from benchmarks.bench import END_SECONDS, Bench, Seen, all_over, check, one_run, per_token
+from benchmarks.processes import resident_bytes, wakes
 from benchmarks.readers import RunReader
 from benchmarks.script import Script
-
-BUSY_LIMIT = 0.95
-"""A load that uses more of its core than this is the bottleneck of a throughput, and the throughput is refused."""
-
-
-async def saturated(bench: Bench, *, streams: int, tokens: int, pace: str) -> Seen:
-    """All the tokens that go through, counted in raw bytes: server CPU, throughput and bytes of one token."""
-    seen = Seen()
-    script = Script(tokens, pace)
-    await counting.count(bench.target, bench.transport, script, min(streams, 4))
-    await bench.settle()
-    async with bench.metered(seen):
-        counted = await counting.count(bench.target, bench.transport, script, streams)
-    seen.values |= per_token(seen, counted.tokens, counted.bytes_in)
-    if seen.values["load_busy_share"] > BUSY_LIMIT:
-        seen.refusal = BOTTLENECK
-    return seen
 
 
 async def closed_loop(bench: Bench, *, streams: int, tokens: int) -> Seen:
@@ -83,21 +65,39 @@ async def long_run(bench: Bench, *, tokens: int) -> Seen:
     """What a token costs in a run of so many: CPU of the server, less what a run of one token costs."""
     seen, alone = Seen(), Seen()
     runs = max(1, 2000 // tokens)
-    await counting.count(bench.target, bench.transport, Script(1), 1)
+    connection = await bench.open()
+    await one_run(connection, Script(1))
     await bench.settle()
     async with bench.metered(alone):
         for _ in range(10):
-            await counting.count(bench.target, bench.transport, Script(1), 1)
+            await one_run(connection, Script(1))
     await bench.settle()
-    bytes_in = 0
+    before = connection.bytes_in
     async with bench.metered(seen):
-        for _ in range(runs):
-            bytes_in += (await counting.count(bench.target, bench.transport, Script(tokens), 1)).bytes_in
+        readers = [await one_run(connection, Script(tokens)) for _ in range(runs)]
         await asyncio.sleep(0.02)
+    connection.close()
+    check(seen, readers, tokens)
     per_run = alone.values["server_cpu_s"] / 10
     seen.values["server_cpu_s"] = max(0.0, seen.values["server_cpu_s"] - per_run * runs)
-    seen.values |= per_token(seen, tokens * runs, bytes_in)
+    seen.values |= per_token(seen, tokens * runs, connection.bytes_in - before)
     return seen
 
 
-MEASURES: dict[str, Callable[..., Any]] = {each.__name__: each for each in (saturated, closed_loop, memory, long_run)}
+async def idle(bench: Bench, *, seconds: float) -> Seen:
+    """How often a server wakes that has answered once and has no connection any more."""
+    seen = Seen()
+    connection = await bench.open()
+    readers = [await one_run(connection, Script(1))]
+    connection.close()
+    check(seen, readers, 1)
+    await bench.settle()
+    before = wakes(bench.pid)
+    async with bench.metered(seen):
+        await asyncio.sleep(seconds)
+    seen.values["wakes_per_s"] = (wakes(bench.pid) - before) / seconds
+    seen.values["cpu_us_per_s"] = seen.values["server_cpu_s"] * 1e6 / seconds
+    return seen
+
+
+MEASURES: dict[str, Callable[..., Any]] = {each.__name__: each for each in (closed_loop, memory, long_run, idle)}

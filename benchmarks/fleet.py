@@ -6,7 +6,7 @@ from collections.abc import Callable
 from time import monotonic_ns
 from typing import Any
 
-from benchmarks.bench import Bench, Seen
+from benchmarks.bench import Bench, Seen, all_over, check, per_token
 from benchmarks.proxy import Weather, distant
 from benchmarks.readers import RunReader
 from benchmarks.script import Script
@@ -20,6 +20,32 @@ OPENING = 100
 PROBE_SECONDS = 0.01
 AWAY_SECONDS = 0.03
 RESUME_RATE = 100
+
+
+async def together(bench: Bench, *, readers: int, tokens: int, pace: str) -> Seen:
+    """What an event costs in the transport alone: many readers of one run share what is before it.
+
+    What leaves the model next leaves when the reader who is served last has what came before.
+    """
+    seen, script, first = Seen(), Script(tokens, pace), RunReader()
+    connections = [await bench.open()]
+    connections[0].ask({"message": script.message}, first)
+    await asyncio.wait_for(first.began.wait(), 30)
+    everybody = [first, *[RunReader() for _ in range(readers - 1)]]
+    connections += await _begun(bench, everybody[1:], lambda each, reader: each.attach(first.run_id, 0, reader))
+    everybody[-1].on_token = lambda: bench.upstream.credit(script.key)
+    await bench.settle()
+    bytes_before = sum(each.bytes_in for each in connections)
+    async with bench.metered(seen):
+        for _ in range(script.burst):
+            bench.upstream.credit(script.key)
+        await all_over(everybody, 30)
+    bytes_in = sum(each.bytes_in for each in connections) - bytes_before
+    seen.values |= per_token(seen, (tokens - script.burst) * readers, bytes_in)
+    check(seen, everybody, tokens)
+    for connection in connections:
+        connection.close()
+    return seen
 
 
 async def many_readers(bench: Bench, *, readers: int, rate: float, seconds: float) -> Seen:
@@ -51,12 +77,7 @@ async def _read_together(bench: Bench, seen: Seen, count: int, rate: float, seco
     async with asyncio.timeout(30):
         for reader in readers:
             await reader.over.wait()
-    lost = [reader.lost_and_doubled(tokens) for reader in readers]
-    seen.values["lost_events"], seen.values["doubled_events"] = (
-        float(sum(column)) for column in zip(*lost, strict=True)
-    )
-    if any(map(any, lost)):
-        seen.refusal = "events were lost or came twice"
+    check(seen, readers, tokens)
     for connection in connections:
         connection.close()
     await bench.settle()
@@ -79,28 +100,22 @@ async def _begun(
     return connections
 
 
-async def keepalive(bench: Bench, *, streams: int, seconds: float, can_attach: bool) -> Seen:
+async def keepalive(bench: Bench, *, streams: int, seconds: float) -> Seen:
     """Idle streams that are pinged every second: server CPU of a ping, and the longest wait for another answer.
 
-    What the server uses before there are any streams, looked at in the same way, is no part of a ping.
-
-    A server with a log has one idle run and its readers; one without has as many runs that make nothing.
+    They are readers of one run whose model is silent. What the server uses before there are any streams, looked at in
+    the same way, is no part of a ping.
     """
     seen, idle = Seen(), Seen()
     await bench.settle()
     async with bench.metered(idle):
         await _probed(bench.target, seconds)
-    hold = seconds + 30 + streams / 100
-    script = Script(1, "1000", 0, hold) if can_attach else Script(1, "turn", 0, hold)
     first = RunReader()
     connections = [await bench.open()]
-    connections[0].ask({"message": script.message}, first)
+    connections[0].ask({"message": Script(1, "1000", 0, seconds + 30 + streams / 100).message}, first)
     await asyncio.wait_for(first.began.wait(), 30)
     readers = [RunReader() for _ in range(streams - 1)]
-    if can_attach:
-        connections += await _begun(bench, readers, lambda each, reader: each.attach(first.run_id, 0, reader))
-    else:
-        connections += await _begun(bench, readers, lambda each, reader: each.ask({"message": script.message}, reader))
+    connections += await _begun(bench, readers, lambda each, reader: each.attach(first.run_id, 0, reader))
     await asyncio.sleep(1.0)
     before = sum(each.pings for each in connections)
     async with bench.metered(seen):
@@ -111,7 +126,6 @@ async def keepalive(bench: Bench, *, streams: int, seconds: float, can_attach: b
     seen.values["pings"] = pings
     if pings < streams * seconds * 0.5:
         seen.refusal = f"only {pings} pings came to {streams} streams"
-    seen.values["idle_cpu_s"] = idle.values["server_cpu_s"]
     pinging_s = max(0.0, seen.values["server_cpu_s"] - idle.values["server_cpu_s"])
     seen.values["cpu_us_per_ping"] = pinging_s * 1e6 / max(1, pings)
     seen.values["stall_max_ms"] = max(waits, default=0) / 1000
@@ -173,12 +187,7 @@ async def resume(bench: Bench, *, drops: int) -> Seen:
         seen.samples["delivery_us"] += [arrival[1] for arrival in reader.arrivals]
         seen.samples["at_ms"] += [(arrival[0] - begin) // 1_000_000 for arrival in reader.arrivals]
     seen.samples |= waits
-    lost = [reader.lost_and_doubled(tokens) for reader in readers]
-    seen.values["lost_events"], seen.values["doubled_events"] = (
-        float(sum(column)) for column in zip(*lost, strict=True)
-    )
-    if any(map(any, lost)) or any(each.problem for each in readers):
-        seen.refusal = "events were lost or came twice"
+    check(seen, readers, tokens)
     return seen
 
 
@@ -190,4 +199,6 @@ async def far_away(bench: Bench, *, delay_ms: float, jitter_ms: float, stall_ms:
         return await paced(there, **params)
 
 
-MEASURES: dict[str, Callable[..., Any]] = {each.__name__: each for each in (many_readers, keepalive, resume, far_away)}
+MEASURES: dict[str, Callable[..., Any]] = {
+    each.__name__: each for each in (together, many_readers, keepalive, resume, far_away)
+}

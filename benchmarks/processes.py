@@ -1,4 +1,4 @@
-"""What the kernel knows of a process and all its children: CPU time, memory; and which core they may use."""
+"""What the kernel knows of a process and all its children: CPU time, memory, sleeps; and which core they may use."""
 
 import os
 import resource
@@ -40,6 +40,17 @@ def resident_bytes(pid: int) -> int:
             for line in Path(f"/proc/{each}/smaps_rollup").read_text().splitlines():
                 if line.startswith("Pss:"):
                     total += int(line.split()[1]) * 1024
+    return total
+
+
+def wakes(pid: int) -> int:
+    """How often the threads of a process tree have gone to sleep: each time, something woke them."""
+    total = 0
+    for each in tree(pid):
+        with suppress(OSError):
+            for task in Path(f"/proc/{each}/task").iterdir():
+                status = (task / "status").read_text()
+                total += int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
     return total
 
 

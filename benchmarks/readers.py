@@ -29,7 +29,7 @@ class RunReader:
         """Of each token: when it came (ns), how long after it was due, how much of that it left late (µs)."""
         self.began = asyncio.Event()
         self.over = asyncio.Event()
-        self._on_token = on_token
+        self.on_token = on_token
 
     def document(self, document: Document, at_ns: int) -> None:
         kind = document.type
@@ -45,8 +45,8 @@ class RunReader:
             for token in tokens:
                 self.indices.append(index_of(token))
                 self.arrivals.append((at_ns, *delivered_us(token, at_ns // 1000)))
-                if self._on_token is not None:
-                    self._on_token()
+                if self.on_token is not None:
+                    self.on_token()
         elif kind == "start":
             self.session_id = document.session_id
         elif kind == "error":

@@ -5,24 +5,17 @@ from typing import Self
 
 from msgspec import Struct
 
-SCRIPT = re.compile(r"lab:(\d+),(\d+(?:\.\d+)?|closed|bulk|turn|\d*ready),(\d+),(\d+(?:\.\d+)?)")
+SCRIPT = re.compile(r"lab:(\d+),(\d+(?:\.\d+)?|\d*closed|bulk),(\d+),(\d+(?:\.\d+)?)")
 
 STAMP_MODULUS_US = 1_000_000_000
 """Stamps are microseconds of CLOCK_MONOTONIC modulo this: 17 minutes, and nothing measured here lasts so long."""
-
-MARK = b"@"
-"""Stands once in every token and nowhere else, so that tokens can be counted in raw bytes.
-
-No length of a frame in the lab is 0x40.
-"""
 
 
 class Script(Struct, frozen=True):
     """``tokens`` at a ``pace``, then silence for ``hold_seconds``, then the end.
 
-    A pace is tokens a second, ``closed`` (the next one when ``key``'s reader has the last), ``bulk`` (as fast as the
-    upstream can); and without an upstream, made in the server itself: ``turn`` (one in each turn of its event loop) or
-    ``16ready`` (16 in each turn).
+    A pace is tokens a second, ``closed`` (the next one when ``key``'s reader has the last), ``16closed`` (the same with
+    16 in one write), or ``bulk`` (as fast as the upstream can).
     """
 
     tokens: int
@@ -35,14 +28,14 @@ class Script(Struct, frozen=True):
         return f"lab:{self.tokens},{self.pace},{self.key},{self.hold_seconds:g}"
 
     @property
-    def ready(self) -> int:
-        """Tokens that a server makes by itself in each turn of its loop; 0: they come from the upstream."""
-        return 1 if self.pace == "turn" else int(self.pace[: -len("ready")]) if self.pace.endswith("ready") else 0
+    def burst(self) -> int:
+        """Tokens that leave at once when a reader has the last ones; 0: it is not the reader who sets the pace."""
+        return int(self.pace.removesuffix("closed") or 1) if self.pace.endswith("closed") else 0
 
     @property
     def rate(self) -> float:
         """Tokens a second; 0: no schedule."""
-        return float(self.pace) if self.pace[0].isdigit() and not self.pace.endswith("ready") else 0.0
+        return float(self.pace) if self.pace[0].isdigit() and not self.burst else 0.0
 
     @classmethod
     def parse(cls, text: str) -> Self:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ IDLE_PING_SECONDS = 15
 
 MODULES = {
     "chatserver": ["chatserver", "serve", "--port"],
-    "chatserver_log": ["benchmarks.peers.chatserver_log"],
+    "before": ["chatserver", "serve", "--port"],
     "usual": ["benchmarks.peers.usual"],
     "native": ["benchmarks.peers.native"],
     "litestar": ["benchmarks.peers.litestar"],
@@ -31,6 +31,7 @@ MODULES = {
 
 TITLES = {
     "chatserver": "chatserver",
+    "before": "chatserver before",
     "usual": "FastAPI + sse-starlette",
     "native": "FastAPI native",
     "litestar": "Litestar's own",
@@ -55,11 +56,6 @@ class Contender(Struct, frozen=True):
 
     name: str
     transport: Transport
-
-    @property
-    def without_model(self) -> str:
-        """The name of the server that makes the tokens itself: peers do, this one has a twin for it."""
-        return "chatserver_log" if self.name == "chatserver" else self.name
 
     @property
     def title(self) -> str:
@@ -94,23 +90,46 @@ def pinned(core: int, *command: str, **options: object) -> "subprocess.Popen[byt
     return subprocess.Popen(command, preexec_fn=pin, **options)  # type: ignore[call-overload,no-any-return] # noqa: PLW1509,S603
 
 
+def checked_out(commit: str) -> Path:
+    """An older commit of this project in a worktree of its own, with its own .venv; made when it is first asked for.
+
+    Raises:
+        ValueError: git does not know the commit.
+    """
+    git = ["git", "-C", str(ROOT)]
+    named = subprocess.run([*git, "rev-parse", "--verify", f"{commit}^{{commit}}"], capture_output=True, check=False)  # noqa: S603
+    if named.returncode:
+        raise ValueError(f"{commit} is no commit")
+    checkout = ROOT / "bench" / "commits" / named.stdout.decode().strip()
+    python = checkout / ".venv" / "bin" / "python"
+    if not checkout.exists():
+        subprocess.run([*git, "worktree", "add", "--quiet", "--detach", str(checkout), commit], check=True)  # noqa: S603
+    if not (checkout / ".venv" / "complete").exists():
+        subprocess.run([sys.executable, "-m", "venv", str(checkout / ".venv")], check=True)  # noqa: S603
+        command = [str(python), "-m", "pip", "install", "-qq", "--requirement", str(checkout / "requirements.lock")]
+        subprocess.run(command, check=True)  # noqa: S603
+        (checkout / ".venv" / "complete").touch()
+    return checkout
+
+
 @contextmanager
 def running(
-    name: str, model_url: str, core: int, *, ping_seconds: int = IDLE_PING_SECONDS, settings: Mapping[str, str] = {}
+    name: str, model_url: str, core: int, *, ping_seconds: int = IDLE_PING_SECONDS, checkout: Path | None = None
 ) -> Iterator[Server]:
-    """A server of that name until the end of the block.
+    """A server of that name until the end of the block; with a ``checkout``, as it is there.
 
     Raises:
         NotStarted: it does not listen in time.
     """
     port = free_port()
     heartbeat = {"CHATSERVER_HEARTBEAT_SECONDS": str(ping_seconds)}
-    model = {"OPENAI_BASE_URL": model_url, "OPENAI_API_KEY": "lab", "PYTHONPATH": str(ROOT)}
+    model = {"OPENAI_BASE_URL": model_url, "OPENAI_API_KEY": "lab", "PYTHONPATH": str(checkout or ROOT)}
     with tempfile.TemporaryDirectory(prefix="chatserver-lab-") as folder, Path(folder, "log").open("w+b") as log:
-        command = [sys.executable, "-m", *MODULES[name], str(port)]
+        python = checkout / ".venv" / "bin" / "python" if checkout else sys.executable
+        command = [str(python), "-m", *MODULES[name], str(port)]
         if name == "usual":
             command.append(str(ping_seconds))
-        environment = {**os.environ, **LIMITS, **heartbeat, **model, **settings}
+        environment = {**os.environ, **LIMITS, **heartbeat, **model}
         process = pinned(core, *command, cwd=folder, env=environment, stdout=log, stderr=log)
         try:
             _wait_until_open(process, port, Path(folder, "log"))

@@ -66,7 +66,7 @@ class Upstream:
 
     def credit(self, key: int) -> None:
         if answer := self.active.get(key):
-            answer.send_token(monotonic_ns())
+            answer.credit()
 
 
 class _Connection(asyncio.Protocol):
@@ -121,6 +121,7 @@ class _Answer:
     def __init__(self, upstream: Upstream, transport: Any, script: Script) -> None:
         self._upstream, self._transport, self._script = upstream, transport, script
         self._sent = 0
+        self._awaited = 0
         self._began_ns = 0
         self.is_paused = False
         self.is_over = False
@@ -131,26 +132,31 @@ class _Answer:
         self._began_ns = monotonic_ns()
         if script.rate:
             schedule.at(self._began_ns, self._paced)
-        elif script.pace == "closed":
+        elif script.burst:
             self._upstream.active[script.key] = self
-            self.send_token(self._began_ns)
+            self._send(script.burst, self._began_ns)
         else:
             self.send_blocks()
 
     def _paced(self, due_ns: int) -> None:
-        self.send_token(due_ns)
+        self._send(1, due_ns)
         if self._sent < self._script.tokens and not self.is_over:
             # From the beginning, not from the last one: a schedule does not drift.
             self._upstream.schedule.at(self._began_ns + int(self._sent * NS / self._script.rate), self._paced)
 
-    def send_token(self, planned_ns: int) -> None:
+    def credit(self) -> None:
+        """The reader has one more token."""
+        self._awaited -= 1
+        if self._awaited == 0 and self._sent < self._script.tokens:
+            self._send(self._script.burst, monotonic_ns())
+
+    def _send(self, count: int, planned_ns: int) -> None:
         if self.is_over:
             return
-        if self._sent >= self._script.tokens:
-            return self._finish()
-        now = monotonic_ns()
-        self._transport.write(_token(self._sent, planned_ns // 1000, (now - planned_ns) // 1000))
-        self._sent += 1
+        first, self._sent = self._sent, min(self._sent + count, self._script.tokens)
+        planned_us, late_us = planned_ns // 1000, (monotonic_ns() - planned_ns) // 1000
+        self._transport.write(b"".join(_token(index, planned_us, late_us) for index in range(first, self._sent)))
+        self._awaited = self._sent - first
         if self._sent == self._script.tokens:
             self._finish()
 

@@ -10,7 +10,7 @@ from websockets import Subprotocol, WebSocketException
 from websockets.sync.client import connect
 
 from benchmarks.script import Script, index_of, tokens_of
-from benchmarks.servers import CONTENDERS, Contender
+from benchmarks.servers import Contender, NotStarted
 from chatserver.bench.connections import Target, Transport
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 TOKENS = 50
 SCRIPTS = (Script(TOKENS, "bulk"), Script(TOKENS, "500"))
-MADE_SCRIPTS = (Script(TOKENS, "turn"), Script(TOKENS, "16ready"))
 SECONDS = 20.0
 
 
@@ -108,18 +107,14 @@ def answer(target: Target, transport: Transport, script: Script) -> list[bytes]:
         return documents
 
 
-def verify(
-    conductor: "Conductor", contenders: Collection[Contender] = CONTENDERS, *, without_model: bool = True
-) -> dict[Contender, str]:
-    """Ask each contender for every kind of script it will be timed with; those that fail, with the reason."""
+def verify(conductor: "Conductor", contenders: Collection[Contender]) -> dict[Contender, str]:
+    """Ask each contender for the kinds of script that it will be timed with; those that fail, with the reason."""
     rejected: dict[Contender, str] = {}
     for contender in contenders:
-        asked = [(contender.name, SCRIPTS), (contender.without_model, MADE_SCRIPTS)][: 1 + without_model]
         try:
-            for name, scripts in asked:
-                server = conductor.server(name)
-                for script in scripts:
-                    check(answer(Target("127.0.0.1", server.port), contender.transport, script), script.tokens)
-        except Rejected as error:
+            target = Target("127.0.0.1", conductor.server(contender.name).port)
+            for script in SCRIPTS:
+                check(answer(target, contender.transport, script), script.tokens)
+        except (Rejected, NotStarted) as error:
             rejected[contender] = f"{contender.title}: {error}"
     return rejected

@@ -12,7 +12,9 @@ import pytest
 
 from benchmarks import upstream
 from benchmarks.bench import Bench, Seen
-from benchmarks.fleet import many_readers, resume
+from benchmarks.conductor import contenders
+from benchmarks.fleet import many_readers, resume, together
+from benchmarks.processes import wakes
 from benchmarks.proxy import Weather, distant
 from benchmarks.readers import RunReader
 from benchmarks.scenarios import SCENARIOS
@@ -87,7 +89,9 @@ async def test_all_readers_get_all(transport: Transport) -> None:
     async with lab(transport) as bench:
         seen = await many_readers(bench, readers=3, rate=50, seconds=0.2)
         first = await first_event(bench, requests=2, rate=50)
+        shared = [await together(bench, readers=3, tokens=32, pace=pace) for pace in ("closed", "16closed")]
     assert seen.refusal is None and seen.values["lost_events"] == 0
+    assert [(each.refusal, each.values["tokens"]) for each in shared] == [(None, 31 * 3), (None, 16 * 3)]
     assert all(len(samples) == 2 for samples in first.samples.values())
 
 
@@ -177,11 +181,11 @@ def test_a_stamp_tells_how_late_a_token_came_and_left() -> None:
 
 
 @pytest.mark.parametrize(
-    "script", [Script(5, "bulk"), Script(7, "20.5", 3, 1.5), Script(1, "16ready"), Script(2, "turn")]
+    "script", [Script(5, "bulk"), Script(7, "20.5", 3, 1.5), Script(1, "16closed"), Script(2, "closed")]
 )
 def test_a_script_passes_through_a_message(script: Script) -> None:
     assert Script.parse(f"lab:1,bulk,0,0 … {script.message}") == script
-    assert (script.ready, script.rate) == {"bulk": (0, 0), "20.5": (0, 20.5), "16ready": (16, 0), "turn": (1, 0)}[
+    assert (script.burst, script.rate) == {"bulk": (0, 0), "20.5": (0, 20.5), "16closed": (16, 0), "closed": (1, 0)}[
         script.pace
     ]
 
@@ -228,10 +232,34 @@ def test_the_same_seed_makes_the_same_arrivals_at_the_wanted_rate() -> None:
     assert arrivals[-1] == pytest.approx(2000 / 50, rel=0.1)
 
 
+def test_an_older_commit_takes_part_where_this_server_does() -> None:
+    for scenario in SCENARIOS:
+        fit = contenders(scenario, with_before=True)
+        older = {each.transport for each in fit if each.name == "before"}
+        assert older == {each.transport for each in fit if each.name == "chatserver"} == set(scenario.transports)
+        assert [each for each in fit if each.name != "before"] == contenders(scenario, with_before=False)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the lab reads the kernel's account of processes")
+def test_a_process_that_waits_and_wakes_is_counted() -> None:
+    told = "import sys\nfor line in sys.stdin: print(line, end='', flush=True)"
+    command = [sys.executable, "-c", told]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        counts = []
+        for _ in range(2):
+            for _ in range(20):
+                process.stdin.write("word\n")
+                process.stdin.flush()
+                assert process.stdout.readline() == "word\n"
+            counts.append(wakes(process.pid))
+    assert 10 <= counts[1] - counts[0] <= 40
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the lab reads the kernel's account of processes")
 def test_a_quick_run_goes_through(tmp_path: Path) -> None:
     """A part of `just bench-quick`, in a process as there; its times are not looked at."""
-    scenarios = ["long", "far", "resume"]
+    scenarios = ["long", "far", "resume", "idle"]
     command = [sys.executable, "-m", "benchmarks", "run", "--quick", "--json", "--out", str(tmp_path)]
     command += [part for name in scenarios for part in ("--only", name)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=55, check=False)
@@ -242,7 +270,7 @@ def test_a_quick_run_goes_through(tmp_path: Path) -> None:
     for scenario in SCENARIOS:
         if scenario.name in scenarios:
             seen = recording.of(scenario.name)
-            assert {each.transport for each in seen} == set(TRANSPORTS)
+            assert {each.transport for each in seen} == set(scenario.transports)
             for metric in scenario.chapter.metrics:
                 # Two drops are one for each way back, and a busy machine may have its times refused.
                 assert all(metric.of(each) is not None or each.latency_refusal for each in seen), metric

@@ -8,7 +8,6 @@ from openai.types.chat import ChatCompletionMessageParam
 
 from benchmarks.peers import words
 from benchmarks.peers.words import Document
-from benchmarks.script import Script
 
 client = openai.AsyncOpenAI(max_retries=0)
 
@@ -25,13 +24,11 @@ async def said(messages: list[dict[str, str]]) -> AsyncIterator[str]:
 
 async def answer(request: Document) -> AsyncIterator[Document]:
     """The documents of one run."""
-    run_id, seq, message = words.new_id(), 1, request["message"]
+    run_id, seq = words.new_id(), 1
     session_id = request.get("session_id") or words.new_id()
     yield words.start(run_id, session_id)
-    script = Script.parse(message)
     parts: list[str] = []
-    messages = words.remember(session_id, "user", message)
-    async for text in words.made_here(script) if script.ready else said(messages):
+    async for text in said(words.remember(session_id, "user", request["message"])):
         seq += 1
         parts.append(text)
         yield words.token(run_id, seq, text)

@@ -18,7 +18,6 @@ import uvloop
 from msgspec import Struct
 
 from benchmarks.peers import words
-from benchmarks.script import Script
 
 UPSTREAM = urlsplit(os.environ.get("OPENAI_BASE_URL", ""))
 EVENT_STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -82,23 +81,7 @@ class Answer:
     def begin(self, request: dict[str, Any]) -> None:
         session_id = request.get("session_id") or words.new_id()
         self.write(self.frame(1, b"start", encode(words.start(self.run_id, session_id))))
-        script = Script.parse(request["message"])
-        messages = words.remember(session_id, "user", request["message"])
-        if script.ready:
-            self.task = asyncio.ensure_future(self.make(script))
-        else:
-            self.task = asyncio.ensure_future(self.ask(messages))
-
-    async def make(self, script: Script) -> None:
-        ready = bytearray()
-        async for text in words.made_here(script):
-            self.seq += 1
-            ready += self.frame(self.seq, b"token", encode(Token(self.run_id, self.seq, text)))
-            if (self.seq - 1) % script.ready == 0:
-                self.write(bytes(ready))
-                ready.clear()
-        self.write(bytes(ready))
-        self.finish()
+        self.task = asyncio.ensure_future(self.ask(words.remember(session_id, "user", request["message"])))
 
     async def ask(self, messages: list[dict[str, str]]) -> None:
         connection = idle.pop() if idle else None

@@ -1,12 +1,7 @@
-"""The documents of a peer, and the tokens of a run without a model. Deliberately nothing clever."""
+"""The documents of a peer. Deliberately nothing clever."""
 
-import asyncio
-from collections.abc import AsyncIterator
-from functools import cache
 from secrets import token_urlsafe
 from typing import Any
-
-from benchmarks.script import Script, content
 
 Document = dict[str, Any]
 
@@ -28,21 +23,6 @@ def token(run_id: str, seq: int, text: str) -> Document:
 
 def done(run_id: str, seq: int) -> Document:
     return {"type": "done", "run_id": run_id, "seq": seq, "finish_reason": "stop"}
-
-
-@cache
-def _texts(tokens: int) -> list[str]:
-    """Made once: what a text costs is no part of what it costs to send it."""
-    return [content(index) for index in range(tokens)]
-
-
-async def made_here(script: Script) -> AsyncIterator[str]:
-    """The script's tokens without a model: ``ready`` in each turn of the loop."""
-    for index, text in enumerate(_texts(script.tokens), 1):
-        yield text
-        if index % script.ready == 0:
-            await asyncio.sleep(0)
-    await asyncio.sleep(script.hold_seconds)
 
 
 def remember(session_id: str, role: str, text: str) -> list[dict[str, str]]:
