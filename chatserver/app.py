@@ -30,9 +30,9 @@ from chatserver.sessions import Quota, open_sessions
 from chatserver.settings import Settings
 from chatserver.tools import load_tools
 from chatserver.tools.execution import ToolThreads
+from chatserver.transports.admission import ADMISSION, Admissions
 from chatserver.transports.components import Components
 from chatserver.transports.connections import Connections, Message, Scope, Send
-from chatserver.transports.place import PLACE
 from chatserver.transports.refusal import refuse
 from chatserver.transports.response import WatchedSend
 
@@ -61,8 +61,8 @@ class App(Litestar):
                 await super().__call__(asked, receive, send)
         finally:
             # What reaches from here to the server's objects: a cycle each, for the collector.
-            if place := scope.pop("extensions", {}).get(PLACE):
-                place.leave()
+            if admission := scope.pop("extensions", {}).get(ADMISSION):
+                await admission.release()
 
 
 def _asked(scope: Scope) -> Scope:
@@ -109,14 +109,13 @@ def create_app(settings: Settings) -> Litestar:
                 Connections(
                     heartbeat_seconds=settings.heartbeat_seconds,
                     send_timeout_seconds=settings.send_timeout_seconds,
-                    user_limit=settings.max_connections_per_user,
-                    user_bytes_limit=BODIES_AT_ONCE * settings.max_body_bytes,
                 )
             )
             runs = await stack.enter_async_context(Runs(settings, sessions, logs, agent))
             # Without authentication all are one user, whom nobody else could be kept from asking.
             requests = Requests(None if settings.auth == "none" else settings.max_requests_per_minute)
-            app.state.components = Components(settings, gate, requests, runs, sessions, connections)
+            admissions = Admissions(settings.max_connections_per_user, BODIES_AT_ONCE * settings.max_body_bytes)
+            app.state.components = Components(settings, gate, requests, runs, sessions, admissions, connections)
             beside = await stack.enter_async_context(anyio.create_task_group())
             beside.start_soon(provider.warm_up)
             beside.start_soon(gate.keep_fresh)

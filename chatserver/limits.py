@@ -55,8 +55,8 @@ class Requests:
         self._buckets: dict[str, Bucket] = {}
         self._forget_at = USERS_LIMIT
 
-    def count(self, user: str) -> None:
-        """One more.
+    async def count(self, user: str) -> None:
+        """One more; whoever is cancelled in here may have been counted.
 
         Raises:
             TooMany: it is one too many.

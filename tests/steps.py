@@ -13,7 +13,7 @@ class Pause:
         yield
 
 
-def run(coroutine: Coroutine[Any, None, T]) -> T:
+def result_of(coroutine: Coroutine[Any, None, T]) -> T:
     """What it comes to; every pause is over at once."""
     while True:
         try:

@@ -103,8 +103,8 @@ class Peer:
         return [later - earlier for earlier, later in pairwise(self.times)]
 
 
-def made(heartbeat: float = 15.0, send_timeout: float = 30.0, user_limit: int = 10**6) -> Connections:
-    return Connections(heartbeat_seconds=heartbeat, send_timeout_seconds=send_timeout, user_limit=user_limit)
+def made(heartbeat: float = 15.0, send_timeout: float = 30.0) -> Connections:
+    return Connections(heartbeat_seconds=heartbeat, send_timeout_seconds=send_timeout)
 
 
 def watched(clock: Connections, peer: Peer) -> AbstractContextManager[None]:

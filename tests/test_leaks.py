@@ -197,8 +197,8 @@ def held(server: LiveServer, directory: Path) -> dict[str, object]:
     return {
         "tasks": len(asyncio.all_tasks()),
         "descriptors": descriptors(directory),
-        "connections": (server.connections, len(parts.connections), +parts.connections._users),
-        "runs": (len(runs), len(parts.runs._logs._logs), +parts.runs._places._taken),
+        "connections": (server.connections, len(parts.connections), +parts.admissions._connections),
+        "runs": (len(runs), len(parts.runs._logs._logs), +parts.runs._places._acquired),
         "subscribers": sum(run.subscribers for run in runs.values()),
     }
 

@@ -28,6 +28,7 @@ from tests.fake_upstream import Done, FakeUpstream, Gate, Step, counted, finish,
 from tests.live import LiveServer, live_server
 from tests.proving import answer_of
 from tests.scripted_model import ScriptedModel, agent, steps_of, stop, wants
+from tests.steps import result_of
 from tests.users import guarded_server, of
 
 pytestmark = pytest.mark.anyio
@@ -72,12 +73,12 @@ def test_requests_are_counted_of_each_user(clock: Clock) -> None:
     requests = Requests(60)
     for user in ("ann", "bob"):
         for _ in range(60):
-            requests.count(user)
+            result_of(requests.count(user))
         with pytest.raises(TooMany) as refused:
-            requests.count(user)
+            result_of(requests.count(user))
         assert refused.value.retry_after == 1
     clock.now += 1
-    requests.count("ann")
+    result_of(requests.count("ann"))
 
 
 def test_users_who_ask_for_nothing_are_forgotten(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +86,7 @@ def test_users_who_ask_for_nothing_are_forgotten(clock: Clock, monkeypatch: pyte
     requests = Requests(60)
     for number in range(1000):
         clock.now += 1
-        requests.count(f"user {number}")
+        result_of(requests.count(f"user {number}"))
     assert len(requests._buckets) <= 11
 
 
@@ -97,7 +98,7 @@ def test_users_who_all_ask_for_much_are_not_looked_through_for_each_new_one(
 
     def come(requests: Requests, count: int) -> None:
         for number in range(count):
-            requests.count(f"user {number}")
+            result_of(requests.count(f"user {number}"))
 
     for count in (1000, 2000, 4000):
         requests = Requests(60)
@@ -171,7 +172,7 @@ async def test_connections_and_runs_are_counted_of_each_user() -> None:
             other.close()
             again = await SSE.start(live, {"message": "x"}, headers=of("ann"))
             await documents_of(again)
-        assert live.runs._places._acquired == {} and live.app.state.components.connections._users == {}
+        assert live.runs._places._acquired == {} and live.app.state.components.admissions._connections == {}
 
 
 async def test_over_the_limit_of_connections_one_is_told_so_and_others_go_on() -> None:

@@ -251,7 +251,7 @@ async def test_no_repr_shows_a_secret(place: Place) -> None:
     }
     settings = Settings(openai_api_key=KEY, jwt_secret=SECRET, openai_base_url=f"https://x/?key={PASSWORD}", **urls)
     gate = Gate(Settings(auth="jwt", jwt_secret=SECRET))
-    ticket = gate.tickets.issue(Identity("ann"))
+    ticket = await gate.tickets.issue(Identity("ann"))
     place.tickets.append(ticket.ticket)
     reading = await SSE.start(place.server, BODY, headers=bearer(TOKEN))
     parts = place.server.app.state.components

@@ -1,7 +1,9 @@
 """What nodes will share is exact when many ask at once, and given back by whoever is cancelled, at whatever await."""
 
 import asyncio
-from collections.abc import Iterator
+import itertools
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -9,17 +11,20 @@ from unittest.mock import patch
 import anyio
 import pytest
 
+from chatserver.auth import Identity
+from chatserver.auth.tickets import Tickets
 from chatserver.commands import ChatRequest
 from chatserver.errors import TooMany
-from chatserver.limits import Place, Places
+from chatserver.limits import Place, Places, Requests
 from chatserver.log.memory import MemoryLogs
 from chatserver.runs.life import Lives
 from chatserver.sessions import Sessions
 from chatserver.settings import Settings
+from chatserver.transports.admission import Admission, Admissions
+from tests.clients import SSE, BrokenError, RefusedError, WsReader, documents_of
 from tests.fake_upstream import FakeUpstream, say
-from tests.live import live_server
-from tests.proving import held
-from tests.steps import Pause, cancelled_at_each, run
+from tests.live import LiveServer, live_server
+from tests.steps import Pause, cancelled_at_each, result_of
 
 pytestmark = pytest.mark.anyio
 
@@ -43,6 +48,47 @@ class Spendings:
         return self.spent
 
 
+@pytest.fixture(scope="module")
+async def live(anyio_backend: str) -> AsyncIterator[LiveServer]:
+    async with FakeUpstream() as upstream, live_server(upstream.url) as live:
+        upstream.always(*say("Yes"))
+        yield live
+
+
+@contextmanager
+def cancelled_in(owner: type, name: str, *, done: bool) -> Iterator[None]:
+    """Cancel the task that calls this method first: before the method has begun, or when it has done all."""
+    original, calls = getattr(owner, name), itertools.count()
+
+    async def cancelling(*args: Any, **kwargs: Any) -> Any:
+        if next(calls):
+            return await original(*args, **kwargs)
+        if done:
+            await original(*args, **kwargs)
+        task = asyncio.current_task()
+        assert task is not None and task.cancel()
+        await asyncio.sleep(0)
+
+    with patch.object(owner, name, cancelling):
+        yield
+    assert next(calls) > 0, "it was called"
+
+
+async def nothing_taken(live: LiveServer) -> None:
+    """Wait until the server holds nothing of any user."""
+    parts = live.app.state.components
+    while (  # noqa: ASYNC110 - there is nothing to wait for when all goes well
+        parts.admissions._connections
+        or parts.admissions._requests
+        or parts.admissions._bytes
+        or parts.runs._places._acquired_in_all
+    ):
+        await anyio.sleep(0.005)
+
+
+# ---- runs ------------------------------------------------------------------------------------------------------------
+
+
 def places(spendings: Spendings | None = None) -> Places:
     return Places(Settings(**LIMITS), (spendings or Spendings()).on)
 
@@ -57,7 +103,7 @@ def acquired(store: Places, *users: str) -> Iterator[Place | None]:
         except TooMany:
             refused.append(each)
     for each in waiting:
-        yield None if each in refused else run(each)
+        yield None if each in refused else result_of(each)
 
 
 def test_as_many_have_a_place_as_may_when_all_ask_at_once() -> None:
@@ -71,10 +117,10 @@ def test_a_place_is_given_back_once() -> None:
     store = places()
     first, *_ = taken = [place for place in acquired(store, "a", "a", "b") if place is not None]
     for _ in range(3):
-        run(first.release())
+        result_of(first.release())
     assert (store._acquired, store._acquired_in_all) == ({"a": 1, "b": 1}, 2)
     for place in taken:
-        run(place.release())
+        result_of(place.release())
     assert (store._acquired, store._acquired_in_all, store._days._days) == ({}, 0, {})
 
 
@@ -82,7 +128,7 @@ def test_who_is_cancelled_while_asking_has_no_place() -> None:
     store = places()
     pauses = list(cancelled_at_each(partial(store.acquire, "a"), asyncio.CancelledError()))
     assert pauses == [0], "the day's tokens are asked for"
-    run(store.acquire("a"))
+    result_of(store.acquire("a"))
     assert (store._acquired, store._acquired_in_all) == ({"a": 2}, 2), "the one that came to its end, and this one"
 
 
@@ -100,7 +146,7 @@ def test_whose_day_is_spent_has_no_place() -> None:
     spendings.spent = DAY_TOKENS
     store = places(spendings)
     with pytest.raises(TooMany):
-        run(store.acquire("a"))
+        result_of(store.acquire("a"))
     assert (store._acquired, store._acquired_in_all, store._days._days) == ({}, 0, {})
 
 
@@ -115,36 +161,91 @@ def test_whose_day_is_spent_has_no_place() -> None:
         (MemoryLogs, "create", True),
     ],
 )
-async def test_the_place_of_a_start_that_is_cancelled_is_given_back(owner: type, name: str, done: bool) -> None:
-    async with FakeUpstream() as upstream, live_server(upstream.url) as live:
-        upstream.always(*say("Yes"))
-        start = partial(live.runs.start, "local", ChatRequest(message="Hi"))
-        with held(owner, name, done=done) as hold:
-            task = asyncio.create_task(start())
-            await hold.come.wait()
-            task.cancel()
-            await asyncio.wait([task])
-        assert task.cancelled()
-        assert (live.runs._places._acquired, live.runs._places._acquired_in_all) == ({}, 0)
-        with await start() as subscription:
-            run_over = live.runs._runs[subscription.run_id].over
-        await run_over.wait()
-        assert (live.runs._places._acquired, live.runs._places._acquired_in_all) == ({}, 0)
+async def test_the_place_of_a_start_that_is_cancelled_is_given_back(
+    live: LiveServer, owner: type, name: str, done: bool
+) -> None:
+    with anyio.fail_after(20):
+        with cancelled_in(owner, name, done=done), pytest.raises(asyncio.CancelledError):
+            await asyncio.create_task(live.runs.start("local", ChatRequest(message="Hi")))
+        await nothing_taken(live)
+        await documents_of(await SSE.start(live, {"message": "Hi again"}))
+        await nothing_taken(live)
 
 
-@pytest.mark.parametrize("name", ["answer", "finish"])
-async def test_the_place_of_a_run_that_dies_is_given_back(name: str) -> None:
-    from chatserver.runs.run import Run
+# ---- requests, connections, tickets ---------------------------------------------------------------------------------
 
-    async def die(*_: Any) -> None:
-        raise RuntimeError("dead")
 
-    async with FakeUpstream() as upstream, live_server(upstream.url) as live:
-        upstream.always(*say("Yes"))
-        with patch.object(Run, name, die):
-            with await live.runs.start("local", ChatRequest(message="Hi")):
-                pass
-            with anyio.fail_after(5):
-                while live.runs._lives._lives:
-                    await asyncio.gather(*live.runs._lives._lives, return_exceptions=True)
-        assert live.runs._places._acquired_in_all == 0
+async def released(limits: Admissions) -> None:
+    await (await limits.admit("a")).release()
+
+
+async def redeemed(tickets: Tickets) -> None:
+    await tickets.redeem((await tickets.issue(Identity("a"))).ticket)
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        partial(Requests(5).count, "a"),
+        partial(Admissions(5).admit_request, "a"),
+        partial(released, Admissions(5)),
+        partial(redeemed, Tickets()),
+    ],
+    ids=["count", "admit", "release", "tickets"],
+)
+def test_nothing_comes_between_the_question_and_its_answer(verb: Callable[[], Coroutine[Any, Any, object]]) -> None:
+    """Here nothing waits, so whatever many ask at once is exact, and no cancellation meets a verb half done."""
+    assert list(cancelled_at_each(verb, asyncio.CancelledError())) == []
+
+
+def test_an_admission_is_released_once() -> None:
+    limits = Admissions(2, 10)
+    first, second = (result_of(limits.admit("a")) for _ in range(2))
+    with pytest.raises(TooMany):
+        result_of(limits.admit("a"))
+    first.hold(10)
+    with pytest.raises(TooMany):
+        second.hold(1)
+    for _ in range(3):
+        result_of(first.release())
+    assert (limits._connections, limits._bytes) == ({"a": 1}, {})
+    result_of(second.release())
+    assert limits._connections == {}
+
+
+AWAITS = [
+    (Requests, "count", False),
+    (Requests, "count", True),
+    (Admissions, "admit_request", False),
+    (Admissions, "admit", False),
+    (Admission, "release", True),
+    (Places, "acquire", False),
+    (Sessions, "begin", True),
+    (MemoryLogs, "create", True),
+]
+
+
+@pytest.mark.parametrize(("owner", "name", "done"), AWAITS)
+async def test_a_request_that_is_cancelled_takes_nothing_for_good(
+    live: LiveServer, owner: type, name: str, done: bool
+) -> None:
+    with anyio.fail_after(20):
+        with cancelled_in(owner, name, done=done), suppress(RefusedError, BrokenError):
+            await documents_of(await SSE.start(live, {"message": "Hi"}))
+        await documents_of(await SSE.start(live, {"message": "Hi again"}))
+        await nothing_taken(live)
+
+
+@pytest.mark.parametrize(("owner", "name", "done"), [each for each in AWAITS if each[0] in (Requests, Admissions)][:4])
+async def test_a_websocket_that_is_cancelled_takes_nothing_for_good(
+    live: LiveServer, owner: type, name: str, done: bool
+) -> None:
+    name = name.removesuffix("_request")
+    with anyio.fail_after(20):
+        with cancelled_in(owner, name, done=done):
+            async with await WsReader.connect(live) as reader:
+                await reader.closing()
+        async with await WsReader.connect(live) as reader:
+            reader.send({"type": "ping"})
+            await reader.until("pong")
+        await nothing_taken(live)

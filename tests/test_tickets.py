@@ -19,6 +19,7 @@ from tests.conftest import Scale
 from tests.cost import LINEAR, growth, steps
 from tests.fake_upstream import FakeUpstream, say
 from tests.live import LiveServer, live_server
+from tests.steps import result_of
 from tests.users import guarded_server, of
 
 pytestmark = pytest.mark.anyio
@@ -47,9 +48,9 @@ async def test_a_ticket_lasts_a_minute_and_is_kept_by_no_cache(server: LiveServe
     assert len(urlsafe_b64decode(answer.json["ticket"] + "==")) * 8 >= 128
 
 
-def test_no_two_tickets_are_alike() -> None:
+async def test_no_two_tickets_are_alike() -> None:
     held = Tickets()
-    issued = {held.issue(Identity(str(number))).ticket for number in range(10_000)}
+    issued = {(await held.issue(Identity(str(number)))).ticket for number in range(10_000)}
     assert len(issued) == 10_000
 
 
@@ -114,29 +115,29 @@ async def test_of_a_thousand_uses_at_once_one_is_accepted(server: LiveServer, sc
     assert outcomes == {404: 1, 401: 999}, "404: let in, and there is no such run"
 
 
-def test_a_ticket_gets_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_ticket_gets_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     held = Tickets()
-    old = held.issue(ANN).ticket
+    old = (await held.issue(ANN)).ticket
     monkeypatch.setattr(tickets, "monotonic", lambda: monotonic() + 61)
     with pytest.raises(Unauthenticated):
-        held.redeem(old)
-    held.issue(ANN)
+        await held.redeem(old)
+    await held.issue(ANN)
     assert (len(held._tickets), held._users) == (1, {"ann": 1})
 
 
 @pytest.mark.parametrize("change_seconds", [-3600.0, 3600.0])
-def test_a_clock_that_is_set_makes_no_ticket_older_or_younger(
+async def test_a_clock_that_is_set_makes_no_ticket_older_or_younger(
     monkeypatch: pytest.MonkeyPatch, change_seconds: float
 ) -> None:
     held = Tickets()
-    first, second = held.issue(ANN).ticket, held.issue(ANN).ticket
+    first, second = (await held.issue(ANN)).ticket, (await held.issue(ANN)).ticket
     monkeypatch.setattr(tickets, "time", lambda: time() + change_seconds)
-    third, last = held.issue(ANN).ticket, held.issue(ANN).ticket
-    assert (held.redeem(first), held.redeem(third)) == (ANN, ANN)
+    third, last = (await held.issue(ANN)).ticket, (await held.issue(ANN)).ticket
+    assert ((await held.redeem(first)), (await held.redeem(third))) == (ANN, ANN)
     monkeypatch.setattr(tickets, "monotonic", lambda: monotonic() + 60)
     for ticket in (second, last):
         with pytest.raises(Unauthenticated):
-            held.redeem(ticket)
+            await held.redeem(ticket)
 
 
 def test_tickets_of_many_users_cost_each_as_much_as_one_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,11 +147,11 @@ def test_tickets_of_many_users_cost_each_as_much_as_one_alone(monkeypatch: pytes
 
     def expire(size: int) -> None:
         held = Tickets()
-        issued = [held.issue(Identity(f"user {number}")).ticket for number in range(size)]
+        issued = [result_of(held.issue(Identity(f"user {number}"))).ticket for number in range(size)]
         for ticket in issued[::2]:
-            held.redeem(ticket)
+            result_of(held.redeem(ticket))
         clock[0] += TICKET_SECONDS
-        held.issue(ANN)
+        result_of(held.issue(ANN))
         assert held._users == {"ann": 1}
 
     few, more, most = (steps(partial(expire, size)) for size in (250, 500, 1000))
@@ -165,19 +166,19 @@ async def test_a_ticket_never_outlives_the_token_it_was_asked_for_with(server: L
     with anyio.fail_after(WAIT_SECONDS):
         assert (await reader.closing()).code == 4401
     held = Tickets()
-    late = held.issue(Identity("ann", time() - 1)).ticket
+    late = (await held.issue(Identity("ann", time() - 1))).ticket
     with pytest.raises(Unauthenticated):
-        held.redeem(late)
+        await held.redeem(late)
 
 
-def test_a_user_has_so_many_tickets_and_room_again_when_one_is_used() -> None:
+async def test_a_user_has_so_many_tickets_and_room_again_when_one_is_used() -> None:
     held = Tickets()
-    issued = [held.issue(ANN).ticket for _ in range(TICKETS_LIMIT)]
+    issued = [(await held.issue(ANN)).ticket for _ in range(TICKETS_LIMIT)]
     with pytest.raises(TooMany):
-        held.issue(ANN)
-    assert held.issue(Identity("bob")).ticket
-    held.redeem(issued[50])
-    assert held.issue(ANN).ticket
+        await held.issue(ANN)
+    assert (await held.issue(Identity("bob"))).ticket
+    await held.redeem(issued[50])
+    assert (await held.issue(ANN)).ticket
 
 
 async def test_where_all_are_one_user_tickets_are_good_once_too() -> None:
@@ -187,7 +188,7 @@ async def test_where_all_are_one_user_tickets_are_good_once_too() -> None:
         assert [(await request(live, "GET", path)).status for _ in range(2)] == [404, 401]
 
 
-def test_a_ticket_is_in_no_repr() -> None:
+async def test_a_ticket_is_in_no_repr() -> None:
     gate = Gate(Settings(auth="jwt", jwt_secret="s" * 32))
-    issued = gate.tickets.issue(ANN)
+    issued = await gate.tickets.issue(ANN)
     assert issued.ticket not in repr(issued) + str(issued) + repr(gate) + repr(gate.tickets)

@@ -12,6 +12,7 @@ from chatserver import auth
 from chatserver.limits import Requests
 from chatserver.runs.run import Subscription
 from chatserver.runs.runs import Runs
+from chatserver.transports.admission import Admissions
 from chatserver.transports.connections import Connections
 from chatserver.transports.multiplexer import Multiplexer
 from tests.clients import HandshakeRefusedError, WsReader, request
@@ -110,7 +111,7 @@ async def test_the_same_fault_is_the_same_refusal_over_http(
     ("owner", "method"),
     [
         (Requests, "count"),
-        (Connections, "admit"),
+        (Admissions, "admit"),
         (Connections, "watched"),
         (Multiplexer, "_listen"),
         (Multiplexer, "_obey_all"),

@@ -43,7 +43,7 @@ class Gate:
         """
         query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True) if by_ticket else {}
         if "ticket" in query:
-            return self.tickets.redeem(",".join(query["ticket"]))
+            return await self.tickets.redeem(",".join(query["ticket"]))
         if self._tokens is None:
             return Identity(LOCAL_USER)
         if credentials := header(scope["headers"], b"authorization"):

@@ -40,7 +40,7 @@ class Tickets:
         self._tickets: OrderedDict[str, _Held] = OrderedDict()
         self._users: Counter[str] = Counter()
 
-    def issue(self, identity: Identity) -> Ticket:
+    async def issue(self, identity: Identity) -> Ticket:
         """A new ticket of 256 random bits. It lasts no longer than what it was asked for with.
 
         Raises:
@@ -54,8 +54,8 @@ class Tickets:
         self._users[identity.user] += 1
         return Ticket(ticket, ceil(min(TICKET_SECONDS, max(0, identity.expires_at - time()))))
 
-    def redeem(self, ticket: str) -> Identity:
-        """Who asked for the ticket. It is used up by this.
+    async def redeem(self, ticket: str) -> Identity:
+        """Who asked for the ticket. It is used up by this, also for whoever is cancelled in here.
 
         Raises:
             Unauthenticated: it was never issued, is used up or too old.

@@ -40,8 +40,8 @@ from chatserver.routes.openapi import (
     body_of,
     refusals,
 )
+from chatserver.transports.admission import ADMISSION
 from chatserver.transports.connections import Scope
-from chatserver.transports.place import PLACE
 from chatserver.transports.refusal import MEDIA_TYPE, refusal_of
 from chatserver.transports.refusal import body_of as body_of_refusal
 from chatserver.transports.sse import Format, chosen
@@ -77,9 +77,10 @@ async def admit(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
         raise Draining
     if not handler.opt.get(PUBLIC):
         identity = await components.gate.identify(connection.scope, by_ticket=bool(handler.opt.get(TICKET)))
-        components.requests.count(identity.user)
+        await components.requests.count(identity.user)
         connection.scope["user"], connection.scope["auth"] = identity.user, identity
-        cast(Scope, connection.scope)["extensions"][PLACE] = components.connections.admit_request(identity.user)
+        extensions = cast(Scope, connection.scope)["extensions"]
+        extensions[ADMISSION] = await components.admissions.admit_request(identity.user)
 
 
 @post(
@@ -91,7 +92,7 @@ async def admit(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
 async def start_stream(request: Request[str, Any, State]) -> StreamHead:
     """Start a run and stream its events; with `Last-Event-ID`, go on with the run of the same `idempotency_key`."""
     runs, form, after = components_of(request).runs, _form(request), _cursor(request)
-    _take_place(request)
+    await _admit_stream(request)
     body = await read_body(request, ChatRequest)
     subscription = await (runs.resume(request.user, body, after) if after else runs.start(request.user, body))
     return RunStream(subscription, form, components_of(request).connections)
@@ -129,7 +130,7 @@ async def read_events(
     if cast(Scope, request.scope).get(IS_HEAD):
         _, _, is_at_end = await runs.reached(request.user, run_id, cursor)
         return StreamHead(None if is_at_end else form)
-    _take_place(request)
+    await _admit_stream(request)
     return RunStream(await runs.subscribe(request.user, run_id, cursor), form, components_of(request).connections)
 
 
@@ -203,7 +204,7 @@ async def list_models(request: Request[str, Any, State]) -> ModelList:
 @post("/chat/tickets", status_code=200, responses=refusals(*WITH_USER))
 async def issue_ticket(request: Request[str, Any, State]) -> Ticket:
     """A ticket: good once, for a minute, where no header can be sent."""
-    return components_of(request).gate.tickets.issue(request.auth)
+    return await components_of(request).gate.tickets.issue(request.auth)
 
 
 @get("/livez", opt={OPEN_WHILE_DRAINING: True, PUBLIC: True}, security=BY_NOTHING, responses=refusals(*ALWAYS))
@@ -226,11 +227,12 @@ def _form(request: Request[str, Any, State]) -> Format:
     return chosen(header(request.scope["headers"], b"accept"))
 
 
-def _take_place(request: Request[str, Any, State]) -> None:
-    """A stream's place for that of the request; there is none for a user who has as many streams as one may have."""
-    extensions, place = cast(Scope, request.scope)["extensions"], components_of(request).connections.admit(request.user)
-    extensions[PLACE].leave()
-    extensions[PLACE] = place
+async def _admit_stream(request: Request[str, Any, State]) -> None:
+    """Count the request as a stream from now on, unless the user has as many streams as one may have."""
+    extensions = cast(Scope, request.scope)["extensions"]
+    stream = await components_of(request).admissions.admit(request.user)
+    extensions[ADMISSION], request_on_its_way = stream, extensions[ADMISSION]
+    await request_on_its_way.release()
 
 
 def _cursor(request: Request[str, Any, State], after: str | None = None) -> int:

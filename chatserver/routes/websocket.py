@@ -55,8 +55,8 @@ async def _held(
             return GONE
         if isinstance(identity, Unauthenticated):
             raise identity
-        components.requests.count(identity.user)
-        with components.connections.admit(identity.user):
+        await components.requests.count(identity.user)
+        async with await components.admissions.admit(identity.user):
             return await Multiplexer(identity, components, scope, send).run(receive)
     except Exception as error:  # noqa: BLE001 - logged by `refusal_of`
         return closing_of(refusal_of(error, "a WebSocket"))

@@ -7,6 +7,7 @@ from chatserver.limits import Requests
 from chatserver.runs.runs import Runs
 from chatserver.sessions import Sessions
 from chatserver.settings import Settings
+from chatserver.transports.admission import Admissions
 from chatserver.transports.connections import Connections
 
 
@@ -18,4 +19,5 @@ class Components(Struct, frozen=True):
     requests: Requests
     runs: Runs
     sessions: Sessions
+    admissions: Admissions
     connections: Connections

@@ -1,7 +1,6 @@
 """Open connections, whatever their transport: one way out each, and one clock that keeps them alive for all."""
 
 import asyncio
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from math import inf
@@ -10,9 +9,6 @@ from typing import Any, Self, TypeAlias
 
 import anyio
 from msgspec import Struct
-
-from chatserver.errors import TooMany
-from chatserver.transports.place import Place
 
 Message: TypeAlias = dict[str, Any]
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -119,20 +115,13 @@ class Connection:
 class Connections:
     """All open connections of the server. Enter it to start its clock."""
 
-    def __init__(
-        self, *, heartbeat_seconds: float, send_timeout_seconds: float, user_limit: int, user_bytes_limit: float = inf
-    ) -> None:
+    def __init__(self, *, heartbeat_seconds: float, send_timeout_seconds: float) -> None:
         interval = min(min(heartbeat_seconds, send_timeout_seconds) / CHECKS_PER_INTERVAL, EXPIRY_TICK_SECONDS)
         count = max(1, min(SLOTS_LIMIT, int(interval / SHORTEST_TICK_SECONDS)))
         self._tick_seconds = interval / count
         self._slots: list[set[Connection]] = [set() for _ in range(count)]
         self._idle_seconds = heartbeat_seconds - interval
         self._send_timeout_seconds = send_timeout_seconds
-        self._user_limit = user_limit
-        self._user_bytes_limit = user_bytes_limit
-        self._users: Counter[str] = Counter()
-        self._user_requests: Counter[str] = Counter()
-        self._user_bytes: Counter[str] = Counter()
         self._is_draining = False
         self._next_slot = 0
         self._one_less = anyio.Event()
@@ -153,27 +142,6 @@ class Connections:
 
     def __iter__(self) -> Iterator[Connection]:
         return (connection for slot in list(self._slots) for connection in list(slot))
-
-    def admit(self, user: str) -> Place:
-        """Count a further stream or WebSocket of a user until its place is left.
-
-        Raises:
-            TooMany: this user has as many as one may have.
-        """
-        return self._place(self._users, user, "connections")
-
-    def admit_request(self, user: str) -> Place:
-        """As ``admit``, of a request on its way. They are as many at most, but beside the streams: one may be a cancel.
-
-        Raises:
-            TooMany: this user has as many as one may have.
-        """
-        return self._place(self._user_requests, user, "requests at a time")
-
-    def _place(self, users: Counter[str], user: str, what: str) -> Place:
-        if users[user] >= self._user_limit:
-            raise TooMany(f"at most {self._user_limit} {what}")
-        return Place(users, self._user_bytes, user, self._user_bytes_limit)
 
     def watched(self, connection: Connection) -> "_Watch":
         """Keep a connection alive, and drop it when it is stuck, while it lasts."""

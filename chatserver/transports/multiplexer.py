@@ -189,7 +189,7 @@ class Multiplexer:
 
     async def _obey(self, wanted: Command, about: dict[str, Any]) -> None:
         if not isinstance(wanted, Ping):
-            self._requests.count(self._user)
+            await self._requests.count(self._user)
         match wanted:
             case SendCommand():
                 await self._attach(await self._runs.start(self._user, wanted.request()), about)
