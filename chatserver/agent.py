@@ -1,14 +1,11 @@
-"""The agent: ask the model, stream what it says, call the tools it wants, ask again. An async generator of steps."""
+"""The agent: ask the model, tell what it says, call the tools that it wants, ask again."""
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing, suppress
-from functools import partial
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, TypeAlias
 
 import anyio
 import msgspec
-from anyio.abc import TaskGroup
-from anyio.streams.memory import MemoryObjectSendStream
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -19,7 +16,7 @@ from chatserver.events import FinishReason, Reasoning, Token, ToolCall, ToolResu
 from chatserver.limits import Meter
 from chatserver.providers import (
     WANTED_CALLS_LIMIT,
-    Finish,
+    Delta,
     ModelRequest,
     Provider,
     ReasoningDelta,
@@ -37,20 +34,33 @@ CALLS_PER_TURN_LIMIT = 32
 """Calls that are made of those that a model wants in one turn: the others are refused, and it is told so."""
 
 
-class Finished(Struct, frozen=True):
-    """The agent has nothing more to say."""
-
-    reason: FinishReason
-
-
-Step: TypeAlias = Token | Reasoning | ToolCall | tuple[ToolResult, ...] | Finished
-"""What is done next. Results are one step where they came together: storing them takes as long as storing one."""
-
-TakeToken: TypeAlias = Callable[[Token], bool]
-"""Take a token at once; False: not now, and nothing was done."""
+Step: TypeAlias = Token | Reasoning | ToolCall | ToolResult
+Emit: TypeAlias = Callable[[Step], None]
+"""Tells the run what has happened. It raises when the run takes no more; the agent need not catch that."""
 
 
-class Agent(Struct, frozen=True):
+Agent: TypeAlias = Callable[[ModelRequest, Meter, Emit], Awaitable[FinishReason]]
+"""Answers a request, telling each step as it happens, and returns why the answer ends where it does.
+
+Cancelling it ends all that it does. ``emit`` meters texts; the agent itself meters requests and tool calls. It may
+raise `UpstreamError`, where the model fails, and `Spent`, where the meter allows no more.
+"""
+
+
+def generated(steps: Callable[[ModelRequest], AsyncGenerator[Step, None]]) -> Agent:
+    """An agent out of an async generator of its steps, which ends when the answer is complete."""
+
+    async def answer(request: ModelRequest, meter: Meter, emit: Emit) -> FinishReason:
+        meter.ask(request)
+        async with aclosing(steps(request)) as theirs:
+            async for step in theirs:
+                emit(step)
+        return "stop"
+
+    return answer
+
+
+class ToolAgent(Struct, frozen=True):
     """A model with tools; the limits bound how often, in one answer, the model is asked and a tool is called."""
 
     provider: Provider
@@ -59,79 +69,36 @@ class Agent(Struct, frozen=True):
     turns_limit: int
     calls_limit: int
 
-    async def answer(
-        self, request: ModelRequest, meter: Meter, tasks: TaskGroup, take: TakeToken
-    ) -> AsyncGenerator[Step, None]:
-        """The steps of one answer, the last one ``Finished``.
-
-        A token that comes while the next step is waited for is given to ``take`` first; what it takes is no step.
-        The tokens that the meter allows are never passed by more than one delta, and the text that it allows never is:
-        then the answer ends as too long.
-        No cancel scope is open across a ``yield``: the tools run in ``tasks``, the caller's task group.
-
-        Raises:
-            UpstreamError: the model failed, or wants too many tools at once.
-        """
-        messages, call_ids = list(request.messages), set[str]()
-        request = replace(request, messages=messages, tools=[each.specification() for each in self.tools.values()])
+    async def answer(self, request: ModelRequest, meter: Meter, emit: Emit) -> FinishReason:
+        """The ``Agent``. A model that wants too many tools at once has failed."""
+        request, call_ids = replace(request, tools=[each.specification() for each in self.tools.values()]), set[str]()
         for _ in range(self.turns_limit):
-            if meter.is_spent():
-                yield Finished("length")
-                return
-            wanted: list[ToolCallRequest] = []
-            said: list[str] = []
-            reason: FinishReason = "stop"
             meter.ask(request)
-            turn = self.provider.stream(request, partial(_take_text, said, meter, take))
-            async with aclosing(turn) as deltas:
-                async for delta in deltas:
-                    if meter.is_spent() and not isinstance(delta, Finish):
-                        yield Finished("length")
-                        return
-                    match delta:
-                        case TextDelta(text) | ReasoningDelta(text):
-                            if fitting := meter.fitting(text):
-                                meter.say(fitting)
-                                yield _text_step(delta, fitting, said)
-                            if len(fitting) < len(text):
-                                yield Finished("length")
-                                return
-                        case ToolCallRequest():
-                            meter.call(delta.arguments)
-                            wanted.append(_one_of(delta, len(wanted)))
-                        case Finish():
-                            meter.told(delta.usage)
-                            reason = "stop" if delta.reason == "tool_calls" else delta.reason
-            if not wanted:
-                yield Finished(reason)
-                return
+            turn = _Turn(meter, emit)
+            finish = await self.provider.stream(request, turn.on_delta)
+            meter.told(finish.usage)
+            if not turn.wanted:
+                return "stop" if finish.reason == "tool_calls" else finish.reason
             made = len(call_ids)
-            calls = [_checked(each, self.tools, call_ids) for each in wanted]
+            calls = [_checked(each, self.tools, call_ids) for each in turn.wanted]
             for call in calls:
-                yield ToolCall(call_id=call.call_id, tool=call.name, args=call.args)
-            results: dict[str, ToolResult] = {}
-            async with aclosing(self._results(calls, made, tasks)) as batches:
-                async for batch in batches:
-                    results |= {each.call_id: each for each in batch}
-                    yield batch
-            messages += _transcript("".join(said), calls, results)
-        yield Finished("turn_limit")
+                emit(ToolCall(call_id=call.call_id, tool=call.name, args=call.args))
+            results = await self._results(calls, made, emit)
+            request = replace(request, messages=[*request.messages, *_transcript("".join(turn.said), calls, results)])
+        return "turn_limit"
 
-    async def _results(
-        self, calls: Sequence["_Call"], made: int, tasks: TaskGroup
-    ) -> AsyncGenerator[tuple[ToolResult, ...], None]:
-        """The results of a turn's calls as they come; so many were ``made`` in the answer before."""
-        send, receive = anyio.create_memory_object_stream[ToolResult](len(calls))
-        with send, receive:
+    async def _results(self, calls: Sequence["_Call"], made: int, emit: Emit) -> dict[str, ToolResult]:
+        """The results of a turn's calls, each told as it comes; so many were ``made`` in the answer before."""
+        results: dict[str, ToolResult] = {}
+
+        async def complete(call: _Call, refusal: str | None) -> None:
+            result = results[call.call_id] = await self._call(call, refusal)
+            emit(result)
+
+        async with anyio.create_task_group() as tasks:
             for position, call in enumerate(calls):
-                tasks.start_soon(self._call, call, self._refusal(position, made + position), send)
-            left = len(calls)
-            while left:
-                first = await receive.receive()
-                others = range(receive.statistics().current_buffer_used)
-                batch = (first, *(receive.receive_nowait() for _ in others))
-                left -= len(batch)
-                yield batch
+                tasks.start_soon(complete, call, self._refusal(position, made + position))
+        return results
 
     def _refusal(self, in_turn: int, in_answer: int) -> str | None:
         """Why a call is not made that has so many before it."""
@@ -139,13 +106,13 @@ class Agent(Struct, frozen=True):
             return f"at most {CALLS_PER_TURN_LIMIT} calls in one turn"
         return f"at most {self.calls_limit} calls in one answer" if in_answer >= self.calls_limit else None
 
-    async def _call(self, call: "_Call", refusal: str | None, results: MemoryObjectSendStream[ToolResult]) -> None:
+    async def _call(self, call: "_Call", refusal: str | None) -> ToolResult:
         problem = refusal or call.problem
         if problem is None:
             outcome = await self.threads.call(self.tools[call.name], call.args)
         else:
             outcome = Outcome(problem, is_error=True, truncated=False, duration_ms=0)
-        result = ToolResult(
+        return ToolResult(
             call_id=call.call_id,
             tool=call.name,
             result=outcome.result,
@@ -153,30 +120,29 @@ class Agent(Struct, frozen=True):
             truncated=outcome.truncated,
             duration_ms=outcome.duration_ms,
         )
-        with suppress(anyio.ClosedResourceError):  # The answer was left; nobody asks any more.
-            results.send_nowait(result)
 
 
-def _one_of(wanted: ToolCallRequest, before: int) -> ToolCallRequest:
-    if before == WANTED_CALLS_LIMIT:
-        raise UpstreamError("llm_error", f"the model wants over {WANTED_CALLS_LIMIT} tool calls at once")
-    return wanted
+class _Turn:
+    """What the model has said in one turn, told on as it comes."""
 
+    __slots__ = ("_emit", "_meter", "said", "wanted")
 
-def _text_step(delta: TextDelta | ReasoningDelta, text: str, said: list[str]) -> Token | Reasoning:
-    if isinstance(delta, ReasoningDelta):
-        return Reasoning(content=text)
-    said.append(text)
-    return Token(content=text)
+    def __init__(self, meter: Meter, emit: Emit) -> None:
+        self._meter, self._emit = meter, emit
+        self.said: list[str] = []
+        self.wanted: list[ToolCallRequest] = []
 
-
-def _take_text(said: list[str], meter: Meter, take: TakeToken, text: str) -> bool:
-    """As the agent's loop does with text, if nothing is in the way."""
-    if meter.is_spent() or meter.fitting(text) is not text or not take(Token(content=text)):
-        return False
-    meter.say(text)
-    said.append(text)
-    return True
+    def on_delta(self, delta: Delta) -> None:
+        if type(delta) is TextDelta:  # As nearly all are: a match takes three times as long.
+            self._emit(Token(content=delta.text))
+            self.said.append(delta.text)
+        elif type(delta) is ReasoningDelta:
+            self._emit(Reasoning(content=delta.text))
+        elif isinstance(delta, ToolCallRequest):
+            if len(self.wanted) == WANTED_CALLS_LIMIT:
+                raise UpstreamError("llm_error", f"the model wants over {WANTED_CALLS_LIMIT} tool calls at once")
+            self._meter.call(delta.arguments)
+            self.wanted.append(delta)
 
 
 class _Call(Struct, frozen=True):

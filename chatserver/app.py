@@ -14,7 +14,7 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 
 from chatserver import __version__
-from chatserver.agent import Agent
+from chatserver.agent import ToolAgent
 from chatserver.auth import Gate
 from chatserver.auth.origins import is_probe
 from chatserver.errors import ChatError, NotFound, SettingsError
@@ -103,7 +103,7 @@ def create_app(settings: Settings) -> Litestar:
             await sessions.interrupt_abandoned()
             provider = await stack.enter_async_context(_provider(settings, demo_key))
             threads = ToolThreads(settings.tool_timeout_seconds, settings.max_tool_result_bytes)
-            agent = Agent(provider, tools, threads, settings.max_turns, settings.max_tool_calls_per_run)
+            agent = ToolAgent(provider, tools, threads, settings.max_turns, settings.max_tool_calls_per_run)
             logs = MemoryLogs(settings.max_logs_bytes, sessions.records)
             connections = await stack.enter_async_context(
                 Connections(
@@ -111,7 +111,7 @@ def create_app(settings: Settings) -> Litestar:
                     send_timeout_seconds=settings.send_timeout_seconds,
                 )
             )
-            runs = await stack.enter_async_context(Runs(settings, sessions, logs, agent))
+            runs = await stack.enter_async_context(Runs(settings, sessions, logs, agent.answer))
             # Without authentication all are one user, whom nobody else could be kept from asking.
             requests = Requests(None if settings.auth == "none" else settings.max_requests_per_minute)
             admissions = Admissions(settings.max_connections_per_user, BODIES_AT_ONCE * settings.max_body_bytes)

@@ -7,6 +7,9 @@ from chatserver.events import Error
 
 INTERRUPTED = Error(code="interrupted", message="the server stopped before the answer was complete", retryable=True)
 INTERNAL = Error(code="internal", message="the server failed; its log says why", retryable=False)
+WRONG = Error(
+    code="internal", message="the agent broke the rules of a run; this server's log says how", retryable=False
+)
 UNSTORED = Error(
     code="internal", message="the answer could not be stored yet: the database cannot be used now", retryable=False
 )

@@ -86,6 +86,10 @@ class Day:
         return self.spent >= self._limit
 
 
+class Spent(Exception):
+    """Nothing more may be asked or said: the run has what one may have, or the user what a day may have."""
+
+
 class Meter:
     """The model tokens of a run, right at any moment: what the upstream told, and an estimate where it did not.
 
@@ -103,24 +107,41 @@ class Meter:
         """All tokens of the run. It is kept, as the day's are: both are asked for with every delta."""
 
     def ask(self, request: ModelRequest) -> None:
+        """The model is asked.
+
+        Raises:
+            Spent: it may not be.
+        """
+        if self.is_spent():
+            raise Spent
         self._asked_tokens, self._said_bytes = estimated_tokens([*request.messages, *request.tools]), 0
         self._count()
 
-    def fitting(self, text: str) -> str:
-        """As much of a text as there is room for in the answer."""
-        if 4 * len(text) <= self._room_bytes or text_bytes(text) <= self._room_bytes:  # 4: of one character at most.
-            return text
-        return text.encode()[: int(self._room_bytes)].decode(errors="ignore")
+    def say(self, text: str) -> str:
+        """As much as may be said of a text of the answer, or of its reasoning; it is counted.
 
-    def say(self, text: str) -> None:
-        """Text of the answer, or of its reasoning."""
+        Raises:
+            Spent: none of it.
+        """
+        if self.is_spent():
+            raise Spent
         size = text_bytes(text)
+        if size > self._room_bytes:
+            text = text.encode()[: int(self._room_bytes)].decode(errors="ignore")
+            size = text_bytes(text)
         self._room_bytes -= size
         self._said_bytes += size
         self._count()
+        return text
 
     def call(self, arguments: str) -> None:
-        """Arguments of a tool call."""
+        """The model wants a tool called.
+
+        Raises:
+            Spent: it has said enough.
+        """
+        if self.is_spent():
+            raise Spent
         self._said_bytes += text_bytes(arguments)
         self._count()
 
@@ -132,7 +153,6 @@ class Meter:
         return self._told + self._estimate()
 
     def is_spent(self) -> bool:
-        """Nothing more may be asked or said: the run has what one may have, or the user what a day may have."""
         return self.spent >= self._limit or (self._day is not None and self._day.is_spent())
 
     def _count(self) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeAlias
 from unittest.mock import patch
@@ -10,13 +10,15 @@ from weakref import WeakSet
 
 from msgspec.structs import replace
 
+from chatserver.agent import Step
 from chatserver.compaction import compact
 from chatserver.events import Answer, Record, Snapshot, Token, decode, record
 from chatserver.log import segments
 from chatserver.log.memory import MemoryCursor, MemoryLog
-from chatserver.providers import Delta, ModelRequest, TakeText
+from chatserver.providers import Finish, ModelRequest, OnDelta
 from chatserver.providers.chat_completions.provider import OpenAIProvider
-from chatserver.runs.run import Run, Subscription
+from chatserver.runs.run import Run
+from chatserver.runs.subscription import Subscription
 from chatserver.sessions import Sessions
 from chatserver.transports.connections import Connection
 from chatserver.transports.multiplexer import Multiplexer
@@ -171,22 +173,23 @@ async def answer_stored_late() -> AsyncIterator[None]:
             yield
 
 
-@asynccontextmanager
-async def token_lost_when_it_is_taken() -> AsyncIterator[None]:
-    with patch.object(Run, "_append_now", lambda self, token: True):
-        yield
+def token_lost() -> Fault:
+    return _said_as(lambda _: 0)
+
+
+def token_said_twice() -> Fault:
+    return _said_as(lambda _: 2)
 
 
 @asynccontextmanager
-async def token_taken_and_refused() -> AsyncIterator[None]:
-    """It is appended, and then once more by whoever it was refused to."""
-    original = Run._append_now
+async def _said_as(times: Callable[[Token], int]) -> AsyncIterator[None]:
+    original = Run.say
 
-    def append_now(self: Run, token: Token) -> bool:
-        original(self, token)
-        return False
+    def say(self: Run, step: Step) -> None:
+        for _ in range(times(step) if isinstance(step, Token) else 1):
+            original(self, step)
 
-    with patch.object(Run, "_append_now", append_now):
+    with patch.object(Run, "say", say):
         yield
 
 
@@ -196,19 +199,11 @@ async def token_taken_and_refused() -> AsyncIterator[None]:
 @asynccontextmanager
 async def upstream_left_open() -> AsyncIterator[None]:
     """Whoever reads the upstream lives on when its run is cancelled."""
-    original, orphans = OpenAIProvider.stream, list[asyncio.Task[None]]()
+    original, orphans = OpenAIProvider.stream, list[asyncio.Task[Finish]]()
 
-    async def stream(self: OpenAIProvider, request: ModelRequest, take: TakeText) -> AsyncGenerator[Delta, None]:
-        deltas = asyncio.Queue[Delta | None]()
-
-        async def pump() -> None:
-            async for delta in original(self, request, take):
-                deltas.put_nowait(delta)
-            deltas.put_nowait(None)
-
-        orphans.append(asyncio.get_running_loop().create_task(pump()))
-        while (delta := await deltas.get()) is not None:
-            yield delta
+    async def stream(self: OpenAIProvider, request: ModelRequest, on_delta: OnDelta) -> Finish:
+        orphans.append(asyncio.get_running_loop().create_task(original(self, request, on_delta)))
+        return await asyncio.shield(orphans[-1])
 
     with patch.object(OpenAIProvider, "stream", stream):
         yield

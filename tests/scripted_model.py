@@ -1,19 +1,21 @@
-"""A model that says what a test wrote, tools for it, and the agent's steps as lists."""
+"""A model that says what a test wrote, tools for it, a run for its agent, and what the run is told as a list."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
-from contextlib import aclosing
-from itertools import chain, repeat
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import anyio
+from msgspec import Struct
 from msgspec.structs import replace
 
-from chatserver.agent import Agent, Finished
+from chatserver.agent import Step, ToolAgent
 from chatserver.errors import UpstreamError
-from chatserver.events import Reasoning, Token, ToolCall, ToolResult, Usage
+from chatserver.events import Done, FinishReason, ToolCall, ToolResult, Usage, decode
 from chatserver.limits import Meter
-from chatserver.providers import Delta, Finish, ModelRequest, TakeText, TextDelta, ToolCallRequest
+from chatserver.log.memory import MemoryLog
+from chatserver.providers import Delta, Finish, ModelRequest, OnDelta, TextDelta, ToolCallRequest
+from chatserver.records import RunRecord
+from chatserver.runs.run import Run
 from chatserver.tools import tool
 from chatserver.tools.execution import ToolThreads
 
@@ -21,18 +23,20 @@ WAIT_SECONDS = 15.0
 ASKED = ModelRequest(model="m", messages=[{"role": "user", "content": "Hi"}], temperature=0.5, max_output_tokens=9)
 FAILURE = UpstreamError("upstream_truncated", "cut")
 
-Said: TypeAlias = Delta | UpstreamError | anyio.Event | str
+
+class Finished(Struct, frozen=True):
+    """The end of an answer."""
+
+    reason: FinishReason
+
+
+Said: TypeAlias = Delta | Finish | UpstreamError | anyio.Event | str
 Turn: TypeAlias = Sequence[Said]
-Single: TypeAlias = Token | Reasoning | ToolCall | ToolResult | Finished
-
-
-def deaf(_: object) -> bool:
-    """Takes nothing at once."""
-    return False
+Single: TypeAlias = Step | Finished
 
 
 class ScriptedModel:
-    """A ``Provider`` of ready turns: deltas, text that may be taken at once, gates that must open, and failures."""
+    """A ``Provider`` of ready turns: deltas, gates that must open, failures and ends."""
 
     def __init__(self, *turns: Turn) -> None:
         self._turns = iter(turns)
@@ -40,21 +44,23 @@ class ScriptedModel:
         self.open = 0
         """Streams that were not left yet."""
 
-    async def stream(self, request: ModelRequest, take: TakeText) -> AsyncGenerator[Delta, None]:
-        self.requests.append(replace(request, messages=list(request.messages)))
+    async def stream(self, request: ModelRequest, on_delta: OnDelta) -> Finish:
+        self.requests.append(request)
         self.open += 1
         try:
             for said in next(self._turns):
                 match said:
                     case str():
-                        if not take(said):
-                            yield TextDelta(said)
+                        on_delta(TextDelta(said))
                     case anyio.Event():
                         await said.wait()
                     case UpstreamError():
                         raise said
+                    case Finish():
+                        return said
                     case _:
-                        yield said
+                        on_delta(said)
+            raise AssertionError("a turn ends with its finish")
         finally:
             self.open -= 1
 
@@ -82,35 +88,53 @@ async def hang() -> None:
     await asyncio.get_running_loop().create_future()
 
 
-def agent(model: ScriptedModel, *functions: Callable[..., Any], turns_limit: int = 10, calls_limit: int = 100) -> Agent:
+def agent(
+    model: ScriptedModel, *functions: Callable[..., Any], turns_limit: int = 10, calls_limit: int = 100
+) -> ToolAgent:
     tools = [tool(each) for each in functions or (add, shout, hang)]
-    return Agent(model, {each.name: each for each in tools}, ToolThreads(WAIT_SECONDS, 1000), turns_limit, calls_limit)
+    threads = ToolThreads(WAIT_SECONDS, 1000)
+    return ToolAgent(model, {each.name: each for each in tools}, threads, turns_limit, calls_limit)
 
 
-async def steps_of(
-    made: Agent, meter: Meter | None = None, request: ModelRequest = ASKED, takes: Iterable[bool] = ()
-) -> list[Single]:
-    """All steps, results one by one, durations aside; ``takes`` says which of the tokens that are offered are taken."""
-    steps: list[Single] = []
-    answers = chain(takes, repeat(False))
+def run_of(
+    meter: Meter | None = None,
+    grace_seconds: float | None = None,
+    run_id: str = "run",
+    on_result: Callable[[str], None] = lambda _: None,
+) -> Run:
+    record = RunRecord(
+        run_id=run_id, session_id="s", message_id="m", status="running", last_seq=0, usage=None, created_at="2026"
+    )
+    return Run("ann", record, MemoryLog(run_id), meter or Meter(), grace_seconds, on_result)
 
-    def take(token: Token) -> bool:
-        if is_taken := next(answers):
-            steps.append(token)
-        return is_taken
 
+async def steps_of(made: ToolAgent, meter: Meter | None = None, request: ModelRequest = ASKED) -> list[Single]:
+    """All that a run is told by its agent, durations aside, and why the answer has ended.
+
+    Raises:
+        AssertionError: it has failed.
+    """
+    run = run_of(meter)
     with anyio.fail_after(WAIT_SECONDS):
-        async with (
-            anyio.create_task_group() as tasks,
-            aclosing(made.answer(request, meter or Meter(), tasks, take)) as answer,
-        ):
-            async for step in answer:
-                steps += map(still, step) if isinstance(step, tuple) else [step]
-    return steps
+        ending = await run.answer(made.answer, asking(request))
+    assert isinstance(ending, Done), ending
+    return [*await told(run), Finished(ending.finish_reason)]
 
 
-def still(result: ToolResult) -> ToolResult:
-    return replace(result, duration_ms=0)
+def asking(request: ModelRequest = ASKED) -> Callable[[], Any]:
+    async def ask() -> ModelRequest:
+        return request
+
+    return ask
+
+
+async def told(run: Run) -> list[Single]:
+    """What a run was told so far, as it was told."""
+    return [still(replace(decode(each.data), run_id="", seq=0)) for each in await run.log.records()]  # type: ignore[arg-type]
+
+
+def still(step: Step) -> Step:
+    return replace(step, duration_ms=0) if isinstance(step, ToolResult) else step
 
 
 def called(call_id: str, name: str, **args: Any) -> ToolCall:

@@ -1,19 +1,17 @@
-"""The agent: a pure generator of steps, driven by a scripted model and real tools, compared as lists."""
+"""The agent, driven by a scripted model and real tools: what it tells its run, compared as lists."""
 
 import asyncio
 import json
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import aclosing
-from itertools import repeat
-from typing import Any, cast
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any
 
 import anyio
 import msgspec
 import pytest
 from msgspec.structs import replace
 
-from chatserver.agent import ARGUMENTS_BYTES_LIMIT, CALLS_PER_TURN_LIMIT, Finished
+from chatserver.agent import ARGUMENTS_BYTES_LIMIT, CALLS_PER_TURN_LIMIT, Step, generated
 from chatserver.errors import UpstreamError
 from chatserver.events import (
     EVENT_BYTES_LIMIT,
@@ -26,19 +24,19 @@ from chatserver.events import (
     decode,
     record,
 )
-from chatserver.limits import Meter
-from chatserver.providers import WANTED_CALLS_LIMIT, Finish, ReasoningDelta, TextDelta
+from chatserver.limits import Meter, Spent
+from chatserver.providers import WANTED_CALLS_LIMIT, Finish, ModelRequest, OnDelta, ReasoningDelta, TextDelta
 from chatserver.tools import tool
 from tests.scripted_model import (
     ASKED,
     WAIT_SECONDS,
+    Finished,
     ScriptedModel,
     Single,
     Turn,
     add,
     agent,
     called,
-    deaf,
     gave,
     results_of,
     shout,
@@ -71,45 +69,52 @@ async def test_text_and_reasoning_pass_and_the_reason_is_told(turn: Turn, steps:
     assert await steps_of(agent(ScriptedModel(turn))) == steps
 
 
-@pytest.mark.parametrize("takes", [[True] * 4, [False] * 4, [True, False, True, False], [False, True]])
-async def test_text_that_is_taken_at_once_is_part_of_the_answer_as_any_other(takes: list[bool]) -> None:
-    calls = wants(("1", "add", '{"a": 1, "b": 2}'))
-    turns: list[Turn] = [["a", ReasoningDelta("Hm"), "b", *calls], ["c", "d", stop()]]
-    model, meter, untaken = ScriptedModel(*turns), Meter(), Meter()
-    assert await steps_of(agent(model), meter, takes=takes) == [
-        Token(content="a"),
-        Reasoning(content="Hm"),
-        Token(content="b"),
-        called("1", "add", a=1, b=2),
-        gave("1", "add", 3),
-        Token(content="c"),
-        Token(content="d"),
-        Finished("stop"),
-    ]
-    assert model.requests[1].messages[1]["content"] == "ab"
-    await steps_of(agent(ScriptedModel(*turns)), untaken)
-    assert meter.usage() == untaken.usage()
-
-
-async def test_no_text_is_offered_once_all_that_a_run_may_spend_is_spent() -> None:
-    meter = Meter(5)
-    words = ["word " * 4] * 10
-    steps = await steps_of(agent(ScriptedModel([*words, stop()])), meter, takes=repeat(True))
+async def test_no_text_is_taken_once_all_that_a_run_may_spend_is_spent() -> None:
+    words, asking = ["word " * 4] * 10, Meter()
+    await steps_of(agent(ScriptedModel([stop()])), asking)
+    steps = await steps_of(agent(ScriptedModel([*words, stop()])), Meter(asking.spent + 15))
     assert steps[-1] == Finished("length")
-    assert 0 < len(steps) < len(words)
+    assert 1 < len(steps) < len(words)
 
 
 async def test_each_delta_passes_as_soon_as_it_comes() -> None:
-    gate = anyio.Event()
-    model = ScriptedModel([TextDelta("Hel"), gate, TextDelta("lo"), stop()])
-    with anyio.fail_after(WAIT_SECONDS):
-        async with (
-            anyio.create_task_group() as tasks,
-            aclosing(agent(model).answer(ASKED, Meter(), tasks, deaf)) as answer,
-        ):
-            assert await anext(answer) == Token(content="Hel")
-            gate.set()
-            assert await anext(answer) == Token(content="lo")
+    """By a plain call: when the model has said it, the run has it."""
+    told: list[Step] = []
+    seen: list[int] = []
+
+    class Counting(ScriptedModel):
+        async def stream(self, request: ModelRequest, on_delta: OnDelta) -> Finish:
+            for text in ("Hel", "lo"):
+                on_delta(TextDelta(text))
+                seen.append(len(told))
+            return stop()
+
+    assert await agent(Counting()).answer(ASKED, Meter(), told.append) == "stop"
+    assert (told, seen) == ([Token(content="Hel"), Token(content="lo")], [1, 2])
+
+
+async def test_a_generator_of_steps_is_an_agent() -> None:
+    left: list[bool] = []
+
+    async def theirs(request: ModelRequest) -> AsyncGenerator[Step, None]:
+        try:
+            yield Token(content=request.model)
+            yield Reasoning(content="Hm")
+        finally:
+            left.append(True)
+
+    told: list[Step] = []
+    meter = Meter()
+    assert await generated(theirs)(ASKED, meter, told.append) == "stop"
+    assert told == [Token(content="m"), Reasoning(content="Hm")]
+    assert meter.usage().input_tokens > 0
+
+    def full(_: Step) -> None:
+        raise Spent
+
+    with pytest.raises(Spent):
+        await generated(theirs)(ASKED, Meter(), full)
+    assert left == [True, True]
 
 
 async def test_the_model_is_asked_with_all_tools_and_what_was_asked_for() -> None:
@@ -173,17 +178,14 @@ async def test_tools_run_at_the_same_time_and_results_come_as_they_complete(kind
     gates = Gates("abc")
     calls = wants(*((name, kind, json.dumps({"gate": name})) for name in "abc"))
     made = agent(ScriptedModel(calls, [stop()]), gates.plain, gates.in_loop)
-    with anyio.fail_after(WAIT_SECONDS):
-        async with (
-            anyio.create_task_group() as tasks,
-            aclosing(made.answer(ASKED, Meter(), tasks, deaf)) as answer,
-        ):
-            assert [await anext(answer) for _ in "abc"] == [called(name, kind, gate=name) for name in "abc"]
+    told, sent = anyio.create_memory_object_stream[Step](9)
+    with anyio.fail_after(WAIT_SECONDS), told, sent:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(made.answer, ASKED, Meter(), told.send_nowait)
+            assert [await sent.receive() for _ in "abc"] == [called(name, kind, gate=name) for name in "abc"]
             for name in order:
                 gates.events[name].set()
-                (result,) = cast(tuple[ToolResult], await anext(answer))
-                assert still(result) == gave(name, kind, name)
-            assert await anext(answer) == Finished("stop")
+                assert still(await sent.receive()) == gave(name, kind, name)
     last = made.provider.requests[-1].messages[2:]  # type: ignore[attr-defined]
     assert [each["tool_call_id"] for each in last] == ["a", "b", "c"]
 
@@ -373,31 +375,15 @@ async def test_a_turn_that_wants_more_calls_than_can_be_meant_fails_the_answer_a
     calls = [(f"c{n}", "note", "{}") for n in range(WANTED_CALLS_LIMIT + 1)]
     steps = await steps_of(agent(ScriptedModel(wants(*calls[1:]), [stop()]), note))
     assert len(results_of(steps)) == WANTED_CALLS_LIMIT and len(made) == CALLS_PER_TURN_LIMIT
-    with pytest.raises(ExceptionGroup) as failure:
-        await steps_of(agent(ScriptedModel(wants(*calls)), note))
-    (error,) = failure.value.exceptions
-    assert isinstance(error, UpstreamError) and (error.code, error.retryable) == ("llm_error", False)
+    with pytest.raises(UpstreamError) as failure:
+        await agent(ScriptedModel(wants(*calls)), note).answer(ASKED, Meter(), lambda _: None)
+    assert (failure.value.code, failure.value.retryable) == ("llm_error", False)
     assert len(made) == CALLS_PER_TURN_LIMIT
-
-
-async def test_what_is_refused_at_once_is_one_step_however_much_it_is() -> None:
-    """A run stores its whole answer after each."""
-    for count in (40, 80, 160):
-        model = ScriptedModel(wants(*((f"c{n}", "nothing", "{}") for n in range(count))), [stop()])
-        steps = []
-        async with (
-            anyio.create_task_group() as tasks,
-            aclosing(agent(model).answer(ASKED, Meter(), tasks, deaf)) as answer,
-        ):
-            async for step in answer:
-                steps.append(step)
-        assert [len(step) for step in steps if isinstance(step, tuple)] == [count]
 
 
 # ---- how much text --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("takes", [[], [True] * 9], ids=["stepwise", "at once"])
 @pytest.mark.parametrize(
     ("turn", "texts", "end"),
     [
@@ -412,11 +398,9 @@ async def test_what_is_refused_at_once_is_one_step_however_much_it_is() -> None:
         ([ReasoningDelta("12345678901"), "1"], ["1234567890"], "length"),
     ],
 )
-async def test_an_answer_has_so_much_text_and_not_a_byte_more(
-    turn: Turn, texts: list[str], end: FinishReason, takes: list[bool]
-) -> None:
+async def test_an_answer_has_so_much_text_and_not_a_byte_more(turn: Turn, texts: list[str], end: FinishReason) -> None:
     meter = Meter(answer_bytes_limit=10)
-    *said, last = await steps_of(agent(ScriptedModel([*turn, stop()])), meter, takes=takes)
+    *said, last = await steps_of(agent(ScriptedModel([*turn, stop()])), meter)
     assert [step.content for step in said if isinstance(step, Token | Reasoning)] == texts
     assert last == Finished(end)
 

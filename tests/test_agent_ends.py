@@ -3,32 +3,30 @@
 import asyncio
 import threading
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, aclosing
 
 import anyio
 import pytest
 
-from chatserver.agent import Agent, Finished, Step
+from chatserver.agent import Emit, Step
 from chatserver.dialogue import estimated_tokens
-from chatserver.errors import UpstreamError
-from chatserver.events import Token, Usage
+from chatserver.events import Done, Error, FinishReason, Token, Usage
 from chatserver.limits import Meter
-from chatserver.providers import Finish, ReasoningDelta, TextDelta, ToolCallRequest
+from chatserver.providers import Finish, ModelRequest, ReasoningDelta, TextDelta, ToolCallRequest
 from tests.scripted_model import (
     ASKED,
     FAILURE,
     WAIT_SECONDS,
     Said,
     ScriptedModel,
-    Single,
     Turn,
     agent,
+    asking,
     called,
-    deaf,
     gave,
+    run_of,
     steps_of,
-    still,
     stop,
+    told,
     wants,
 )
 
@@ -66,12 +64,14 @@ async def test_usage_is_right_at_any_moment() -> None:
     assert meter.usage() == Usage()
     model = ScriptedModel([TextDelta("t" * 4), TextDelta("t" * 4), stop(7, 2)])
     seen: list[Usage] = []
-    async with (
-        anyio.create_task_group() as tasks,
-        aclosing(agent(model).answer(ASKED, meter, tasks, deaf)) as answer,
-    ):
-        async for _ in answer:
-            seen.append(meter.usage())
+    run = run_of(meter)
+
+    def emit(step: Step) -> None:
+        run.say(step)
+        seen.append(meter.usage())
+
+    await agent(model).answer(ASKED, meter, emit)
+    seen.append(meter.usage())
     asked = estimated_tokens([*model.requests[0].messages, *model.requests[0].tools])
     assert seen == [Usage(asked, 1, estimated=True), Usage(asked, 2, estimated=True), Usage(7, 2)]
 
@@ -83,10 +83,11 @@ async def test_usage_is_right_at_any_moment() -> None:
 async def test_a_failing_model_fails_the_answer(said: list[Said]) -> None:
     meter = Meter()
     model = ScriptedModel(wants(CALLS, usage=Usage(10, 5)), [*said, FAILURE])
-    steps: list[Single] = []
-    with pytest.raises(UpstreamError) as failure:
-        await into(steps, agent(model), meter)
-    assert failure.value is FAILURE
+    run = run_of(meter)
+    with anyio.fail_after(WAIT_SECONDS):
+        ending = await run.answer(agent(model).answer, asking())
+    assert isinstance(ending, Error) and (ending.code, ending.message) == (FAILURE.code, FAILURE.message)
+    steps = await told(run)
     texts = [each for each in said if not isinstance(each, ToolCallRequest)]
     assert steps[:2] == [called("c", "add", a=1, b=2), gave("c", "add", 3)]
     assert len(steps) == 2 + len(texts)
@@ -95,51 +96,44 @@ async def test_a_failing_model_fails_the_answer(said: list[Said]) -> None:
     assert usage.estimated and usage.input_tokens > 10 and usage.output_tokens >= 5 + len(texts)
 
 
-async def into(steps: list[Single], made: Agent, meter: Meter) -> None:
-    """Collect the steps without a task group around a failure: it would wrap it."""
-    async with AsyncExitStack() as stack:
-        tasks = anyio.create_task_group()
-        await tasks.__aenter__()
-        stack.push_async_callback(tasks.__aexit__, None, None, None)
-        answer = await stack.enter_async_context(aclosing(made.answer(ASKED, meter, tasks, deaf)))
-        with anyio.fail_after(WAIT_SECONDS):
-            async for step in answer:
-                steps += map(still, step) if isinstance(step, tuple) else [step]
-
-
 def busy_turns() -> Iterator[Turn]:
     yield [ReasoningDelta("Hm"), TextDelta("Let "), TextDelta("me"), *wants(CALLS, ("d", "shout", '{"text":"a"}'))]
     yield [TextDelta("Once more"), *wants(("e", "add", '{"a":1,"b":2}'))]
     yield [TextDelta("Done"), stop()]
 
 
-@pytest.mark.parametrize("count", range(13))
-async def test_leaving_after_any_step_leaves_nothing_behind(count: int) -> None:
-    """Closing the generator is enough: what runs in the caller's tasks ends by itself, and quietly."""
-    model = ScriptedModel(*busy_turns())
+@pytest.mark.parametrize("count", range(1, 11))
+async def test_a_run_that_takes_no_more_leaves_nothing_behind(count: int) -> None:
+    """What is raised at any step goes through the model, the tools and all that they wait for."""
+    model, run, steps = ScriptedModel(*busy_turns()), run_of(), list[Step]()
     before = asyncio.all_tasks()
+
+    def emit(step: Step) -> None:
+        run.say(step)
+        steps.append(step)
+        if len(steps) == count:
+            run.cancel()
+            run.say(Token(content="more"))
+
+    async def answer(request: ModelRequest, meter: Meter, _: Emit) -> FinishReason:
+        return await agent(model).answer(request, meter, emit)
+
     with anyio.fail_after(WAIT_SECONDS):
-        async with anyio.create_task_group() as tasks:
-            answer = agent(model).answer(ASKED, Meter(), tasks, deaf)
-            steps = [await anext(answer, Finished("stop")) for _ in range(count)]
-            await answer.aclose()
-            assert model.open == 0
-    if count in (0, 10, 12):  # 11 is all where the results of the first turn came together.
-        assert (count == 12) == (steps[-1:] == [Finished("stop")])
-    assert asyncio.all_tasks() == before
+        ending = await run.answer(answer, asking())
+    assert isinstance(ending, Done) and ending.finish_reason == "cancelled"
+    assert (len(await told(run)), model.open, asyncio.all_tasks()) == (count, 0, before)
 
 
 async def test_cancelling_while_the_model_speaks_leaves_it_at_once() -> None:
     model = ScriptedModel([TextDelta("Hel"), anyio.Event(), stop()])
-    steps: list[Single] = []
+    steps: list[Step] = []
     with anyio.fail_after(WAIT_SECONDS), anyio.CancelScope() as scope:
-        async with (
-            anyio.create_task_group() as tasks,
-            aclosing(agent(model).answer(ASKED, Meter(), tasks, deaf)) as answer,
-        ):
-            async for step in answer:
-                steps += map(still, step) if isinstance(step, tuple) else [step]
-                scope.cancel()
+
+        def emit(step: Step) -> None:
+            steps.append(step)
+            scope.cancel()
+
+        await agent(model).answer(ASKED, Meter(), emit)
     assert steps == [Token(content="Hel")]
     assert model.open == 0
 
@@ -161,14 +155,9 @@ async def test_cancelling_while_tools_run_cancels_them_and_waits_for_none() -> N
     model = ScriptedModel(wants(("c", "in_loop", "{}"), ("d", "plain", "{}")), [stop()])
     steps: list[Step] = []
 
-    async def answer() -> None:
-        async with anyio.create_task_group() as tasks:
-            async for step in agent(model, in_loop, plain).answer(ASKED, Meter(), tasks, deaf):
-                steps.append(step)
-
     with anyio.fail_after(WAIT_SECONDS):
         async with anyio.create_task_group() as outer:
-            outer.start_soon(answer)
+            outer.start_soon(agent(model, in_loop, plain).answer, ASKED, Meter(), steps.append)
             for _ in range(2):
                 assert await anyio.to_thread.run_sync(entered.acquire, True, WAIT_SECONDS)
             outer.cancel_scope.cancel()

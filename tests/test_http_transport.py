@@ -5,7 +5,7 @@ import socket
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from time import monotonic
 from typing import Any, TypeAlias
@@ -14,13 +14,12 @@ import anyio
 import httpx2
 import pytest
 
-from chatserver.providers import ModelRequest, TextDelta
+from chatserver.providers import Delta, ModelRequest, TextDelta
 from chatserver.providers.chat_completions.provider import OpenAIProvider
 from chatserver.upstream import connection, transport
 from chatserver.upstream.connection import RESPONSE_HEAD_BYTES_LIMIT, UNREAD_BYTES_LIMIT, Connection
 from chatserver.upstream.transport import BODY, HttpClient
 from tests.fake_upstream import FakeUpstream, Hang, listening_socket_is_closed, token
-from tests.scripted_model import deaf
 
 pytestmark = pytest.mark.anyio
 
@@ -262,7 +261,7 @@ async def test_a_connection_rests_for_a_while_and_is_then_closed(monkeypatch: py
             await left.wait()
 
 
-# ---- what is taken while the reader waits ----
+# ---- a body that is poured out --------------------------------------------------------------------------------------
 
 
 async def opened(headers: bytes = b"") -> Connection:
@@ -276,65 +275,87 @@ async def opened(headers: bytes = b"") -> Connection:
     return connection
 
 
-async def test_what_is_taken_does_not_come_out_and_what_is_not_does_in_its_place() -> None:
-    connection, taken = await opened(), []
+def never() -> float:
+    return asyncio.get_running_loop().time() + 60
 
-    def take(part: bytes) -> bool:
-        taken.append(part)
-        return not part.startswith(b"no")
 
-    connection.data_received(b"before")
-    assert await connection.read(take) == b"before", "nobody waited for it"
-    reading = asyncio.ensure_future(connection.read(take))
+async def test_what_comes_is_poured_out_part_by_part_within_the_callback_of_the_socket() -> None:
+    connection, parts = await opened(b"Transfer-Encoding: chunked\r\n"), list[bytes]()
+
+    def sink(part: bytes) -> bool:
+        parts.append(part)
+        return False
+
+    connection.data_received(b"6\r\nbefore\r\n")
+    pouring = asyncio.ensure_future(connection.pour(sink, never))
     await asyncio.sleep(0)
-    for part in (b"one", b"two", b"no", b"behind"):
-        connection.data_received(part)
-    assert await reading == b"nobehind"
-    assert taken == [b"one", b"two", b"no"]
-    connection.data_received(b"late")
-    assert await connection.read(take) == b"late"
-    assert taken == [b"one", b"two", b"no"]
+    assert parts == [b"before"]
+    connection.data_received(b"3\r\none\r\n3\r\ntwo\r\n")
+    assert parts[1:] == [b"onetwo"], "once for all that came together"
+    connection.data_received(b"x" * (UNREAD_BYTES_LIMIT + 1) + b"\r\n")
+    await asyncio.wait([pouring])
+    assert isinstance(pouring.exception(), httpx2.RemoteProtocolError)
 
 
-async def test_only_a_reader_that_says_so_is_offered_anything_and_never_what_had_to_pause() -> None:
-    connection, taken = await opened(), []
+@pytest.mark.parametrize("end", [b"0\r\n\r\n", None], ids=["in mid body", "at the end"])
+async def test_what_a_sink_raises_closes_the_connection_and_comes_out(end: bytes | None) -> None:
+    connection, raised = await opened(b"Content-Length: 2\r\n"), ValueError("no more")
 
-    def take(part: bytes) -> bool:
-        taken.append(part)
-        return True
+    def sink(_: bytes) -> bool:
+        raise raised
 
-    for asked, sent in ((None, b"x"), (take, b"x" * (UNREAD_BYTES_LIMIT + 1))):
-        reading = asyncio.ensure_future(connection.read(asked))
-        await asyncio.sleep(0)
-        connection.data_received(sent)
-        assert await reading == sent
-    assert taken == []
-
-
-async def test_a_body_that_ends_with_what_could_be_taken_ends() -> None:
-    connection = await opened(b"Content-Length: 2\r\n")
-    reading = asyncio.ensure_future(connection.read(lambda _: True))
+    pouring = asyncio.ensure_future(connection.pour(sink, never))
     await asyncio.sleep(0)
-    connection.data_received(b"lo")
-    assert await reading == b"lo"
-    with pytest.raises(StopAsyncIteration):
-        await connection.read()
+    connection.data_received(b"l" if end else b"lo")
+    await asyncio.wait([pouring])
+    assert pouring.exception() is raised and not connection.is_reusable
 
 
-async def test_what_is_taken_is_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_long_part_is_poured_out_whole_and_the_peer_may_go_on() -> None:
+    connection, size = await opened(), 0
+
+    def sink(part: bytes) -> bool:
+        nonlocal size
+        size += len(part)
+        return False
+
+    connection.data_received(b"x" * (UNREAD_BYTES_LIMIT + 1))
+    is_paused = [connection._is_paused]
+    pouring = asyncio.ensure_future(connection.pour(sink, never))
+    await asyncio.sleep(0)
+    is_paused.append(connection._is_paused)
+    connection.data_received(b"x" * 2 * UNREAD_BYTES_LIMIT)
+    is_paused.append(connection._is_paused)
+    assert (size, is_paused) == (3 * UNREAD_BYTES_LIMIT + 1, [True, False, False])
+    pouring.cancel()
+
+
+async def test_a_deadline_that_moves_on_is_waited_for_and_one_that_comes_nearer_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     connection, clock = await opened(), Clock()
-    reading = asyncio.ensure_future(connection.read(lambda _: True))
-    await asyncio.sleep(0)
     monkeypatch.setattr(connection, "_loop", clock)
+    until, is_nearer = clock.now + 5, False
+
+    def deadline() -> float:
+        return until
+
+    pouring = asyncio.ensure_future(connection.pour(lambda _: is_nearer, deadline))
+    await asyncio.sleep(0)
     for _ in range(5):
-        clock.now += 4.0
+        clock.now += 4
         connection.data_received(b"still here")
-        connection._look()
-        assert not reading.done()
-    clock.now += 6.0
-    connection._look()
+        until = clock.now + 5
+        connection._look(deadline)
+        assert not pouring.done() and clock.due[-1] == until
+    until, is_nearer = clock.now + 1, True
+    connection.data_received(b"the end is near")
+    await asyncio.sleep(0)
+    assert clock.due[-1] == until
+    clock.now += 1
+    connection._look(deadline)
     with pytest.raises(httpx2.ReadTimeout):
-        await reading
+        await pouring
 
 
 class Clock:
@@ -342,14 +363,15 @@ class Clock:
 
     def __init__(self) -> None:
         self.now = asyncio.get_running_loop().time()
+        self.create_future = asyncio.get_running_loop().create_future
+        self.due: list[float] = []
 
     def time(self) -> float:
         return self.now
 
-    def call_later(self, seconds: float, callback: Callable[[], None]) -> asyncio.Handle:
-        handle = asyncio.Handle(callback, (), asyncio.get_running_loop())
-        handle.cancel()
-        return handle
+    def call_at(self, when: float, callback: Callable[..., None], *args: Any) -> asyncio.Handle:
+        self.due.append(when)
+        return asyncio.Handle(callback, args, asyncio.get_running_loop())
 
 
 # ---- silence, leaving, haste ----------------------------------------------------------------------------------------
@@ -381,12 +403,18 @@ async def test_leaving_closes_the_socket_at_once() -> None:
         upstream.always(token("Hi"), Hang())
         async with OpenAIProvider(api_key="k", base_url=upstream.url, idle_seconds=60) as provider:
             for turn in range(200):
+                found: list[Delta] = []
                 with anyio.CancelScope() as scope:
-                    async with aclosing(provider.stream(request, deaf)) as deltas:
-                        assert await anext(deltas) == TextDelta("Hi")
-                        if turn % 2:
-                            asyncio.get_running_loop().call_soon(scope.cancel)
-                            await anext(deltas)
+
+                    def on_delta(delta: Delta) -> None:
+                        found.append(delta)  # noqa: B023 - called before the loop goes on
+                        if turn % 2:  # noqa: B023
+                            raise LookupError
+                        scope.cancel()
+
+                    with suppress(LookupError):
+                        await provider.stream(request, on_delta)
+                assert found == [TextDelta("Hi")]
                 left_at = monotonic()
                 replies = await upstream.closed(turn + 1)
                 closed_at = replies[turn].closed_at

@@ -15,7 +15,8 @@ import psutil
 import pytest
 
 from chatserver.log.memory import MemoryLog
-from chatserver.runs.run import Run, Subscription
+from chatserver.runs.run import Run
+from chatserver.runs.subscription import Subscription
 from chatserver.serving.http_exchange import Exchange
 from chatserver.serving.http_protocol import HttpProtocol
 from chatserver.serving.websocket_protocol import WebSocketProtocol

@@ -16,10 +16,8 @@ from chatserver.errors import TooMany
 from chatserver.events import Answer, ToolResult, Usage
 from chatserver.events import Done as DoneEvent
 from chatserver.limits import Bucket, Day, Meter, Requests
-from chatserver.log.memory import MemoryLog
 from chatserver.providers import ModelRequest
-from chatserver.records import RunRecord, timestamp
-from chatserver.runs.run import Run
+from chatserver.runs.checkpoints import Checkpoints
 from chatserver.serving import websocket_protocol
 from chatserver.sessions import Sessions
 from tests.clients import SSE, TRANSPORTS, WS, HttpReader, RefusedError, Transport, WsReader, documents_of, request
@@ -27,7 +25,7 @@ from tests.counting import calls_of
 from tests.fake_upstream import Done, FakeUpstream, Gate, Step, counted, finish, reasoning, role, say, token, tool_call
 from tests.live import LiveServer, live_server
 from tests.proving import answer_of
-from tests.scripted_model import ScriptedModel, agent, steps_of, stop, wants
+from tests.scripted_model import ScriptedModel, agent, asking, run_of, steps_of, stop, wants
 from tests.steps import result_of
 from tests.users import guarded_server, of
 
@@ -327,19 +325,19 @@ async def test_calls_that_are_refused_together_are_stored_together() -> None:
     """Storing an answer takes as long as it is: once for each call would be quadratic."""
     stored: list[int] = []
 
-    async def asked() -> ModelRequest:
-        return ASKED
-
     class Counting:
         async def checkpoint(self, answers: Mapping[str, Answer]) -> None:
-            stored.append(sum(call.is_error is not None for call in answers["r"].tool_calls))
+            stored.append(sum(call.is_error is not None for call in answers["run"].tool_calls))
 
+    checkpoints = Checkpoints(cast(Sessions, Counting()))
+    run = run_of(on_result=checkpoints.hasten)
     calls = wants(*((f"c{n}", "nothing", "{}") for n in range(200)))
-    record = RunRecord(
-        run_id="r", session_id="s", message_id="m", status="running", last_seq=0, usage=None, created_at=timestamp()
-    )
-    run = Run("ann", record, MemoryLog("r"), Meter(), grace_seconds=None)
-    ending = await run.answer(agent(ScriptedModel(calls, [stop()])), asked, cast(Sessions, Counting()))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(checkpoints.keep)
+        checkpoints.add(run.log)
+        ending = await run.answer(agent(ScriptedModel(calls, [stop()])).answer, asking())
+        await anyio.wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
     assert isinstance(ending, DoneEvent) and stored == [200]
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 
 import anyio
 import httpx2
@@ -11,14 +10,13 @@ import openai
 import pytest
 
 from chatserver.errors import UpstreamError
-from chatserver.providers import ModelRequest, TextDelta
+from chatserver.providers import Delta, ModelRequest, TextDelta
 from chatserver.providers.chat_completions.provider import OpenAIProvider
 from chatserver.providers.client import OPENAI_URL, address, make_client
 from chatserver.settings import Settings, load
 from tests.clients import SSE, WS, Transport, documents_of
 from tests.fake_upstream import FakeUpstream, Status, Step, refuse, say
 from tests.live import live_server
-from tests.scripted_model import deaf
 
 pytestmark = pytest.mark.anyio
 
@@ -47,8 +45,9 @@ async def answer(base_url: str | None) -> str:
     """The text of a turn."""
     async with OpenAIProvider(api_key=KEY, base_url=base_url, idle_seconds=10) as provider:
         with anyio.fail_after(20):
-            async with aclosing(provider.stream(ASK, deaf)) as deltas:
-                return "".join([delta.text async for delta in deltas if isinstance(delta, TextDelta)])
+            found: list[Delta] = []
+            await provider.stream(ASK, found.append)
+            return "".join([delta.text for delta in found if isinstance(delta, TextDelta)])
 
 
 # ---- the address ----------------------------------------------------------------------------------------------------
@@ -181,9 +180,7 @@ async def headers_of_a_turn(upstream: FakeUpstream, settings: Settings) -> dict[
     headers, key = settings.upstream_headers, settings.openai_api_key
     async with OpenAIProvider(api_key=key, base_url=upstream.url, idle_seconds=10, headers=headers) as provider:
         with anyio.fail_after(20):
-            async with aclosing(provider.stream(ASK, deaf)) as deltas:
-                async for _ in deltas:
-                    pass
+            await provider.stream(ASK, lambda _: None)
     return upstream.requests[-1].headers
 
 

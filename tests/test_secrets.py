@@ -261,7 +261,7 @@ async def test_no_repr_shows_a_secret(place: Place) -> None:
     things += [
         ModelRequest(model="m", messages=[message]),
         *parts.runs._runs.values(),
-        parts.runs._lives._agent.provider,
+        parts.runs._lives._agent.__self__.provider,
     ]
     things += [(await parts.runs.session("ann", json.loads((await reading.take(1))[0])["session_id"], True, 10, None))]
     session = things.pop()

@@ -10,8 +10,8 @@ import pytest
 
 from chatserver import auth
 from chatserver.limits import Requests
-from chatserver.runs.run import Subscription
 from chatserver.runs.runs import Runs
+from chatserver.runs.subscription import Subscription
 from chatserver.transports.admission import Admissions
 from chatserver.transports.connections import Connections
 from chatserver.transports.multiplexer import Multiplexer

@@ -1,6 +1,6 @@
 """Providers: where a model's deltas come from. A provider streams one turn; it knows no run, no event and no tool."""
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol, TypeAlias
 
 from msgspec import Struct
@@ -48,30 +48,26 @@ class ToolCallRequest(Struct, frozen=True, gc=False):
     arguments: str
 
 
+Delta: TypeAlias = TextDelta | ReasoningDelta | ToolCallRequest
+OnDelta: TypeAlias = Callable[[Delta], None]
+"""Is told of each delta as soon as it has come, from within the callback of the upstream's socket."""
+
+
 class Finish(Struct, frozen=True):
-    """The turn has ended as it should; the last delta. ``usage`` is None when the upstream did not say."""
+    """The turn has ended as it should. ``usage`` is None when the upstream did not say."""
 
     reason: Literal["stop", "length", "content_filter", "tool_calls"]
     usage: Usage | None
 
 
-Delta: TypeAlias = TextDelta | ReasoningDelta | ToolCallRequest | Finish
-
-
-TakeText: TypeAlias = Callable[[str], bool]
-"""Take text of the answer at once; False: not now, and nothing was done."""
-
-
 class Provider(Protocol):
     """A source of turns."""
 
-    def stream(self, request: ModelRequest, take: TakeText) -> AsyncGenerator[Delta, None]:
-        """One turn. Closing the generator closes the upstream connection at once, whatever it was doing.
-
-        Text that comes while the generator is waited for is given to ``take`` first: a token then wakes no task. What
-        that takes does not come out.
+    async def stream(self, request: ModelRequest, on_delta: OnDelta) -> Finish:
+        """One turn, which has ended when this returns. Cancelling it closes the upstream connection at once.
 
         Raises:
-            UpstreamError: while iterating; the turn has failed.
+            UpstreamError: the turn has failed.
+            Exception: what ``on_delta`` raised; that ends the turn too.
         """
         ...

@@ -7,7 +7,7 @@ from time import monotonic
 import anyio
 
 from chatserver.errors import Unavailable
-from chatserver.runs.run import Run
+from chatserver.log import EventLog
 from chatserver.sessions import Sessions
 
 logger = logging.getLogger(__name__)
@@ -20,47 +20,94 @@ SHORTEST_REST_SECONDS, LONGEST_REST_SECONDS = 0.05, 0.5
 """How many answers are stored together, about, and how long a rest is left between: a thousand in one transaction
 would hold up all tokens, and one at a time is dear."""
 
+START_SEQ = 1
+"""The `seq` of `start`, with which every run begins: up to it there is nothing of an answer to store."""
 
-async def keep(unfinished: dict[str, Run], sessions: Sessions) -> None:
-    """Store the answers of these runs, for ever. Their order in the dictionary is kept: the oldest look first."""
-    rest_seconds = LONGEST_REST_SECONDS
-    while True:
-        await anyio.sleep(rest_seconds)
-        now = monotonic()
+
+class _Growing:
+    """An answer that grows: when it was last asked for more to store, and how far it is stored."""
+
+    __slots__ = ("log", "looked_at", "stored_seq")
+
+    def __init__(self, log: EventLog) -> None:
+        self.log = log
+        self.looked_at = monotonic()
+        self.stored_seq = START_SEQ
+
+
+class Checkpoints:
+    """The answers of this process that grow, and what stores them."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+        self._growing: dict[str, _Growing] = {}  # The oldest look first.
+        self._urgent: dict[str, None] = {}
+        self._call = anyio.Event()
+
+    def add(self, log: EventLog) -> None:
+        """From now on the answer in this log is stored now and then."""
+        if not self._growing:
+            self._call.set()
+        self._growing[log.run_id] = _Growing(log)
+
+    def remove(self, run_id: str) -> None:
+        """The answer does not grow any more; whoever ended it stores it whole."""
+        self._growing.pop(run_id, None)
+        self._urgent.pop(run_id, None)
+
+    def hasten(self, run_id: str) -> None:
+        """Store an answer as soon as it can be: a tool may have changed the world, and a crash must not hide that."""
+        if run_id in self._growing:
+            self._urgent[run_id] = None
+            self._call.set()
+
+    async def keep(self) -> None:
+        """Store what grows, for ever."""
+        rest_seconds = LONGEST_REST_SECONDS
+        while True:
+            # Without an answer that grows there is nothing to look at.
+            with anyio.move_on_after(rest_seconds if self._growing else None):
+                await self._call.wait()
+            began = monotonic()
+            try:
+                await self.store(self._due(began, rest_seconds))
+                wanted = CHECKPOINT_SECONDS * CHECKPOINT_ANSWERS / (len(self._growing) or 1)
+                took = monotonic() - began  # A slow disk has other things to write.
+                rest_seconds = max(SHORTEST_REST_SECONDS, min(LONGEST_REST_SECONDS, wanted), took)
+            except Unavailable:
+                await anyio.sleep(CHECKPOINT_SECONDS)  # A database that is down is not asked at every tick.
+
+    def _due(self, now: float, rest_seconds: float) -> list[str]:
+        """The runs whose answers are to be stored now; those that are not urgent go behind all others."""
+        urgent, self._urgent, self._call = self._urgent, {}, anyio.Event()
         share = 2 * rest_seconds / CHECKPOINT_SECONDS  # Twice what comes due on average, to catch up.
-        oldest = islice(unfinished.values(), 1 + int(share * len(unfinished)))
-        due = [run for run in oldest if now - run.looked_at >= CHECKPOINT_SECONDS - rest_seconds]
-        for run in due:
-            run.looked_at = now
-            unfinished[run.run_id] = unfinished.pop(run.run_id)  # Behind all others.
-        try:
-            await store(due, sessions)
-            wanted = CHECKPOINT_SECONDS * CHECKPOINT_ANSWERS / (len(unfinished) or 1)
-            took = monotonic() - now  # A slow disk has other things to write.
-            rest_seconds = max(SHORTEST_REST_SECONDS, min(LONGEST_REST_SECONDS, wanted), took)
-        except Unavailable:
-            rest_seconds = CHECKPOINT_SECONDS  # A database that is down is not asked at every tick.
+        oldest = islice(self._growing.items(), 1 + int(share * len(self._growing)))
+        due = [run_id for run_id, each in oldest if now - each.looked_at >= CHECKPOINT_SECONDS - rest_seconds]
+        for run_id in due:
+            each = self._growing[run_id] = self._growing.pop(run_id)
+            each.looked_at = now
+        return [*urgent, *(run_id for run_id in due if run_id not in urgent)]
 
+    async def store(self, run_ids: list[str]) -> None:
+        """Store those of these answers that have grown; one that cannot be stored takes no other with it.
 
-async def store(runs: list[Run], sessions: Sessions) -> None:
-    """Store the answers of these runs that have grown; one that cannot be stored takes no other with it.
-
-    Raises:
-        Unavailable: none is stored.
-    """
-    seqs = {run.run_id: run.log.last_seq for run in runs}
-    changed = [run for run in runs if seqs[run.run_id] > run.stored_seq]
-    if not changed:
-        return
-    try:
-        await sessions.checkpoint({run.run_id: run.log.answer() for run in changed})
-    except Unavailable:
-        raise
-    except Exception:
-        if len(changed) > 1:
-            for run in changed:
-                await store([run], sessions)
+        Raises:
+            Unavailable: none is stored.
+        """
+        found = [each for run_id in run_ids if (each := self._growing.get(run_id))]
+        seqs = {each.log.run_id: each.log.last_seq for each in found}
+        changed = [each for each in found if seqs[each.log.run_id] > each.stored_seq]
+        if not changed:
             return
-        logger.exception("the answer of run %s could not be stored while it is written", changed[0].run_id)
-    for run in changed:
-        run.stored_seq = seqs[run.run_id]
+        try:
+            await self._sessions.checkpoint({each.log.run_id: each.log.answer() for each in changed})
+        except Unavailable:
+            raise
+        except Exception:
+            if len(changed) > 1:
+                for each in changed:
+                    await self.store([each.log.run_id])
+                return
+            logger.exception("the answer of run %s could not be stored while it grows", changed[0].log.run_id)
+        for each in changed:
+            each.stored_seq = seqs[each.log.run_id]

@@ -14,8 +14,9 @@ from chatserver.events import PROTOCOL_VERSION, Start
 from chatserver.limits import Place
 from chatserver.log import EventLogs
 from chatserver.providers import ModelRequest
-from chatserver.runs.checkpoints import keep
-from chatserver.runs.run import STORE_AGAIN_AT_MOST_SECONDS, Ask, Run, Subscription
+from chatserver.runs.checkpoints import Checkpoints
+from chatserver.runs.run import STORE_AGAIN_AT_MOST_SECONDS, Ask, Run
+from chatserver.runs.subscription import Subscription
 from chatserver.sessions import Begun, Sessions
 from chatserver.settings import Settings
 
@@ -35,13 +36,14 @@ class Lives:
         self._logs = logs
         self._agent = agent
         self._unfinished: dict[str, Run] = {}
+        self._checkpoints = Checkpoints(sessions)
         self._lives: set[asyncio.Task[None]] = set()
         self._chores: set[asyncio.Task[None]] = set()  # Tasks that the end of the server cuts short.
         self._has_orphans = self._is_sweeping = False
 
     def open(self) -> None:
         """Begin to store how far the answers have come."""
-        _spawn(keep(self._unfinished, self._sessions), self._chores)
+        _spawn(self._checkpoints.keep(), self._chores)
 
     async def close(self) -> None:
         """Interrupt what still goes on, and wait until it is stored."""
@@ -93,9 +95,9 @@ class Lives:
                 heartbeat_ms=round(settings.heartbeat_seconds * 1000),
             )
         )
-        run = self.runs[log.run_id] = self._unfinished[log.run_id] = Run(
-            user, begun.run, log, place.meter, grace_seconds
-        )
+        run = Run(user, begun.run, log, place.meter, grace_seconds, self._checkpoints.hasten)
+        self.runs[log.run_id] = self._unfinished[log.run_id] = run
+        self._checkpoints.add(log)
         reader = Subscription(log, 0, run, is_at_end=False)
         _spawn(self._live(run, partial(self._asked, begun, request), place), self._lives)
         return reader
@@ -134,11 +136,12 @@ class Lives:
 
     async def _live(self, run: Run, ask: Ask, place: Place) -> None:
         try:
-            ending = await run.answer(self._agent, ask, self._sessions)
+            ending = await run.answer(self._agent, ask)
             run.meter.told(None)
             is_stored = await run.finish(ending, self._sessions)
         finally:
             del self._unfinished[run.run_id]
+            self._checkpoints.remove(run.run_id)
             await place.release()
         if is_stored:
             self._retain(run)

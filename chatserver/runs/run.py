@@ -1,4 +1,4 @@
-"""One run: from its start to its one terminal event, whoever comes and goes; and one reader of it.
+"""One run: from its start to its one terminal event, whoever comes and goes.
 
     running ──▶ waiting ──▶ running ──▶ completed | cancelled | failed
 
@@ -8,17 +8,16 @@ unless it was told to continue.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from time import monotonic
-from typing import Self, TypeAlias
+from typing import NoReturn, TypeAlias
 
 import anyio
-from anyio.abc import TaskGroup
 
-from chatserver.agent import Agent, Finished
+from chatserver.agent import Agent, Step
 from chatserver.compaction import compact
-from chatserver.endings import INTERNAL, INTERRUPTED, UNREAD, UNSTORED, ending_of
+from chatserver.endings import INTERNAL, INTERRUPTED, UNSTORED, WRONG, ending_of
 from chatserver.errors import RunLost, Unavailable, UpstreamError
 from chatserver.events import (
     Done,
@@ -32,8 +31,8 @@ from chatserver.events import (
     appended,
 )
 from chatserver.lean_event import LeanEvent
-from chatserver.limits import Meter
-from chatserver.log import EVENTS_LIMIT, Cursor, EventLog
+from chatserver.limits import Meter, Spent
+from chatserver.log import EVENTS_LIMIT, EventLog
 from chatserver.providers import ModelRequest
 from chatserver.records import RunRecord, RunStatus, status_after
 from chatserver.sessions import Sessions
@@ -52,20 +51,28 @@ STORE_AGAIN_SECONDS = 0.5
 STORE_AGAIN_AT_MOST_SECONDS = 5.0
 """Between tries to store an answer that the database does not take: a full disk, a lost server. Each waits longer."""
 
-START_SEQ = 1
-"""The `seq` of `start`, with which every run begins: up to it there is nothing of an answer to store."""
-
-SAYABLE = (Token, Reasoning, ToolCall, ToolResult)
-"""What an agent may say; how a run begins and ends is the run's to say."""
 
 Ask: TypeAlias = Callable[[], Awaitable[ModelRequest]]
 """Puts together what the model is asked."""
 
 
+class RunOverError(Exception):
+    """The run takes no more."""
+
+
 class Run:
     """One run of this process, from its start until its log is forgotten."""
 
-    def __init__(self, user: str, record: RunRecord, log: EventLog, meter: Meter, grace_seconds: float | None) -> None:
+    def __init__(
+        self,
+        user: str,
+        record: RunRecord,
+        log: EventLog,
+        meter: Meter,
+        grace_seconds: float | None,
+        on_result: Callable[[str], None],
+    ) -> None:
+        """``on_result`` is called with the run's id when a tool has given a result."""
         self.user = user
         self.record = record
         self.log = log
@@ -75,12 +82,11 @@ class Run:
         self.subscribers = 0
         self._grace_seconds = grace_seconds
         self._timer: asyncio.TimerHandle | None = None
-        self._last_seq = 0
-        self._scope: anyio.CancelScope | None = None  # Its task group's: one of its own would be a KB more a stream.
+        self._scope: anyio.CancelScope | None = None
+        self._on_result = on_result
+        self._calls: dict[str, bool] = {}  # The tool calls, and whether each has its result.
         self._ending: Terminal | None = None
         self.over = LeanEvent()
-        self.looked_at, self.stored_seq = self.began, START_SEQ
-        """When it was last asked whether there is more to store of its answer, and how far that is stored."""
 
     @property
     def run_id(self) -> str:
@@ -148,46 +154,65 @@ class Run:
             duration_ms=round((monotonic() - self.began) * 1000),
         )
 
-    async def answer(self, agent: Agent, ask: Ask, sessions: Sessions) -> Terminal:
-        """Append the agent's steps to the log; the terminal event that they, a failure or a cancel call for."""
-        ending: Terminal = INTERNAL
+    async def answer(self, agent: Agent, ask: Ask) -> Terminal:
+        """Let the agent answer; the terminal event that it, a failure or a cancel calls for."""
         try:
-            async with anyio.create_task_group() as tasks:
-                self._scope = tasks.cancel_scope
+            with anyio.CancelScope() as self._scope:
                 if self._ending is None:
-                    ending = await self._follow(agent, await ask(), sessions, tasks)
-        except Unavailable:
-            ending = UNREAD
-        except Exception:
-            logger.exception("run %s failed", self.run_id)
-        return self._ending or ending
+                    self._end(self.done(await agent(await ask(), self.meter, self.say)))
+        except Spent:
+            self._end(self.done("length"))
+        except (UpstreamError, Unavailable) as error:
+            self._end(ending_of(error))
+        except Exception as error:
+            if self._ending is None:
+                logger.exception("run %s failed", self.run_id)
+                self._end(ending_of(error))
+        return self._ending or INTERNAL
 
-    async def _follow(self, agent: Agent, request: ModelRequest, sessions: Sessions, tasks: TaskGroup) -> Terminal:
+    def say(self, step: Step) -> None:
+        """The one entry for what an agent says.
+
+        Raises:
+            RunOverError: the run takes no more.
+        """
+        if self._ending is not None:
+            raise RunOverError
+        match step:
+            case Token() | Reasoning():
+                self._say(step)
+            case ToolCall() if step.call_id not in self._calls:
+                self._calls[step.call_id] = False
+                self._append(step)
+            case ToolResult() if self._calls.get(step.call_id) is False:
+                self._calls[step.call_id] = True
+                self._append(step)
+                self._on_result(self.run_id)
+            case _:
+                self._refuse(step)
+
+    def _say(self, text: Token | Reasoning) -> None:
         try:
-            async with aclosing(agent.answer(request, self.meter, tasks, self._append_now)) as steps:
-                async for step in steps:
-                    if isinstance(step, Finished):
-                        return self.done(step.reason)
-                    for event in step if isinstance(step, tuple) else (step,):
-                        if not isinstance(event, SAYABLE):
-                            raise TypeError(f"an agent says texts, calls and results, no {type(event).__name__}")
-                        self._last_seq = self.log.append(event).seq
-                    if self._last_seq >= EVENTS_LIMIT:
-                        return self.done("length")
-                    if isinstance(step, tuple):
-                        # A tool may have changed the world: that it was called must survive a crash.
-                        with suppress(Unavailable):  # Then it is stored with the others, when the database is back.
-                            await sessions.checkpoint({self.run_id: self.log.answer()})
-        except UpstreamError as error:
-            return ending_of(error)
-        raise AssertionError("an agent's last step is Finished")
+            fitting = self.meter.say(text.content)
+        except Spent:
+            fitting = ""
+        if fitting:
+            self._append(text if fitting is text.content else type(text)(content=fitting))
+        if len(fitting) < len(text.content):
+            self._stop(self.done("length"))
 
-    def _append_now(self, token: Token) -> bool:
-        # The last event that there is room for is left to `_follow`, which then ends the run.
-        if self._ending is not None or self._last_seq >= EVENTS_LIMIT - 1:
-            return False
-        self._last_seq = self.log.append(token).seq
-        return True
+    def _append(self, step: Step) -> None:
+        if self.log.append(step).seq >= EVENTS_LIMIT:
+            self._stop(self.done("length"))
+
+    def _refuse(self, step: object) -> NoReturn:
+        """A wrong agent fails its run, and nothing else."""
+        logger.error("run %s failed: its agent says %s, where none can be", self.run_id, type(step).__name__)
+        self._stop(WRONG)
+
+    def _stop(self, ending: Terminal) -> NoReturn:
+        self._end(ending)
+        raise RunOverError
 
     async def finish(self, ending: Terminal, sessions: Sessions) -> bool:
         """Store the answer, then say that it is over; whether it was stored. If not, the end tells a failure.
@@ -240,42 +265,3 @@ class Run:
         answer = self.log.answer()
         kept = compact(records, self.run_id, whole=answer)
         await sessions.finish(self.run_id, ending=ending, answer=answer, records=kept, usage=self.meter.usage())
-
-
-class Subscription:
-    """One reader of one run. Made, it counts; leaving it is a disconnect, never a cancel."""
-
-    def __init__(self, log: EventLog, after: int, run: Run | None, is_at_end: bool) -> None:
-        self.run_id = log.run_id
-        self.is_at_end = is_at_end
-        self._log = log
-        self._after = after
-        self._run = run
-        self._has_left = False
-        if run is not None:
-            run.join()
-
-    @property
-    def is_over(self) -> bool:
-        """The run has ended; what is still unread is all there will be."""
-        return self._run is None or self._run.is_over
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Leave; once is enough."""
-        if self._run is not None and not self._has_left:
-            self._has_left = True
-            self._run.leave()
-
-    def cursor(self) -> Cursor:
-        """What a pump sends from."""
-        return self._log.cursor(self._after)
-
-    def read(self) -> AsyncGenerator[Sequence[Record], None]:
-        """What the cursor is given, as a generator."""
-        return self._log.read(self._after)

@@ -15,7 +15,8 @@ from chatserver.limits import Places
 from chatserver.log import EventLog, EventLogs
 from chatserver.records import MessageRecord, RunRecord, SessionDetail
 from chatserver.runs.life import Lives
-from chatserver.runs.run import Run, Subscription
+from chatserver.runs.run import Run
+from chatserver.runs.subscription import Subscription
 from chatserver.sessions import Sessions
 from chatserver.settings import Settings
 

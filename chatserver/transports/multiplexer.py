@@ -19,8 +19,8 @@ from chatserver.errors import BadJson, ChatError, NoCommand
 from chatserver.events import Record
 from chatserver.limits import Requests
 from chatserver.replies import PING, Accepted, Pong, Rejected, rejected
-from chatserver.runs.run import Subscription
 from chatserver.runs.runs import Runs
+from chatserver.runs.subscription import Subscription
 from chatserver.strict_json import json_text
 from chatserver.transports.close_codes import (
     BINARY_FRAME,

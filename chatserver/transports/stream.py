@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 
 import anyio
 
-from chatserver.runs.run import Subscription
+from chatserver.runs.subscription import Subscription
 from chatserver.transports.connections import (
     FLUSH_SECONDS,
     ON_LEAVE,

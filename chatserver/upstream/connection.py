@@ -15,8 +15,11 @@ RESPONSE_HEAD_BYTES_LIMIT = 100 * 1024
 UNREAD_BYTES_LIMIT = 256 * 1024
 """What waits for its reader at most, before the socket is left unread and the peer has to wait."""
 
-Take: TypeAlias = Callable[[bytes], bool]
-"""Take a part of a body at once; False: not now, and nothing was done. What it raises ends the connection."""
+Sink: TypeAlias = Callable[[bytes], bool]
+"""Takes a part of a body. True: the deadline has come nearer, look at it again. What it raises ends the exchange."""
+
+Deadline: TypeAlias = Callable[[], float]
+"""When waiting has been in vain, in the loop's time. It may move while somebody waits: silence is counted anew."""
 
 ADDRESS_SECONDS = 0.25
 """The start that one address of a host gets before the next is tried too (RFC 8305, "Happy Eyeballs")."""
@@ -30,13 +33,10 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._parser: Any = None
         self._waiter: asyncio.Future[None] | None = None
-        self._waiting_since = 0.0
-        self._take: Take | None = None
+        self._sink: Sink | None = None
         self._read_seconds: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._is_lost = False
-
-    # What the transport calls.
 
     async def exchange(self, message: bytes, read_seconds: float | None) -> tuple[int, list[tuple[bytes, bytes]]]:
         """Send a request and wait for the head of its response: its status and headers.
@@ -46,35 +46,56 @@ class Connection(asyncio.Protocol):
         """
         self._parser = httptools.HttpResponseParser(self)
         self._read_seconds = read_seconds
-        self._take = None
         self._headers: list[tuple[bytes, bytes]] = []
         self._head_bytes = 0
         self._status = 0
         self._parts: list[bytes] = []
         self._unread_bytes = 0
         self._is_framed = self._is_complete = self._lasts = self._is_paused = False
-        self._error: httpx2.TransportError | None = None
+        self._error: Exception | None = None
         if self._is_lost or self._transport.is_closing():
             raise httpx2.ReadError("the connection was closed before the request")
         self._transport.write(message)
-        self._waiting_since = self._loop.time()
+        deadline = self._silence()
         while not self._status:
-            await self._news()
+            await self._news(deadline)
         return self._status, self._headers
 
-    async def read(self, take: Take | None = None) -> bytes:
-        """All that has come of the body since the last read, beside what ``take`` took while this waited.
+    async def pour(self, sink: Sink, deadline: Deadline) -> None:
+        """Hand each part of the body to ``sink`` as it comes, by a plain call; return when that was all.
+
+        To wake a task for each token takes 6 µs of CPU more, of 28 for the whole way of one.
+
+        Raises:
+            httpx2.ReadTimeout: ``deadline`` has passed.
+            httpx2.TransportError: the body was cut off.
+            Exception: what ``sink`` raised.
+        """
+        self._sink = sink
+        try:
+            self._hand_over()
+            while not self._is_complete:
+                await self._news(deadline)
+            self._check()
+        finally:
+            self._sink = None
+
+    async def read(self) -> bytes:
+        """All that has come of the body since the last read.
 
         Raises:
             StopAsyncIteration: that was all.
             httpx2.TransportError: it was cut off, or the peer is silent.
         """
-        self._take = take
-        self._waiting_since = self._loop.time()  # Once: what comes without being a body, as trailers do, is silence.
+        deadline = self._silence()  # Once: what comes without being a body, as trailers do, is silence.
         while not self._parts:
             if self._is_complete:
                 raise StopAsyncIteration
-            await self._news()
+            await self._news(deadline)
+            await checkpoint_if_cancelled()  # anyio cancels no task whose wait is over, as it is for a peer in haste.
+        return self._unread()
+
+    def _unread(self) -> bytes:
         data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts = []
         self._unread_bytes = 0
@@ -89,51 +110,57 @@ class Connection(asyncio.Protocol):
         return is_free and not self._is_lost and not self._transport.is_closing()
 
     def rest(self, seconds: float | None) -> None:
-        """Wait for the next request, for so long; None: it is here. Whoever has read the last response is let go of."""
-        self._take = None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        """Wait for the next request, for so long; None: it is here."""
+        self._stop_timer()
         if seconds is not None:
             self._timer = self._loop.call_later(seconds, self.close)
 
     def close(self) -> None:
         """Close the socket at once, whatever is under way."""
-        self.rest(None)
+        self._stop_timer()
         self._transport.abort()
 
-    async def _news(self) -> None:
-        """Wait until something has come. One timer serves all waits: it is set anew when it goes off, not each time.
+    def _silence(self) -> Deadline | None:
+        """The deadline of one wait for the peer."""
+        if self._read_seconds is None:
+            return None
+        until = self._loop.time() + self._read_seconds
+        return lambda: until
 
-        A cancel is looked for after each: anyio cancels no task whose wait is over, and while the peer makes no pause
-        that is what it always finds.
-        """
-        if self._error is not None:
-            raise self._error
+    async def _news(self, deadline: Deadline | None) -> None:
+        """Wait until something has come that concerns whoever waits."""
+        self._check()
         self._waiter = self._loop.create_future()
-        if self._timer is None and self._read_seconds is not None:
-            self._timer = self._loop.call_later(self._read_seconds, self._look)
+        if deadline is not None:
+            self._timer = self._loop.call_at(deadline(), self._look, deadline)
         try:
             await self._waiter
         finally:
             self._waiter = None
-        await checkpoint_if_cancelled()
+            self._stop_timer()
+        self._check()
 
-    def _look(self) -> None:
-        self._timer = None
-        if self._waiter is None or self._read_seconds is None:
-            return
-        left = self._waiting_since + self._read_seconds - self._loop.time()
-        if left > 0:
-            self._timer = self._loop.call_later(left, self._look)
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _look(self, deadline: Deadline) -> None:
+        """A moment has come that was the deadline: it may have moved on, and the timer is set anew only now."""
+        if (until := deadline()) > self._loop.time():
+            self._timer = self._loop.call_at(until, self._look, deadline)
         else:
             self._fail(httpx2.ReadTimeout("the peer is silent"))
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _fail(self, error: httpx2.TransportError) -> None:
+    def _fail(self, error: Exception) -> None:
         self._error = self._error or error
         self._transport.abort()
         self._wake()
@@ -146,35 +173,34 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._parser is None or self._is_complete:
             return self._transport.abort()  # Nobody has asked.
+        error = None
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._lasts = False
             if not self._is_complete:
-                return self._fail(httpx2.RemoteProtocolError("the peer does not speak HTTP"))
+                error = httpx2.RemoteProtocolError("the peer does not speak HTTP")
         if not self._status:
             self._head_bytes += len(data)
             if self._head_bytes > RESPONSE_HEAD_BYTES_LIMIT:
-                return self._fail(httpx2.RemoteProtocolError("the head has no end"))
-        elif not self._offer():
-            self._wake()
+                error = httpx2.RemoteProtocolError("the head has no end")
+        else:
+            self._hand_over()
+        if error is not None:
+            self._fail(error)
 
-    def _offer(self) -> bool:
-        """Offer what has come to the reader that waits for it; whether it was taken.
-
-        To wake its task for each token takes 6 µs of CPU more, of 28 for the whole way of one.
-        """
-        is_waiting = self._waiter is not None and not self._waiter.done()
-        # A transport that is paused is resumed by `read`.
-        if self._take is None or not is_waiting or self._is_complete or self._is_paused:
-            return False
-        parts, self._parts = self._parts, []  # Whatever happens meanwhile, nothing is taken and read too.
-        if not parts or not self._take(b"".join(parts)):
-            self._parts = parts
-            return False
-        self._unread_bytes = 0
-        self._waiting_since = self._loop.time()
-        return True
+    def _hand_over(self) -> None:
+        """Give what has come of the body to who takes it; without such a one, it waits, and in the end the peer."""
+        if self._sink is None:
+            if self._unread_bytes > UNREAD_BYTES_LIMIT and not self._is_paused:
+                self._is_paused = True
+                self._transport.pause_reading()
+            return self._wake()
+        try:
+            if (self._parts and self._sink(self._unread())) or self._is_complete:
+                self._wake()
+        except Exception as error:  # noqa: BLE001 - whoever pours it out is told
+            self._fail(error)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._is_lost = True
@@ -211,9 +237,6 @@ class Connection(asyncio.Protocol):
     def on_body(self, data: bytes) -> None:
         self._parts.append(data)
         self._unread_bytes += len(data)
-        if self._unread_bytes > UNREAD_BYTES_LIMIT and not self._is_paused:
-            self._is_paused = True
-            self._transport.pause_reading()
 
     def on_message_complete(self) -> None:
         if self._status:

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import anyio
 import httpx2
 
-from chatserver.upstream.connection import Connection, Take, connected
+from chatserver.upstream.connection import Connection, Deadline, Sink, connected
 
 KEEPALIVE_SECONDS = 4.0
 """Less than the 5 s after which Node and uvicorn close: a request must not meet a connection that is just going."""
@@ -115,23 +115,26 @@ class HttpTransport(httpx2.AsyncBaseTransport):
 
 
 class Body(httpx2.AsyncByteStream):
-    """A response's body; closing it gives the connection back, or closes it when something is left to come.
-
-    ``take`` is offered what comes while a reader waits.
-    """
+    """A response's body; closing it gives the connection back, or closes it when something is left to come."""
 
     def __init__(self, connection: Connection, leave: Callable[[], None]) -> None:
         self._connection: Connection | None = connection
         self._leave = leave
-        self.take: Take | None = None
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
     def __anext__(self) -> Awaitable[bytes]:
+        return self._open().read()
+
+    def pour(self, sink: Sink, deadline: Deadline) -> Awaitable[None]:
+        """The other way of reading it: what comes is pushed to ``sink``, see ``Connection.pour``."""
+        return self._open().pour(sink, deadline)
+
+    def _open(self) -> Connection:
         if self._connection is None:
             raise httpx2.StreamClosed
-        return self._connection.read(self.take)
+        return self._connection
 
     async def aclose(self) -> None:
         if self._connection is not None:

@@ -4,17 +4,17 @@ This is the seam for other APIs of the SDK: another decoder beside ``chunks``, a
 """
 
 import logging
-from collections.abc import AsyncGenerator, Collection, Mapping
-from contextlib import aclosing, suppress
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Self, cast
 from urllib.parse import urlsplit
 
 import anyio
 
-from chatserver.providers import Delta, Finish, ModelRequest, TakeText
+from chatserver.providers import Finish, ModelRequest, OnDelta
 from chatserver.providers.chat_completions.parameters import Parameters
-from chatserver.providers.chat_completions.turn import Reading, Turn, close
+from chatserver.providers.chat_completions.turn import Turn, close, finish_of
 from chatserver.providers.client import OPENAI_URL, address, make_client
 from chatserver.providers.faults import Fault, nonsense, silent, unreachable
 from chatserver.providers.models import offered_beside
@@ -96,34 +96,20 @@ class OpenAIProvider:
                 self._sdk = sdk
             return self._sdk
 
-    async def stream(self, request: ModelRequest, take: TakeText) -> AsyncGenerator[Delta, None]:
-        """The turn's deltas, tried again as long as nothing of the answer has come."""
+    async def stream(self, request: ModelRequest, on_delta: OnDelta) -> Finish:
+        """One turn, tried again as long as nothing of the answer has come."""
         tries = Tries(request, self._parameters, self._secrets)
         while True:
-            turn = Turn(take, self._idle_seconds)
+            turn = Turn(on_delta, self._idle_seconds)
             try:
-                async with Reading(await self._open(tries), turn, self._idle_seconds) as reads:
-                    turn.heard()
-                    async for chunk in reads:
-                        pieces, found = turn.decoder.pieces, turn.events.feed(chunk)
-                        if found:
-                            for delta in turn.decoder.feed(found):
-                                yield delta
-                            if turn.decoder.has_finished:
-                                break
-                            turn.heard(pieces)  # Only now: how long the consumer took is no silence upstream.
-                        turn.check()
-                        del chunk, found  # Held until more comes, they would be a KB of each stream.
-                    async with aclosing(turn.rest(reads)) as rest:
-                        async for delta in rest:
-                            yield delta
-                tries.succeeded()
-                return
+                finish = await finish_of(await self._open(tries), turn)
             except Fault as fault:
-                delay, failure = tries.failed(fault, turn.decoder.has_begun), fault
+                delay, failure = tries.failed(fault, turn.has_begun), fault
+            else:
+                tries.succeeded()
+                return finish
             if failure.is_filter:
-                yield Finish("content_filter", None)
-                return
+                return Finish("content_filter", None)
             if delay is None:
                 if failure.lacks_model:
                     await self._name_models(failure, request)

@@ -28,12 +28,6 @@ class ThinkTags:
         self._is_closed = False
         self._held = ""
 
-    def passes(self, text: str) -> bool:
-        """Whether the text, which comes next, and all that follows it is answer."""
-        if not self.is_past and not (self._held or self._closing):
-            self.is_past = not (text[0].isspace() or any(opening[0] == text[0] for opening, _ in TAGS))
-        return self.is_past
-
     def split(self, text: str) -> list[tuple[bool, str]]:
         """The parts of what comes next, as far as they are certain: whether it is a thought, and its text."""
         if self.is_past:

@@ -1,22 +1,21 @@
-"""One turn as its bytes come: what is said, that the server lives, and how it ends."""
+"""One turn as its bytes come: what is said, how long the server may be silent, and how the turn ends.
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import suppress
-from functools import partial
+``Turn`` does no I/O: it is given bytes, and asked for its deadline. ``finish_of`` gives it those of a response.
+"""
+
+from contextlib import aclosing, suppress
 from time import monotonic
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import anyio
 
-from chatserver.providers import Delta, TakeText
+from chatserver.providers import Finish, OnDelta
 from chatserver.providers.chat_completions.turn_decoder import TurnDecoder
-from chatserver.providers.faults import cut, nonsense, silent
+from chatserver.providers.faults import Fault, cut, nonsense, silent
 from chatserver.upstream.sse_decoder import EventTooLong, SSEDecoder
 
 if TYPE_CHECKING:
     import httpx2
-
-Leave: TypeAlias = Callable[[], Awaitable[None]]
 
 LAST_WORDS_SECONDS = 2.0
 """How long a turn that has its finish_reason waits for more, usage and [DONE]: some servers never send them."""
@@ -29,123 +28,121 @@ LIFE_LIMIT = 10
 
 
 class Turn:
-    """What has come of a turn so far."""
+    """What has come of a turn so far. Each delta is handed to ``on_delta`` from within ``receive`` or ``end``."""
 
-    def __init__(self, take: TakeText, idle_seconds: float) -> None:
-        self.events, self.decoder = SSEDecoder(), TurnDecoder()
-        self._take = take
+    __slots__ = ("_decoder", "_events", "_heard_at", "_idle_seconds", "_lived_at")
+
+    def __init__(self, on_delta: OnDelta, idle_seconds: float) -> None:
+        self._events, self._decoder = SSEDecoder(), TurnDecoder(on_delta)
         self._idle_seconds = idle_seconds
         self._heard_at = self._lived_at = monotonic()
-        self._lines = 0
 
-    def take(self, chunk: bytes) -> bool:
-        """Take a chunk that is one event and has nothing but text."""
-        event = self.events.single(chunk)
-        if event is None:
-            return False
-        text = self.decoder.text(event)
-        if text is None or not self._take(text):
-            return False
-        self.decoder.took(text)
-        self._heard_at = monotonic()
-        return True
+    @property
+    def has_begun(self) -> bool:
+        """Something of the answer has come."""
+        return self._decoder.has_begun
 
-    def heard(self, pieces: int = -1) -> None:
-        """All that came was read: the silence begins now. ``pieces``: so many had come of the answer before."""
-        self._lived_at = monotonic()
-        self._lines = self.events.lines
-        if self.decoder.pieces > pieces:
-            self._heard_at = self._lived_at
-
-    def check(self) -> None:
-        """After bytes that made no event.
+    def receive(self, data: bytes) -> bool:
+        """Take in what has come of the body; whether the end of the answer was said, so that less is waited for.
 
         Raises:
-            Fault: they are silence, since no line has ended for too long, or nothing but signs of life has come.
+            Fault: the upstream tells of a failure, or makes no sense.
+            EventTooLong: an event has no end.
+            Exception: what ``on_delta`` raised.
         """
+        events, decoder = self._events, self._decoder
+        lines, pieces, had_finished, was_over = events.lines, decoder.pieces, decoder.has_finished, decoder.is_over
+        if found := events.feed(data):
+            decoder.feed(found)
+        # The silence begins only now: how long whoever is told of a delta takes is no silence of the upstream.
         now = monotonic()
-        if self.events.lines > self._lines:
-            self._lines, self._lived_at = self.events.lines, now
-        if now - max(self._lived_at, self._heard_at) > self._idle_seconds:
-            raise silent(self._idle_seconds)
-        if now - self._heard_at > self._idle_seconds * LIFE_LIMIT:
-            raise silent(self._idle_seconds * LIFE_LIMIT)
+        if found or events.lines > lines:  # Bytes that end no line are silence.
+            self._lived_at = now
+        is_ending = decoder.has_finished is not had_finished or decoder.is_over is not was_over
+        if is_ending or decoder.pieces > pieces:
+            self._heard_at = now
+        return is_ending
 
-    async def rest(self, reads: AsyncIterator[bytes]) -> AsyncGenerator[Delta, None]:
-        """What follows a finish_reason or the end of the body, as far as it comes in time, and the end of the turn.
+    def deadline(self) -> float:
+        """When too little has come for too long. Where the answer has ended, what may follow is not worth long."""
+        decoder = self._decoder
+        if decoder.is_over:
+            return self._heard_at + END_SECONDS
+        if decoder.has_finished:
+            # Of a server that went on behind an end, the next end is no better.
+            return self._heard_at + (self._idle_seconds if decoder.went_on else LAST_WORDS_SECONDS)
+        return min(self._lived_at + self._idle_seconds, self._heard_at + self._idle_seconds * LIFE_LIMIT)
+
+    def silence(self) -> Fault | None:
+        """What is wrong with a turn whose deadline has passed: nothing, where its answer has ended."""
+        if self._decoder.has_finished:
+            return None
+        times = LIFE_LIMIT if self._lived_at - self._heard_at > self._idle_seconds * (LIFE_LIMIT - 1) else 1
+        return silent(self._idle_seconds * times)
+
+    def end(self, fault: Fault | None) -> Finish:
+        """Nothing more will come, for a reason, or as it should: the last deltas, and how the turn has finished.
 
         Raises:
-            Fault: this was no end.
+            Fault: this was no end. An answer whose end was said is whole, whatever befalls the rest.
         """
-        import httpx2
-
-        events, decoder = self.events, self.decoder
-        if not decoder.has_finished:
-            for delta in decoder.feed(events.flush()):
-                yield delta
-        if not decoder.has_finished:
-            raise cut(decoder.has_begun)
-        self.heard()
-        # The answer is whole, whatever befalls its rest.
-        with suppress(httpx2.TransportError, httpx2.DecodingError, EventTooLong):
-            while not decoder.is_over:
-                # Of a server that went on behind an end, the next end is no better.
-                patience = self._idle_seconds if decoder.went_on else LAST_WORDS_SECONDS
-                chunk, pieces = b"", decoder.pieces
-                with anyio.move_on_after(self._heard_at + patience - monotonic()):
-                    chunk = await anext(reads, b"")
-                for delta in decoder.feed(events.feed(chunk) if chunk else events.flush()):
-                    yield delta
-                if not chunk:
-                    break
-                self.heard(pieces)
-            if decoder.is_over:
-                with anyio.move_on_after(END_SECONDS):
-                    await anext(reads, b"")
-        for delta in decoder.finish():
-            yield delta
+        if fault is None:
+            with suppress(EventTooLong):
+                self._decoder.feed(self._events.flush())
+        if not self._decoder.has_finished:
+            raise fault or cut(self.has_begun)
+        return self._decoder.finish()
 
 
-class Reading:
-    """The bytes of an answer as they come; leaving ends it, and whatever goes wrong in it is a fault.
+async def finish_of(response: "httpx2.Response", turn: Turn) -> Finish:
+    """Read a response to the end of its turn; leaving closes it at once.
 
-    Where it can be, they are the connection's own: past the iterators that only count, and without the response and its
-    request, which would be 6 KB of an open stream, and the whole dialogue once more.
+    Where it can be, the bytes are the connection's own: without the response and its request, which would be 6 KB of an
+    open stream, and the whole dialogue once more.
+
+    Raises:
+        Fault: whatever went wrong with the response.
+        Exception: what the turn's ``on_delta`` raised.
     """
+    import httpx2
 
-    def __init__(self, response: "httpx2.Response", turn: Turn, idle_seconds: float) -> None:
-        from chatserver.upstream.transport import BODY, Body
+    from chatserver.upstream.transport import BODY, Body
 
-        self._turn = turn
-        self._idle_seconds = idle_seconds
-        self._reads: AsyncIterator[bytes]
-        self._leave: Leave
-        body: Body | None = response.extensions.get(BODY)
-        if body is None or response.headers.get("content-encoding", "identity").lower() != "identity":
-            decoded = response.aiter_bytes()
-            self._reads, self._leave = decoded, partial(_leave, decoded, response)
-        else:
-            body.take = turn.take
-            self._reads, self._leave = body, body.aclose
-
-    async def __aenter__(self) -> AsyncIterator[bytes]:
-        return self._reads
-
-    async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
-        import httpx2
-
-        await self._leave()
-        if isinstance(error, EventTooLong):
-            raise nonsense("an event without end") from None
-        if isinstance(error, httpx2.ReadTimeout):
-            raise silent(self._idle_seconds) from None
-        if isinstance(error, httpx2.TransportError | httpx2.DecodingError):
-            raise cut(self._turn.decoder.has_begun) from None
-
-
-async def _leave(reads: AsyncGenerator[bytes, None], response: "httpx2.Response") -> None:
+    body: Body | None = response.extensions.get(BODY)
+    is_plain = response.headers.get("content-encoding", "identity").lower() == "identity"
+    fault = None
     try:
-        await reads.aclose()
+        if body is not None and is_plain:
+            del response
+            async with aclosing(body):
+                await body.pour(turn.receive, turn.deadline)
+        else:
+            await _unpack(response, turn)
+    except httpx2.ReadTimeout:
+        fault = turn.silence()
+    except EventTooLong:
+        fault = nonsense("an event without end")
+    except (httpx2.TransportError, httpx2.DecodingError):
+        fault = cut(turn.has_begun)
+    return turn.end(fault)
+
+
+async def _unpack(response: "httpx2.Response", turn: Turn) -> None:
+    """Read a body that is compressed, or that has come over a proxy."""
+    import httpx2
+
+    reads = response.aiter_bytes()
+    try:
+        async with aclosing(reads):
+            while True:
+                try:
+                    with anyio.fail_after(turn.deadline() - monotonic()):
+                        data = await anext(reads, None)
+                except TimeoutError:
+                    raise httpx2.ReadTimeout("the peer is silent") from None
+                if data is None:
+                    return
+                turn.receive(data)
     finally:
         await close(response)
 
