@@ -119,7 +119,7 @@ async def _started(server: Server, serving: "asyncio.Task[None]") -> None:
 
 async def _stopped(server: Server, serving: "asyncio.Task[None]") -> None:
     """Stop hard; a server that does not is a failed test."""
-    server.should_exit = True
+    server.stop()
     done, _ = await asyncio.wait([serving], timeout=STOP_SECONDS)
     if not done:
         server.force_exit = True

@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import selectors
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, suppress
@@ -19,6 +18,7 @@ from chatserver.transports.connections import FLUSH_SECONDS, SLOTS_LIMIT, Connec
 from tests.clients import BOTH, SSE, ClosedError, Reading, RefusedError, Transport, documents_of, types_of
 from tests.fake_upstream import FakeUpstream, Gate, say
 from tests.live import live_server
+from tests.virtual_time import VirtualTimeLoop
 
 pytestmark = pytest.mark.anyio
 
@@ -26,30 +26,6 @@ PING = {"type": "ping"}
 EVENT = {"type": "event"}
 SLACK = 1e-6
 """Of floating-point sums."""
-
-
-class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """An event loop that does not wait: when all tasks sleep, it is at once as late as the next one wants."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-        super().__init__(_NeverWaiting(self))
-
-    def time(self) -> float:
-        return self.now
-
-
-class _NeverWaiting(selectors.DefaultSelector):
-    def __init__(self, loop: VirtualTimeLoop) -> None:
-        super().__init__()
-        self._loop = loop
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        if timeout is None:
-            return super().select()
-        if not (ready := super().select(0)):
-            self._loop.now += timeout
-        return ready
 
 
 @pytest.fixture(scope="module")

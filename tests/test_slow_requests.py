@@ -7,6 +7,7 @@ from time import monotonic
 
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 
 from chatserver.serving import http_protocol, lost_peers
 from chatserver.serving.lost_peers import is_lost
@@ -256,5 +257,21 @@ class Silent:
 
 async def test_who_acknowledges_nothing_is_cut_off_and_who_only_reads_slowly_is_not() -> None:
     lost, busy, slow = Silent(3, 15), Silent(3, 14), Silent(0, 1000)
-    await lost_peers.drop_lost([lost, busy, slow])
+    peers = lost_peers.Peers()
+    for peer in (lost, busy, slow):
+        peers.add(peer)
+    peers.look()
     assert [each.is_aborted for each in (lost, busy, slow)] == [True, False, False]
+
+
+async def test_of_thousands_of_peers_some_are_looked_at_in_each_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lost_peers, "AT_A_TIME", 2)
+    peers, lost = lost_peers.Peers(), [Silent(3, 15) for _ in range(5)]
+    for peer in lost:
+        peers.add(peer)
+    peers.look()
+    seen = []
+    for _ in range(3):
+        seen.append(sum(each.is_aborted for each in lost))
+        await checkpoint()
+    assert seen == [2, 4, 5]

@@ -4,8 +4,11 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable
+from email.utils import formatdate
 from enum import Enum, auto
+from functools import lru_cache
 from http import HTTPStatus
+from time import time
 from typing import Protocol
 
 from chatserver.errors import ChatError, Internal
@@ -22,6 +25,13 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 _NO_NAME = re.compile(b'[\x00-\x1f\x7f()<>@,;:\\[\\]={} \t\\\\"]')
 _NO_VALUE = re.compile(b"[\x00-\x08\x0a-\x1f\x7f]")
+
+
+@lru_cache(maxsize=1)
+def date_header(second: int) -> tuple[bytes, bytes]:
+    """The `Date` of a Unix time, written once a second at most, and never while nothing is answered."""
+    return b"date", formatdate(second, usegmt=True).encode()
+
 
 App = Callable[[Scope, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
 
@@ -53,9 +63,6 @@ class Connection(Protocol):
 
     transport: asyncio.Transport
     is_write_paused: bool
-
-    @property
-    def default_headers(self) -> list[tuple[bytes, bytes]]: ...
 
     def pause_reading(self) -> None: ...
 
@@ -193,7 +200,7 @@ class Exchange:
 
     def _start(self, status: int, headers: Headers) -> None:
         lines = [b"HTTP/1.1 %d %b\r\n" % (status, _PHRASES.get(status, b""))]
-        headers = [*self._connection.default_headers, *((name.lower(), value) for name, value in headers)]
+        headers = [date_header(int(time())), *((name.lower(), value) for name, value in headers)]
         for name, value in headers:
             if _NO_NAME.search(name) or _NO_VALUE.search(value):
                 raise RuntimeError(f"{name!r}: {value!r} is no header")

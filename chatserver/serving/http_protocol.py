@@ -139,11 +139,6 @@ class HttpProtocol(asyncio.Protocol):
 
     # what an exchange asks for
 
-    @property
-    def default_headers(self) -> list[tuple[bytes, bytes]]:
-        """Those of every response: its date."""
-        return self._server.default_headers
-
     def pause_reading(self) -> None:
         if not self.is_read_paused:
             self.is_read_paused = True

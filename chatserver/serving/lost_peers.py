@@ -8,9 +8,11 @@ import asyncio
 import socket
 import struct
 from asyncio import Transport
-from collections.abc import Iterable
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
+LOOK_SECONDS = 5.0
 LOST_SECONDS = 15.0
 """How long a peer may acknowledge nothing of what was sent several times."""
 
@@ -32,13 +34,34 @@ def watch(listening: socket.socket, send_timeout_seconds: float) -> None:
             listening.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
-async def drop_lost(connections: Iterable[Any]) -> None:
-    """Cut the connections (uvicorn's protocols) of peers that are gone."""
-    for number, connection in enumerate(list(connections)):
-        if is_lost(connection.transport):
-            connection.transport.abort()
-        if number % AT_A_TIME == AT_A_TIME - 1:
-            await asyncio.sleep(0)
+class Peers(set[Any]):
+    """The open connections (protocols). While there are any, those of peers that are gone are cut every few seconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_looking = False
+
+    def add(self, connection: Any) -> None:
+        super().add(connection)
+        if not self._is_looking:
+            self._is_looking = True
+            asyncio.get_running_loop().call_later(LOOK_SECONDS, self.look)
+
+    def look(self) -> None:
+        """Cut off who is gone, a part of the connections in each turn of the loop; and look again later."""
+        self._look_on(iter(list(self)))
+
+    def _look_on(self, left: Iterator[Any]) -> None:
+        loop, some = asyncio.get_running_loop(), list(islice(left, AT_A_TIME))
+        for connection in some:
+            if is_lost(connection.transport):
+                connection.transport.abort()
+        if some:
+            loop.call_soon(self._look_on, left)
+        elif self:
+            loop.call_later(LOOK_SECONDS, self.look)
+        else:
+            self._is_looking = False
 
 
 def is_lost(transport: Transport) -> bool:

@@ -13,6 +13,7 @@ from chatserver.app import create_app, drain
 from chatserver.routes.access_log import AccessLog
 from chatserver.serving import lost_peers
 from chatserver.serving.http_protocol import HttpProtocol
+from chatserver.serving.lost_peers import Peers
 from chatserver.serving.websocket_protocol import WebSocketProtocol
 from chatserver.settings import Settings
 
@@ -21,9 +22,6 @@ WS_PING_SECONDS = 45.0
 WS_PONG_SECONDS = 15.0
 """These pings find a peer whose kernel answers and whose program does not. They are rare, since uvicorn has a timer for
 each connection. What keeps connections alive for proxies is the clock of ``Connections``."""
-
-TICKS_PER_LOOK = 50
-"""uvicorn ticks ten times a second: every 5 s it is looked who is still there."""
 
 LAST_TASKS_SECONDS = 2
 """After the drain nothing of ours is left; what still hangs is cancelled."""
@@ -35,6 +33,8 @@ class Server(uvicorn.Server):
     def __init__(self, settings: Settings, on_ready: Callable[[], None] | None = None) -> None:
         self.app = create_app(settings)
         super().__init__(config(settings, AccessLog(cast(Any, self.app)) if settings.access_log else self.app))
+        self.server_state.connections = Peers()
+        self._has_stopped = asyncio.Event()
         self._on_ready = on_ready
         self._is_told = False
         self._draining: asyncio.Task[None] | None = None
@@ -48,10 +48,14 @@ class Server(uvicorn.Server):
         if self.started and self._is_told:
             self._drain_soon()
 
-    async def on_tick(self, counter: int) -> bool:
-        if counter % TICKS_PER_LOOK == 0:
-            await lost_peers.drop_lost(self.server_state.connections)
-        return await super().on_tick(counter)
+    async def main_loop(self) -> None:
+        """uvicorn wakes ten times a second to see whether it shall stop; this server is told."""
+        await self._has_stopped.wait()
+
+    def stop(self) -> None:
+        """Stop without a drain."""
+        self.should_exit = True
+        self._has_stopped.set()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # Never recorded as captured: uvicorn would raise the signal again at the end, and die of it.
@@ -74,7 +78,7 @@ class Server(uvicorn.Server):
         try:
             await drain(self.app)
         finally:
-            self.should_exit = True
+            self.stop()
 
 
 def config(settings: Settings, app: object) -> uvicorn.Config:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -30,8 +30,9 @@ if sys.platform != "win32":
 
 logger = logging.getLogger(__name__)
 
-RENEW_SECONDS = 2.5
-LOOKS = 4
+GONE_SECONDS = 10.0
+LOOKS = 3
+RENEW_SECONDS = GONE_SECONDS / LOOKS
 """A beat that has not changed in so many looks, one each ``RENEW_SECONDS``, is that of a process that is gone."""
 
 _MINE = processes.c.owner == bindparam("process")
@@ -62,13 +63,14 @@ class Lease:
         self._database = database
         self._lock = _Lock(database.lock_file(self.owner))
         self._seen: dict[str | None, _Seen] = {}
+        self._owners: set[str | None] = set()
         self._renewed_at = 0.0
         self._task: asyncio.Task[None] | None = None
 
     @property
     def is_stale(self) -> bool:
         """It was not renewed for so long that others may be about to take it: this is no time to begin runs."""
-        return monotonic() - self._renewed_at > RENEW_SECONDS * LOOKS
+        return monotonic() - self._renewed_at > GONE_SECONDS
 
     async def __aenter__(self) -> Self:
         self._lock.take()
@@ -95,7 +97,9 @@ class Lease:
                 if not await self._renew():
                     logger.warning("this process was taken for dead by another: its running answers end")
                     self.on_loss()
-                if ended := await self.end_abandoned():
+                if ended := await self._end_gone(
+                    self._owners, {owner: seen.beat for owner, seen in self._seen.items()}
+                ):
                     logger.warning("runs that a dead process had left were ended: %d", len(ended))
             except Unavailable:
                 # Who cannot reach the database cannot tell whether others can.
@@ -111,17 +115,20 @@ class Lease:
     async def _renew(self) -> bool:
         """Count up, and look at the others; whether this process was still known."""
         now = monotonic()
-        is_known, beats = await self._database.write(partial(_beat, owner=self.owner))
+        is_known, self._owners, beats = await self._database.write(partial(_beat, owner=self.owner))
         self._renewed_at = now
         self._seen = {
             owner: _Seen(beat, seen.looks + 1) if (seen := self._seen.get(owner)) and seen.beat == beat else _Seen(beat)
             for owner, beat in beats.items()
+            if owner != self.owner
         }
         return is_known
 
     async def end_abandoned(self) -> list[str]:
         """End the runs of processes that are gone, as interrupted; the ids of those runs."""
-        owners, beats = await self._database.read(_owners_and_beats)
+        return await self._end_gone(*await self._database.read(_owners_and_beats))
+
+    async def _end_gone(self, owners: Set[str | None], beats: Mapping[str | None, int]) -> list[str]:
         ended: list[str] = []
         for owner in (owners | beats.keys()) - {self.owner}:
             lock = _Lock(self._database.lock_file(owner or ""))
@@ -136,14 +143,16 @@ class Lease:
         return seen is not None and seen.beat == beat and seen.looks >= LOOKS
 
 
-def _beat(connection: Connection, owner: str) -> tuple[bool, dict[str, int]]:
-    """Count up, registered anew where others have struck the process off; whether it was there, and all others."""
+def _beat(connection: Connection, owner: str) -> tuple[bool, set[str | None], dict[str | None, int]]:
+    """Count up, registered anew where others have struck the process off; whether it was there, and what is there now.
+
+    All in one transaction: a server that nobody uses shall hardly ever wake.
+    """
     mine = {"process": owner}
     is_known = connection.execute(_BEAT, mine).rowcount == 1
     if not is_known:
         connection.execute(_REGISTER, mine)
-    beats = {row.owner: row.beat for row in connection.execute(_BEATS) if row.owner != owner}
-    return is_known, beats
+    return is_known, *_owners_and_beats(connection)
 
 
 def _touch(connection: Connection, owner: str) -> None:

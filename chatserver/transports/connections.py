@@ -113,27 +113,28 @@ class Connection:
 
 
 class Connections:
-    """All open connections of the server. Enter it to start its clock."""
+    """All open connections of the server. Leave it to stop its clock, which only goes while there are any."""
 
     def __init__(self, *, heartbeat_seconds: float, send_timeout_seconds: float) -> None:
         interval = min(min(heartbeat_seconds, send_timeout_seconds) / CHECKS_PER_INTERVAL, EXPIRY_TICK_SECONDS)
         count = max(1, min(SLOTS_LIMIT, int(interval / SHORTEST_TICK_SECONDS)))
-        self._tick_seconds = interval / count
+        self._interval = interval
         self._slots: list[set[Connection]] = [set() for _ in range(count)]
         self._idle_seconds = heartbeat_seconds - interval
         self._send_timeout_seconds = send_timeout_seconds
         self._is_draining = False
         self._next_slot = 0
         self._one_less = anyio.Event()
-        self._timer: asyncio.TimerHandle
+        self._timers: dict[int, asyncio.TimerHandle] = {}
+        """Of each slot that has a connection."""
         self._pings = set[asyncio.Task[None]]()
 
     async def __aenter__(self) -> Self:
-        self._beat_later(0)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._timer.cancel()
+        for timer in self._timers.values():
+            timer.cancel()
         for ping in self._pings:
             ping.cancel()
 
@@ -146,7 +147,7 @@ class Connections:
     def watched(self, connection: Connection) -> "_Watch":
         """Keep a connection alive, and drop it when it is stuck, while it lasts."""
         self._next_slot = (self._next_slot + 1) % len(self._slots)
-        return _Watch(connection, self._slots[self._next_slot], self)
+        return _Watch(connection, self._next_slot, self)
 
     def drain(self) -> None:
         """The server goes down: tell all connections that there are, and each that comes late."""
@@ -154,13 +155,17 @@ class Connections:
         for connection in self:
             connection.drain()
 
-    def came(self, connection: Connection) -> None:
-        """Tell one that comes late, as soon as it can hear."""
+    def came(self, connection: Connection, slot: int) -> None:
+        """One more is watched. Where the server goes down, it is told as soon as it can hear."""
+        self._slots[slot].add(connection)
+        if slot not in self._timers:
+            self._look_later(slot)
         if self._is_draining:
             asyncio.get_running_loop().call_soon(lambda: connection.is_open and connection.drain())
 
-    def went(self) -> None:
+    def went(self, connection: Connection, slot: int) -> None:
         """One is no longer watched."""
+        self._slots[slot].discard(connection)
         self._one_less.set()
 
     async def end_all(self) -> None:
@@ -172,14 +177,21 @@ class Connections:
         for connection in self:
             connection.drop()
 
-    def _beat_later(self, index: int) -> None:
+    def _look_later(self, slot: int) -> None:
+        """Look at a slot once in each interval, at a moment of its own: the slots take turns, whenever they filled."""
+        loop, tick_seconds = asyncio.get_running_loop(), self._interval / len(self._slots)
+        early = tick_seconds / 2  # A timer may be so early, and is not to come twice.
+        wait_seconds = early + (slot * tick_seconds - loop.time() - early) % self._interval
         # A timer's callback: a task that sleeps costs several times as much a tick.
-        self._timer = asyncio.get_running_loop().call_later(self._tick_seconds, self._beat, index)
+        self._timers[slot] = loop.call_later(wait_seconds, self._look, slot)
 
-    def _beat(self, index: int) -> None:
-        self._beat_later((index + 1) % len(self._slots))
+    def _look(self, slot: int) -> None:
+        if not self._slots[slot]:
+            del self._timers[slot]  # Without a connection the clock stands still.
+            return
+        self._look_later(slot)
         now, moment = monotonic(), time()
-        for connection in list(self._slots[index]):
+        for connection in list(self._slots[slot]):
             if moment >= connection.expires_at:
                 connection.expire()
             elif connection.writing_since is None:
@@ -214,19 +226,17 @@ class _Watch:
 
     __slots__ = ("_connection", "_connections", "_slot")
 
-    def __init__(self, connection: Connection, slot: set[Connection], connections: Connections) -> None:
+    def __init__(self, connection: Connection, slot: int, connections: Connections) -> None:
         self._connection = connection
         self._slot = slot
         self._connections = connections
 
     def __enter__(self) -> None:
-        self._slot.add(self._connection)
-        self._connections.came(self._connection)
+        self._connections.came(self._connection, self._slot)
 
     def __exit__(self, *_: object) -> None:
         self._connection.is_open = False
-        self._slot.discard(self._connection)
-        self._connections.went()
+        self._connections.went(self._connection, self._slot)
 
 
 @contextmanager
