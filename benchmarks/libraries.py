@@ -15,7 +15,7 @@ import openai
 from openai._models import construct_type
 from openai.types.chat import ChatCompletionChunk
 
-from benchmarks.script import MARK, Script
+from benchmarks.script import Script
 from benchmarks.upstream import Upstream, serving
 from chatserver.bench.schedule import Schedule
 from chatserver.providers.chat_completions.turn_decoder import TurnDecoder
@@ -24,6 +24,9 @@ from chatserver.upstream.transport import HttpClient
 ROUNDS = 5
 TOKENS = 2000
 LONG_DIALOGUE = 100
+MARK = b'"content":" '
+"""Stands in each token of the scripted model, and in nothing else that it sends."""
+
 CHUNK = json.dumps({
     "id": "chatcmpl-1",
     "object": "chat.completion.chunk",
