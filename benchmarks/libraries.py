@@ -18,12 +18,15 @@ from openai.types.chat import ChatCompletionChunk
 from benchmarks.script import Script
 from benchmarks.upstream import Upstream, serving
 from chatserver.bench.schedule import Schedule
+from chatserver.providers import ModelRequest
+from chatserver.providers.chat_completions.provider import OpenAIProvider
 from chatserver.providers.chat_completions.turn_decoder import TurnDecoder
 from chatserver.upstream.transport import HttpClient
 
 ROUNDS = 5
 TOKENS = 2000
 LONG_DIALOGUE = 100
+QUESTION = Script(TOKENS, "closed").message
 MARK = b'"content":" '
 """Stands in each token of the scripted model, and in nothing else that it sends."""
 
@@ -55,13 +58,19 @@ async def _measure() -> None:
     await _show(
         "a chunk as the SDK's object", 500, _plain(lambda: construct_type(type_=ChatCompletionChunk, value=tree))
     )
-    decoder = TurnDecoder()
-    await _show("a chunk as a delta", 5000, _plain(lambda: list(decoder.feed([(b"", CHUNK)]))))
+    decoder, event = TurnDecoder(lambda _: None), [(b"", CHUNK)]
+    await _show("a chunk as a delta", 5000, _plain(lambda: decoder.feed(event)))
     await _requests()
     async with serving(Schedule()) as upstream:
         for name, client in (("httpx2's transport", httpx2.AsyncClient()), ("this server's transport", HttpClient())):
             async with client:
-                await _show(f"a token of its own read, {name}", 1, _reader(upstream, client), per=TOKENS)
+                await _show(f"a token of its own read, as bytes, {name}", 1, _bytes(upstream, client), per=TOKENS)
+        async with openai.AsyncOpenAI(api_key="-", base_url=upstream.url) as sdk:
+            await _show("a token of its own read, through the SDK", 1, _chunks(upstream, sdk), per=TOKENS)
+        async with OpenAIProvider(api_key="-", base_url=upstream.url, idle_seconds=60) as provider:
+            await _show(
+                "a token of its own read, through this server's provider", 1, _deltas(upstream, provider), TOKENS
+            )
 
 
 async def _requests() -> None:
@@ -86,17 +95,33 @@ async def _requests() -> None:
         await _show(f"a request of {count} messages, the SDK's `client.post`", 20, post)
 
 
-def _reader(upstream: Upstream, client: httpx2.AsyncClient) -> Callable[[], Awaitable[object]]:
+def _bytes(upstream: Upstream, client: httpx2.AsyncClient) -> Callable[[], Awaitable[object]]:
     """Reads one answer of the model, which sends each token when the one before has been read."""
 
     async def read() -> None:
-        body = json.dumps({"messages": [{"role": "user", "content": Script(TOKENS, "closed").message}]}).encode()
+        body = json.dumps({"messages": [{"role": "user", "content": QUESTION}]}).encode()
         async with client.stream("POST", f"{upstream.url}/chat/completions", content=body) as response:
             async for piece in response.aiter_raw():
                 for _ in range(piece.count(MARK)):
                     upstream.credit(0)
 
     return read
+
+
+def _chunks(upstream: Upstream, sdk: openai.AsyncOpenAI) -> Callable[[], Awaitable[object]]:
+    async def read() -> None:
+        messages: Any = [{"role": "user", "content": QUESTION}]
+        async with await sdk.chat.completions.create(model="m", messages=messages, stream=True) as chunks:
+            async for chunk in chunks:
+                if chunk.choices and chunk.choices[0].delta.content:
+                    upstream.credit(0)
+
+    return read
+
+
+def _deltas(upstream: Upstream, provider: OpenAIProvider) -> Callable[[], Awaitable[object]]:
+    request = ModelRequest(model="m", messages=[{"role": "user", "content": QUESTION}])
+    return lambda: provider.stream(request, lambda _: upstream.credit(0))
 
 
 def _plain(work: Callable[[], object]) -> Callable[[], Awaitable[object]]:
