@@ -8,6 +8,9 @@ export PATH := justfile_directory() / ".venv/bin:" + env("PATH")
 # Debian packages that tests use beyond Python's. Without them those tests are skipped, but never in CI.
 debian_packages := "postgresql chromium haproxy nginx"
 
+# Twice the cores: tests wait more than they work, for browsers, processes and the wire.
+workers := `echo $((2 * $(getconf _NPROCESSORS_ONLN)))`
+
 lock_command := "uv pip compile --quiet --system-certs --universal --python-version 3.11 --generate-hashes --no-emit-index-url --group build --custom-compile-command 'just lock'"
 
 # list the recipes
@@ -20,7 +23,7 @@ serve *options: _package
 
 # install what the tests need, then run them; arguments go to pytest: `just test tests/test_events.py -k fold`
 test *arguments: _package _services _node
-    pytest -n auto --dist loadgroup "$@"
+    pytest -n {{workers}} --dist loadgroup "$@"
 
 # the promises of PROTOCOL.md at full length, one after the other: minutes, not seconds
 proofs *arguments: _package _services _node

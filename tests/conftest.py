@@ -19,6 +19,9 @@ from chatserver.sessions.database import Database, open_database
 ReportT = TypeVar("ReportT", pytest.TestReport, pytest.CollectReport)
 Scale: TypeAlias = Callable[[int, int], int]
 
+IS_FULL = os.environ.get("CHATSERVER_PROOFS") == "full"
+"""Whether this is `just proofs`: every proof at full length, and those that a cheaper test nearly replaces."""
+
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
@@ -28,8 +31,7 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="session")
 def scale() -> Scale:
     """``scale(50, 500)``: 50 rounds in the ordinary suite, 500 under ``just proofs``."""
-    is_full = os.environ.get("CHATSERVER_PROOFS") == "full"
-    return lambda short, full: full if is_full else short
+    return lambda short, full: full if IS_FULL else short
 
 
 @pytest.hookimpl(wrapper=True)

@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import anyio
 import msgspec
+import uvicorn.server
 from litestar import Litestar
 
 from chatserver.serving.server import Server, bind
@@ -30,6 +31,23 @@ START_SECONDS = 30.0
 STOP_SECONDS = 10.0
 ROOT = Path(__file__).parent.parent
 _ADDRESS = re.compile(r"http://(\[[0-9a-f:]+\]|[0-9A-Za-z.-]+):(\d+)")
+
+
+class _Hasty:
+    """asyncio with short sleeps: uvicorn ticks every 0.1 s, and waits for one and two ticks when it stops.
+
+    Of a suite with a thousand servers those waits were a sixth.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio, name)
+
+    @staticmethod
+    async def sleep(seconds: float) -> None:
+        await asyncio.sleep(seconds / 10)
+
+
+vars(uvicorn.server)["asyncio"] = _Hasty()
 
 
 def settings_for(upstream_url: str | None, directory: Path, **settings: Any) -> Settings:

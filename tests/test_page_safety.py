@@ -16,7 +16,7 @@ from tests.live import ROOT, live_server
 from tests.page_driver import PROBES, Driver, chatting, opened
 from tests.web_client import node
 
-pytestmark = [pytest.mark.xdist_group("chromium")]
+pytestmark = [pytest.mark.xdist_group("chromium 2")]
 
 CHANGES_LIMIT = 3
 

@@ -9,11 +9,11 @@ from playwright.async_api import Browser, expect
 from tests.browser import open_chromium
 from tests.clients import request
 from tests.fake_upstream import FakeUpstream, say
-from tests.live import live_server
+from tests.live import LiveServer, live_server
 from tests.page_driver import Driver, chatting, opened, parts, words
 from tests.users import guarded_server, of, token
 
-pytestmark = [pytest.mark.xdist_group("chromium")]
+pytestmark = [pytest.mark.xdist_group("chromium 2")]
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +25,15 @@ async def chromium() -> AsyncIterator[Browser]:
 # ---- signed out -----------------------------------------------------------------------------------------------------
 
 
-async def sign_in(page: Driver, url: str, seconds: float = 600) -> None:
-    await page.page.context.add_cookies([{"name": "chatserver_token", "value": token(seconds=seconds), "url": url}])
+async def sign_in(page: Driver, url: str) -> None:
+    await page.page.context.add_cookies([{"name": "chatserver_token", "value": token(), "url": url}])
+
+
+async def expire(page: Driver, server: LiveServer) -> None:
+    """Now the token is over: for the browser, which forgets its cookie, and for the connections that it let in."""
+    await page.page.context.clear_cookies()
+    for connection in server.app.state.components.connections:
+        connection.expires_at = 0
 
 
 async def come_back(page: Driver) -> None:
@@ -39,7 +46,7 @@ async def test_who_is_signed_out_is_told_and_goes_on(chromium: Browser, transpor
     gate = asyncio.Event()
     async with (
         FakeUpstream() as upstream,
-        guarded_server(upstream.url, login_url="/sign/in?to=/") as server,
+        guarded_server(upstream.url, login_url="/sign/in?to=/", heartbeat_seconds=1) as server,
         opened(chromium, f"{server.url}/") as page,
     ):
         await page.use(transport)
@@ -51,12 +58,12 @@ async def test_who_is_signed_out_is_told_and_goes_on(chromium: Browser, transpor
             "You are signed out. It goes on when you have signed in."
         )
         await come_back(page)  # Nobody has signed in.
-        await sign_in(page, server.url, seconds=8)
+        await sign_in(page, server.url)
         await come_back(page)
         await expect(page("#signed-out")).to_be_hidden()
         await expect(page.answer).to_contain_text("word19")
         await expect(page("#sessions a")).to_have_text("Hello")
-        # In mid answer the token is over.
+        await expire(page, server)
         await expect(page("#signed-out")).to_be_visible()
         await expect(page.answer).to_contain_text("word19")
         gate.set()
