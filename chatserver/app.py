@@ -24,7 +24,7 @@ from chatserver.providers.chat_completions.provider import OpenAIProvider
 from chatserver.routes import contract, demo, http, page
 from chatserver.routes.http import IS_HEAD
 from chatserver.routes.openapi import BY_TOKEN, SECURITY
-from chatserver.routes.websocket import PATH, websocket
+from chatserver.routes.websocket import WEBSOCKET_PATH, websocket
 from chatserver.runs.runs import Runs
 from chatserver.sessions import Quota, open_sessions
 from chatserver.settings import Settings
@@ -53,7 +53,7 @@ class App(Litestar):
         try:
             try:
                 self.state.gate.origins.check(scope)
-                if scope["type"] == "websocket" and scope["path"].removeprefix(scope["root_path"]) != PATH:
+                if scope["type"] == "websocket" and scope["path"].removeprefix(scope["root_path"]) != WEBSOCKET_PATH:
                     raise NotFound("here is no WebSocket")
             except ChatError as error:
                 await refuse(scope, send, error)
@@ -145,7 +145,7 @@ def _provider(settings: Settings, demo_key: str) -> OpenAIProvider:
     """Whoever answers: the model server of the settings, or the demo model of this very server."""
     return OpenAIProvider(
         api_key=demo_key if settings.is_demo else settings.openai_api_key,
-        base_url=f"{settings.own_url}{demo.PATH}" if settings.is_demo else settings.openai_base_url,
+        base_url=f"{settings.own_url}{demo.DEMO_PATH}" if settings.is_demo else settings.openai_base_url,
         # The demo's own key wins over whatever the SDK finds in the environment.
         headers={"Authorization": f"Bearer {demo_key}"} if settings.is_demo else settings.upstream_headers,
         idle_seconds=settings.upstream_idle_seconds,

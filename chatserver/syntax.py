@@ -1,7 +1,7 @@
 """How headers, hosts, origins and URLs are written: what can never work is refused at start, not at each request."""
 
 import re
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from urllib.parse import urlsplit
 
 _FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -69,11 +69,16 @@ def is_http_url(text: str) -> bool:
     return is_whole and text.isprintable() and " " not in text  # urlsplit passes over line ends.
 
 
-def _is_ipv6(text: str) -> bool:
+def address_of(host: str) -> IPv4Address | IPv6Address | None:
+    """The IP address that a host is, without brackets; None: it is a name, or nothing."""
     try:
-        return ip_address(text).version == 6
+        return ip_address(host)
     except ValueError:
-        return False
+        return None
+
+
+def _is_ipv6(text: str) -> bool:
+    return isinstance(address_of(text), IPv6Address)
 
 
 def is_link(text: str) -> bool:

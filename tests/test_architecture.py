@@ -140,6 +140,36 @@ def test_the_package_keeps_its_rules() -> None:
     assert complaints(PACKAGE) == []
 
 
+def constants(package: Path) -> dict[str, list[str]]:
+    """The modules that define each public constant; a type variable of one letter is none."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(package.rglob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            for name in {each.id for each in targets if isinstance(each, ast.Name)}:
+                if name.isupper() and name[0] != "_" and len(name) > 1:
+                    found.setdefault(name, []).append(path.relative_to(package).as_posix())
+    return found
+
+
+SAID_BY_EACH = frozenset({"ROUTES"})
+"""What each module of a kind has, and others read from all of them: one meaning, a value each."""
+
+
+def test_no_two_constants_have_one_name() -> None:
+    twice = {name: places for name, places in constants(PACKAGE).items() if len(places) > 1}
+    assert {name: places for name, places in twice.items() if name not in SAID_BY_EACH} == {}
+    assert twice.keys() >= SAID_BY_EACH
+
+
+def test_constants_of_one_name_are_found(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("T = 1\n_A = 1\nSIZE_BYTES = 1\nfor X in (): pass\nname = 2\nX.y = 1")
+    (tmp_path / "b.py").write_text("from a import X\nSIZE_BYTES: int = 1\nT = 1\n_A = 2\nname = 2\nX.y = 1")
+    assert {name: places for name, places in constants(tmp_path).items() if len(places) > 1} == {
+        "SIZE_BYTES": ["a.py", "b.py"]
+    }
+
+
 def test_every_room_and_home_exists() -> None:
     """A rule about a file that was renamed away would hold for ever."""
     rooms = [room for room in ROOMS if not (PACKAGE / room).is_dir() and not (PACKAGE / f"{room}.py").is_file()]

@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from chatserver.providers import demo
-from chatserver.routes.demo import PATH
+from chatserver.routes.demo import DEMO_PATH
 from tests.clients import BOTH, SSE, Transport, documents_of, request
 from tests.fake_upstream import FakeUpstream
 from tests.live import LiveServer, live_server
@@ -21,7 +21,7 @@ from tests.live import LiveServer, live_server
 pytestmark = pytest.mark.anyio
 
 WAIT_SECONDS = 20.0
-COMPLETIONS = f"{PATH}/chat/completions"
+COMPLETIONS = f"{DEMO_PATH}/chat/completions"
 
 
 @pytest.fixture(scope="module")

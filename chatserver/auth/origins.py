@@ -3,12 +3,12 @@
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
 from chatserver.errors import Forbidden
 from chatserver.settings import LOOPBACK_HOSTS, WILDCARD_HOSTS, Settings
+from chatserver.syntax import address_of
 
 PROBES = ("/livez", "/readyz")
 """What asks for them does not know the server's name, or sends no `Host` at all; they say nothing of anybody."""
@@ -34,7 +34,7 @@ class Origins:
         headers = scope["headers"]
         host = header(headers, b"host").lower()  # Two of them are no host at all.
         # DNS rebinding needs a name: who serves all addresses of a machine is asked by any of them.
-        by_address = self._is_everywhere and _is_address(_name(host))
+        by_address = self._is_everywhere and address_of(_name(host)) is not None
         is_ours = host in self._hosts or _name(host) in self._hosts or by_address
         if not is_ours and not is_probe(scope):
             raise Forbidden("this server does not answer for that host")
@@ -71,14 +71,6 @@ def _as_sent(origin: str) -> str:
     origin = origin.rstrip("/")
     scheme, _, _ = origin.partition(":")
     return origin.removesuffix({"http": ":80", "https": ":443"}.get(scheme, "/"))
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ip_address(name)
-    except ValueError:
-        return False
-    return True
 
 
 def _is_own(origin: str, host: str, scheme: str) -> bool:

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from chatserver.errors import Unauthenticated, Unavailable
 from chatserver.settings import Settings
+from chatserver.upstream.body import read_into
 
 if TYPE_CHECKING:
     from jwt import PyJWK
@@ -168,10 +169,8 @@ class KeySet:
         async with httpx2.AsyncClient() as client, client.stream("GET", self._url) as response:
             response.raise_for_status()
             document = bytearray()
-            async for piece in response.aiter_bytes():
-                document += piece
-                if len(document) > KEY_SET_BYTES_LIMIT:
-                    raise ValueError("too large")
+            if not await read_into(document, response, KEY_SET_BYTES_LIMIT):
+                raise ValueError("too large")
         return document.decode()
 
 

@@ -2,13 +2,12 @@
 
 import logging
 from collections.abc import Mapping
-from contextlib import suppress
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from chatserver.errors import UpstreamError
 from chatserver.providers.refusals import read_refusal
+from chatserver.syntax import address_of
 
 if TYPE_CHECKING:
     import openai
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 OPENAI_URL = "https://api.openai.com/v1"
-CONNECT_SECONDS = 5.0
+UPSTREAM_CONNECT_SECONDS = 5.0
 
 
 def make_client(
@@ -53,7 +52,7 @@ def make_client(
         base_url=base_url or OPENAI_URL,  # Named here, or the SDK would read the environment by itself.
         default_headers={**unset, **(headers or {})},
         max_retries=0,
-        timeout=httpx2.Timeout(idle_seconds, connect=min(CONNECT_SECONDS, idle_seconds)),
+        timeout=httpx2.Timeout(idle_seconds, connect=min(UPSTREAM_CONNECT_SECONDS, idle_seconds)),
         http_client=HttpClient(
             follow_redirects=True,
             event_hooks={"request": [stay], "response": [read_refusal]},
@@ -74,6 +73,6 @@ def address(client: "openai.AsyncOpenAI", path: str) -> str:
 
 def _is_local(url: str | None) -> bool:
     host = urlsplit(url or "").hostname or ""
-    with suppress(ValueError):
-        return ip_address(host).is_loopback
+    if (ip := address_of(host)) is not None:
+        return ip.is_loopback
     return host == "localhost" or host.endswith(".localhost")

@@ -8,6 +8,7 @@ import msgspec
 
 from chatserver.providers.client import address
 from chatserver.syntax import one_line
+from chatserver.upstream.body import read_into
 
 if TYPE_CHECKING:
     import openai
@@ -47,11 +48,9 @@ async def _offered(client: "openai.AsyncOpenAI") -> list[str]:
         response: httpx2.Response = await client.get(
             address(client, "models"), cast_to=httpx2.Response, stream=True, stream_cls=cast(Any, None)
         )
-        async with aclosing(response), aclosing(response.aiter_bytes()) as pieces:
-            async for piece in pieces:
-                body += piece
-                if len(body) > LIST_BYTES_LIMIT:
-                    return []
+        async with aclosing(response):
+            if not await read_into(body, response, LIST_BYTES_LIMIT):
+                return []
     return _names(msgspec.json.decode(body))
 
 

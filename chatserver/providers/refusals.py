@@ -12,6 +12,7 @@ import msgspec
 from chatserver.errors import UpstreamError
 from chatserver.providers.faults import UNAVAILABLE, Fault
 from chatserver.providers.words import words_of
+from chatserver.upstream.body import read_into
 
 if TYPE_CHECKING:
     import httpx2
@@ -85,10 +86,7 @@ async def read_refusal(response: "httpx2.Response") -> None:
         return
     body = bytearray()
     with suppress(httpx2.HTTPError), anyio.move_on_after(REFUSAL_SECONDS):
-        async for chunk in response.aiter_bytes():
-            body += chunk
-            if len(body) > REFUSAL_BYTES_LIMIT:
-                break
+        await read_into(body, response, REFUSAL_BYTES_LIMIT)
     try:
         tree = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

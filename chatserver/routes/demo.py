@@ -14,13 +14,16 @@ from chatserver.routes import components_of
 from chatserver.routes.body import body_bytes
 from chatserver.routes.http import OPEN_WHILE_DRAINING, PUBLIC
 
-PATH = "/demo/v1"
+DEMO_PATH = "/demo/v1"
 BODY_BYTES_LIMIT = 8 * 1024 * 1024
 """A session's whole context in one request, with room to spare."""
 
 
 @post(
-    f"{PATH}/chat/completions", status_code=200, opt={OPEN_WHILE_DRAINING: True, PUBLIC: True}, include_in_schema=False
+    f"{DEMO_PATH}/chat/completions",
+    status_code=200,
+    opt={OPEN_WHILE_DRAINING: True, PUBLIC: True},
+    include_in_schema=False,
 )
 async def chat_completions(request: Request[str, Any, State]) -> Response[Any]:
     """Chat Completions as the demo model answers them; where there are users, to this server alone."""

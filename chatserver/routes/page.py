@@ -14,7 +14,7 @@ from msgspec import Struct
 from chatserver.errors import NotFound
 from chatserver.routes.http import PUBLIC
 
-PATH = "/web/"
+FILES_PATH = "/web/"
 """Below it every file has the address that it has in its folder, so the client's module is found there too."""
 
 INDEX = "page/index.html"
@@ -41,7 +41,7 @@ POLICY = "; ".join(
     ]
 )
 
-HEADERS = {
+PAGE_HEADERS = {
     "Cache-Control": "no-cache",
     "Content-Security-Policy": POLICY,
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -87,7 +87,7 @@ async def index(request: Request[str, Any, State]) -> Response[bytes]:
     return _response(request, INDEX)
 
 
-@get(f"{PATH}{{file:path}}", opt={PUBLIC: True}, include_in_schema=False)
+@get(f"{FILES_PATH}{{file:path}}", opt={PUBLIC: True}, include_in_schema=False)
 async def file(request: Request[str, Any, State], file: FromPath[str]) -> Response[bytes]:
     """What the page is made of, and the client's module for other pages of this origin."""
     return _response(request, str(file).removeprefix("/"))
@@ -97,7 +97,7 @@ def _response(request: Request[str, Any, State], name: str) -> Response[bytes]:
     found = FILES.get(name)
     if found is None:
         raise NotFound("there is no such file")
-    headers = HEADERS | {"ETag": found.etag}
+    headers = PAGE_HEADERS | {"ETag": found.etag}
     known = request.headers.get("if-none-match", "")
     if found.etag in {each.strip().removeprefix("W/") for each in known.split(",")}:
         return Response(b"", status_code=304, headers=headers, media_type=found.media_type)

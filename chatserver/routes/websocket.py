@@ -13,11 +13,11 @@ from chatserver.transports.connections import FLUSH_SECONDS, TRANSPORT, Receive,
 from chatserver.transports.multiplexer import Multiplexer
 from chatserver.transports.refusal import refusal_of, refuse
 
-PATH = "/chat/ws"
+WEBSOCKET_PATH = "/chat/ws"
 SUBPROTOCOL = "chatserver.v1"
 
 
-@asgi(PATH, copy_scope=False)
+@asgi(WEBSOCKET_PATH, copy_scope=False)
 async def websocket(scope: Scope, receive: Receive, send: Send) -> None:
     """The WebSocket endpoint: let the peer in or refuse the handshake, hold the dialogue, say goodbye."""
     if scope["type"] != "websocket":

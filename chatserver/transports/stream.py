@@ -25,7 +25,7 @@ from chatserver.transports.connections import (
 )
 from chatserver.transports.sse import FORMATS, Format, PlainText
 
-HEADERS = (
+STREAM_HEADERS = (
     (b"cache-control", b"no-cache, no-transform"),
     (b"x-accel-buffering", b"no"),
     (b"x-content-type-options", b"nosniff"),
@@ -134,7 +134,7 @@ def _body(content: bytes, more_body: bool = True) -> Message:
 def _start(form: Format | None) -> Message:
     """The head of a stream; None: there is nothing to read, and no need to come back."""
     # A list for each: whoever passes it on may add to it.
-    headers = [*HEADERS] if form is None else [(b"content-type", form.content_type), *HEADERS]
+    headers = [*STREAM_HEADERS] if form is None else [(b"content-type", form.content_type), *STREAM_HEADERS]
     # 204 is the one answer after which a browser's EventSource stays away.
     return {"type": "http.response.start", "status": 204 if form is None else 200, "headers": headers}
 

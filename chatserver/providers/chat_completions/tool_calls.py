@@ -15,7 +15,7 @@ ARGUMENTS_CHARS_LIMIT = 1024 * 1024
 SNAPSHOTS_ENOUGH = 8
 """How many fragments in a row must repeat the one before, and go on, to be no accident."""
 
-LOOKS = 64
+PARSES_AT_MOST = 64
 """How often it is looked whether a call's arguments are whole before they have ended: each look reads them all."""
 
 
@@ -69,7 +69,7 @@ class Arguments:
 
     def is_whole(self) -> bool:
         """Nothing can follow. Looked for a number of times only."""
-        if not self._pieces or not self._pieces[-1].rstrip().endswith("}") or self._looks >= LOOKS:
+        if not self._pieces or not self._pieces[-1].rstrip().endswith("}") or self._looks >= PARSES_AT_MOST:
             return False
         self._looks += 1
         return _is_object(self.text())
