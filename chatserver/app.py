@@ -1,6 +1,6 @@
 """The application, put together."""
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from secrets import token_urlsafe
@@ -28,7 +28,7 @@ from chatserver.routes.websocket import WEBSOCKET_PATH, websocket
 from chatserver.runs.runs import Runs
 from chatserver.sessions import Quota, open_sessions
 from chatserver.settings import Settings
-from chatserver.tools import load_tools
+from chatserver.tools import Tool, load_tools
 from chatserver.tools.execution import ToolThreads
 from chatserver.transports.admission import ADMISSION, Admissions
 from chatserver.transports.components import Components
@@ -91,45 +91,16 @@ def create_app(settings: Settings) -> Litestar:
     Raises:
         SettingsError: a setting cannot be obeyed.
     """
-    tools = load_tools(settings.tools)
-    gate = Gate(settings)
-    demo_key = token_urlsafe()
+    gate, tools, demo_key = Gate(settings), load_tools(settings.tools), token_urlsafe()
 
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
-        async with AsyncExitStack() as stack:
-            quota = Quota(settings.max_sessions_per_user, settings.max_stored_bytes_per_user)
-            sessions = await stack.enter_async_context(open_sessions(settings.database_url, quota))
-            await sessions.interrupt_abandoned()
-            provider = await stack.enter_async_context(_provider(settings, demo_key))
-            threads = ToolThreads(settings.tool_timeout_seconds, settings.max_tool_result_bytes)
-            agent = ToolAgent(provider, tools, threads, settings.max_turns, settings.max_tool_calls_per_run)
-            logs = MemoryLogs(settings.max_logs_bytes, sessions.records)
-            connections = await stack.enter_async_context(
-                Connections(
-                    heartbeat_seconds=settings.heartbeat_seconds,
-                    send_timeout_seconds=settings.send_timeout_seconds,
-                )
-            )
-            runs = await stack.enter_async_context(Runs(settings, sessions, logs, agent.answer))
-            # Without authentication all are one user, whom nobody else could be kept from asking.
-            requests = Requests(None if settings.auth == "none" else settings.max_requests_per_minute)
-            admissions = Admissions(settings.max_connections_per_user, BODIES_AT_ONCE * settings.max_body_bytes)
-            app.state.components = Components(settings, gate, requests, runs, sessions, admissions, connections)
-            beside = await stack.enter_async_context(anyio.create_task_group())
-            beside.start_soon(provider.warm_up)
-            beside.start_soon(gate.keep_fresh)
+        async with _running(settings, gate, tools, demo_key) as app.state.components:
             yield
-            beside.cancel_scope.cancel()
 
-    demo_routes = [demo.chat_completions] if settings.is_demo else []
+    routes = [*http.ROUTES, *contract.ROUTES, *page.ROUTES, *([demo.chat_completions] if settings.is_demo else [])]
     return App(
-        route_handlers=[
-            Router(
-                "/", guards=[http.admit], route_handlers=[*http.ROUTES, *contract.ROUTES, *page.ROUTES, *demo_routes]
-            ),
-            websocket,
-        ],
+        route_handlers=[Router("/", guards=[http.admit], route_handlers=routes), websocket],
         exception_handlers={Exception: http.problem},
         lifespan=[lifespan],
         state=State({"gate": gate, "demo_key": demo_key}),
@@ -139,6 +110,35 @@ def create_app(settings: Settings) -> Litestar:
         logging_config=None,
         debug=False,
     )
+
+
+@asynccontextmanager
+async def _running(
+    settings: Settings, gate: Gate, tools: Mapping[str, Tool], demo_key: str
+) -> AsyncIterator[Components]:
+    """What the routes are built on, from its start to its end."""
+    async with AsyncExitStack() as stack:
+        quota = Quota(settings.max_sessions_per_user, settings.max_stored_bytes_per_user)
+        sessions = await stack.enter_async_context(open_sessions(settings.database_url, quota))
+        await sessions.interrupt_abandoned()
+        provider = await stack.enter_async_context(_provider(settings, demo_key))
+        threads = ToolThreads(settings.tool_timeout_seconds, settings.max_tool_result_bytes)
+        agent = ToolAgent(provider, tools, threads, settings.max_turns, settings.max_tool_calls_per_run)
+        logs = MemoryLogs(settings.max_logs_bytes, sessions.records)
+        connections = await stack.enter_async_context(
+            Connections(
+                heartbeat_seconds=settings.heartbeat_seconds, send_timeout_seconds=settings.send_timeout_seconds
+            )
+        )
+        runs = await stack.enter_async_context(Runs(settings, sessions, logs, agent.answer))
+        # Without authentication all are one user, whom nobody else could be kept from asking.
+        requests = Requests(None if settings.auth == "none" else settings.max_requests_per_minute)
+        admissions = Admissions(settings.max_connections_per_user, BODIES_AT_ONCE * settings.max_body_bytes)
+        beside = await stack.enter_async_context(anyio.create_task_group())
+        beside.start_soon(provider.warm_up)
+        beside.start_soon(gate.keep_fresh)
+        yield Components(settings, gate, requests, runs, sessions, admissions, connections)
+        beside.cancel_scope.cancel()
 
 
 def _provider(settings: Settings, demo_key: str) -> OpenAIProvider:

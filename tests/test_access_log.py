@@ -52,6 +52,19 @@ async def test_every_request_is_a_line_without_its_query(caplog: pytest.LogCaptu
     assert "canary-4711" not in caplog.text
 
 
+async def test_what_the_server_asks_of_itself_is_no_line(caplog: pytest.LogCaptureFixture) -> None:
+    """The demo model answers behind a route of its own, and a stranger who asks there is a line."""
+    async with live_server(None, access_log=True) as server:
+        body = {"model": "demo", "messages": [{"role": "user", "content": "Hi"}]}
+        await documents_of(await SSE.start(server, {"message": "Hi"}))
+        assert (await request(server, "POST", "/demo/v1/chat/completions", body)).status == 200
+    said = lines(caplog)
+    assert [line.split()[:3] for line in said] == [
+        ["POST", "/chat/stream", "200"],
+        ["POST", "/demo/v1/chat/completions", "200"],
+    ]
+
+
 async def test_whatever_is_in_a_path_it_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         raise RuntimeError("a bug")

@@ -14,6 +14,9 @@ logger = logging.getLogger("chatserver.access")
 
 PATH_CHARS_LIMIT = 256
 
+IS_OWN = "chatserver.is_own"
+"""In the scope of a request that this server has sent to itself, for the demo model: nobody has come."""
+
 
 class AccessLog:
     """An ASGI application that logs how another one answers.
@@ -44,7 +47,8 @@ class AccessLog:
         try:
             await self._app(scope, told_receive, told_send)
         finally:
-            logger.info("%s", line)
+            if not scope.get(IS_OWN):
+                logger.info("%s", line)
 
 
 class _Line:

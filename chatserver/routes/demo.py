@@ -1,7 +1,7 @@
 """The demo model's endpoint: an OpenAI-compatible server inside this one."""
 
 from hmac import compare_digest
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from litestar import Request, Response, post
@@ -11,8 +11,10 @@ from litestar.response import Stream
 from chatserver.errors import BadRequest, Unauthenticated
 from chatserver.providers.demo import CompletionRequest, Refusal, answer
 from chatserver.routes import components_of
+from chatserver.routes.access_log import IS_OWN
 from chatserver.routes.body import body_bytes
 from chatserver.routes.http import OPEN_WHILE_DRAINING, PUBLIC
+from chatserver.transports.connections import Scope
 
 DEMO_PATH = "/demo/v1"
 BODY_BYTES_LIMIT = 8 * 1024 * 1024
@@ -28,8 +30,10 @@ BODY_BYTES_LIMIT = 8 * 1024 * 1024
 async def chat_completions(request: Request[str, Any, State]) -> Response[Any]:
     """Chat Completions as the demo model answers them; where there are users, to this server alone."""
     given, key = request.headers.get("authorization", ""), f"Bearer {request.app.state.demo_key}"
-    if components_of(request).settings.auth != "none" and not compare_digest(given.encode(), key.encode()):
+    is_own = compare_digest(given.encode(), key.encode())
+    if components_of(request).settings.auth != "none" and not is_own:
         raise Unauthenticated
+    cast(Scope, request.scope)[IS_OWN] = is_own
     body = await body_bytes(request, BODY_BYTES_LIMIT)
     try:
         said = answer(msgspec.json.decode(body, type=CompletionRequest))
