@@ -54,9 +54,9 @@ async def test_a_server_without_connections_wakes_at_most_once_a_second(tmp_path
         assert (await request(server, "GET", "/livez")).status == 200
         await asyncio.sleep(10)  # What was open is looked after once more.
         assert server.connections == 0
-        assert await wakes_a_second(SECONDS) <= 3
+        assert await wakes_a_second(SECONDS) <= 1
 
 
 async def test_an_open_connection_costs_a_look_now_and_then(tmp_path: Path) -> None:
     async with served(tmp_path) as server, await WsReader.connect(server):
-        assert await wakes_a_second(30) <= 4
+        assert await wakes_a_second(30) <= 2
