@@ -53,11 +53,16 @@ class SSEDecoder:
         """
         if self._rest or self._data or self._type or not (chunk.startswith(b"data: ") and chunk.endswith(b"\n\n")):
             return None
-        found = chunk[6:-2].split(b"\n\ndata: ")
-        if chunk.count(b"\n") != 2 * len(found) or b"\r" in chunk or len(chunk) > SSE_EVENT_BYTES_LIMIT:
+        if b"\r" in chunk or len(chunk) > SSE_EVENT_BYTES_LIMIT:
             return None
+        if chunk.find(b"\n") == len(chunk) - 2:  # One event, as it is from a model that is read as it writes.
+            found = [(b"", chunk[6:-2])]
+        else:
+            found = [(b"", data) for data in chunk[6:-2].split(b"\n\ndata: ")]
+            if chunk.count(b"\n") != 2 * len(found):
+                return None
         self._at_start = self._is_document = False
-        return [(b"", found[0])] if len(found) == 1 else [(b"", data) for data in found]
+        return found
 
     def flush(self) -> list[tuple[bytes, bytes]]:
         """At the end of the body: an event whose blank line never came, since some servers forget it."""
