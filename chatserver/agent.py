@@ -13,7 +13,7 @@ from chatserver.commands import NAME_CHARS_LIMIT, is_id, new_id
 from chatserver.dialogue import as_text, call_upstream
 from chatserver.errors import UpstreamError
 from chatserver.events import FinishReason, Reasoning, Token, ToolCall, ToolResult, to_json
-from chatserver.limits import Meter
+from chatserver.meter import Meter
 from chatserver.providers import (
     WANTED_CALLS_LIMIT,
     Delta,

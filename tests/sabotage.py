@@ -17,6 +17,7 @@ from chatserver.log import segments
 from chatserver.log.memory import MemoryCursor, MemoryLog
 from chatserver.providers import Finish, ModelRequest, OnDelta
 from chatserver.providers.chat_completions.provider import OpenAIProvider
+from chatserver.runs.life import Life
 from chatserver.runs.run import Run
 from chatserver.runs.subscription import Subscription
 from chatserver.sessions import Sessions
@@ -153,7 +154,7 @@ async def _stored_as(change: Callable[[Record], Iterable[Record]]) -> AsyncItera
     def changed(records: list[Record], run_id: str, whole: Answer) -> list[Record]:
         return [new for old in compact(records, run_id, whole=whole) for new in change(old)]
 
-    with patch("chatserver.runs.run.compact", changed):
+    with patch("chatserver.runs.life.compact", changed):
         yield
 
 
@@ -214,29 +215,30 @@ async def upstream_left_open() -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def cancel_ignored() -> AsyncIterator[None]:
-    with patch.object(Run, "cancel", lambda self: None):
+    with patch.object(Life, "cancel", lambda self: None):
         yield
 
 
 @asynccontextmanager
 async def cancel_says_its_own_end() -> AsyncIterator[None]:
     """A cancel appends a `done` of its own, whether or not the run is ending already."""
-    original = Run.cancel
+    original = Life.cancel
 
-    def cancel(self: Run) -> None:
+    def cancel(self: Life) -> None:
         log = self.log
         assert isinstance(log, MemoryLog)
-        log.append(self.done("cancelled"))
+        log.append(self.run.ending(0.0))
         log.is_over = False
         original(self)
 
-    with patch.object(Run, "cancel", cancel):
+    with patch.object(Life, "cancel", cancel):
         yield
 
 
 @asynccontextmanager
 async def leaving_unnoticed() -> AsyncIterator[None]:
-    with patch.object(Run, "leave", lambda self: None):
+    original = Run.count
+    with patch.object(Run, "count", lambda self, readers, now: original(self, max(0, readers), now)):
         yield
 
 
@@ -244,8 +246,8 @@ async def leaving_unnoticed() -> AsyncIterator[None]:
 async def end_of_the_log_taken_for_the_end() -> AsyncIterator[None]:
     original = Subscription.__init__
 
-    def init(self: Subscription, log: MemoryLog, after: int, run: Run | None, is_at_end: bool) -> None:
-        original(self, log, after, run, is_at_end or 0 < after == log.last_seq)
+    def init(self: Subscription, log: MemoryLog, after: int, life: Life | None, is_at_end: bool) -> None:
+        original(self, log, after, life, is_at_end or 0 < after == log.last_seq)
 
     with patch.object(Subscription, "__init__", init):
         yield
@@ -253,13 +255,14 @@ async def end_of_the_log_taken_for_the_end() -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def leaving_cancels() -> AsyncIterator[None]:
-    original = Run.leave
+    original = Life.count
 
-    def leave(self: Run) -> None:
-        original(self)
-        self.cancel()
+    def count(self: Life, readers: int) -> None:
+        original(self, readers)
+        if readers < 0:
+            self.cancel()
 
-    with patch.object(Run, "leave", leave):
+    with patch.object(Life, "count", count):
         yield
 
 

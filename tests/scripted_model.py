@@ -1,8 +1,8 @@
 """A model that says what a test wrote, tools for it, a run for its agent, and what the run is told as a list."""
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias, cast
 
 import anyio
 from msgspec import Struct
@@ -10,12 +10,15 @@ from msgspec.structs import replace
 
 from chatserver.agent import Step, ToolAgent
 from chatserver.errors import UpstreamError
-from chatserver.events import Done, FinishReason, ToolCall, ToolResult, Usage, decode
-from chatserver.limits import Meter
+from chatserver.events import Answer, Done, FinishReason, Terminal, ToolCall, ToolResult, Usage, decode
 from chatserver.log.memory import MemoryLog
+from chatserver.meter import Meter
 from chatserver.providers import Delta, Finish, ModelRequest, OnDelta, TextDelta, ToolCallRequest
 from chatserver.records import RunRecord
+from chatserver.runs.checkpoints import Checkpoints
+from chatserver.runs.life import Life
 from chatserver.runs.run import Run
+from chatserver.sessions import Sessions
 from chatserver.tools import tool
 from chatserver.tools.execution import ToolThreads
 
@@ -96,16 +99,38 @@ def agent(
     return ToolAgent(model, {each.name: each for each in tools}, threads, turns_limit, calls_limit)
 
 
-def run_of(
-    meter: Meter | None = None,
-    grace_seconds: float | None = None,
-    run_id: str = "run",
-    on_result: Callable[[str], None] = lambda _: None,
-) -> Run:
-    record = RunRecord(
-        run_id=run_id, session_id="s", message_id="m", status="running", last_seq=0, usage=None, created_at="2026"
-    )
-    return Run("ann", record, MemoryLog(run_id), meter or Meter(), grace_seconds, on_result)
+RECORD = RunRecord(
+    run_id="run", session_id="s", message_id="m", status="running", last_seq=0, usage=None, created_at="2026"
+)
+
+
+class Store:
+    """In place of ``Sessions``: keeps what it is given, but for what it is told to refuse."""
+
+    def __init__(self, refusals: Mapping[str, Exception] | None = None) -> None:
+        self.answers: list[dict[str, Answer]] = []
+        self.ends: list[Terminal] = []
+        self.refusals = dict(refusals or {})
+        self.is_asked = anyio.Event()
+
+    async def checkpoint(self, answers: Mapping[str, Answer]) -> None:
+        for run_id in answers:
+            if run_id in self.refusals:
+                raise self.refusals[run_id]
+        self.answers.append(dict(answers))
+        self.is_asked.set()
+
+    async def finish(self, run_id: str, ending: Terminal, **_: Any) -> None:
+        if run_id in self.refusals:
+            raise self.refusals[run_id]
+        self.ends.append(ending)
+
+
+def life_of(meter: Meter | None = None, kept: Store | None = None, grace_seconds: float | None = None) -> Life:
+    """A run in its life, stored nowhere."""
+    sessions = cast(Sessions, kept or Store())
+    run = Run(RECORD, MemoryLog("run"), meter or Meter(), grace_seconds, 0.0)
+    return Life("ann", run, sessions, Checkpoints(sessions))
 
 
 async def steps_of(made: ToolAgent, meter: Meter | None = None, request: ModelRequest = ASKED) -> list[Single]:
@@ -114,11 +139,13 @@ async def steps_of(made: ToolAgent, meter: Meter | None = None, request: ModelRe
     Raises:
         AssertionError: it has failed.
     """
-    run = run_of(meter)
+    kept = Store()
+    life = life_of(meter, kept)
     with anyio.fail_after(WAIT_SECONDS):
-        ending = await run.answer(made.answer, asking(request))
+        await life.live(made.answer, asking(request))
+    (ending,) = kept.ends
     assert isinstance(ending, Done), ending
-    return [*await told(run), Finished(ending.finish_reason)]
+    return [*told(life), Finished(ending.finish_reason)]
 
 
 def asking(request: ModelRequest = ASKED) -> Callable[[], Any]:
@@ -128,9 +155,12 @@ def asking(request: ModelRequest = ASKED) -> Callable[[], Any]:
     return ask
 
 
-async def told(run: Run) -> list[Single]:
+def told(life: Life) -> list[Step]:
     """What a run was told so far, as it was told."""
-    return [still(replace(decode(each.data), run_id="", seq=0)) for each in await run.log.records()]  # type: ignore[arg-type]
+    log = life.log
+    assert isinstance(log, MemoryLog)
+    events = [decode(each.data) for part in log._kept.parts() for each in part]
+    return [still(replace(each, run_id="", seq=0)) for each in events if isinstance(each, Step)]
 
 
 def still(step: Step) -> Step:

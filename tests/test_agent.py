@@ -24,7 +24,7 @@ from chatserver.events import (
     decode,
     record,
 )
-from chatserver.limits import Meter, Spent
+from chatserver.meter import Meter, Spent
 from chatserver.providers import WANTED_CALLS_LIMIT, Finish, ModelRequest, OnDelta, ReasoningDelta, TextDelta
 from chatserver.tools import tool
 from tests.scripted_model import (

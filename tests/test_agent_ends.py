@@ -10,7 +10,7 @@ import pytest
 from chatserver.agent import Emit, Step
 from chatserver.dialogue import estimated_tokens
 from chatserver.events import Done, Error, FinishReason, Token, Usage
-from chatserver.limits import Meter
+from chatserver.meter import Meter
 from chatserver.providers import Finish, ModelRequest, ReasoningDelta, TextDelta, ToolCallRequest
 from tests.scripted_model import (
     ASKED,
@@ -18,12 +18,13 @@ from tests.scripted_model import (
     WAIT_SECONDS,
     Said,
     ScriptedModel,
+    Store,
     Turn,
     agent,
     asking,
     called,
     gave,
-    run_of,
+    life_of,
     steps_of,
     stop,
     told,
@@ -64,7 +65,7 @@ async def test_usage_is_right_at_any_moment() -> None:
     assert meter.usage() == Usage()
     model = ScriptedModel([TextDelta("t" * 4), TextDelta("t" * 4), stop(7, 2)])
     seen: list[Usage] = []
-    run = run_of(meter)
+    run = life_of(meter).run
 
     def emit(step: Step) -> None:
         run.say(step)
@@ -83,11 +84,13 @@ async def test_usage_is_right_at_any_moment() -> None:
 async def test_a_failing_model_fails_the_answer(said: list[Said]) -> None:
     meter = Meter()
     model = ScriptedModel(wants(CALLS, usage=Usage(10, 5)), [*said, FAILURE])
-    run = run_of(meter)
+    kept = Store()
+    life = life_of(meter, kept)
     with anyio.fail_after(WAIT_SECONDS):
-        ending = await run.answer(agent(model).answer, asking())
+        await life.live(agent(model).answer, asking())
+    (ending,) = kept.ends
     assert isinstance(ending, Error) and (ending.code, ending.message) == (FAILURE.code, FAILURE.message)
-    steps = await told(run)
+    steps = told(life)
     texts = [each for each in said if not isinstance(each, ToolCallRequest)]
     assert steps[:2] == [called("c", "add", a=1, b=2), gave("c", "add", 3)]
     assert len(steps) == 2 + len(texts)
@@ -105,23 +108,25 @@ def busy_turns() -> Iterator[Turn]:
 @pytest.mark.parametrize("count", range(1, 11))
 async def test_a_run_that_takes_no_more_leaves_nothing_behind(count: int) -> None:
     """What is raised at any step goes through the model, the tools and all that they wait for."""
-    model, run, steps = ScriptedModel(*busy_turns()), run_of(), list[Step]()
+    model, kept, steps = ScriptedModel(*busy_turns()), Store(), list[Step]()
+    life = life_of(kept=kept)
     before = asyncio.all_tasks()
 
     def emit(step: Step) -> None:
-        run.say(step)
+        life.run.say(step)
         steps.append(step)
         if len(steps) == count:
-            run.cancel()
-            run.say(Token(content="more"))
+            life.cancel()
+            life.run.say(Token(content="more"))
 
     async def answer(request: ModelRequest, meter: Meter, _: Emit) -> FinishReason:
         return await agent(model).answer(request, meter, emit)
 
     with anyio.fail_after(WAIT_SECONDS):
-        ending = await run.answer(answer, asking())
+        await life.live(answer, asking())
+    (ending,) = kept.ends
     assert isinstance(ending, Done) and ending.finish_reason == "cancelled"
-    assert (len(await told(run)), model.open, asyncio.all_tasks()) == (count, 0, before)
+    assert (len(told(life)), model.open, asyncio.all_tasks()) == (count, 0, before)
 
 
 async def test_cancelling_while_the_model_speaks_leaves_it_at_once() -> None:

@@ -27,6 +27,7 @@ ROOMS = (
     "providers",
     "tools",
     "limits",
+    "meter",
     "agent",
     "sessions",
     "lean_event",

@@ -94,7 +94,7 @@ class World:
 
     async def alone(self) -> None:
         """Wait until the server remembers the endless run only."""
-        while self.server.app.state.components.runs._runs.keys() != {self.endless.run_id}:  # noqa: ASYNC110 - as below
+        while self.server.app.state.components.runs._lives.lives.keys() != {self.endless.run_id}:  # noqa: ASYNC110 - as below
             await anyio.sleep(0.01)
 
     def go(self, wire: Wire) -> None:
@@ -194,13 +194,13 @@ WAYS: tuple[Way, ...] = (
 def held(server: LiveServer, directory: Path) -> dict[str, object]:
     """All that a connection or a run could leave behind, except in memory."""
     parts = server.app.state.components
-    runs = parts.runs._runs
+    runs = parts.runs._lives.lives
     return {
         "tasks": len(asyncio.all_tasks()),
         "descriptors": descriptors(directory),
         "connections": (server.connections, len(parts.connections), +parts.admissions._connections),
         "runs": (len(runs), len(parts.runs._logs._logs), +parts.runs._places._acquired),
-        "subscribers": sum(run.subscribers for run in runs.values()),
+        "subscribers": sum(life.run.subscribers for life in runs.values()),
     }
 
 

@@ -13,11 +13,15 @@ import pytest
 from chatserver import limits
 from chatserver.dialogue import estimated_tokens
 from chatserver.errors import TooMany
-from chatserver.events import Answer, ToolResult, Usage
+from chatserver.events import Answer, Terminal, ToolResult, Usage
 from chatserver.events import Done as DoneEvent
-from chatserver.limits import Bucket, Day, Meter, Requests
+from chatserver.limits import Bucket, Requests
+from chatserver.log.memory import MemoryLog
+from chatserver.meter import Day, Meter
 from chatserver.providers import ModelRequest
 from chatserver.runs.checkpoints import Checkpoints
+from chatserver.runs.life import Life
+from chatserver.runs.run import Run
 from chatserver.serving import websocket_protocol
 from chatserver.sessions import Sessions
 from tests.clients import SSE, TRANSPORTS, WS, HttpReader, RefusedError, Transport, WsReader, documents_of, request
@@ -25,7 +29,7 @@ from tests.counting import calls_of
 from tests.fake_upstream import Done, FakeUpstream, Gate, Step, counted, finish, reasoning, role, say, token, tool_call
 from tests.live import LiveServer, live_server
 from tests.proving import answer_of
-from tests.scripted_model import ScriptedModel, agent, asking, run_of, steps_of, stop, wants
+from tests.scripted_model import RECORD, ScriptedModel, agent, asking, steps_of, stop, wants
 from tests.steps import result_of
 from tests.users import guarded_server, of
 
@@ -329,16 +333,20 @@ async def test_calls_that_are_refused_together_are_stored_together() -> None:
         async def checkpoint(self, answers: Mapping[str, Answer]) -> None:
             stored.append(sum(call.is_error is not None for call in answers["run"].tool_calls))
 
-    checkpoints = Checkpoints(cast(Sessions, Counting()))
-    run = run_of(on_result=checkpoints.hasten)
+        async def finish(self, run_id: str, ending: Terminal, **_: object) -> None:
+            assert isinstance(ending, DoneEvent)
+
+    sessions = cast(Sessions, Counting())
+    checkpoints = Checkpoints(sessions)
+    life = Life("ann", Run(RECORD, MemoryLog("run"), Meter(), None, 0.0), sessions, checkpoints)
     calls = wants(*((f"c{n}", "nothing", "{}") for n in range(200)))
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(checkpoints.keep)
-        checkpoints.add(run.log)
-        ending = await run.answer(agent(ScriptedModel(calls, [stop()])).answer, asking())
+        checkpoints.add(life.log)
+        await life.live(agent(ScriptedModel(calls, [stop()])).answer, asking())
         await anyio.wait_all_tasks_blocked()
         tasks.cancel_scope.cancel()
-    assert isinstance(ending, DoneEvent) and stored == [200]
+    assert stored == [200]
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS, ids=str)

@@ -196,7 +196,7 @@ async def test_a_reader_that_leaves_the_proxy_has_left_the_server(server: LiveSe
     with anyio.fail_after(WAIT_SECONDS):
         reading = await SSE.start(proxy, {"message": "x"})
         await reading.take(2)
-        run = server.runs._runs[reading.run_id]
+        run = server.runs._lives.lives[reading.run_id].run
         assert run.subscribers == 1
         reading.cut()
         while run.subscribers:  # noqa: ASYNC110 - it tells nobody

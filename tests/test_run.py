@@ -1,227 +1,314 @@
-"""One run by itself: its states, its readers and its ends, without a server."""
+"""The state machine of a run, by itself: every transition, every pair of causes, by a plain loop without a clock."""
 
-import asyncio
-from collections.abc import AsyncGenerator, Mapping
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from itertools import product
+from random import Random
+from typing import Any
 
-import anyio
 import pytest
 
-from chatserver.agent import Agent, Step, generated
-from chatserver.errors import RunLost, Unavailable
-from chatserver.events import Answer, Done, Error, Reasoning, Token, ToolCall, ToolResult, Usage
+from chatserver.agent import Step
+from chatserver.endings import INTERRUPTED, UNSTORED, WRONG
+from chatserver.events import EVENT_BYTES_LIMIT, Done, Error, Reasoning, Token, ToolCall, ToolResult
+from chatserver.log import EVENTS_LIMIT
 from chatserver.log.memory import MemoryLog
-from chatserver.providers import ModelRequest
-from chatserver.records import RunStatus
-from chatserver.runs.checkpoints import Checkpoints
-from chatserver.runs.run import TRANSITIONS, Run, RunOverError
-from chatserver.runs.subscription import Subscription
-from chatserver.sessions import Sessions
-from tests.scripted_model import asking, run_of
-
-pytestmark = pytest.mark.anyio
+from chatserver.meter import Meter
+from chatserver.runs import run as machine
+from chatserver.runs.run import TRANSITIONS, CannotHappen, Cause, Run, State
+from tests.scripted_model import RECORD
 
 CALL = ToolCall(call_id="c", tool="clock", args={}, needs_approval=False)
 RESULT = ToolResult(call_id="c", tool="clock", result=1, is_error=False, truncated=False, duration_ms=1)
+WORD = Token(content="word")
+
+CAN: dict[State, dict[Cause, State]] = {
+    State.RUNNING: {Cause.SAY: State.RUNNING, Cause.WAIT: State.WAITING, Cause.END: State.ENDING},
+    State.WAITING: {Cause.SAY: State.WAITING, Cause.GO_ON: State.RUNNING, Cause.END: State.ENDING},
+    State.ENDING: {Cause.END: State.ENDING, Cause.CLOSE: State.OVER},
+    State.OVER: {Cause.END: State.OVER, Cause.KEEP: State.KEPT, Cause.FORGET: State.FORGOTTEN},
+    State.KEPT: {Cause.END: State.KEPT, Cause.FORGET: State.FORGOTTEN},
+    State.FORGOTTEN: {Cause.END: State.FORGOTTEN, Cause.KEEP: State.FORGOTTEN, Cause.FORGET: State.FORGOTTEN},
+}
+"""Written once more: a change of the table is a change of what a client may see."""
+
+WAYS: dict[State, Sequence[Cause]] = {
+    State.RUNNING: (),
+    State.WAITING: (Cause.WAIT,),
+    State.ENDING: (Cause.END,),
+    State.OVER: (Cause.END, Cause.CLOSE),
+    State.KEPT: (Cause.END, Cause.CLOSE, Cause.KEEP),
+    State.FORGOTTEN: (Cause.END, Cause.CLOSE, Cause.FORGET),
+}
+"""How a run comes into each state."""
+
+GRACE_SECONDS, KEPT_SECONDS = 10.0, 300.0
 
 
-DONE = Done(session_id="s", message_id="m", finish_reason="stop", total_tokens=0, usage=Usage(), duration_ms=0)
+def run_of(meter: Meter | None = None, grace_seconds: float | None = GRACE_SECONDS) -> Run:
+    return Run(RECORD, MemoryLog("run"), meter or Meter(), grace_seconds, 0.0)
 
 
-class Store:
-    """Keeps what it is given, but for what it is told to refuse."""
-
-    def __init__(self, refusals: Mapping[str, Exception] | None = None) -> None:
-        self.answers: list[dict[str, Answer]] = []
-        self.ends: list[Done | Error] = []
-        self.refusals = dict(refusals or {})
-        self.is_asked = anyio.Event()
-
-    async def checkpoint(self, answers: Mapping[str, Answer]) -> None:
-        for run_id in answers:
-            if run_id in self.refusals:
-                raise self.refusals[run_id]
-        self.answers.append(dict(answers))
-        self.is_asked.set()
-
-    async def finish(self, run_id: str, ending: Done | Error, **_: Any) -> None:
-        if run_id in self.refusals:
-            raise self.refusals[run_id]
-        self.ends.append(ending)
+DOES: dict[Cause, Callable[[Run, float], None]] = {
+    Cause.SAY: lambda run, _: run.say(WORD),
+    Cause.WAIT: lambda run, _: run.wait(),
+    Cause.GO_ON: lambda run, now: run.go_on(now),
+    Cause.END: lambda run, _: run.end("stop"),
+    Cause.CLOSE: lambda run, now: run.close(run.ending(now)),
+    Cause.KEEP: lambda run, now: run.keep(now + KEPT_SECONDS),
+    Cause.FORGET: lambda run, _: run.forget(),
+}
 
 
-def says(*steps: Any) -> Agent:
-    """An agent of one's own."""
-
-    async def answer(_: ModelRequest) -> AsyncGenerator[Step, None]:
-        for step in steps:
-            if isinstance(step, anyio.Event):
-                await step.wait()
-            else:
-                yield step
-
-    return generated(answer)
+def in_state(state: State, **options: Any) -> Run:
+    run = run_of(**options)
+    for cause in WAYS[state]:
+        DOES[cause](run, 0.0)
+    assert run.state is state
+    return run
 
 
-def is_ending(run: Run) -> bool:
-    """Somebody, or the end of the grace period, has called it to an end."""
-    return run._ending is not None
+def types_of(run: Run) -> list[str]:
+    log = run.log
+    assert isinstance(log, MemoryLog)
+    return [each.type for part in log._kept.parts() for each in part]
 
 
-async def lived(run: Run, agent: Agent, kept: Store) -> tuple[bool, list[str]]:
-    """Whether the run's end was stored, and the types of its events."""
-    ending = await run.answer(agent, asking())
-    is_stored = await run.finish(ending, cast(Sessions, kept))
-    return is_stored, [each.type for each in await run.log.records()]
+# ---- the table ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("status", "after"),
-    [
-        ("running", {"waiting", "completed", "cancelled", "failed"}),
-        ("waiting", {"running", "cancelled", "failed"}),
-        ("completed", set()),
-        ("cancelled", set()),
-        ("failed", set()),
-    ],
-)
-async def test_a_run_becomes_only_what_its_state_allows(status: RunStatus, after: set[str]) -> None:
-    for other in TRANSITIONS:
-        run = run_of()
-        run.status = status
-        if other in after:
-            run.become(other)
-            assert run.status == other
+def test_every_cause_in_every_state_does_what_the_table_says_and_nothing_else() -> None:
+    assert TRANSITIONS == CAN
+    assert DOES.keys() == set(Cause) and WAYS.keys() == set(State)
+    for state, cause in product(State, Cause):
+        run = in_state(state)
+        before = types_of(run)
+        if cause in CAN[state]:
+            DOES[cause](run, 1.0)
+            assert run.state is CAN[state][cause]
         else:
-            with pytest.raises(RuntimeError, match=f"{status} cannot become {other}"):
-                run.become(other)
+            with pytest.raises(CannotHappen):
+                DOES[cause](run, 1.0)
+            assert (run.state, types_of(run)) == (state, before), "what cannot happen has done nothing"
+
+
+CAUSES: dict[str, Callable[[Run, float], None]] = {
+    **{str(cause): does for cause, does in DOES.items()},
+    "cancel": lambda run, _: run.end("cancelled"),
+    "interrupt": lambda run, _: run.end(INTERRUPTED),
+    "call": lambda run, _: run.say(CALL),
+    "result": lambda run, _: run.say(RESULT),
+    "come": lambda run, now: run.count(1, now),
+    "leave": lambda run, now: run.count(-min(1, run.subscribers), now),
+    "time": lambda run, _: run.pass_time(run.deadline or 0.0),
+}
+"""Readers, time and endings are causes too, and so is what an agent may and may not tell."""
+
+
+def test_every_pair_of_causes_in_every_state_keeps_the_rules() -> None:
+    for state, *names in product(State, CAUSES, CAUSES):
+        run = in_state(state)
+        run.count(1, 0.0)
+        goes_on(run, names)
+
+
+def test_a_run_keeps_the_rules_whatever_happens_to_it() -> None:
+    for seed in range(100):
+        goes_on(run_of(), Random(seed).choices(list(CAUSES), k=20))
+
+
+def goes_on(run: Run, names: Sequence[str]) -> None:
+    endings: list[Done | Error] = []
+    for now, name in enumerate(names, 1):
+        before, said = run.state, types_of(run)
+        try:
+            CAUSES[name](run, float(now))
+        except CannotHappen:
+            assert types_of(run) == said, "what cannot happen has done nothing"
+        check(run, before, said, endings)
+
+
+def check(run: Run, before: State, said: list[str], endings: list[Done | Error]) -> None:
+    """What holds of every run, whatever has happened to it."""
+    assert run.state is before or run.state in (*CAN[before].values(), State.ENDING)
+    types = types_of(run)
+    terminals = [each for each in types if each in ("done", "error")]
+    assert terminals == types[len(types) - len(terminals) :] and len(terminals) == run.is_over
+    if before not in (State.RUNNING, State.WAITING):
+        assert [each for each in types if each not in terminals] == [each for each in said if each not in terminals]
+    if run.state is not State.RUNNING and run.state is not State.WAITING:
+        endings.append(run.ending(0.0))
+        assert endings[0] == endings[-1], "the first ending wins"
+    deadline = run.deadline
+    if run.subscribers > 0 or run.state in (State.WAITING, State.ENDING, State.OVER, State.FORGOTTEN):
+        assert deadline is None or run.state is State.KEPT
+    else:
+        assert deadline is not None
+
+
+# ---- ends -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("first", "other"), [("cancelled", INTERRUPTED), (INTERRUPTED, "cancelled")])
+def test_the_first_ending_wins(first: Any, other: Any) -> None:
     run = run_of()
-    run.status = status
-    assert run.is_over == (not after)
+    for ending in (first, other, "stop"):
+        run.end(ending)
+    terminal = run.ending(1.5)
+    assert terminal == INTERRUPTED if first is INTERRUPTED else isinstance(terminal, Done)
+    run.end(other)
+    run.close(terminal)
+    run.end(other)
+    assert run.ending(1.5) == terminal and types_of(run) == [terminal.__struct_config__.tag]
 
 
-@pytest.mark.parametrize("first", ["cancel", "interrupt"])
-async def test_the_first_ending_wins(first: str) -> None:
-    run, kept = run_of(), Store()
-    (run.cancel, run.interrupt)[first == "interrupt"]()
-    run.interrupt()
-    run.cancel()
-    await lived(run, says(), kept)
-    (end,) = kept.ends
-    assert isinstance(end, Done) == (first == "cancel")
-    run.cancel()
-    assert (await run.log.records())[-1].type == ("done" if first == "cancel" else "error")
-
-
-async def test_nothing_is_said_after_a_cancel_was_accepted() -> None:
+def test_how_a_run_ends_is_told_with_its_usage_and_its_time() -> None:
     run = run_of()
-    run.say(Token(content="before"))
-    run.cancel()
-    with pytest.raises(RunOverError):
-        run.say(Token(content="after"))
-    assert run.log.last_seq == 1
+    run.say(WORD)
+    run.end("length")
+    done = run.ending(1.5)
+    assert isinstance(done, Done)
+    assert (done.session_id, done.message_id, done.finish_reason, done.duration_ms) == ("s", "m", "length", 1500)
+    run.close(UNSTORED)
+    assert types_of(run) == ["token", "error"], "an end that could not be stored tells that"
 
 
-async def test_a_late_reader_does_not_stop_that_a_run_is_forgotten() -> None:
-    run, forgotten = run_of(), anyio.Event()
-    await lived(run, says(), Store())
-    run.retain(0.01, forgotten.set)
-    with Subscription(run.log, 0, run, is_at_end=False):
-        with anyio.fail_after(5):
-            await forgotten.wait()
+def test_nothing_is_said_after_a_cancel_was_accepted() -> None:
+    run = run_of()
+    run.say(WORD)
+    run.end("cancelled")
+    for step in (WORD, CALL):
+        with pytest.raises(CannotHappen):
+            run.say(step)
+    assert types_of(run) == ["token"]
 
 
-async def test_the_grace_period_begins_when_the_last_reader_has_left_and_not_before_the_first() -> None:
-    run = run_of(grace_seconds=0)
-    for _ in range(3):
-        await asyncio.sleep(0)
-    one, two = Subscription(run.log, 0, run, is_at_end=False), Subscription(run.log, 0, run, is_at_end=False)
-    one.close()
-    one.close()
-    for _ in range(3):
-        await asyncio.sleep(0)
-    assert not is_ending(run)
-    two.close()
-    for _ in range(3):
-        await asyncio.sleep(0)
-    assert is_ending(run)
+# ---- readers and time -----------------------------------------------------------------------------------------------
 
 
-async def test_what_a_tool_has_done_is_stored_at_once() -> None:
-    kept, gate = Store(), anyio.Event()
-    checkpoints = Checkpoints(cast(Sessions, kept))
-    run = run_of(on_result=checkpoints.hasten)
-    checkpoints.add(run.log)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(checkpoints.keep)
-        tasks.start_soon(lived, run, says(Token(content="So"), CALL, RESULT, gate), kept)
-        with anyio.fail_after(1.5):  # Sooner than any other checkpoint would come.
-            await kept.is_asked.wait()
-        gate.set()
-        tasks.cancel_scope.cancel()
-    (call,) = kept.answers[0]["run"].tool_calls
-    assert call.result == 1
+def test_the_grace_period_begins_at_the_start_and_anew_when_the_last_reader_has_left() -> None:
+    run = run_of()
+    deadlines = [run.deadline]
+    for now, readers in ((1.0, 1), (2.0, 1), (3.0, -1)):
+        run.count(readers, now)
+        deadlines.append(run.deadline)
+    run.pass_time(1e9)
+    run.count(-1, 5.0)
+    assert [*deadlines, run.deadline] == [GRACE_SECONDS, None, None, None, 15.0]
+    run.pass_time(14.9)
+    run.say(WORD)
+    run.pass_time(15.0)
+    done = run.ending(15.0)
+    assert isinstance(done, Done) and done.finish_reason == "cancelled"
 
 
-async def test_a_database_in_trouble_stops_no_tool_and_no_answer() -> None:
-    run, kept = run_of(), Store({"run": Unavailable()})
-    is_stored, types = await lived(run, says(CALL, RESULT, Token(content="So")), kept)
-    assert (is_stored, types) == (False, ["tool_call", "tool_result", "token", "error"])
+def test_who_comes_back_in_time_keeps_the_run() -> None:
+    run = run_of()
+    run.count(1, 0.0)
+    run.count(-1, 1.0)
+    run.count(1, 10.9)
+    run.pass_time(11.0)
+    assert (run.state, run.deadline) == (State.RUNNING, None)
 
 
-async def test_the_end_of_a_run_that_was_lost_says_so_and_is_not_stored_again() -> None:
-    run, kept = run_of(), Store({"run": RunLost("another one ended the answer")})
-    is_stored, types = await lived(run, says(Token(content="So")), kept)
-    assert (is_stored, types, run.status) == (True, ["token", "error"], "failed")
-    assert b"another one ended the answer" in (await run.log.records())[-1].data
+def test_a_run_that_is_to_go_on_needs_no_reader() -> None:
+    run = run_of(grace_seconds=None)
+    run.count(1, 0.0)
+    run.count(-1, 1.0)
+    assert run.deadline is None
+
+
+def test_a_run_that_waits_for_somebody_is_not_abandoned_meanwhile() -> None:
+    run = run_of()
+    run.wait()
+    deadlines = [run.deadline]
+    run.pass_time(1e9)
+    run.go_on(100.0)
+    assert [*deadlines, run.deadline] == [None, 100 + GRACE_SECONDS]
+
+
+def test_a_late_reader_does_not_stop_that_a_run_is_forgotten() -> None:
+    run = in_state(State.KEPT)
+    for readers in (1, -1, 1):
+        run.count(readers, 1.0)
+        assert run.deadline == KEPT_SECONDS
+    states = []
+    for now in (KEPT_SECONDS - 0.1, KEPT_SECONDS):
+        run.pass_time(now)
+        states.append(run.state)
+    assert (states, run.is_over, run.deadline) == ([State.KEPT, State.FORGOTTEN], True, None)
+
+
+# ---- what an agent may say ------------------------------------------------------------------------------------------
+
+LONG = "x" * EVENT_BYTES_LIMIT
 
 
 @pytest.mark.parametrize(
     "steps",
     [
         [RESULT],
-        [Token(content="Hi"), RESULT],
+        [WORD, RESULT],
         [CALL, RESULT, RESULT],
         [CALL, CALL],
+        [CALL, RESULT, CALL],
         ["no event"],
-        [DONE],
+        [Done],
+        [INTERRUPTED],
+        [ToolCall(call_id="a\0b", tool="clock", args={})],
+        [ToolCall(call_id="c", tool="clock", args={"x": LONG})],
+        [CALL, ToolResult(call_id="c", tool="clock", result=LONG, is_error=False, truncated=False, duration_ms=1)],
     ],
-    ids=["a result without its call", "after a text", "two results", "two calls", "no event", "an end of its own"],
+    ids=lambda steps: "-".join(str(getattr(each, "tool", each))[:9] for each in steps),
 )
-async def test_an_agent_that_breaks_the_rules_fails_its_own_run(
+def test_an_agent_that_breaks_the_rules_fails_its_run_in_words(
     steps: list[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    run, kept = run_of(), Store()
-    is_stored, types = await lived(run, says(*steps), kept)
-    assert is_stored and types[-1] == "error" and "done" not in types
-    (end,) = kept.ends
-    assert isinstance(end, Error) and end.code == "internal"
-    assert "run run failed" in caplog.text
+    run = run_of()
+    for step in steps[:-1]:
+        run.say(step)
+    said = types_of(run)
+    with pytest.raises(CannotHappen):
+        run.say(steps[-1])
+    assert (run.state, run.ending(0.0), types_of(run)) == (State.ENDING, WRONG, said)
+    assert "the agent of run run breaks the rules" in caplog.text
 
 
-async def test_a_checkpoint_that_fails_takes_no_other_with_it(caplog: pytest.LogCaptureFixture) -> None:
-    kept = Store({"b": ValueError("no text")})
-    checkpoints = Checkpoints(cast(Sessions, kept))
-    for name in ("a", "b", "c"):
-        log = MemoryLog(name)
-        log.append(Token(content="1"))
-        log.append(Reasoning(content="2"))
-        checkpoints.add(log)
-    await checkpoints.store(["a", "b", "c"])
-    assert [list(answers) for answers in kept.answers] == [["a"], ["c"]]
-    assert caplog.text.count("could not be stored") == 1
-    await checkpoints.store(["a", "b", "c"])
-    assert len(kept.answers) == 2, "what is stored is stored once"
+@pytest.mark.parametrize("text", [Token, Reasoning])
+def test_a_text_is_cut_where_the_answer_is_full(text: type[Token | Reasoning]) -> None:
+    run = run_of(Meter(answer_bytes_limit=10))
+    run.say(text(content="12345678"))
+    run.say(text(content=""))
+    with pytest.raises(CannotHappen):
+        run.say(text(content="9ö!"))
+    assert types_of(run) == [text.__struct_config__.tag] * 2
+    answer = run.log.answer()
+    assert answer.content + answer.reasoning == "123456789"
+    assert ends(run) == "length"
 
 
-async def test_checkpoints_go_on_when_a_database_is_back() -> None:
-    log, kept = MemoryLog("run"), Store({"run": Unavailable()})
-    checkpoints = Checkpoints(cast(Sessions, kept))
-    checkpoints.add(log)
-    log.append(Token(content="1"))
-    log.append(Token(content="2"))
-    with pytest.raises(Unavailable):
-        await checkpoints.store(["run"])
-    kept.refusals.clear()
-    await checkpoints.store(["run"])
-    assert [answers["run"].content for answers in kept.answers] == ["12"]
+def test_no_text_is_taken_once_the_tokens_are_spent() -> None:
+    meter = Meter(limit=10)
+    run = run_of(meter)
+    meter.told(None)
+    meter.spent = 10
+    with pytest.raises(CannotHappen):
+        run.say(WORD)
+    assert (types_of(run), ends(run)) == ([], "length")
+
+
+@pytest.mark.parametrize("step", [WORD, Reasoning(content="hm"), CALL])
+def test_a_run_ends_where_its_log_is_full(step: Step, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "EVENTS_LIMIT", 3)
+    run = run_of()
+    run.say(WORD)
+    run.say(WORD)
+    with pytest.raises(CannotHappen):
+        run.say(step)
+    assert (len(types_of(run)), ends(run)) == (3, "length")
+    assert EVENTS_LIMIT > 3
+
+
+def ends(run: Run) -> str:
+    done = run.ending(0.0)
+    assert isinstance(done, Done)
+    return done.finish_reason

@@ -11,8 +11,8 @@ import pytest
 
 from chatserver.commands import ChatRequest
 from chatserver.errors import Unavailable
-from chatserver.limits import Places
 from chatserver.log.memory import MemoryLogs
+from chatserver.runs.places import Places
 from chatserver.sessions import Begun, Sessions
 from tests.clients import Reading, RefusedError, Transport, documents_of, get_run, request, text_of
 from tests.fake_upstream import Gate, role, say, token

@@ -13,8 +13,9 @@ import pytest
 from chatserver.auth import Gate, Identity
 from chatserver.auth.origins import Origins
 from chatserver.auth.tickets import Tickets
-from chatserver.limits import Bucket, Meter, Requests
-from chatserver.runs.run import Run
+from chatserver.limits import Bucket, Requests
+from chatserver.meter import Meter
+from chatserver.runs.life import Life
 from chatserver.runs.runs import Runs
 from chatserver.serving import http_protocol
 from chatserver.transports.connections import Connection
@@ -126,8 +127,8 @@ async def _ann(*_: Any, **__: Any) -> Identity:
     return Identity("ann")
 
 
-async def _found(self: Runs, user: str, run_id: str) -> Run | None:
-    return self._runs.get(run_id)
+async def _found(self: Runs, user: str, run_id: str) -> Life | None:
+    return self._lives.lives.get(run_id)
 
 
 async def _uncounted(*_: object) -> None:

@@ -260,7 +260,7 @@ async def test_no_repr_shows_a_secret(place: Place) -> None:
     things = [settings, gate, gate.tickets, gate._tokens, ticket, parts, parts.settings, asked, Send(message=PROMPT)]
     things += [
         ModelRequest(model="m", messages=[message]),
-        *parts.runs._runs.values(),
+        *parts.runs._lives.lives.values(),
         parts.runs._lives._agent.__self__.provider,
     ]
     things += [(await parts.runs.session("ann", json.loads((await reading.take(1))[0])["session_id"], True, 10, None))]

@@ -15,9 +15,10 @@ from chatserver.auth import Identity
 from chatserver.auth.tickets import Tickets
 from chatserver.commands import ChatRequest
 from chatserver.errors import TooMany
-from chatserver.limits import Place, Places, Requests
+from chatserver.limits import Requests
 from chatserver.log.memory import MemoryLogs
-from chatserver.runs.life import Lives
+from chatserver.runs.lives import Lives
+from chatserver.runs.places import Place, Places
 from chatserver.sessions import Sessions
 from chatserver.settings import Settings
 from chatserver.transports.admission import Admission, Admissions

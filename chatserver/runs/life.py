@@ -1,170 +1,198 @@
-"""The life of each run of this process: from its beginning until its log is forgotten, with all that it takes."""
+"""The life of one run: the task of its agent, the timer of its deadline, and how its end is stored."""
 
 import asyncio
-from collections.abc import Coroutine
-from functools import partial
+import logging
+from collections.abc import Awaitable, Callable
+from time import monotonic
+from typing import TypeAlias
 
 import anyio
 
-from chatserver.agent import Agent
-from chatserver.commands import ChatRequest
-from chatserver.dialogue import BYTES_PER_TOKEN, dialogue
-from chatserver.errors import Unavailable
-from chatserver.events import PROTOCOL_VERSION, Start
-from chatserver.limits import Place
-from chatserver.log import EventLogs
+from chatserver.agent import Agent, Step
+from chatserver.compaction import compact
+from chatserver.endings import INTERNAL, INTERRUPTED, UNSTORED, ending_of
+from chatserver.errors import RunLost, Unavailable, UpstreamError
+from chatserver.events import Error, FinishReason, Record, Terminal, ToolResult, appended
+from chatserver.meter import Spent
 from chatserver.providers import ModelRequest
 from chatserver.runs.checkpoints import Checkpoints
-from chatserver.runs.run import STORE_AGAIN_AT_MOST_SECONDS, Ask, Run
-from chatserver.runs.subscription import Subscription
-from chatserver.sessions import Begun, Sessions
-from chatserver.settings import Settings
+from chatserver.runs.run import CannotHappen, Run, State
+from chatserver.sessions import Sessions
 
-SHUTDOWN_SECONDS = 2.0
-"""How long a server that is going down anyway waits for the last answers to be stored."""
+logger = logging.getLogger(__name__)
+
+STORE_AGAIN_SECONDS = 0.5
+STORE_AGAIN_AT_MOST_SECONDS = 5.0
+"""Between tries to store an answer that the database does not take: a full disk, a lost server. Each waits longer."""
+
+Ask: TypeAlias = Callable[[], Awaitable[ModelRequest]]
+"""Puts together what the model is asked."""
 
 
-class Lives:
-    """The runs of this process, and a task for each that goes on."""
+class Life:
+    """A ``Run`` of this process with what drives it."""
 
-    def __init__(self, settings: Settings, sessions: Sessions, logs: EventLogs, agent: Agent) -> None:
-        self.runs: dict[str, Run] = {}
-        self.beginning: dict[str, anyio.Event] = {}
-        """Runs that may be in the store already, and are not in ``runs`` yet; each with what tells that they are."""
-        self._settings = settings
+    def __init__(self, user: str, run: Run, sessions: Sessions, checkpoints: Checkpoints) -> None:
+        self.user = user
+        self.run = run
+        self.log = run.log
+        self.run_id = run.record.run_id
         self._sessions = sessions
-        self._logs = logs
-        self._agent = agent
-        self._unfinished: dict[str, Run] = {}
-        self._checkpoints = Checkpoints(sessions)
-        self._lives: set[asyncio.Task[None]] = set()
-        self._chores: set[asyncio.Task[None]] = set()  # Tasks that the end of the server cuts short.
-        self._has_orphans = self._is_sweeping = False
+        self._checkpoints = checkpoints
+        self._scope: anyio.CancelScope | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._on_forget: Callable[[], None] | None = None
+        self._over: anyio.Event | None = None  # Only where somebody waits: it is a KB of each run.
 
-    def open(self) -> None:
-        """Begin to store how far the answers have come."""
-        _spawn(self._checkpoints.keep(), self._chores)
+    # Readers, ends and time.
 
-    async def close(self) -> None:
-        """Interrupt what still goes on, and wait until it is stored."""
-        with anyio.CancelScope(shield=True):
-            while self._lives:  # What is being stored is waited for; and a last one may just have begun.
-                await self._interrupted()
-                await asyncio.gather(*self._lives, return_exceptions=True)
-            for chore in self._chores:
-                chore.cancel()
-            await asyncio.gather(*self._chores, return_exceptions=True)
-        for run in self.runs.values():
-            run.release()
+    def count(self, readers: int) -> None:
+        """So many more subscribers, or fewer."""
+        self.run.count(readers, monotonic())
+        self._set_timer()
 
-    async def drain(self, seconds: float) -> None:
-        """Give what goes on so long to end by itself, then interrupt it."""
-        with anyio.move_on_after(seconds):
-            await self._over()
-        await self._interrupted()
-
-    async def _interrupted(self) -> None:
-        with anyio.move_on_after(SHUTDOWN_SECONDS, shield=True):
-            self.interrupt()
-            await self._over()
-
-    async def _over(self) -> None:
-        for run in list(self._unfinished.values()):
-            await run.over.wait()
+    def cancel(self) -> None:
+        """End the run as cancelled, if it is not ending already."""
+        self._end("cancelled")
 
     def interrupt(self) -> None:
-        """End all that goes on: the server stops, or others have taken it for dead."""
-        for run in list(self._unfinished.values()):
-            run.interrupt()
+        """End the run because the server goes down."""
+        self._end(INTERRUPTED)
 
-    async def begin(self, user: str, begun: Begun, request: ChatRequest, place: Place) -> Subscription:
-        """Bring a run to life that has begun in the store, with its first reader: so far nobody has left it.
+    def keep(self, seconds: float, on_forget: Callable[[], None]) -> None:
+        """The answer is stored: ``on_forget`` is called when the log has been kept long enough."""
+        self._on_forget = on_forget
+        self.run.keep(monotonic() + seconds)
+        self._set_timer()
 
-        From its return on the run has the place, and gives it back at its end.
+    def forget(self) -> None:
+        """The run is read from elsewhere: let go of what it has here."""
+        self.run.forget()
+        self._set_timer()
+
+    def stop(self) -> None:
+        """The server is at its end: nothing is due any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    async def over(self) -> None:
+        """Wait until the terminal event is said."""
+        if not self.run.is_over:
+            self._over = self._over or anyio.Event()
+            await self._over.wait()
+
+    def _end(self, ending: FinishReason | Error) -> None:
+        self.run.end(ending)
+        self._cancel()
+        self._set_timer()
+
+    def _cancel(self) -> None:
+        if self._scope is not None:
+            self._scope.cancel()
+
+    def _set_timer(self) -> None:
+        self.stop()
+        if (deadline := self.run.deadline) is not None:
+            self._timer = asyncio.get_running_loop().call_at(deadline, self._pass_time)
+
+    def _pass_time(self) -> None:
+        self.run.pass_time(monotonic())
+        if self.run.state is State.ENDING:
+            self._cancel()
+        if self.run.state is State.FORGOTTEN and self._on_forget is not None:
+            return self._on_forget()
+        self._set_timer()
+
+    # The task.
+
+    async def live(self, agent: Agent, ask: Ask) -> bool:
+        """Let the agent answer, store the answer, say its end; whether it was stored."""
+        await self._answer(agent, ask)
+        self.run.meter.told(None)
+        return await self._finish()
+
+    async def _answer(self, agent: Agent, ask: Ask) -> None:
+        run = self.run
+        try:
+            with anyio.CancelScope() as self._scope:
+                if run.state is not State.ENDING:
+                    run.end(await agent(await ask(), run.meter, self._say))
+            self._scope = None
+        except Spent:
+            run.end("length")
+        except (UpstreamError, Unavailable) as error:
+            run.end(ending_of(error))
+        except Exception as error:
+            if run.state is not State.ENDING:
+                logger.exception("run %s failed", self.run_id)
+            run.end(ending_of(error))
+
+    def _say(self, step: Step) -> None:
+        try:
+            self.run.say(step)
+        except CannotHappen:
+            self._cancel()  # Also an agent that catches what it should not comes to its end.
+            raise
+        if isinstance(step, ToolResult):
+            self._checkpoints.hasten(self.run_id)
+
+    async def _finish(self) -> bool:
+        """Store the answer, then say that it is over; whether it was stored. If not, the end tells a failure.
+
+        The end of a run that another process has ended or deleted tells that; there is nothing to store then.
         """
-        settings = self._settings
-        grace_seconds = settings.grace_seconds if request.on_disconnect == "cancel" else None
-        log = await self._logs.create(begun.run.run_id)
-        log.append(
-            Start(
-                session_id=begun.run.session_id,
-                message_id=begun.run.message_id,
-                user_message_id=begun.user_message_id,
-                model=request.model or settings.model,
-                protocol=PROTOCOL_VERSION,
-                heartbeat_ms=round(settings.heartbeat_seconds * 1000),
-            )
-        )
-        run = Run(user, begun.run, log, place.meter, grace_seconds, self._checkpoints.hasten)
-        self.runs[log.run_id] = self._unfinished[log.run_id] = run
-        self._checkpoints.add(log)
-        reader = Subscription(log, 0, run, is_at_end=False)
-        _spawn(self._live(run, partial(self._asked, begun, request), place), self._lives)
-        return reader
-
-    def sweep(self) -> None:
-        """End the runs that have begun in the store, and that nobody goes on with: their sessions take no other."""
-        self._has_orphans = True
-        if not self._is_sweeping:
-            self._is_sweeping = True
-            _spawn(self._end_orphans(), self._chores)
-
-    async def _end_orphans(self) -> None:
+        terminal, is_stored = self.run.ending(monotonic()), False
         try:
-            while self._has_orphans:
-                self._has_orphans = False
-                try:
-                    for run_id in await self._sessions.unfinished():
-                        if run_id not in self.runs and run_id not in self.beginning:
-                            await self._sessions.interrupt(run_id)
-                except Unavailable:
-                    self._has_orphans = True
-                    await anyio.sleep(STORE_AGAIN_AT_MOST_SECONDS)
-        finally:
-            self._is_sweeping = False
-
-    async def _asked(self, begun: Begun, request: ChatRequest) -> ModelRequest:
-        tokens_limit = self._settings.max_context_tokens
-        messages = await self._sessions.context(begun.user_message_id, BYTES_PER_TOKEN * tokens_limit)
-        return ModelRequest(
-            model=request.model or self._settings.model,
-            messages=dialogue(messages, request.system, tokens_limit),
-            temperature=request.temperature,
-            max_output_tokens=request.max_output_tokens,
-            run_id=begun.run.run_id,
-        )
-
-    async def _live(self, run: Run, ask: Ask, place: Place) -> None:
+            last = appended(terminal, self.run_id, self.log.last_seq + 1)
+            await self._store(terminal, [*await self.log.records(), last])
+            is_stored = True
+        except RunLost as lost:
+            logger.warning("run %s was lost: %s", self.run_id, lost)
+            terminal, is_stored = ending_of(lost), True
+        except Unavailable:  # The store says so in its log, once for all runs.
+            terminal = UNSTORED
+        except Exception:
+            logger.exception("the answer of run %s could not be stored", self.run_id)
+            terminal = INTERNAL
         try:
-            ending = await run.answer(self._agent, ask)
-            run.meter.told(None)
-            is_stored = await run.finish(ending, self._sessions)
-        finally:
-            del self._unfinished[run.run_id]
-            self._checkpoints.remove(run.run_id)
-            await place.release()
-        if is_stored:
-            self._retain(run)
-        else:
-            _spawn(self._store_late(run), self._chores)
+            self.run.close(terminal)
+        except Exception:
+            # Whatever the log has against it: the run is over.
+            logger.exception("run %s could not be ended", self.run_id)
+        if self._over is not None:
+            self._over.set()
+        return is_stored
 
-    async def _store_late(self, run: Run) -> None:
-        await run.store_late(self._sessions)
-        self._retain(run)
+    async def store_late(self) -> None:
+        """Go on trying: as long as a run is stored as running, its session takes no other.
 
-    def _retain(self, run: Run) -> None:
-        run.retain(self._settings.retention_seconds, lambda: self.forget(run.run_id))
-        self._logs.retain(run.run_id, self.forget)
+        What the database would never take is given up, all but what was stored of the answer before.
+        """
+        wait_seconds, is_told = STORE_AGAIN_SECONDS, False
+        while True:
+            await anyio.sleep(wait_seconds)
+            wait_seconds = min(2 * wait_seconds, STORE_AGAIN_AT_MOST_SECONDS)
+            try:
+                return await self._store(UNSTORED, await self.log.records())
+            except RunLost:
+                return
+            except Unavailable:
+                continue
+            except Exception:
+                if not is_told:
+                    logger.exception("of the answer of run %s only its last checkpoint is kept", self.run_id)
+            try:
+                return await self._sessions.interrupt(self.run_id)
+            except Unavailable:
+                continue
+            except Exception:
+                if not is_told:
+                    logger.exception("run %s cannot be stored as ended: its session takes no other", self.run_id)
+            is_told = True
 
-    def forget(self, run_id: str) -> None:
-        """From now on the run is read from where it is stored."""
-        if run := self.runs.pop(run_id, None):
-            run.release()
-        self._logs.forget(run_id)
-
-
-def _spawn(life: Coroutine[None, None, None], among: set[asyncio.Task[None]]) -> None:
-    # Not in a task group of anyio: a scope, a handle and an event are 2 KB of each run.
-    task = asyncio.create_task(life)
-    among.add(task)
-    task.add_done_callback(among.discard)
+    async def _store(self, terminal: Terminal, records: list[Record]) -> None:
+        answer = self.log.answer()
+        kept = compact(records, self.run_id, whole=answer)
+        usage = self.run.meter.usage()
+        await self._sessions.finish(self.run_id, ending=terminal, answer=answer, records=kept, usage=usage)

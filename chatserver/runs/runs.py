@@ -11,11 +11,11 @@ from msgspec.structs import replace
 from chatserver.agent import Agent
 from chatserver.commands import ChatRequest, checked, known_form, new_id, offered
 from chatserver.errors import BadCursor, BadRequest, ChatError, Draining, NotFound, Unavailable
-from chatserver.limits import Places
 from chatserver.log import EventLog, EventLogs
 from chatserver.records import MessageRecord, RunRecord, SessionDetail
-from chatserver.runs.life import Lives
-from chatserver.runs.run import Run
+from chatserver.runs.life import Life
+from chatserver.runs.lives import Lives
+from chatserver.runs.places import Places
 from chatserver.runs.subscription import Subscription
 from chatserver.sessions import Sessions
 from chatserver.settings import Settings
@@ -30,7 +30,6 @@ class Runs:
         self._logs = logs
         self._places = Places(settings, sessions.spent_on)
         self._lives = Lives(settings, sessions, logs, agent)
-        self._runs = self._lives.runs
         self._beginning = self._lives.beginning
         self._deleting: dict[str, anyio.Event] = {}
         self.is_draining = False
@@ -100,18 +99,18 @@ class Runs:
 
     async def subscribe(self, user: str, run_id: str, after: int) -> Subscription:
         """A reader of a run, from a cursor; raises as ``reached``."""
-        run, log, is_at_end = await self.reached(user, run_id, after)
-        return Subscription(log, after, run, is_at_end=is_at_end)
+        life, log, is_at_end = await self.reached(user, run_id, after)
+        return Subscription(log, after, life, is_at_end=is_at_end)
 
-    async def reached(self, user: str, run_id: str, after: int) -> tuple[Run | None, EventLog, bool]:
+    async def reached(self, user: str, run_id: str, after: int) -> tuple[Life | None, EventLog, bool]:
         """What a reader from this cursor would read, and whether that is nothing. Nobody is counted as a reader for it.
 
         Raises:
             NotFound: this user has no such run.
             BadCursor: ``after`` is past the end of its log.
         """
-        run = await self._find(user, run_id)
-        if run is None:
+        life = await self._find(user, run_id)
+        if life is None:
             await self._check_is_over(user, run_id)
         log = await self._logs.open(run_id)
         if log is None:
@@ -119,7 +118,7 @@ class Runs:
         last_seq = log.last_seq
         if after > last_seq:
             raise BadCursor(f"`after` is past the end of the log, {last_seq}")
-        return run, log, after == last_seq and (run is None or run.is_over)
+        return life, log, after == last_seq and (life is None or life.run.is_over)
 
     async def _check_is_over(self, user: str, run_id: str) -> None:
         """A run that this process has not, or has forgotten, is one that is over."""
@@ -134,9 +133,9 @@ class Runs:
         Raises:
             NotFound: this user has no such run.
         """
-        run = await self._find(user, run_id)
+        life = await self._find(user, run_id)
         found = await self._sessions.run(user, run_id)
-        return found if run is None else replace(found, last_seq=run.log.last_seq)
+        return found if life is None else replace(found, last_seq=life.log.last_seq)
 
     async def cancel(self, user: str, run_id: str) -> RunRecord:
         """End a run; one that has ended stays as it ended.
@@ -144,8 +143,8 @@ class Runs:
         Raises:
             NotFound: this user has no such run, or another server goes on with it.
         """
-        if run := await self._find(user, run_id):
-            run.cancel()
+        if life := await self._find(user, run_id):
+            life.cancel()
         else:
             await self._check_is_over(user, run_id)
         return await self.record(user, run_id)
@@ -163,10 +162,10 @@ class Runs:
         return replace(detail, messages=[await self._as_it_is(message) for message in detail.messages])
 
     async def _as_it_is(self, message: MessageRecord) -> MessageRecord:
-        run = self._runs.get(message.run_id or "")
-        if message.status != "streaming" or run is None:
+        life = self._lives.lives.get(message.run_id or "")
+        if message.status != "streaming" or life is None:
             return message
-        answer = run.log.answer()
+        answer = life.log.answer()
         return replace(message, content=answer.content, reasoning=answer.reasoning, tool_calls=answer.tool_calls)
 
     async def delete_session(self, user: str, session_id: str) -> None:
@@ -181,13 +180,13 @@ class Runs:
         try:
             for beginning in list(self._beginning.values()):
                 await beginning.wait()
-            runs = [run for run in self._runs.values() if (run.user, run.record.session_id) == (user, session_id)]
-            for run in runs:
-                run.cancel()
-                await run.over.wait()
+            lives = self._lives.of_session(user, session_id)
+            for life in lives:
+                life.cancel()
+                await life.over()
             await self._sessions.delete(user, session_id)
-            for run in runs:
-                self._lives.forget(run.run_id)
+            for life in lives:
+                self._lives.forget(life.run_id)
         finally:
             del self._deleting[user]
             deleting.set()
@@ -202,9 +201,9 @@ class Runs:
         self.is_draining = True
         await self._lives.drain(self._settings.drain_seconds)
 
-    async def _find(self, user: str, run_id: str) -> Run | None:
+    async def _find(self, user: str, run_id: str) -> Life | None:
         """A run of this process. One that is being begun is on disk, and so in reach, before it is here."""
         if beginning := self._beginning.get(known_form(run_id)):
             await beginning.wait()
-        run = self._runs.get(run_id)
-        return run if run is not None and run.user == user else None
+        life = self._lives.lives.get(run_id)
+        return life if life is not None and life.user == user else None

@@ -5,26 +5,26 @@ from typing import Self
 
 from chatserver.events import Record
 from chatserver.log import Cursor, EventLog
-from chatserver.runs.run import Run
+from chatserver.runs.life import Life
 
 
 class Subscription:
     """One reader of one run. Made, it counts; leaving it is a disconnect, never a cancel."""
 
-    def __init__(self, log: EventLog, after: int, run: Run | None, is_at_end: bool) -> None:
+    def __init__(self, log: EventLog, after: int, life: Life | None, is_at_end: bool) -> None:
         self.run_id = log.run_id
         self.is_at_end = is_at_end
         self._log = log
         self._after = after
-        self._run = run
+        self._life = life
         self._has_left = False
-        if run is not None:
-            run.join()
+        if life is not None:
+            life.count(1)
 
     @property
     def is_over(self) -> bool:
         """The run has ended; what is still unread is all there will be."""
-        return self._run is None or self._run.is_over
+        return self._life is None or self._life.run.is_over
 
     def __enter__(self) -> Self:
         return self
@@ -34,9 +34,9 @@ class Subscription:
 
     def close(self) -> None:
         """Leave; once is enough."""
-        if self._run is not None and not self._has_left:
+        if self._life is not None and not self._has_left:
             self._has_left = True
-            self._run.leave()
+            self._life.count(-1)
 
     def cursor(self) -> Cursor:
         """What a pump sends from."""

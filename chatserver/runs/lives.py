@@ -1,0 +1,177 @@
+"""The runs that this process has: those that go on, and those that are over and kept for a while."""
+
+import asyncio
+from collections.abc import Coroutine
+from functools import partial
+from time import monotonic
+
+import anyio
+
+from chatserver.agent import Agent
+from chatserver.commands import ChatRequest
+from chatserver.dialogue import BYTES_PER_TOKEN, dialogue
+from chatserver.errors import Unavailable
+from chatserver.events import PROTOCOL_VERSION, Start
+from chatserver.log import EventLogs
+from chatserver.providers import ModelRequest
+from chatserver.runs.checkpoints import Checkpoints
+from chatserver.runs.life import STORE_AGAIN_AT_MOST_SECONDS, Ask, Life
+from chatserver.runs.places import Place
+from chatserver.runs.run import Run
+from chatserver.runs.subscription import Subscription
+from chatserver.sessions import Begun, Sessions
+from chatserver.settings import Settings
+
+SHUTDOWN_SECONDS = 2.0
+"""How long a server that is going down anyway waits for the last answers to be stored."""
+
+
+class Lives:
+    """The runs of this process, and a task for each that goes on."""
+
+    def __init__(self, settings: Settings, sessions: Sessions, logs: EventLogs, agent: Agent) -> None:
+        self.lives: dict[str, Life] = {}
+        self.beginning: dict[str, anyio.Event] = {}
+        """Runs that may be in the store already, and are not in ``lives`` yet; each with what tells that they are."""
+        self._settings = settings
+        self._sessions = sessions
+        self._logs = logs
+        self._agent = agent
+        self._unfinished: dict[str, Life] = {}
+        self._checkpoints = Checkpoints(sessions)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._chores: set[asyncio.Task[None]] = set()  # Tasks that the end of the server cuts short.
+        self._has_orphans = self._is_sweeping = False
+
+    def open(self) -> None:
+        """Begin to store how far the answers have come."""
+        _spawn(self._checkpoints.keep(), self._chores)
+
+    async def close(self) -> None:
+        """Interrupt what still goes on, and wait until it is stored."""
+        with anyio.CancelScope(shield=True):
+            while self._tasks:  # What is being stored is waited for; and a last one may just have begun.
+                await self._interrupted()
+                await asyncio.gather(*self._tasks, return_exceptions=True)
+            for chore in self._chores:
+                chore.cancel()
+            await asyncio.gather(*self._chores, return_exceptions=True)
+        for life in self.lives.values():
+            life.stop()
+
+    async def drain(self, seconds: float) -> None:
+        """Give what goes on so long to end by itself, then interrupt it."""
+        with anyio.move_on_after(seconds):
+            await self._over()
+        await self._interrupted()
+
+    async def _interrupted(self) -> None:
+        with anyio.move_on_after(SHUTDOWN_SECONDS, shield=True):
+            self.interrupt()
+            await self._over()
+
+    async def _over(self) -> None:
+        for life in list(self._unfinished.values()):
+            await life.over()
+
+    def interrupt(self) -> None:
+        """End all that goes on: the server stops, or others have taken it for dead."""
+        for life in list(self._unfinished.values()):
+            life.interrupt()
+
+    def of_session(self, user: str, session_id: str) -> list[Life]:
+        """Those of a user's session, also those that are over."""
+        wanted = user, session_id
+        return [life for life in self.lives.values() if (life.user, life.run.record.session_id) == wanted]
+
+    async def begin(self, user: str, begun: Begun, request: ChatRequest, place: Place) -> Subscription:
+        """Bring a run to life that has begun in the store, with its first reader: so far nobody has left it.
+
+        From its return on the run has the place, and gives it back at its end.
+        """
+        settings = self._settings
+        grace_seconds = settings.grace_seconds if request.on_disconnect == "cancel" else None
+        log = await self._logs.create(begun.run.run_id)
+        log.append(
+            Start(
+                session_id=begun.run.session_id,
+                message_id=begun.run.message_id,
+                user_message_id=begun.user_message_id,
+                model=request.model or settings.model,
+                protocol=PROTOCOL_VERSION,
+                heartbeat_ms=round(settings.heartbeat_seconds * 1000),
+            )
+        )
+        run = Run(begun.run, log, place.meter, grace_seconds, monotonic())
+        life = Life(user, run, self._sessions, self._checkpoints)
+        self.lives[log.run_id] = self._unfinished[log.run_id] = life
+        self._checkpoints.add(log)
+        reader = Subscription(log, 0, life, is_at_end=False)
+        _spawn(self._live(life, partial(self._asked, begun, request), place), self._tasks)
+        return reader
+
+    async def _asked(self, begun: Begun, request: ChatRequest) -> ModelRequest:
+        tokens_limit = self._settings.max_context_tokens
+        messages = await self._sessions.context(begun.user_message_id, BYTES_PER_TOKEN * tokens_limit)
+        return ModelRequest(
+            model=request.model or self._settings.model,
+            messages=dialogue(messages, request.system, tokens_limit),
+            temperature=request.temperature,
+            max_output_tokens=request.max_output_tokens,
+            run_id=begun.run.run_id,
+        )
+
+    async def _live(self, life: Life, ask: Ask, place: Place) -> None:
+        try:
+            is_stored = await life.live(self._agent, ask)
+        finally:
+            del self._unfinished[life.run_id]
+            self._checkpoints.remove(life.run_id)
+            await place.release()
+        if is_stored:
+            self._keep(life)
+        else:
+            _spawn(self._store_late(life), self._chores)
+
+    async def _store_late(self, life: Life) -> None:
+        await life.store_late()
+        self._keep(life)
+
+    def _keep(self, life: Life) -> None:
+        life.keep(self._settings.retention_seconds, partial(self.forget, life.run_id))
+        if life.run_id in self.lives:  # Else its session was deleted meanwhile.
+            self._logs.retain(life.run_id, self.forget)
+
+    def forget(self, run_id: str) -> None:
+        """From now on the run is read from where it is stored."""
+        if life := self.lives.pop(run_id, None):
+            life.forget()
+        self._logs.forget(run_id)
+
+    def sweep(self) -> None:
+        """End the runs that have begun in the store, and that nobody goes on with: their sessions take no other."""
+        self._has_orphans = True
+        if not self._is_sweeping:
+            self._is_sweeping = True
+            _spawn(self._end_orphans(), self._chores)
+
+    async def _end_orphans(self) -> None:
+        try:
+            while self._has_orphans:
+                self._has_orphans = False
+                try:
+                    for run_id in await self._sessions.unfinished():
+                        if run_id not in self.lives and run_id not in self.beginning:
+                            await self._sessions.interrupt(run_id)
+                except Unavailable:
+                    self._has_orphans = True
+                    await anyio.sleep(STORE_AGAIN_AT_MOST_SECONDS)
+        finally:
+            self._is_sweeping = False
+
+
+def _spawn(life: Coroutine[None, None, None], among: set[asyncio.Task[None]]) -> None:
+    # Not in a task group of anyio: a scope, a handle and an event are 2 KB of each run.
+    task = asyncio.create_task(life)
+    among.add(task)
+    task.add_done_callback(among.discard)
