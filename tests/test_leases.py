@@ -6,6 +6,7 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import wraps
 from pathlib import Path
+from time import time
 from typing import Any, ParamSpec, cast
 
 import anyio
@@ -198,6 +199,19 @@ async def test_the_runs_of_a_process_that_has_died_on_this_machine_end_at_once(
     sessions._lease._lock.release()
     assert await other.interrupt_abandoned() == [begun.run.run_id]
     assert not lock.exists()
+
+
+async def test_what_killed_processes_left_is_removed_when_it_is_old(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'x.db'}"
+    async with open_sessions(url) as sessions:
+        living = sessions._lease._database.lock_file(sessions._lease.owner)
+        old, young, other = (living.with_name(name) for name in ("x.db-old.lock", "x.db-young.lock", "y.db-old.lock"))
+        for path in (old, young, other):
+            path.touch()
+        for path in (old, other, living):
+            os.utime(path, (time() - leases.LOCK_SECONDS - 60,) * 2)
+        async with open_sessions(url):
+            assert [path.exists() for path in (living, old, young, other)] == [True, False, True, True]
 
 
 async def test_a_lock_that_nobody_can_take_proves_nothing(

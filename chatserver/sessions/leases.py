@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Set
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time
 from typing import Self
 
 from msgspec import Struct
@@ -34,6 +34,9 @@ GONE_SECONDS = 10.0
 LOOKS = 3
 RENEW_SECONDS = GONE_SECONDS / LOOKS
 """A beat that has not changed in so many looks, one each ``RENEW_SECONDS``, is that of a process that is gone."""
+
+LOCK_SECONDS = 86_400.0
+"""How old a lock must be to be removed, whatever its database: its process is dead, and the runs were ended long ago."""
 
 _MINE = processes.c.owner == bindparam("process")
 _BEAT = update(processes).where(_MINE).values(beat=processes.c.beat + 1)
@@ -73,7 +76,8 @@ class Lease:
         return monotonic() - self._renewed_at > GONE_SECONDS
 
     async def __aenter__(self) -> Self:
-        self._lock.take()
+        self._lock.acquire()
+        _remove_old(self._database.lock_file("*"))
         await self._renew()
         self._task = asyncio.create_task(self._keep(), name="lease")
         return self
@@ -198,7 +202,7 @@ class _Lock:
         self._path = path
         self._file: int | None = None
 
-    def take(self) -> None:
+    def acquire(self) -> None:
         with suppress(OSError):
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
             if not _locked(self._file):
@@ -223,6 +227,14 @@ class _Lock:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+
+def _remove_old(pattern: Path) -> None:
+    """Remove what killed processes have left whose database nobody has used again, as after tests."""
+    for path in pattern.parent.glob(pattern.name):
+        with suppress(OSError):
+            if time() - path.stat().st_mtime > LOCK_SECONDS and (lock := _Lock(path)).is_free():
+                lock.remove()
 
 
 def _locked(file: int) -> bool:
