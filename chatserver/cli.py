@@ -14,8 +14,9 @@ from dotenv import dotenv_values
 
 from chatserver import __version__, schema
 from chatserver.errors import SettingsError
-from chatserver.settings import Settings, load
-from chatserver.sources import remarks
+from chatserver.settings import Settings
+from chatserver.settings.loading import load
+from chatserver.settings.remarks import remarks
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -20,7 +20,6 @@ ROOMS = (
     "records",
     "syntax",
     "settings",
-    "sources",
     "log",
     "upstream",
     "dialogue",

@@ -17,8 +17,9 @@ from click.testing import CliRunner, Result
 
 from chatserver import __version__, schema
 from chatserver.cli import main
-from chatserver.settings import Settings, load, variable
-from chatserver.sources import remarks
+from chatserver.settings import Settings, variable
+from chatserver.settings.loading import load
+from chatserver.settings.remarks import remarks
 from tests.clients import request
 from tests.live import ROOT, ServerProcess
 

@@ -6,7 +6,8 @@ from typing import Any
 import anyio
 import pytest
 
-from chatserver.settings import Settings, load
+from chatserver.settings import Settings
+from chatserver.settings.loading import load
 from tests.clients import SSE, WS, Transport, WsReader, documents_of, request
 from tests.fake_upstream import JSON_BODY, Cut, FakeUpstream, Hang, Raw, Status, Step, refuse, say
 from tests.live import LiveServer, live_server

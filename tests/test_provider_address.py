@@ -13,7 +13,8 @@ from chatserver.errors import UpstreamError
 from chatserver.providers import Delta, ModelRequest, TextDelta
 from chatserver.providers.chat_completions.provider import OpenAIProvider
 from chatserver.providers.client import OPENAI_URL, address, make_client
-from chatserver.settings import Settings, load
+from chatserver.settings import Settings
+from chatserver.settings.loading import load
 from tests.clients import SSE, WS, Transport, documents_of
 from tests.fake_upstream import FakeUpstream, Status, Step, refuse, say
 from tests.live import live_server

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
-from chatserver.settings import load
+from chatserver.settings.loading import load
 from tests.clients import SSE
 from tests.live import live_server
 from tests.test_documents import README, fenced

@@ -6,7 +6,8 @@ import msgspec
 import pytest
 
 from chatserver.errors import SettingsError
-from chatserver.settings import DEMO_MODEL, LOOPBACK_HOSTS, Settings, load, variable
+from chatserver.settings import DEMO_MODEL, LOOPBACK_HOSTS, Settings, variable
+from chatserver.settings.loading import load
 
 FIELDS = {field.name: field for field in msgspec.structs.fields(Settings)}
 

@@ -36,7 +36,7 @@ RENEW_SECONDS = GONE_SECONDS / LOOKS
 """A beat that has not changed in so many looks, one each ``RENEW_SECONDS``, is that of a process that is gone."""
 
 LOCK_SECONDS = 86_400.0
-"""How old a lock must be to be removed, whatever its database: its process is dead, and the runs were ended long ago."""
+"""How old a lock must be to be removed, whatever its database: the process is dead, its runs were ended long ago."""
 
 _MINE = processes.c.owner == bindparam("process")
 _BEAT = update(processes).where(_MINE).values(beat=processes.c.beat + 1)

@@ -1,9 +1,11 @@
-"""Where settings come from, and what an operator should know of that when the server starts."""
+"""What an operator should know when the server starts of where its settings come from."""
 
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 
-from chatserver.settings import PREFIX, VARIABLES, given, masked, variable
+from chatserver.settings import PREFIX, VARIABLES, variable
+from chatserver.settings.loading import given
+from chatserver.settings.masks import masked
 from chatserver.syntax import one_line
 
 ADDRESS = "openai_base_url"

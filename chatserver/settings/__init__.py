@@ -1,0 +1,127 @@
+"""Settings: one frozen Struct, read once. Only this room knows the names of environment variables."""
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from chatserver.settings.masks import masked
+from chatserver.syntax import headers_of
+
+SECONDS_LIMIT = 10_000_000
+"""Four months: longer is a mistake, and infinity is no time."""
+
+Positive = Annotated[float, Meta(gt=0, le=SECONDS_LIMIT)]
+NotNegative = Annotated[float, Meta(ge=0, le=SECONDS_LIMIT)]
+Count = Annotated[int, Meta(ge=1)]
+
+PARAMETERS = ("stream", "stream_options", "tools", "temperature", "max_tokens", "max_completion_tokens")
+"""The parameters of a request to the upstream that can be left out."""
+
+PREFIX = "CHATSERVER_"
+SDK_PREFIX = "openai_"
+"""Settings that begin so are the variables that the openai SDK reads."""
+
+DEMO_MODEL = "demo"
+WILDCARD_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
+"""Every address of the machine, each with the one that reaches it from the machine itself."""
+LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an operator can choose; seconds may be fractions."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8000
+    workers: Count = 1
+    root_path: str = ""
+    insecure: bool = False
+
+    openai_api_key: str | None = None
+    openai_base_url: str | None = None
+    openai_org_id: str | None = None
+    openai_project_id: str | None = None
+    openai_custom_headers: str | None = None
+    upstream_omit: tuple[str, ...] = ()
+    model: str = "gpt-4o-mini"
+    models: tuple[str, ...] = ()
+    tools: str | None = None
+
+    database_url: str = "sqlite:///chatserver.db"
+    redis_url: str | None = None
+
+    grace_seconds: NotNegative = 10.0
+    heartbeat_seconds: Positive = 15.0
+    send_timeout_seconds: Positive = 30.0
+    retention_seconds: NotNegative = 300.0
+    upstream_idle_seconds: Positive = 60.0
+    drain_seconds: NotNegative = 10.0
+    tool_timeout_seconds: Positive = 30.0
+
+    access_log: bool = False
+
+    max_message_bytes: Count = 32768
+    max_body_bytes: Count = 1048576
+    max_frame_bytes: Count = 262144
+    max_tool_result_bytes: Annotated[int, Meta(ge=64, le=49152)] = 32768
+    max_answer_bytes: Count = 4194304
+    max_logs_bytes: Count = 268435456
+    max_connections: Count = 20_000
+    max_connections_per_user: Count = 100
+    max_requests_per_minute: Count = 600
+    max_runs: Count = 1000
+    max_runs_per_user: Count = 4
+    max_turns: Count = 10
+    max_tool_calls_per_run: Count = 100
+    max_tokens_per_run: Count = 1_000_000
+    max_tokens_per_day: Count | None = None
+    max_context_tokens: Count = 100_000
+    max_sessions_per_user: Count = 10_000
+    max_stored_bytes_per_user: Count | None = None
+
+    auth: str = "none"
+    jwt_secret: str | None = None
+    jwks_url: str | None = None
+    jwt_audience: str | None = None
+    jwt_issuer: str | None = None
+    login_url: str | None = None
+    allowed_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+
+    @property
+    def is_demo(self) -> bool:
+        """Nobody named an upstream, so the built-in demo model answers."""
+        return not (self.openai_api_key or self.openai_base_url)
+
+    @property
+    def models_offered(self) -> tuple[str, ...]:
+        """What a request may name if ``models`` says anything: the default model, and those."""
+        return tuple(dict.fromkeys((self.model, *self.models)))
+
+    @property
+    def upstream_headers(self) -> dict[str, str]:
+        """What goes to the model server with every request, beside the key."""
+        named = {"OpenAI-Organization": self.openai_org_id, "OpenAI-Project": self.openai_project_id}
+        return {name: value for name, value in named.items() if value} | headers_of(self.openai_custom_headers or "")
+
+    @property
+    def own_url(self) -> str:
+        """Where this very server is reached from its own machine."""
+        host = WILDCARD_HOSTS.get(self.host, self.host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    def __repr__(self) -> str:
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in self.shown().items())})"
+
+    def shown(self) -> dict[str, Any]:
+        """All settings in force, secrets masked, also inside URLs."""
+        values = msgspec.to_builtins(self)
+        return {name: masked(name, value) for name, value in values.items()}
+
+
+def variable(name: str) -> str:
+    """The environment variable of a setting."""
+    return ("" if name.startswith(SDK_PREFIX) else PREFIX) + name.upper()
+
+
+VARIABLES = tuple(variable(name) for name in Settings.__struct_fields__)

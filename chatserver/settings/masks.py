@@ -1,0 +1,24 @@
+"""Settings as they may be shown: no key, and no password within a URL."""
+
+import re
+from typing import Any
+
+SECRETS = frozenset({"openai_api_key", "jwt_secret"})
+_SECRET_PARAMETER = re.compile(r"(?i)([^?&=]*(?:pass|secret|token|key)[^&=]*=)[^&]*")
+
+
+def masked(name: str, value: Any) -> Any:
+    """The value of a setting as it may be shown."""
+    if name in SECRETS and value:
+        return "***"
+    if name == "openai_custom_headers" and value:
+        return "\n".join(f"{line.partition(':')[0].strip()}: ***" for line in value.split("\n") if ":" in line)
+    if name.endswith("_url") and value and name != "login_url":  # That one is told to everybody.
+        # Not parsed as a URL: a password with `/` or `#` in it is none, and must not be shown for that.
+        scheme, _, rest = value.partition("://")
+        who, _, where = rest.rpartition("@")
+        user, colon, _ = who.partition(":")
+        mask = f"{user}:***@" if colon else f"{user}@" if who else ""
+        shown = _SECRET_PARAMETER.sub(r"\1***", where)
+        return f"{scheme}://{mask}{shown}"
+    return value
