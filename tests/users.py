@@ -15,7 +15,7 @@ SECRET = "a secret of more than 32 bytes for tests"
 OTHER_SECRET = "another secret of more than 32 bytes ..."
 
 
-def token(user: Any = "ann", seconds: float = 600, *, secret: str = SECRET, **claims: Any) -> str:
+def token(user: Any = "ann", seconds: float = 3600, *, secret: str = SECRET, **claims: Any) -> str:
     """A token of HS256; a claim of None is left out."""
     said = {"sub": user, "exp": time() + seconds} | claims
     return jwt.encode({name: value for name, value in said.items() if value is not None}, secret, "HS256")
@@ -23,7 +23,7 @@ def token(user: Any = "ann", seconds: float = 600, *, secret: str = SECRET, **cl
 
 def unsigned(user: str = "ann", algorithm: str = "none") -> str:
     """A token that says that it needs no signature."""
-    parts = {"alg": algorithm, "typ": "JWT"}, {"sub": user, "exp": time() + 600}
+    parts = {"alg": algorithm, "typ": "JWT"}, {"sub": user, "exp": time() + 3600}
     return ".".join(urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts) + "."
 
 
@@ -31,7 +31,7 @@ def bearer(credential: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {credential}"}
 
 
-def of(user: str, seconds: float = 600) -> dict[str, str]:
+def of(user: str, seconds: float = 3600) -> dict[str, str]:
     """The header that lets a user in."""
     return bearer(token(user, seconds))
 

@@ -158,12 +158,12 @@ class RequestReader:
         size = len(self._target) + sum(len(name) + len(value) for name, value in self._headers)
         if is_too_much(len(self._headers), size):
             raise HeadTooLarge
+        if b"://" in self._target:
+            self._target, self._headers = in_origin_form(self._target, self._headers)
         if self._parser.should_upgrade() and self._parser.get_method() != b"CONNECT":
             # Another protocol than WebSocket (h2c, by curl and Java): the request is meant as it is.
             self.stage = Stage.WEBSOCKET if offers_websocket(self._headers) else Stage.OFFER
             return
-        if b"://" in self._target:
-            self._target, self._headers = in_origin_form(self._target, self._headers)
         self._useless_bytes = self.came_bytes = self._trailers = self._trailer_bytes = 0
         self._body_bytes_left = sum(int(value) for name, value in self._headers if name == b"content-length")
         self._requests.request_began(self._head())
