@@ -65,8 +65,7 @@ class Checkpoints:
         """Store what grows, for ever."""
         rest_seconds = LONGEST_REST_SECONDS
         while True:
-            # Without an answer that grows there is nothing to look at.
-            with anyio.move_on_after(rest_seconds if self._growing else None):
+            with anyio.move_on_after(self._pause(rest_seconds)):
                 await self._call.wait()
             began = monotonic()
             try:
@@ -76,6 +75,13 @@ class Checkpoints:
                 rest_seconds = max(SHORTEST_REST_SECONDS, min(LONGEST_REST_SECONDS, wanted), took)
             except Unavailable:
                 await anyio.sleep(CHECKPOINT_SECONDS)  # A database that is down is not asked at every tick.
+
+    def _pause(self, rest_seconds: float) -> float | None:
+        """How long there is nothing to look at; None: for as long as no answer grows."""
+        if not self._growing:
+            return None
+        oldest = next(iter(self._growing.values()))
+        return max(rest_seconds, oldest.looked_at + CHECKPOINT_SECONDS - rest_seconds - monotonic())
 
     def _due(self, now: float, rest_seconds: float) -> list[str]:
         """The runs whose answers are to be stored now; those that are not urgent go behind all others."""
