@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import product
 from pathlib import Path
 from posixpath import dirname, normpath
 from typing import Any, NamedTuple, get_args
@@ -36,6 +37,7 @@ from chatserver.records import (
     SessionRecord,
 )
 from chatserver.replies import REPLY_TYPES
+from chatserver.runs.run import TRANSITIONS, Cause, State
 from chatserver.settings import Settings, variable
 from chatserver.strict_json import convert
 from chatserver.tools import load_tools
@@ -246,6 +248,14 @@ def test_the_rooms_are_in_the_order_of_imports() -> None:
     rows = [line.split("|")[1] for line in sections(ARCHITECTURE)["Rooms"] if line.startswith("| `")]
     named = [name.removesuffix(".py").rstrip("/") for name in re.findall(r"`([^`]+)`", "".join(rows))]
     assert [name for name in named if (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").is_file()] == list(ROOMS)
+
+
+def test_the_table_of_a_run_is_that_of_the_machine() -> None:
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in sections(ARCHITECTURE)["A run"] if "|" in line]
+    causes, states = rows[0][1:], rows[2:]
+    told = {(row[0], cause): after for row in states for cause, after in zip(causes, row[1:], strict=True)}
+    said = {(state, cause): TRANSITIONS[state].get(cause, "–") for state, cause in product(State, Cause)}
+    assert told == said
 
 
 FILE = re.compile(r"(?:[\w.-]+/)+(?:[\w-]+\.\w+)?|[\w-]+\.(?:py|md|js|json|toml|lock)|justfile")
