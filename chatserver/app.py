@@ -31,8 +31,9 @@ from chatserver.settings import Settings
 from chatserver.tools import Tool, load_tools
 from chatserver.tools.execution import ToolThreads
 from chatserver.transports.admission import ADMISSION, Admissions
+from chatserver.transports.asgi import Message, Scope, Send
 from chatserver.transports.components import Components
-from chatserver.transports.connections import Connections, Message, Scope, Send
+from chatserver.transports.connections import Connections
 from chatserver.transports.refusal import refuse
 from chatserver.transports.response import WatchedSend
 

@@ -295,7 +295,7 @@ async def encoded_again_on_one_transport() -> AsyncIterator[None]:
 async def first_reader_goes_on() -> AsyncIterator[None]:
     """A second attach on a connection does not end the first one."""
 
-    async def detach(self: Multiplexer, run_id: str) -> None:
+    def detach(self: Multiplexer, run_id: str) -> None:
         if pump := self._pumps.pop(run_id, None):
             self._pumps[f"{run_id}, the first"] = pump  # Until the connection ends.
 
@@ -307,10 +307,10 @@ async def first_reader_goes_on() -> AsyncIterator[None]:
 async def pings_stop() -> AsyncIterator[None]:
     original, pinged = Connection.ping, set[Connection]()
 
-    async def ping(self: Connection) -> None:
+    def ping(self: Connection) -> None:
         if self not in pinged:
             pinged.add(self)
-            await original(self)
+            original(self)
 
-    with patch.object(Connection, "ping", ping), patch.object(Connection, "ping_now", lambda self: False):
+    with patch.object(Connection, "ping", ping):
         yield

@@ -60,7 +60,7 @@ HOMES = {
     "sqlalchemy": ("sessions/",),
     "uvicorn": ("serving/", "cli.py"),
     "uvloop": ("serving/",),
-    "websockets": ("serving/websocket_protocol.py",),
+    "websockets": ("serving/",),
 }
 """Where a library may be imported: nowhere else does the program know that it exists."""
 

@@ -3,8 +3,8 @@
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,11 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
+from chatserver.errors import TooMany
 from chatserver.transports import connections
-from chatserver.transports.connections import FLUSH_SECONDS, SLOTS_LIMIT, Connection, Connections, KeepAlive, Message
+from chatserver.transports.admission import Admissions
+from chatserver.transports.connections import FLUSH_SECONDS, SLOTS_LIMIT, Connection, Connections
+from chatserver.transports.peer import nobody
 from tests.clients import BOTH, SSE, ClosedError, Reading, RefusedError, Transport, documents_of, types_of
 from tests.fake_upstream import FakeUpstream, Gate, say
 from tests.live import live_server
@@ -22,8 +25,7 @@ from tests.virtual_time import VirtualTimeLoop
 
 pytestmark = pytest.mark.anyio
 
-PING = {"type": "ping"}
-EVENT = {"type": "event"}
+PING, EVENT = b"ping", b"event"
 SLACK = 1e-6
 """Of floating-point sums."""
 
@@ -42,49 +44,70 @@ def one_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 class Peer:
     """The far end of a connection; it takes what is sent while its gate is open."""
 
-    def __init__(self, *, takes: bool = True, failure: Exception | None = None, ping: Message | None = PING) -> None:
-        self.messages: list[Message] = []
+    def __init__(self, *, takes: bool = True, failure: Exception | None = None) -> None:
+        self.messages: list[bytes] = []
         self.times: list[float] = [anyio.current_time()]
         """Of its beginning, and of all that it took."""
         self.dropped_at: float | None = None
-        self.drains = 0
         self.failure = failure
-        self.gate = anyio.Event()
-        self._sending = 0
-        keep_alive = KeepAlive(ping, b"") if ping is not None else None
-        self.connection = Connection(self._send, keep_alive, drop=self._drop, drain=self._drain)
-        if takes:
-            self.gate.set()
+        self.is_writable = True
+        self.on_writable = self.on_leave = nobody
+        self._takes = takes
+        self._held: list[bytes] = []
 
-    async def _send(self, message: Message) -> None:
-        self._sending += 1
-        assert self._sending == 1, "two messages at a time"
-        try:
-            if self.failure is not None:
-                raise self.failure
-            await self.gate.wait()
-        finally:
-            self._sending -= 1
-        self.messages.append(message)
-        self.times.append(anyio.current_time())
+    def write(self, data: bytes) -> None:
+        if self.failure is not None:
+            raise self.failure
+        self._held.append(data)
+        self.is_writable = self._takes
+        if self._takes:
+            self._take()
 
-    def _drop(self) -> None:
+    def open(self) -> None:
+        """Take what was held, and all that comes."""
+        self._takes = self.is_writable = True
+        self._take()
+        self.on_writable()
+
+    def _take(self) -> None:
+        self.messages += self._held
+        self.times += [anyio.current_time()] * len(self._held)
+        self._held.clear()
+
+    def abort(self) -> None:
         self.dropped_at = self.dropped_at or anyio.current_time()
-
-    def _drain(self) -> None:
-        self.drains += 1
 
     @property
     def gaps(self) -> list[float]:
         return [later - earlier for earlier, later in pairwise(self.times)]
 
 
+class Spoken(Connection):
+    """A connection that says what the test writes."""
+
+    drains = expiries = 0
+
+    def writable(self) -> None:
+        pass
+
+    def left(self) -> None:
+        pass
+
+    def drain(self) -> None:
+        self.drains += 1
+
+    def expire(self) -> None:
+        self.expiries += 1
+
+
 def made(heartbeat: float = 15.0, send_timeout: float = 30.0) -> Connections:
     return Connections(heartbeat_seconds=heartbeat, send_timeout_seconds=send_timeout)
 
 
-def watched(clock: Connections, peer: Peer) -> AbstractContextManager[None]:
-    return clock.watched(peer.connection)
+@contextmanager
+def watched(clock: Connections, peer: Peer, ping: bytes = PING) -> Iterator[Spoken]:
+    yield Spoken(peer, clock, None, ping)
+    peer.on_leave()
 
 
 def within(times: Sequence[float], low: float, high: float) -> bool:
@@ -119,10 +142,10 @@ async def test_while_events_flow_there_is_no_ping_and_afterwards_there_is(
 ) -> None:
     async with made(heartbeat, send_timeout) as clock:
         peer = Peer()
-        with watched(clock, peer):
+        with watched(clock, peer) as connection:
             for _ in range(40):
                 await anyio.sleep(0.74 * heartbeat)
-                await peer.connection.write(EVENT)
+                connection.write(EVENT)
             assert peer.messages == [EVENT] * 40
             await anyio.sleep(heartbeat + SLACK)
             assert peer.messages[40:] == [PING]
@@ -135,37 +158,36 @@ async def test_a_peer_that_takes_nothing_is_dropped_after_the_timeout_and_no_oth
     heartbeat: float, send_timeout: float, says: str
 ) -> None:
     interval = min(heartbeat, send_timeout) / 4
-    async with made(heartbeat, send_timeout) as clock, anyio.create_task_group() as tasks:
+    async with made(heartbeat, send_timeout) as clock:
         stuck, slow, healthy = Peer(takes=False), Peer(takes=False), Peer()
         with (
-            watched(clock, stuck),
-            watched(clock, slow),
+            watched(clock, stuck) as to_stuck,
+            watched(clock, slow) as to_slow,
             watched(clock, healthy),
         ):
             began = anyio.current_time()
             if says == "event":
-                tasks.start_soon(stuck.connection.write, EVENT)
-                tasks.start_soon(slow.connection.write, EVENT)
+                to_stuck.write(EVENT)
+                to_slow.write(EVENT)
             await anyio.sleep(0.99 * send_timeout + (0 if says == "event" else 0.75 * heartbeat))
             assert (stuck.dropped_at, slow.dropped_at) == (None, None)
-            slow.gate.set()
+            slow.open()
             await anyio.sleep(heartbeat + 2 * send_timeout)
             assert stuck.dropped_at is not None
             late = 0 if says == "event" else heartbeat
             assert within([stuck.dropped_at - began], send_timeout, send_timeout + interval + late)
             assert (slow.dropped_at, healthy.dropped_at) == (None, None)
             assert within(healthy.gaps, 0.75 * heartbeat, heartbeat)
-        tasks.cancel_scope.cancel()
 
 
 async def test_a_peer_that_took_long_is_not_pinged_for_what_it_missed() -> None:
-    async with made() as clock, anyio.create_task_group() as tasks:
+    async with made() as clock:
         peer = Peer(takes=False)
-        with watched(clock, peer):
+        with watched(clock, peer) as connection:
             for _ in range(3):
-                tasks.start_soon(peer.connection.write, EVENT)
+                connection.write(EVENT)
             await anyio.sleep(29)
-            peer.gate.set()
+            peer.open()
             await anyio.sleep(11)
             assert peer.messages == [EVENT] * 3
 
@@ -196,71 +218,62 @@ async def test_a_peer_that_cannot_be_pinged_is_dropped_and_the_clock_goes_on(fai
 
 async def test_a_connection_without_a_ping_is_watched_all_the_same() -> None:
     """Plain text has no room for one."""
-    async with made() as clock, anyio.create_task_group() as tasks:
-        peer = Peer(takes=False, ping=None)
-        with watched(clock, peer):
+    async with made() as clock:
+        peer = Peer(takes=False)
+        with watched(clock, peer, ping=b"") as connection:
             await anyio.sleep(100)
             assert (peer.messages, peer.dropped_at) == ([], None)
-            tasks.start_soon(peer.connection.write, EVENT)
+            connection.write(EVENT)
             await anyio.sleep(35)
             assert peer.dropped_at is not None
-        tasks.cancel_scope.cancel()
 
 
 async def test_one_that_has_left_is_neither_pinged_nor_dropped() -> None:
-    async with made() as clock, anyio.create_task_group() as tasks:
+    async with made() as clock:
         idle, stuck = Peer(), Peer(takes=False)
-        with watched(clock, idle), watched(clock, stuck):
-            tasks.start_soon(stuck.connection.write, EVENT)
+        with watched(clock, idle), watched(clock, stuck) as connection:
+            connection.write(EVENT)
             await anyio.sleep(1)
         await anyio.sleep(100)
         assert (idle.messages, idle.dropped_at, stuck.dropped_at) == ([], None, None)
-        tasks.cancel_scope.cancel()
 
 
 # ---- one connection -------------------------------------------------------------------------------------------------
 
 
-async def test_messages_go_out_in_the_order_of_their_writes() -> None:
-    peer = Peer(takes=False)
-    async with anyio.create_task_group() as tasks:
-        for number in range(20):
-            tasks.start_soon(peer.connection.write, {"number": number})
-            await checkpoint()
-        assert peer.messages == []
-        peer.gate.set()
-    assert [each["number"] for each in peer.messages] == list(range(20))
+async def test_whoever_knows_that_its_user_may_not_stay_is_told_until_it_ends() -> None:
+    async with made() as clock:
+        peer = Peer()
+        staying = Spoken(peer, clock, None, expires_at=0.0)
+        await anyio.sleep(10)
+        assert staying.expiries >= 4
+        staying.is_open = False
+        expiries = staying.expiries
+        await anyio.sleep(100)
+        assert staying.expiries == expiries and peer.messages == []
 
 
-@pytest.mark.parametrize("cancelled", [0, 1, 2], ids=["the one being sent", "the next", "the last"])
-async def test_a_cancelled_write_is_not_sent_and_those_behind_it_are(cancelled: int) -> None:
-    peer = Peer(takes=False)
-    scopes = [anyio.CancelScope() for _ in range(3)]
-
-    async def write(number: int) -> None:
-        with scopes[number]:
-            await peer.connection.write({"number": number})
-
-    async with anyio.create_task_group() as tasks:
-        for number in range(3):
-            tasks.start_soon(write, number)
+async def test_what_was_a_users_place_is_free_when_the_connection_is_over() -> None:
+    admissions = Admissions(1)
+    async with made() as clock:
+        peer = Peer()
+        Spoken(peer, clock, await admissions.admit("ann"))
+        with pytest.raises(TooMany):
+            await admissions.admit("ann")
+        peer.on_leave()
+        peer.on_leave()
         await anyio.wait_all_tasks_blocked()
-        scopes[cancelled].cancel()
+        await admissions.admit("ann")
+
+
+async def test_when_the_server_goes_down_those_who_come_late_are_told_too() -> None:
+    async with made() as clock:
+        early = Spoken(Peer(), clock, None)
+        clock.drain()
+        late = Spoken(Peer(), clock, None)
+        assert (early.drains, late.drains) == (1, 0)
         await anyio.wait_all_tasks_blocked()
-        assert peer.connection.writing_since is not None
-        peer.gate.set()
-    assert [each["number"] for each in peer.messages] == [each for each in range(3) if each != cancelled]
-    assert peer.connection.writing_since is None
-
-
-async def test_a_failed_write_raises_and_leaves_the_way_free() -> None:
-    peer = Peer(failure=ConnectionResetError())
-    with pytest.raises(ConnectionResetError):
-        await peer.connection.write(EVENT)
-    assert peer.connection.writing_since is None
-    peer.failure = None
-    await peer.connection.write(EVENT)
-    assert peer.messages == [EVENT]
+        assert (early.drains, late.drains) == (1, 1)
 
 
 # ---- all of them ----------------------------------------------------------------------------------------------------
@@ -269,12 +282,11 @@ async def test_a_failed_write_raises_and_leaves_the_way_free() -> None:
 async def test_connections_are_counted_while_they_last() -> None:
     async with made() as clock:
         peers = [Peer() for _ in range(200)]
-        with suppress(ZeroDivisionError), ExitStack() as stack:
+        with ExitStack() as stack:
+            made_of = {stack.enter_context(watched(clock, peer)) for peer in peers}
+            assert len(clock) == 200 and set(clock) == made_of
             for peer in peers:
-                stack.enter_context(watched(clock, peer))
-            assert len(clock) == 200
-            assert set(clock) == {peer.connection for peer in peers}
-            raise ZeroDivisionError
+                peer.on_leave()
         assert (len(clock), list(clock)) == (0, [])
 
 

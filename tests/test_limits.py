@@ -22,7 +22,7 @@ from chatserver.providers import ModelRequest
 from chatserver.runs.checkpoints import Checkpoints
 from chatserver.runs.life import Life
 from chatserver.runs.run import Run
-from chatserver.serving import websocket_protocol
+from chatserver.serving import websocket_reader
 from chatserver.sessions import Sessions
 from tests.clients import SSE, TRANSPORTS, WS, HttpReader, RefusedError, Transport, WsReader, documents_of, request
 from tests.counting import calls_of
@@ -231,8 +231,8 @@ async def test_a_flood_of_frames_of_whatever_kind_is_shut_off(kind: str) -> None
 async def test_as_many_frames_as_are_allowed_at_once_are_taken() -> None:
     async with live_server(None) as live, await WsReader.connect(live) as reader:
         with anyio.fail_after(WAIT_SECONDS):
-            reader.send_wire(FLOODS["commands"] * (websocket_protocol.FRAMES_AT_ONCE_LIMIT - 1))
-            for _ in range(websocket_protocol.FRAMES_AT_ONCE_LIMIT - 1):
+            reader.send_wire(FLOODS["commands"] * (websocket_reader.FRAMES_AT_ONCE_LIMIT - 1))
+            for _ in range(websocket_reader.FRAMES_AT_ONCE_LIMIT - 1):
                 await reader.until("pong")
 
 

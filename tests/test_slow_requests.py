@@ -254,6 +254,9 @@ class Silent:
     def abort(self) -> None:
         self.is_aborted = True
 
+    def look(self) -> None:
+        pass
+
 
 async def test_who_acknowledges_nothing_is_cut_off_and_who_only_reads_slowly_is_not() -> None:
     lost, busy, slow = Silent(3, 15), Silent(3, 14), Silent(0, 1000)

@@ -112,8 +112,8 @@ async def test_the_same_fault_is_the_same_refusal_over_http(
     [
         (Requests, "count"),
         (Admissions, "admit"),
-        (Connections, "watched"),
-        (Multiplexer, "_listen"),
+        (Connections, "watch"),
+        (Multiplexer, "_text_came"),
         (Multiplexer, "_obey_all"),
     ],
     ids=lambda part: getattr(part, "__name__", part),
@@ -146,7 +146,7 @@ async def test_a_reader_that_fails_closes_with_1011(
     """It cannot go on with the run: coming back does."""
     upstream.script(*say("An answer."))
     with anyio.fail_after(WAIT_SECONDS), monkeypatch.context() as patch:
-        patch.setattr(Subscription, "read", failing(fault))
+        patch.setattr(Subscription, "cursor", failing(fault))
         reader = await WsReader.connect(server)
         reader.send({"type": "send", "message": "x"})
         assert (await reader.closing()).code == 1011

@@ -12,7 +12,7 @@ from chatserver.errors import BadJson, TooLarge, UnsupportedMedia
 from chatserver.routes import components_of
 from chatserver.strict_json import convert, json_text
 from chatserver.transports.admission import ADMISSION, Admission
-from chatserver.transports.connections import Scope
+from chatserver.transports.asgi import Scope
 
 T = TypeVar("T")
 

@@ -11,9 +11,9 @@ from litestar.response import Stream
 from chatserver.errors import BadRequest, Unauthenticated
 from chatserver.providers.demo import CompletionRequest, Refusal, answer
 from chatserver.routes import components_of
-from chatserver.routes.access_log import IS_OWN
 from chatserver.routes.body import body_bytes
 from chatserver.routes.http import OPEN_WHILE_DRAINING, PUBLIC
+from chatserver.transports.asgi import IS_OWN
 from chatserver.transports.connections import Scope
 
 DEMO_PATH = "/demo/v1"

@@ -41,7 +41,7 @@ from chatserver.routes.openapi import (
     refusals,
 )
 from chatserver.transports.admission import ADMISSION
-from chatserver.transports.connections import Scope
+from chatserver.transports.asgi import Scope
 from chatserver.transports.refusal import MEDIA_TYPE, refusal_of
 from chatserver.transports.refusal import body_of as body_of_refusal
 from chatserver.transports.sse import Format, chosen

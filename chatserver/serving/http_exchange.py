@@ -2,18 +2,15 @@
 
 import asyncio
 import logging
-import re
-from collections.abc import Awaitable, Callable, Iterable
-from email.utils import formatdate
 from enum import Enum, auto
-from functools import lru_cache
-from http import HTTPStatus
-from time import time
 from typing import Protocol
 
 from chatserver.errors import ChatError, Internal
+from chatserver.serving.access_log import AccessLine
 from chatserver.serving.http_bytes import Headers, chunk
-from chatserver.transports.connections import Message, Scope
+from chatserver.serving.http_head import Framing, response_head
+from chatserver.transports.asgi import App, Message, Scope
+from chatserver.transports.peer import nobody
 
 logger = logging.getLogger("chatserver.http")
 
@@ -23,18 +20,6 @@ WAITING_BODY_BYTES_LIMIT = 64 * 1024
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
 
-_NO_NAME = re.compile(b'[\x00-\x1f\x7f()<>@,;:\\[\\]={} \t\\\\"]')
-_NO_VALUE = re.compile(b"[\x00-\x08\x0a-\x1f\x7f]")
-
-
-@lru_cache(maxsize=1)
-def date_header(second: int) -> tuple[bytes, bytes]:
-    """The `Date` of a Unix time, written once a second at most, and never while nothing is answered."""
-    return b"date", formatdate(second, usegmt=True).encode()
-
-
-App = Callable[[Scope, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
-
 
 class Progress(Enum):
     """How far the response is."""
@@ -43,19 +28,13 @@ class Progress(Enum):
     STARTED = auto()
     """Its head is written."""
 
+    TAKEN = auto()
+    """Its body is the business of whoever has taken it over, and not of the application's call any more."""
+
+    ENDING = auto()
+    """All is written; the peer has still to take some of it."""
+
     OVER = auto()
-
-
-class Framing(Enum):
-    """How a client knows where the body of the response ends."""
-
-    NONE = auto()
-    """There is no body: whatever the application gives is thrown away."""
-
-    LENGTH = auto()
-    CHUNKS = auto()
-    CLOSE = auto()
-    """With the connection: HTTP/1.0 knows no chunks."""
 
 
 class Connection(Protocol):
@@ -74,7 +53,7 @@ class Connection(Protocol):
 
 
 class Exchange:
-    """A request, and the response that the application gives."""
+    """A request, and the response that the application gives; also, once it is taken over, a ``BodyPeer``."""
 
     __slots__ = (
         "__weakref__",
@@ -86,30 +65,42 @@ class Exchange:
         "_has_all",
         "_has_news",
         "_keep_alive",
-        "_leave",
+        "_line",
+        "_method",
         "_news",
         "_version",
         "_writable",
         "has_left",
-        "method",
+        "is_writable",
+        "on_leave",
+        "on_writable",
         "progress",
     )
 
-    def __init__(self, connection: Connection, scope: Scope, keep_alive: bool, expects_continue: bool) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        scope: Scope,
+        keep_alive: bool,
+        expects_continue: bool,
+        line: AccessLine | None = None,
+    ) -> None:
         self._connection = connection
-        self.method: str = scope["method"]
+        self._line = line
+        self._method: str = scope["method"]
         self._version: str = scope["http_version"]
         self._keep_alive = keep_alive
         self._expects_continue = expects_continue and self._version != "1.0"  # It knows nothing before the answer.
         self.progress = Progress.ASKED
         self.has_left = False
+        self.is_writable = True
+        self.on_writable = self.on_leave = nobody
         self._framing = Framing.NONE
         self._bytes_left = 0
         self._body = bytearray()
         self._has_all = self._has_news = False
         self._news: asyncio.Future[None] | None = None
         self._writable: asyncio.Future[None] | None = None
-        self._leave: Callable[[], None] | None = None
 
     async def run(self, app: App, scope: Scope) -> None:
         """Let the application answer."""
@@ -120,17 +111,17 @@ class Exchange:
                 self._connection.transport.close()
                 raise
             logger.error("the application failed", exc_info=error)
-        if self.has_left or self.progress is Progress.OVER:
+        if self.has_left:
             return
         if self.progress is Progress.ASKED:
             self._connection.refuse(Internal())
-        else:
+        elif self.progress is Progress.STARTED:
             self._connection.transport.close()  # A body that is cut off is a failure that clients can see.
 
     # what the connection tells
 
     def body_came(self, data: bytes) -> None:
-        if self.progress is Progress.OVER or self._leave is not None:
+        if self.progress not in (Progress.ASKED, Progress.STARTED):
             return  # Who sends more to a request that has its answer is read and not heard.
         self._body += data
         if len(self._body) > WAITING_BODY_BYTES_LIMIT:
@@ -141,27 +132,38 @@ class Exchange:
         self._has_all = True
         self._tell()
 
-    def is_last(self) -> None:
-        """The connection shall not be used again."""
+    def shutdown(self) -> None:
+        """The server goes down. Whoever has taken a response over has been told: nobody waits for it any more."""
         self._keep_alive = False
+        if self.progress is Progress.TAKEN:
+            self.abort()
 
     def probe(self) -> None:
         """Write what means nothing to a peer that listens; one that has left resets the connection for it."""
-        if self.progress is Progress.STARTED and self._framing is Framing.CHUNKS:
+        if self.progress in (Progress.STARTED, Progress.TAKEN) and self._framing is Framing.CHUNKS:
             self._connection.transport.write(b"0")  # In front of the size of the next chunk.
 
     def drained(self) -> None:
         """The peer takes bytes again."""
+        if self.progress is Progress.ENDING:
+            return self._finish()
+        self.is_writable = True
         _wake(self._writable)
+        self.on_writable()
 
     def peer_left(self) -> None:
         """Nothing can be sent any more; once is enough."""
-        if self.progress is not Progress.OVER:
+        if self.progress is not Progress.OVER and not self.has_left:
             self.has_left = True
-            if self._leave is not None:
-                self._leave()
+            self.is_writable = False
+            self._say_left()
         self._tell()
         _wake(self._writable)
+
+    def _say_left(self) -> None:
+        if self._line is not None:
+            self._line.over(is_whole=self.progress is Progress.OVER)
+        self.on_leave()
 
     def _tell(self) -> None:
         self._has_news = True
@@ -199,40 +201,54 @@ class Exchange:
                 raise RuntimeError(f"{message['type']} of a response that is {self.progress.name.lower()}")
 
     def _start(self, status: int, headers: Headers) -> None:
-        lines = [b"HTTP/1.1 %d %b\r\n" % (status, _PHRASES.get(status, b""))]
-        headers = [date_header(int(time())), *((name.lower(), value) for name, value in headers)]
-        for name, value in headers:
-            if _NO_NAME.search(name) or _NO_VALUE.search(value):
-                raise RuntimeError(f"{name!r}: {value!r} is no header")
-            if name == b"connection" and b"close" in value.lower():
-                self._keep_alive = False
-        self._framing, own = self._framed(status, dict(headers).get(b"content-length"))
-        lines += [b"%b: %b\r\n" % header for header in headers]
-        self._connection.transport.write(b"".join([*lines, *own, b"\r\n"]))
+        head = response_head(self._method, self._version, status, headers, self._keep_alive)
+        self._framing, self._bytes_left, self._keep_alive = head.framing, head.length_bytes, head.keep_alive
+        self._connection.transport.write(head.encoded)
         self.progress = Progress.STARTED
-
-    def _framed(self, status: int, length: bytes | None) -> tuple[Framing, Iterable[bytes]]:
-        """How the body will be framed, and the header lines that say so."""
-        framing, lines = Framing.CHUNKS, list[bytes]()
-        if self.method == "HEAD" or status in (204, 304):
-            framing = Framing.NONE
-        elif length is not None:
-            framing, self._bytes_left = Framing.LENGTH, int(length)
-        elif self._version == "1.0":
-            framing, self._keep_alive = Framing.CLOSE, False
-        else:
-            lines = [b"transfer-encoding: chunked\r\n"]
-        return framing, lines if self._keep_alive else [*lines, b"connection: close\r\n"]
+        if self._line is not None:
+            self._line.answered(status, headers)
 
     def _send_body(self, body: bytes, *, is_last: bool) -> None:
         self.write(body)
         if self._framing is Framing.LENGTH and (self._bytes_left < 0 or (is_last and self._bytes_left > 0)):
             raise RuntimeError(f"the body of a response is {-self._bytes_left} bytes longer than was said")
         if is_last:
-            self.end()
+            self._end()
+
+    def _end(self) -> None:
+        if self._framing is Framing.CHUNKS:
+            self._connection.transport.write(LAST_CHUNK)
+        self._finish()
+
+    def _finish(self) -> None:
+        transport = self._connection.transport
+        self.progress = Progress.OVER
+        self.is_writable = False
+        self._tell()
+        if not self._keep_alive:
+            transport.close()
+        elif not transport.is_closing():
+            transport.set_write_buffer_limits()
+        self._say_left()
+        self._connection.exchange_is_over()
+
+    # as a peer
+
+    def take_over(self) -> "Exchange":
+        """Take the response over from the application's call, which may return then."""
+        self.progress = Progress.TAKEN
+        self._body = bytearray()
+        if not self._has_all:
+            self._connection.resume_reading()  # A large body may have paused it: nobody would see the peer leave.
+        self.is_writable = not (self.has_left or self._connection.is_write_paused)
+        if self.has_left:
+            asyncio.get_running_loop().call_soon(self._say_left)
+        return self
 
     def write(self, body: bytes) -> None:
         """A part of the body."""
+        if self.has_left:
+            return
         if self._framing is Framing.CHUNKS:
             if body:
                 self._connection.transport.write(chunk(body))
@@ -240,37 +256,31 @@ class Exchange:
             self._bytes_left -= len(body)
             self._connection.transport.write(body)
 
-    def end(self) -> None:
-        """The body is whole."""
+    def end(self, last: bytes = b"") -> None:
+        """Send the last part. The response is over when the peer has taken all of it: whoever stops here is stuck."""
+        if self.has_left:
+            return
+        transport = self._connection.transport
+        transport.set_write_buffer_limits(high=0)
         if self._framing is Framing.CHUNKS:
-            self._connection.transport.write(LAST_CHUNK)
-        self.progress = Progress.OVER
-        self._tell()
-        if not self._keep_alive:
-            self._connection.transport.close()
-        self._connection.exchange_is_over()
+            transport.write(chunk(last) + LAST_CHUNK if last else LAST_CHUNK)
+        else:
+            self.write(last)
+        if transport.get_write_buffer_size():
+            self.progress, self.is_writable = Progress.ENDING, False
+        else:
+            self._finish()
 
-    # what ASGI has no words for
+    def cut(self) -> None:
+        """Leave the body unfinished. The connection closes when the peer has taken what was written."""
+        self.is_writable = False
+        self._connection.transport.close()
 
-    def write_now(self, body: bytes) -> bool:
-        """A part of the body, if that can be written without waiting."""
-        if self.has_left or self._connection.is_write_paused or self.progress is not Progress.STARTED:
-            return False
-        self.write(body)
-        return True
-
-    def on_leave(self, call: Callable[[], None] | None) -> None:
-        self._leave = call
-        if call is not None:
-            self._body = bytearray()
-            self._connection.resume_reading()  # A large body may have paused it: nobody would see the peer leave.
-            if self.has_left:
-                call()
+    def abort(self) -> None:
+        if self.progress is not Progress.OVER:
+            self._connection.transport.abort()
 
 
 def _wake(waiter: "asyncio.Future[None] | None") -> None:
     if waiter is not None and not waiter.done():
         waiter.set_result(None)
-
-
-_PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}

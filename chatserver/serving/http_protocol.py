@@ -1,7 +1,7 @@
 """HTTP/1.1 as a protocol of asyncio: requests to the application, with an end to its patience and to its memory.
 
     READING ──last byte of a request──▶ ANSWERING ──its answer is over──▶ READING
-       ├──refused──▶ DEAF ──▶ closed
+       ├──refused──▶ DEAF ──▶ LOST
        └──▶ WEBSOCKET
 
 One request is answered at a time. What comes behind it waits as bytes; over a limit, reading pauses until the request
@@ -18,12 +18,13 @@ from uvicorn.server import ServerState
 
 from chatserver.errors import BadHttp, ChatError, HeadTooLarge, Overloaded, TooSlow
 from chatserver.serving import http_reader
+from chatserver.serving.access_log import AccessLine
 from chatserver.serving.http_bytes import refusal
 from chatserver.serving.http_exchange import Exchange, Progress
 from chatserver.serving.http_reader import Head, RequestReader
 from chatserver.serving.lost_peers import is_lost
 from chatserver.serving.scope import http_scope
-from chatserver.transports.connections import ON_LEAVE, TRANSPORT, WRITE_NOW
+from chatserver.transports.peer import PEER
 
 PATIENCE_SECONDS = 8.0
 """How long the head of a request may take, from the connection or its first byte on, and each piece of its body."""
@@ -57,6 +58,8 @@ class Stage(Enum):
     DEAF = auto()
     """What comes is thrown away until the connection is closed."""
 
+    LOST = auto()
+
 
 class HttpProtocol(asyncio.Protocol):
     """One connection. Of more than ``limit_concurrency``, each further one is told so."""
@@ -69,7 +72,10 @@ class HttpProtocol(asyncio.Protocol):
         server_state: ServerState,
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        has_access_log: bool = False,
     ) -> None:
+        self._has_access_log = has_access_log
         self._config = config
         self._server = server_state
         self._connections: set[Any] = server_state.connections  # uvicorn names its own classes.
@@ -96,7 +102,7 @@ class HttpProtocol(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.discard(self)
         self._stop_waiting()
-        self._stage = Stage.DEAF
+        self._stage = Stage.LOST
         exchange, self._exchange = self._exchange, None
         self._reader.close()
         if exchange is not None:
@@ -105,7 +111,7 @@ class HttpProtocol(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._stage is Stage.UNWELCOME:
             self.refuse(Overloaded())
-        elif self._stage is not Stage.DEAF:
+        elif self._stage not in (Stage.DEAF, Stage.LOST):
             self._reader.unread.add(data)
             self._read()
 
@@ -121,21 +127,31 @@ class HttpProtocol(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.is_write_paused = True
+        if self._exchange is not None:
+            self._exchange.is_writable = False
 
     def resume_writing(self) -> None:
         self.is_write_paused = False
+        self._loop.call_soon(self._drained)  # asyncio's transports do not bear to be closed within this call.
+
+    def _drained(self) -> None:
+        if self.is_write_paused or self._stage is Stage.LOST:
+            return
         if self._exchange is not None:
             self._exchange.drained()
         self._read()
 
     # what the server tells
 
+    def look(self) -> None:
+        """There is nothing that a peer of HTTP has to show now and then."""
+
     def shutdown(self) -> None:
         """The server goes down: close as soon as what was asked for is answered."""
         if self._exchange is None or self._exchange.progress is Progress.OVER:
             self.transport.close()
         else:
-            self._exchange.is_last()
+            self._exchange.shutdown()
 
     # what an exchange asks for
 
@@ -162,7 +178,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def refuse(self, error: ChatError | None) -> None:
         """Answer instead of the application, unless it has begun to, and hear no more; None: without a word."""
-        if self._stage is Stage.DEAF:
+        if self._stage in (Stage.DEAF, Stage.LOST):
             return
         is_asked = self._stage is Stage.ANSWERING or self._reader.stage is http_reader.Stage.BODY
         exchange = self._exchange if is_asked else None
@@ -248,10 +264,9 @@ class HttpProtocol(asyncio.Protocol):
     def request_began(self, head: Head) -> None:
         scope = http_scope(self._config, self.transport, head) | {"state": self._app_state.copy()}
         expects_continue = any(name == b"expect" and value.lower() == b"100-continue" for name, value in head.headers)
-        self._exchange = exchange = Exchange(self, scope, head.keep_alive, expects_continue)
-        scope["extensions"] = {TRANSPORT: self.transport}
-        if scope["method"] != "HEAD":
-            scope["extensions"] |= {WRITE_NOW: exchange.write_now, ON_LEAVE: exchange.on_leave}
+        line = AccessLine(scope) if self._has_access_log else None
+        self._exchange = exchange = Exchange(self, scope, head.keep_alive, expects_continue, line)
+        scope["extensions"] = {PEER: exchange.take_over}
         task = self._loop.create_task(exchange.run(self._config.loaded_app, scope))
         self._server.tasks.add(task)
         task.add_done_callback(self._server.tasks.discard)

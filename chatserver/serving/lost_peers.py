@@ -56,6 +56,8 @@ class Peers(set[Any]):
         for connection in some:
             if is_lost(connection.transport):
                 connection.transport.abort()
+            else:
+                connection.look()
         if some:
             loop.call_soon(self._look_on, left)
         elif self:

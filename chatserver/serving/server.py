@@ -4,13 +4,13 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import Any, cast
 
 import uvicorn
 
 from chatserver.app import create_app, drain
-from chatserver.routes.access_log import AccessLog
 from chatserver.serving import lost_peers
 from chatserver.serving.http_protocol import HttpProtocol
 from chatserver.serving.lost_peers import Peers
@@ -18,11 +18,6 @@ from chatserver.serving.websocket_protocol import WebSocketProtocol
 from chatserver.settings import Settings
 
 BACKLOG = 2048
-WS_PING_SECONDS = 45.0
-WS_PONG_SECONDS = 15.0
-"""These pings find a peer whose kernel answers and whose program does not. They are rare, since uvicorn has a timer for
-each connection. What keeps connections alive for proxies is the clock of ``Connections``."""
-
 LAST_TASKS_SECONDS = 2
 """After the drain nothing of ours is left; what still hangs is cancelled."""
 
@@ -32,7 +27,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, settings: Settings, on_ready: Callable[[], None] | None = None) -> None:
         self.app = create_app(settings)
-        super().__init__(config(settings, AccessLog(cast(Any, self.app)) if settings.access_log else self.app))
+        super().__init__(config(settings, self.app))
         self.server_state.connections = Peers()
         self._has_stopped = asyncio.Event()
         self._on_ready = on_ready
@@ -88,12 +83,10 @@ def config(settings: Settings, app: object) -> uvicorn.Config:
         host=settings.host,
         port=settings.port,
         root_path=settings.root_path,
-        http=HttpProtocol,
-        ws=WebSocketProtocol,
+        http=cast(Any, partial(HttpProtocol, has_access_log=settings.access_log)),
+        ws=cast(Any, partial(WebSocketProtocol, has_access_log=settings.access_log)),
         ws_max_size=settings.max_frame_bytes,
         ws_per_message_deflate=False,
-        ws_ping_interval=WS_PING_SECONDS,
-        ws_ping_timeout=WS_PONG_SECONDS,
         timeout_keep_alive=75,
         limit_concurrency=settings.max_connections,
         timeout_graceful_shutdown=LAST_TASKS_SECONDS,

@@ -1,130 +1,290 @@
-"""WebSocket as uvicorn has it, and what that lacks: a limit of frames, a close that can be read, joined frames."""
+"""WebSocket as a protocol of asyncio: a handshake that the application answers, then a ``SocketPeer``.
 
+HANDSHAKE ──accepted──▶ OPEN ──close frame──▶ CLOSING ──▶ LOST
+    └──refused──▶ CLOSING
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from enum import Enum, auto
+from http import HTTPStatus
+from time import monotonic, time
 from typing import Any, cast
 
-from uvicorn.protocols.utils import ClientDisconnected
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.protocol import State
+from uvicorn import Config
+from uvicorn.server import ServerState
+from websockets.datastructures import Headers
+from websockets.http11 import Request, Response
 
-from chatserver.errors import BadHttp
-from chatserver.lean_event import LeanEvent
-from chatserver.limits import Bucket
+from chatserver.errors import BadHttp, Internal
+from chatserver.serving.access_log import AccessLine
 from chatserver.serving.http_bytes import refusal
-from chatserver.serving.http_protocol import LINGER_SECONDS
-from chatserver.transports.close_codes import FAILED, NOT_UTF8, TOO_MANY_FRAMES
-from chatserver.transports.connections import TRANSPORT, WRITE_NOW, Message
-from chatserver.transports.frames import FRAMES
+from chatserver.serving.http_head import date_header
+from chatserver.serving.scope import websocket_scope
+from chatserver.serving.websocket_reader import WebSocketReader
+from chatserver.transports.asgi import Message
+from chatserver.transports.close_codes import (
+    FAILED,
+    GOING_DOWN,
+    LOST,
+    NO_PONG,
+)
+from chatserver.transports.peer import PEER, nobody
 
-FRAMES_PER_SECOND_LIMIT = 200
-FRAMES_AT_ONCE_LIMIT = 2000
-"""How many frames, of whatever kind, one WebSocket may send in each second in the long run, and how many at once."""
+logger = logging.getLogger("chatserver.websocket")
 
+PING_SECONDS = 45.0
+PONG_SECONDS = 15.0
+"""These pings find a peer whose kernel answers and whose program does not. What keeps connections alive for proxies is
+the clock of ``Connections``."""
 
-class _LeanQueue:
-    """What the application has still to receive. One task waits for it; asyncio's queue is ready for many, in 3 KB."""
+CLOSE_SECONDS = 10.0
+"""How long a client may take to answer a close."""
 
-    __slots__ = ("_has_come", "_messages")
-
-    def __init__(self) -> None:
-        self._messages: list[Message] = []
-        self._has_come = LeanEvent()
-
-    def put_nowait(self, message: Message) -> None:
-        self._messages.append(message)
-        self._has_come.set()
-
-    def empty(self) -> bool:
-        return not self._messages
-
-    async def get(self) -> Message:
-        while not self._messages:
-            self._has_come.clear()
-            await self._has_come.wait()
-        return self._messages.pop(0)
+LINGER_SECONDS = 1.0
+"""The same, of one that takes nothing or breaks the rules: cut off at once, it would never read why."""
 
 
-class WebSocketProtocol(WebSocketsSansIOProtocol):
-    """One connection, with the transport in reach of the application and many frames in one write."""
+class Stage(Enum):
+    """How far the connection is."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.queue = cast(Any, _LeanQueue())
-        self.writable = LeanEvent()
-        self.writable.set()
-        self._frames_left = Bucket(FRAMES_AT_ONCE_LIMIT, FRAMES_PER_SECOND_LIMIT)
-        self._is_deaf = False
+    HANDSHAKE = auto()
+    OPEN = auto()
+    CLOSING = auto()
+    """A close frame was sent. What comes is thrown away, up to its answer."""
 
-    def handle_connect(self, event: Any) -> None:
-        super().handle_connect(event)
-        if not self.close_sent:
-            cast(dict[str, Any], self.scope)["extensions"] |= {
-                TRANSPORT: self.transport,
-                WRITE_NOW: self._write_now,
-                FRAMES: {},
-            }
+    LOST = auto()
+
+
+class WebSocketProtocol(asyncio.Protocol):
+    """One connection, from the head of its handshake on; as a peer, once it is taken over."""
+
+    transport: asyncio.Transport
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        has_access_log: bool = False,
+    ) -> None:
+        self._has_access_log = has_access_log
+        self._line: AccessLine | None = None
+        self._config = config
+        self._server = server_state
+        self._connections: set[Any] = server_state.connections  # uvicorn names its own classes.
+        self._app_state = app_state
+        self._loop = _loop or asyncio.get_running_loop()
+        self._stage = Stage.HANDSHAKE
+        self._reader = WebSocketReader(config.ws_max_size)
+        self._response: Response | None = None
+        self._refusal: Message = {}
+        self._came: asyncio.Future[None] | None = None
+        self._pinged_at = monotonic()
+        self._timer: asyncio.TimerHandle | None = None
+        self.is_writable = True
+        self.on_writable = self.on_leave = nobody
+        self.on_text: Callable[[str | None], None] = _unheard
+
+    # what the transport tells
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self._connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connections.discard(self)
+        self._stage = Stage.LOST
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._line is not None:
+            self._line.over(is_whole=self._reader.has_closed or self._refusal != {})
+        self._leave()
+
+    def pause_writing(self) -> None:
+        self.is_writable = False
+
+    def resume_writing(self) -> None:
+        self._loop.call_soon(self._drained)  # asyncio's transports do not bear to be closed within this call.
+
+    def _drained(self) -> None:
+        if self._stage is Stage.OPEN:
+            self.is_writable = True
+            self.on_writable()
 
     def data_received(self, data: bytes) -> None:
-        if self._is_deaf:
-            return
-        super().data_received(data)
-        if self.conn.handshake_exc is not None and not self.handshake_initiated:
-            self.transport.write(refusal(BadHttp()))  # Too many headers, or too long ones; uvicorn would wait for ever.
+        for message in self._reader.read(data):
+            if isinstance(message, Request):
+                self._shake(message)
+            elif self._stage is Stage.OPEN:
+                self._tell(message)
+        conn = self._reader.conn
+        if conn.handshake_exc is not None and self._response is None:
+            self.transport.write(refusal(BadHttp()))  # Too many headers, or too long ones.
+            self.transport.close()
+        elif self._stage is Stage.OPEN:
+            self._answer()
+        elif self._stage is Stage.CLOSING and conn.close_rcvd is not None:
             self.transport.close()
 
-    def handle_events(self) -> None:
-        if self.handshake_complete and any(self._frames_left.take() for _ in self.conn.events) and not self.close_sent:
-            self.conn.events.clear()
-            self.conn.send_close(TOO_MANY_FRAMES.code, TOO_MANY_FRAMES.reason)
-            return self.handle_parser_exception()
-        super().handle_events()
+    def _tell(self, text: str | None) -> None:
+        try:
+            self.on_text(text)
+        except Exception:
+            logger.exception("a WebSocket failed")
+            self.close(FAILED.code, FAILED.reason)
 
-    def handle_parser_exception(self) -> None:
-        """As uvicorn's, but for a while the peer may go on sending: cut off at once, it would never read why."""
-        sent = self.conn.close_sent
-        code, reason = (sent.code, sent.reason) if sent is not None else (FAILED.code, FAILED.reason)
-        self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
-        self.transport.write(b"".join(self.conn.data_to_send()))
-        self.close_sent = self._is_deaf = True
-        self.transport.resume_reading()
-        self.close_timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
+    def _answer(self) -> None:
+        if answer := self._reader.answer():
+            self.transport.write(answer)
+        if self._reader.has_closed:
+            self._hear_no_more()
 
-    def send_receive_event_to_app(self) -> None:
-        if self.curr_msg_data_type == "text" and not _is_utf8(b"".join(self.frames)):
-            self.frames = []  # uvicorn closes with 1007 too, but with a traceback in the log.
-            self.conn.send_close(NOT_UTF8.code, NOT_UTF8.reason)
-            return self.handle_parser_exception()
-        super().send_receive_event_to_app()
+    # what the server tells
 
-    async def send(self, message: Any) -> None:
-        if self.close_sent and message["type"] in ("websocket.send", "websocket.close"):
-            raise ClientDisconnected
-        frames: bytes | None = message.get(FRAMES)
-        if frames is None:
-            await super().send(message)
-            if message["type"] == "websocket.accept":
-                self._forget_handshake()
-            if message["type"] == "websocket.http.response.body":
-                self.handshake_complete = True  # Refused is complete too; uvicorn would log it as a fault of the app.
+    def shutdown(self) -> None:
+        """The server goes down. Whoever speaks here has been told."""
+        if self._stage is Stage.OPEN:
+            self.close(GOING_DOWN.code, GOING_DOWN.reason)
+        self.transport.close()
+
+    def look(self) -> None:
+        """Find out now and then whether there is a program behind the peer's kernel."""
+        now = monotonic()
+        if self._stage is not Stage.OPEN:
             return
-        await self.writable.wait()
-        if not self._write_now(frames):
-            raise ClientDisconnected
+        if not self._reader.has_pong and now - self._pinged_at >= PONG_SECONDS:
+            self._reader.fail(NO_PONG)
+            self._answer()
+            self.abort()
+        elif now - self._pinged_at >= PING_SECONDS:
+            self._pinged_at, self._reader.has_pong = now, False
+            self._reader.conn.send_ping(b"")
+            self._answer()
 
-    def _forget_handshake(self) -> None:
-        """Who asked for what has been looked at; left alone, it is 4 KB for as long as the connection is open."""
-        for headers in (self.request.headers, self.response.headers, self.scope["headers"]):
-            cast(Any, headers).clear()
+    # the handshake
 
-    def _write_now(self, frames: bytes) -> bool:
-        if self.disconnected or self.close_sent or self.conn.state is not State.OPEN or not self.writable.is_set():
-            return False
-        self.transport.write(frames)
-        return True
+    def _shake(self, request: Request) -> None:
+        self._response = self._reader.conn.accept(request)
+        if self._response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
+            self._say_no(self._response)
+            return
+        scope = websocket_scope(self._config, self.transport, request)
+        scope |= {"state": self._app_state.copy(), "extensions": {"websocket.http.response": {}, PEER: self.take_over}}
+        if self._has_access_log:
+            self._line = AccessLine(scope)
+        task = self._loop.create_task(self._run(scope))
+        self._server.tasks.add(task)
+        task.add_done_callback(self._server.tasks.discard)
+
+    def _say_no(self, response: Response) -> None:
+        self._reader.conn.send_response(response)
+        self.transport.write(self._reader.answer())
+        self._stage = Stage.CLOSING
+        self.transport.close()
+
+    async def _run(self, scope: dict[str, Any]) -> None:
+        """Let the application answer the handshake, and take the connection over."""
+        try:
+            await self._config.loaded_app(scope, self.receive, self.send)
+        except Exception:
+            logger.exception("the application failed")
+        self._response = None
+        if self._stage is Stage.HANDSHAKE:
+            self.transport.write(refusal(Internal()))
+            self.transport.close()
+        elif self._stage is Stage.OPEN and self.on_leave is nobody:
+            self.close(FAILED.code, FAILED.reason)
+
+    async def receive(self) -> Message:
+        """Of the handshake: what comes behind it goes to whoever takes the connection over."""
+        if self._came is None:
+            self._came = self._loop.create_future()
+            return {"type": "websocket.connect"}
+        if self._stage is not Stage.LOST:
+            await self._came
+        return {"type": "websocket.disconnect", "code": LOST}
+
+    async def send(self, message: Message) -> None:
+        if self._stage is Stage.LOST:
+            raise ConnectionResetError
+        match self._stage, message["type"]:
+            case Stage.HANDSHAKE, "websocket.accept":
+                self._accept(message)
+            case Stage.HANDSHAKE, "websocket.http.response.start":
+                self._refusal = message
+            case Stage.HANDSHAKE, "websocket.http.response.body":
+                self._refuse(self._refusal["status"], self._refusal["headers"], message["body"])
+            case Stage.HANDSHAKE, "websocket.close":
+                self._refuse(HTTPStatus.FORBIDDEN, [], b"")
+            case Stage.OPEN, "websocket.close":
+                self.close(message["code"], message["reason"])
+            case _:
+                raise RuntimeError(f"{message['type']} on a WebSocket that is {self._stage.name.lower()}")
+
+    def _accept(self, message: Message) -> None:
+        response = cast(Response, self._response)
+        del response.headers["Date"]
+        headers = [date_header(int(time())), *message.get("headers", ())]
+        response.headers.update((name.decode("latin-1"), value.decode("latin-1")) for name, value in headers)
+        if subprotocol := message.get("subprotocol"):
+            response.headers["Sec-WebSocket-Protocol"] = subprotocol
+        self._reader.conn.send_response(response)
+        self.transport.write(self._reader.answer())
+        self._stage = Stage.OPEN
+        self._reader.has_pong = True
+
+    def _refuse(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        headers = [date_header(int(time())), *headers]
+        said = Headers((name.decode("latin-1"), value.decode("latin-1")) for name, value in headers)
+        said["Connection"] = "close"
+        said.setdefault("Content-Length", str(len(body)))
+        self._say_no(Response(status, HTTPStatus(status).phrase, said, body))
+
+    # as a peer
+
+    def take_over(self) -> "WebSocketProtocol":
+        """Take the connection over from the application's call, which may return then."""
+        if self._stage is not Stage.OPEN:
+            self._loop.call_soon(self._leave)
+        return self
+
+    def write(self, data: bytes) -> None:
+        """Send whole frames."""
+        if self._stage is Stage.OPEN:
+            self.transport.write(data)
+
+    def close(self, code: int, reason: str) -> None:
+        """Send a close frame behind what was written, and hear no more."""
+        if self._stage is Stage.OPEN:
+            self._reader.conn.send_close(code, reason)
+            self._answer()
+
+    def _hear_no_more(self) -> None:
+        conn = self._reader.conn
+        if self._line is not None and conn.close_sent is not None:
+            self._line.answered(conn.close_sent.code)
+        self._stage = Stage.CLOSING
+        self.on_text = _unheard
+        if conn.close_rcvd is not None:
+            self.transport.close()
+        else:
+            is_patient = self.is_writable and not conn.eof_sent  # Behind it, nothing is heard at all.
+            self._timer = self._loop.call_later(CLOSE_SECONDS if is_patient else LINGER_SECONDS, self.abort)
+        self.is_writable = False
+
+    def abort(self) -> None:
+        self.transport.abort()
+
+    def _leave(self) -> None:
+        if self._came is not None and not self._came.done():
+            self._came.set_result(None)
+        self.on_text = _unheard
+        self.on_leave()
 
 
-def _is_utf8(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+def _unheard(_: str | None) -> None:
+    """Nobody listens yet, or any more."""

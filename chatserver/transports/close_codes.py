@@ -10,7 +10,7 @@ Sender: TypeAlias = Literal["client", "network", "websockets", "serving", "trans
 """Who closes: the client, what lies between, the library that reads frames, or one of our rooms."""
 
 LOST = 1006
-"""No close frame was sent or has come. A connection that is to be closed so is cut off without one."""
+"""No close frame was sent or has come."""
 
 
 class CloseCode(NamedTuple):
@@ -39,7 +39,7 @@ CLOSE_CODES = {
         _code(1007, "invalid UTF-8", "websockets", "serving"),
         _code(1009, "frame too big", "websockets"),
         _code(1011, "bug", "websockets", "serving", "transports", "routes", may_return=True),
-        _code(1012, "going down: come back at once", "transports", may_return=True),
+        _code(1012, "going down: come back at once", "serving", "transports", may_return=True),
         _code(1013, "overloaded", may_return=True),
         _code(1014, "bad gateway", "network", may_return=True),
         _code(1015, "TLS failed", "network", may_return=True),
@@ -66,16 +66,10 @@ class Closing(Struct, frozen=True):
     code: int
     reason: str
 
-    @property
-    def is_cut(self) -> bool:
-        """No close frame can reach this peer."""
-        return self.code == LOST
 
-
-STUCK = Closing(LOST, "the peer takes nothing")
-GONE = Closing(LOST, "the peer has left")
 BINARY_FRAME = Closing(1003, "text frames only")
 NOT_UTF8 = Closing(1007, "text is UTF-8")
+NO_PONG = Closing(1011, "no pong came")
 FAILED = Closing(1011, Internal.sentence)
 GOING_DOWN = Closing(1012, "going down")
 NO_COMMANDS = Closing(4400, "these are no commands")

@@ -1,37 +1,19 @@
 """Open connections, whatever their transport: one way out each, and one clock that keeps them alive for all."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
-from contextlib import contextmanager
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from math import inf
 from time import monotonic, time
-from typing import Any, Self, TypeAlias
+from typing import Self
 
 import anyio
-from msgspec import Struct
 
-Message: TypeAlias = dict[str, Any]
-Scope: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[Message]]
-Send: TypeAlias = Callable[[Message], Awaitable[None]]
-"""ASGI as its specification has it: with room for extensions."""
+from chatserver.transports.admission import Admission
+from chatserver.transports.peer import Peer, nobody
 
-TRANSPORT = "chatserver.transport"
-"""ASGI extension of our server: the asyncio transport, since ASGI has no way to cut a connection off."""
-
-WriteNow: TypeAlias = Callable[[bytes], bool]
-
-WRITE_NOW = "chatserver.write_now"
-"""ASGI extension of our server: a ``WriteNow``, which writes without waiting; False: not now, and nothing is written.
-
-Of a started HTTP response it takes the bytes of a body, of a WebSocket whole frames.
-"""
-
-OnLeave: TypeAlias = Callable[[Callable[[], None] | None], None]
-
-ON_LEAVE = "chatserver.on_leave"
-"""ASGI extension of our server: an ``OnLeave``, which is told what to call when the peer of a response has left (at
-once, if it has), or that nobody wants to know any more. A task that waits for ASGI's message takes 2 KB of a stream."""
+logger = logging.getLogger(__name__)
 
 CHECKS_PER_INTERVAL = 4
 """How often a connection is looked at in one heartbeat: a ping comes between 3/4 and a whole one."""
@@ -47,69 +29,79 @@ FLUSH_SECONDS = 1.0
 """How long a connection that is ended may take for its last words."""
 
 
-class KeepAlive(Struct, frozen=True):
-    """What keeps a connection alive, as a message of ASGI and as ``write_now`` takes it."""
+class Connection(ABC):
+    """One peer, from its first byte to its last, watched by the clock. Whoever speaks to the peer extends it.
 
-    message: Message
-    content: bytes
-
-
-class Connection:
-    """One peer's way out: messages in order, never two at a time, watched by the clock.
-
-    ``drop`` is called when the peer has taken nothing for too long, ``drain`` when the server begins to go down,
-    ``expire`` at ``expires_at`` (Unix time), when nobody knows any more whose connection it is.
+    ``ping`` is what shows the peer, and every proxy between, that the connection lives; empty: there is no such thing.
+    Past ``expires_at`` (Unix time) nobody knows any more whose connection it is.
     """
 
     def __init__(
         self,
-        send: Send,
-        ping: KeepAlive | None,
-        drop: Callable[[], None],
-        drain: Callable[[], None],
-        write_now: WriteNow | None = None,
-        expire: Callable[[], None] | None = None,
+        peer: Peer,
+        connections: "Connections",
+        admission: Admission | None,
+        ping: bytes = b"",
         expires_at: float = inf,
     ) -> None:
-        self._write_now = write_now
-        self.drop = drop
-        self.drain = drain
-        self.expire = expire or drop
-        self.expires_at = expires_at
+        self.peer = peer
+        self._admission = admission
         self.is_open = True
+        """Whether there may be more to say; if not, the peer has only to take what was said."""
         self.wrote_at = monotonic()
-        self.writing_since: float | None = None
-        self._send = send
+        self.stuck_since: float | None = None
+        self.expires_at = expires_at
         self._ping = ping
-        self._lock = asyncio.Lock()  # anyio's asks for the current task: 4.8 µs a write, not 1.0.
+        self._connections = connections
+        self._slot = connections.watch(self)
+        peer.on_writable, peer.on_leave = self._writable, self._left
 
-    async def write(self, message: Message) -> None:
-        """Send one message after those before it; waits while the peer takes nothing."""
-        async with self._lock:
-            self.wrote_at = self.writing_since = monotonic()
-            try:
-                await self._send(message)
-            finally:
-                self.writing_since = None
-
-    def write_now(self, content: bytes) -> bool:
-        """Write behind all messages without waiting; False: something is in the way, and nothing is written.
-
-        It is for what comes often: ``write`` takes a lock, a coroutine and ASGI's message for it.
-        """
-        if self._write_now is None or self.writing_since is not None or not self._write_now(content):
-            return False
+    def write(self, data: bytes) -> None:
         self.wrote_at = monotonic()
-        return True
+        self.peer.write(data)
+        self._look_at_peer()
 
-    def ping_now(self) -> bool:
-        """As ``ping``, without waiting; False: that cannot be done now."""
-        return self._ping is not None and self.is_open and self.write_now(self._ping.content)
+    def ping(self) -> None:
+        """Show that the connection lives; the clock asks for it where no other bytes show it."""
+        if self._ping and self.is_open:
+            self.write(self._ping)
 
-    async def ping(self) -> None:
-        """Show the peer, and every proxy between, that the connection lives; not while other bytes show it."""
-        if self._ping is not None and self.is_open and self.writing_since is None:
-            await self.write(self._ping.message)
+    def drop(self) -> None:
+        """The peer has taken nothing for too long, or the server stops."""
+        self.peer.abort()
+
+    def _look_at_peer(self) -> None:
+        if self.stuck_since is None and not self.peer.is_writable:
+            self.stuck_since = monotonic()
+
+    def _writable(self) -> None:
+        self.stuck_since = None
+        self.wrote_at = monotonic()  # Bytes have reached the peer.
+        self.writable()
+
+    def _left(self) -> None:
+        self.is_open = False
+        self.peer.on_writable = self.peer.on_leave = nobody  # They call us: a cycle, for the collector.
+        self._connections.forget(self, self._slot)
+        if self._admission is not None:
+            self._connections.release(self._admission)
+        self.left()
+
+    @abstractmethod
+    def writable(self) -> None:
+        """The peer takes bytes again."""
+
+    @abstractmethod
+    def left(self) -> None:
+        """All is over: let go of everything."""
+
+    @abstractmethod
+    def drain(self) -> None:
+        """The server begins to go down."""
+
+    @abstractmethod
+    def expire(self) -> None:
+        """Nobody knows any more whose connection it is."""
 
 
 class Connections:
@@ -127,7 +119,7 @@ class Connections:
         self._one_less = anyio.Event()
         self._timers: dict[int, asyncio.TimerHandle] = {}
         """Of each slot that has a connection."""
-        self._pings = set[asyncio.Task[None]]()
+        self._releasing = set[asyncio.Task[None]]()
 
     async def __aenter__(self) -> Self:
         return self
@@ -135,8 +127,7 @@ class Connections:
     async def __aexit__(self, *_: object) -> None:
         for timer in self._timers.values():
             timer.cancel()
-        for ping in self._pings:
-            ping.cancel()
+        await asyncio.gather(*self._releasing, return_exceptions=True)
 
     def __len__(self) -> int:
         return sum(len(slot) for slot in self._slots)
@@ -144,29 +135,32 @@ class Connections:
     def __iter__(self) -> Iterator[Connection]:
         return (connection for slot in list(self._slots) for connection in list(slot))
 
-    def watched(self, connection: Connection) -> "_Watch":
-        """Keep a connection alive, and drop it when it is stuck, while it lasts."""
-        self._next_slot = (self._next_slot + 1) % len(self._slots)
-        return _Watch(connection, self._next_slot, self)
+    def watch(self, connection: Connection) -> int:
+        """Keep a connection alive, and drop it when it is stuck, until it is forgotten; where it is looked at."""
+        index = self._next_slot = (self._next_slot + 1) % len(self._slots)
+        self._slots[index].add(connection)
+        if index not in self._timers:
+            self._look_later(index)
+        if self._is_draining:  # As soon as it can hear.
+            asyncio.get_running_loop().call_soon(lambda: connection.is_open and connection.drain())
+        return index
+
+    def forget(self, connection: Connection, index: int) -> None:
+        """The connection is over."""
+        self._slots[index].discard(connection)
+        self._one_less.set()
+
+    def release(self, admission: Admission) -> None:
+        """Let go of a user's place. Nodes may share them: that takes a task, when the connection is over."""
+        task = asyncio.get_running_loop().create_task(admission.release())
+        self._releasing.add(task)
+        task.add_done_callback(self._releasing.discard)
 
     def drain(self) -> None:
         """The server goes down: tell all connections that there are, and each that comes late."""
         self._is_draining = True
         for connection in self:
             connection.drain()
-
-    def came(self, connection: Connection, slot: int) -> None:
-        """One more is watched. Where the server goes down, it is told as soon as it can hear."""
-        self._slots[slot].add(connection)
-        if slot not in self._timers:
-            self._look_later(slot)
-        if self._is_draining:
-            asyncio.get_running_loop().call_soon(lambda: connection.is_open and connection.drain())
-
-    def went(self, connection: Connection, slot: int) -> None:
-        """One is no longer watched."""
-        self._slots[slot].discard(connection)
-        self._one_less.set()
 
     async def end_all(self) -> None:
         """The server goes down and all runs have ended: let every reader take what is left, then drop it."""
@@ -192,59 +186,17 @@ class Connections:
         self._look_later(slot)
         now, moment = monotonic(), time()
         for connection in list(self._slots[slot]):
-            if moment >= connection.expires_at:
-                connection.expire()
-            elif connection.writing_since is None:
-                if now - connection.wrote_at >= self._idle_seconds:
-                    self._keep_alive(connection)
-            elif now - connection.writing_since >= self._send_timeout_seconds:
+            try:
+                self._look_at(connection, now, moment)
+            except Exception:  # Others wait behind it.
+                logger.exception("a connection could not be looked after")
                 connection.drop()
 
-    def _keep_alive(self, connection: Connection) -> None:
-        """Ping it now; a task of its own waits for one that cannot be written to."""
-        try:
-            if connection.ping_now():
-                return
-        except (OSError, RuntimeError):
-            return connection.drop()
-        ping = asyncio.create_task(self._ping(connection))
-        self._pings.add(ping)
-        ping.add_done_callback(self._pings.discard)
-
-    async def _ping(self, connection: Connection) -> None:
-        try:
-            await connection.ping()
-        except (OSError, RuntimeError):
-            connection.drop()  # It has gone or is closing; its own task may not have noticed yet.
-
-
-# Classes, since a generator as a context manager takes half a KB of each stream.
-
-
-class _Watch:
-    """A connection in its slot."""
-
-    __slots__ = ("_connection", "_connections", "_slot")
-
-    def __init__(self, connection: Connection, slot: int, connections: Connections) -> None:
-        self._connection = connection
-        self._slot = slot
-        self._connections = connections
-
-    def __enter__(self) -> None:
-        self._connections.came(self._connection, self._slot)
-
-    def __exit__(self, *_: object) -> None:
-        self._connection.is_open = False
-        self._connections.went(self._connection, self._slot)
-
-
-@contextmanager
-def emptied(transport: asyncio.Transport) -> Iterator[None]:
-    """Meanwhile a write waits for all before it to be taken: whoever stops right before the end is stuck too."""
-    transport.set_write_buffer_limits(high=0)
-    try:
-        yield
-    finally:
-        if not transport.is_closing():
-            transport.set_write_buffer_limits()
+    def _look_at(self, connection: Connection, now: float, moment: float) -> None:
+        if connection.is_open and moment >= connection.expires_at:
+            connection.expire()
+        elif connection.stuck_since is None:
+            if now - connection.wrote_at >= self._idle_seconds:
+                connection.ping()
+        elif now - connection.stuck_since >= self._send_timeout_seconds:
+            connection.drop()

@@ -1,13 +1,10 @@
 """Records as a WebSocket's text frames; and framing once what many readers are sent."""
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from chatserver.events import Record
-
-FRAMES = "chatserver.frames"
-"""ASGI extension of our server: a `websocket.send` that brings any number of whole frames, as bytes."""
 
 T = TypeVar("T", Sequence[Record], bytes)
 
@@ -45,3 +42,15 @@ def _text_head(length: int) -> bytes:
     if length < 126:
         return bytes((0x81, length))
     return struct.pack("!BBH", 0x81, 126, length) if length < 65536 else struct.pack("!BBQ", 0x81, 127, length)
+
+
+def texts_of(frames: bytes) -> Iterator[str]:
+    """The documents of text frames, one after the other."""
+    at = 0
+    while at < len(frames):
+        length, size = frames[at + 1], 2
+        if length >= 126:
+            size = 4 if length == 126 else 10
+            length = int.from_bytes(frames[at + 2 : at + size], "big")
+        yield frames[at + size : at + size + length].decode()
+        at += size + length

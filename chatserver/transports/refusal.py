@@ -6,7 +6,7 @@ import msgspec
 
 from chatserver.errors import ChatError, Internal
 from chatserver.replies import problem_of
-from chatserver.transports.connections import Scope, Send
+from chatserver.transports.asgi import Scope, Send
 
 logger = logging.getLogger(__name__)
 

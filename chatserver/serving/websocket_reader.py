@@ -1,0 +1,73 @@
+"""The bytes of a WebSocket's client to texts, without a connection: within its limits, and closed where it breaks them.
+
+Frames are read by websockets' own protocol class, which also answers pings and closes.
+"""
+
+import logging
+from collections.abc import Iterator
+
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Request
+from websockets.server import ServerProtocol
+
+from chatserver.limits import Bucket
+from chatserver.transports.close_codes import NOT_UTF8, TOO_MANY_FRAMES, Closing
+
+FRAMES_PER_SECOND_LIMIT = 200
+FRAMES_AT_ONCE_LIMIT = 2000
+"""How many frames, of whatever kind, one WebSocket may send in each second in the long run, and how many at once."""
+
+_quiet = logging.getLogger("chatserver.websocket.frames")
+_quiet.setLevel(logging.CRITICAL)  # The library would tell of each broken handshake.
+
+
+class WebSocketReader:
+    """What one client has sent, and what the rules of the protocol answer by themselves."""
+
+    def __init__(self, message_bytes_limit: int) -> None:
+        self.conn = ServerProtocol(max_size=message_bytes_limit, logger=_quiet)
+        self.has_pong = False
+        """Whether a pong has come since somebody set this to False."""
+        self._frames_left = Bucket(FRAMES_AT_ONCE_LIMIT, FRAMES_PER_SECOND_LIMIT)
+        self._fragments: list[bytes] = []
+        self._is_text = True
+
+    @property
+    def has_closed(self) -> bool:
+        """A close frame is sent, or among the bytes that are to be sent."""
+        return self.conn.close_sent is not None
+
+    def read(self, data: bytes) -> Iterator[Request | str | None]:
+        """The head of the handshake, then each text; None: a binary message."""
+        self.conn.receive_data(data)
+        for event in self.conn.events_received():
+            if isinstance(event, Request):
+                yield event
+            elif isinstance(event, Frame) and not self.has_closed:
+                yield from self._message(event)
+
+    def answer(self) -> bytes:
+        """What is to be sent now: pongs, and the close of what is broken or was closed by the client."""
+        return b"".join(self.conn.data_to_send())
+
+    def fail(self, closing: Closing) -> None:
+        """Close, and throw away what comes without looking at it."""
+        self.conn.fail(closing.code, closing.reason)
+
+    def _message(self, frame: Frame) -> Iterator[str | None]:
+        """The message that is whole with this frame, if one is."""
+        if self._frames_left.take():
+            return self.fail(TOO_MANY_FRAMES)
+        if frame.opcode is Opcode.PONG:
+            self.has_pong = True
+        if frame.opcode not in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
+            return
+        if frame.opcode is not Opcode.CONT:
+            self._is_text, self._fragments = frame.opcode is Opcode.TEXT, []
+        self._fragments.append(bytes(frame.data))
+        if frame.fin:
+            data, self._fragments = b"".join(self._fragments), []
+            try:
+                yield data.decode() if self._is_text else None
+            except UnicodeDecodeError:
+                self.fail(NOT_UTF8)

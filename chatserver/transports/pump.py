@@ -1,0 +1,73 @@
+"""All of a transport's sending: what a log has ready goes to a peer, as long as the peer takes it."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from chatserver.events import Record
+from chatserver.log import READ_BYTES_LIMIT
+from chatserver.runs.subscription import Subscription
+from chatserver.transports.connections import Connection
+
+logger = logging.getLogger(__name__)
+
+
+class Pump:
+    """Sends one run to one connection. It is called when the log has something, and when the peer takes bytes again.
+
+    ``frame`` makes the bytes of a batch; ``over`` is called with the last record, or with None when this fails.
+    """
+
+    __slots__ = ("_connection", "_cursor", "_frame", "_is_due", "_over", "is_open", "subscription")
+
+    def __init__(
+        self,
+        subscription: Subscription,
+        connection: Connection,
+        frame: Callable[[Sequence[Record]], bytes],
+        over: Callable[["Pump", Record | None], None],
+    ) -> None:
+        self.subscription = subscription
+        self._connection = connection
+        self._frame = frame
+        self._over = over
+        self._is_due = False
+        self.is_open = True
+        self._cursor = subscription.cursor()
+        self._cursor.wake = self.run
+
+    def run(self) -> None:
+        """Send what is ready: about a batch, then the loop has its turn."""
+        try:
+            if self.is_open:
+                self._run()
+        except Exception:
+            logger.exception("a reader of run %s failed", self.subscription.run_id)
+            self._over(self, None)
+
+    def _run(self) -> None:
+        connection, sent_bytes = self._connection, 0
+        while connection.peer.is_writable and (batch := self._cursor.take()):
+            connection.write(data := self._frame(batch))
+            if self._cursor.is_at_end:
+                return self._over(self, batch[-1])
+            sent_bytes += len(data)
+            if sent_bytes >= READ_BYTES_LIMIT:
+                return self._run_later()
+        if self._cursor.is_at_end:
+            self._over(self, None)  # The log was closed before its run had ended.
+
+    def _run_later(self) -> None:
+        if not self._is_due:
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self._run_again)
+
+    def _run_again(self) -> None:
+        self._is_due = False
+        self.run()
+
+    def close(self) -> None:
+        """Send no more: this reader has left."""
+        self.is_open = False
+        self._cursor.close()
+        self.subscription.close()
