@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import anyio
 import pytest
 
-from chatserver.serving.access_log import PATH_CHARS_LIMIT, AccessLine, logger
+from chatserver.serving.access_log import PATH_CHARS, AccessLine, logger
 from tests.clients import SSE, WS, HttpReader, WsReader, documents_of, request
 from tests.fake_upstream import FakeUpstream, Gate, Reached, say, token
 from tests.live import live_server
@@ -46,7 +46,7 @@ async def test_every_request_is_a_line_without_its_query(caplog: pytest.LogCaptu
     assert first == f"GET /livez 200 {length}"
     assert second.startswith("POST /chat/runs 401 ") and third.startswith("GET /no%0Apath 403 ")
     assert fourth.startswith("DELETE /chat/sessions/x 404 ")
-    assert fifth.startswith(f"GET /{'x' * (PATH_CHARS_LIMIT - 1)}… 404 ")
+    assert fifth.startswith(f"GET /{'x' * (PATH_CHARS - 1)}… 404 ")
     assert "canary-4711" not in caplog.text
 
 

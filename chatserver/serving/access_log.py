@@ -9,7 +9,7 @@ from chatserver.transports.asgi import IS_OWN, Scope
 
 logger = logging.getLogger("chatserver.access")
 
-PATH_CHARS_LIMIT = 256
+PATH_CHARS = 256
 
 
 class AccessLine:
@@ -25,7 +25,7 @@ class AccessLine:
         path = one_line(scope["raw_path"].decode("latin-1"))
         self._began = monotonic()
         self._method = scope.get("method", "WS")
-        self._path = path if len(path) <= PATH_CHARS_LIMIT else f"{path[:PATH_CHARS_LIMIT]}…"
+        self._path = path if len(path) <= PATH_CHARS else f"{path[:PATH_CHARS]}…"
         self._status = self._length = "-"
         self._scope = scope
         self._is_told = False
