@@ -227,8 +227,10 @@ async def cancel_says_its_own_end() -> AsyncIterator[None]:
     def cancel(self: Life) -> None:
         log = self.log
         assert isinstance(log, MemoryLog)
+        waiting, log.waiting = log.waiting, {}
         log.append(self.run.ending(0.0))
-        log.is_over = False
+        log.is_over, log.waiting = False, waiting  # Nobody has seen the log over.
+        log._wake()
         original(self)
 
     with patch.object(Life, "cancel", cancel):

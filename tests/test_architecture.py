@@ -29,7 +29,6 @@ ROOMS = (
     "meter",
     "agent",
     "sessions",
-    "lean_event",
     "runs",
     "auth",
     "transports",

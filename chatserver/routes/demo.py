@@ -13,8 +13,7 @@ from chatserver.providers.demo import CompletionRequest, Refusal, answer
 from chatserver.routes import components_of
 from chatserver.routes.body import body_bytes
 from chatserver.routes.http import OPEN_WHILE_DRAINING, PUBLIC
-from chatserver.transports.asgi import IS_OWN
-from chatserver.transports.connections import Scope
+from chatserver.transports.asgi import IS_OWN, Scope
 
 DEMO_PATH = "/demo/v1"
 BODY_BYTES_LIMIT = 8 * 1024 * 1024

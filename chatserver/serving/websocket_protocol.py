@@ -42,7 +42,7 @@ the clock of ``Connections``."""
 CLOSE_SECONDS = 10.0
 """How long a client may take to answer a close."""
 
-LINGER_SECONDS = 1.0
+BRUSQUE_CLOSE_SECONDS = 1.0
 """The same, of one that takes nothing or breaks the rules: cut off at once, it would never read why."""
 
 
@@ -273,7 +273,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self.transport.close()
         else:
             is_patient = self.is_writable and not conn.eof_sent  # Behind it, nothing is heard at all.
-            self._timer = self._loop.call_later(CLOSE_SECONDS if is_patient else LINGER_SECONDS, self.abort)
+            self._timer = self._loop.call_later(CLOSE_SECONDS if is_patient else BRUSQUE_CLOSE_SECONDS, self.abort)
         self.is_writable = False
 
     def abort(self) -> None:
