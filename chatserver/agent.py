@@ -9,8 +9,9 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from chatserver.answer import fold
 from chatserver.commands import NAME_CHARS_LIMIT, is_id, new_id
-from chatserver.dialogue import as_text, call_upstream
+from chatserver.dialogue import Leavings, TurnOrigin, told_turn
 from chatserver.errors import UpstreamError
 from chatserver.events import FinishReason, Reasoning, Token, ToolCall, ToolResult, to_json
 from chatserver.meter import Meter
@@ -34,7 +35,14 @@ CALLS_PER_TURN_LIMIT = 32
 """Calls that are made of those that a model wants in one turn: the others are refused, and it is told so."""
 
 
-Step: TypeAlias = Token | Reasoning | ToolCall | ToolResult
+OWN_ID_CHARS_LIMIT = 1024
+"""What is longer is no id that a provider would miss."""
+
+
+Step: TypeAlias = Token | Reasoning | TurnOrigin | ToolCall | ToolResult
+"""What an agent says. A turn's origin is for no reader: it is told in front of the turn's calls, and survives a crash
+with them. A turn that needs none has none.
+"""
 Emit: TypeAlias = Callable[[Step], None]
 """Tells the run what has happened. It raises when the run takes no more; the agent need not catch that."""
 
@@ -77,23 +85,29 @@ class ToolAgent(Struct, frozen=True):
             turn = _Turn(meter, emit)
             finish = await self.provider.stream(request, turn.on_delta)
             meter.told(finish.usage)
-            if not turn.wanted:
-                return "stop" if finish.reason == "tool_calls" else finish.reason
             made = len(call_ids)
             calls = [_checked(each, self.tools, call_ids) for each in turn.wanted]
-            for call in calls:
-                emit(ToolCall(call_id=call.call_id, tool=call.name, args=call.args))
+            origin = _origin(turn.wanted, calls, finish.leavings)
+            if origin != TurnOrigin():
+                emit(origin)
+            if not calls:
+                return "stop" if finish.reason == "tool_calls" else finish.reason
+            called = [ToolCall(call_id=call.call_id, tool=call.name, args=call.args) for call in calls]
+            for event in called:
+                emit(event)
             results = await self._results(calls, made, emit)
-            request = replace(request, messages=[*request.messages, *_transcript("".join(turn.said), calls, results)])
+            parts = fold([Token(content="".join(turn.said)), *called, *results]).parts
+            request = replace(request, messages=[*request.messages, *told_turn(parts, origin)])
         return "turn_limit"
 
-    async def _results(self, calls: Sequence["_Call"], made: int, emit: Emit) -> dict[str, ToolResult]:
+    async def _results(self, calls: Sequence["_Call"], made: int, emit: Emit) -> list[ToolResult]:
         """The results of a turn's calls, each told as it comes; so many were ``made`` in the answer before."""
-        results: dict[str, ToolResult] = {}
+        results: list[ToolResult] = []
 
         async def complete(call: _Call, refusal: str | None) -> None:
-            result = results[call.call_id] = await self._call(call, refusal)
+            result = await self._call(call, refusal)
             emit(result)
+            results.append(result)
 
         async with anyio.create_task_group() as tasks:
             for position, call in enumerate(calls):
@@ -184,11 +198,11 @@ def _arguments(text: str) -> dict[str, Any]:
     return msgspec.json.decode(text, type=dict[str, Any]) if text.strip() else {}
 
 
-def _transcript(said: str, calls: list[_Call], results: Mapping[str, ToolResult]) -> list[dict[str, Any]]:
-    """A turn with its tool calls, as the next turn is told of it."""
-    made = [call_upstream(call.call_id, call.name, call.args) for call in calls]
-    told = [
-        {"role": "tool", "tool_call_id": call.call_id, "content": as_text(results[call.call_id].result)}
-        for call in calls
-    ]
-    return [{"role": "assistant", "content": said or None, "tool_calls": made}, *told]
+def _origin(wanted: Sequence[ToolCallRequest], calls: Sequence[_Call], leavings: Leavings | None) -> TurnOrigin:
+    """The turn's calls under the ids that the provider gave them, where those tell the calls apart."""
+    own_ids: dict[str, str] = {}
+    for each, call in zip(wanted, calls, strict=True):
+        is_id_upstream = each.call_id.isprintable() and 0 < len(each.call_id) <= OWN_ID_CHARS_LIMIT
+        is_unique = each.call_id not in own_ids.values()
+        own_ids[call.call_id] = each.call_id if is_id_upstream and is_unique else call.call_id
+    return TurnOrigin(own_ids, leavings)

@@ -1,13 +1,16 @@
-"""What goes upstream of a session: its messages as Chat Completions has them, within a token budget."""
+"""Dialogue: what goes upstream of a session, within a token budget, in words that belong to no API.
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
+A provider writes the items of a dialogue as its API has them, and reads of a turn what nobody else understands.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, groupby
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
+from msgspec import Struct
 
-from chatserver.records import MessageRecord
+from chatserver.parts import Part, Parts, TextPart, ToolCallPart, text_of
 
 BYTES_PER_TOKEN = 4
 """A rule of thumb for English and code; used for budgets, and for usage that an upstream does not tell."""
@@ -15,8 +18,81 @@ BYTES_PER_TOKEN = 4
 INTERRUPTED_TEXT = "[The answer was interrupted here.]"
 """Told in place of the words that should follow a tool's results: a strict template takes no user's message there."""
 
-TOOL_NAME_CHARS = 64
-_NO_NAME = re.compile("[^A-Za-z0-9_-]")
+INTERRUPTED_CALL = "[The tool was interrupted: whether the call had an effect is not known.]"
+"""Told in place of a result that never came: every call must have one, and a tool may have changed the world."""
+
+MESSAGE_BYTES = 16
+"""What a message takes upstream at least, beside what it says."""
+
+
+class Leavings(Struct, frozen=True):
+    """What only a provider understands of a turn that it has streamed: JSON that it wants back with that turn.
+
+    ``maker`` names the provider and the model; to any other, the items are foreign and are left out.
+    """
+
+    maker: str
+    items: Any
+
+
+class TurnOrigin(Struct, frozen=True, omit_defaults=True):
+    """A turn of an answer beside its parts, kept privately: its calls' own ids at the provider, and its leavings.
+
+    ``call_ids``: the id of each call of the turn, in order, and what its provider calls it. Of a turn without calls,
+    which is the last one of its answer, there are none.
+    """
+
+    call_ids: dict[str, str] = {}
+    leavings: Leavings | None = None
+
+
+class SystemText(Struct, frozen=True, tag="system"):
+    """What the model is told to be."""
+
+    text: str
+
+
+class UserText(Struct, frozen=True, tag="user"):
+    """What the user says."""
+
+    text: str
+
+
+class TurnCall(Struct, frozen=True):
+    """A tool call of a turn, under the id that its provider gave it."""
+
+    call_id: str
+    name: str
+    args: dict[str, Any]
+
+
+class AssistantTurn(Struct, frozen=True, tag="assistant"):
+    """What the model said in one turn, and all the tools that it called then."""
+
+    text: str
+    calls: tuple[TurnCall, ...] = ()
+    leavings: Leavings | None = None
+
+
+class ToolOutput(Struct, frozen=True, tag="tool"):
+    """What a call of the turn before has come to, as the model reads it."""
+
+    call_id: str
+    name: str
+    text: str
+
+
+Item: TypeAlias = SystemText | UserText | AssistantTurn | ToolOutput
+Dialogue: TypeAlias = Sequence[Item]
+"""The user and the model alternate, where the outputs of all its calls stand behind each turn that has any."""
+
+
+class PastMessage(Struct, frozen=True):
+    """A message of a session, as far as a dialogue needs it."""
+
+    is_of_user: bool
+    parts: Parts
+    transcript: tuple[TurnOrigin, ...]
 
 
 def text_bytes(text: str) -> int:
@@ -24,60 +100,93 @@ def text_bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
+def json_bytes(value: object) -> int:
+    """How long the JSON of a value is."""
+    return len(msgspec.json.encode(value))
+
+
 def estimated_tokens(value: object) -> int:
     """About how many tokens a text, or anything that becomes JSON, takes."""
-    size = text_bytes(value) if isinstance(value, str) else len(msgspec.json.encode(value))
-    return -(-size // BYTES_PER_TOKEN)
+    return -(-(text_bytes(value) if isinstance(value, str) else json_bytes(value)) // BYTES_PER_TOKEN)
 
 
-def dialogue(messages: Sequence[MessageRecord], system: str | None, tokens_limit: int) -> list[dict[str, Any]]:
+def told_bytes(parts: Parts, transcript: Sequence[TurnOrigin] = ()) -> int:
+    """About how much of a message goes upstream: its reasoning does not."""
+    calls = [part for part in parts if isinstance(part, ToolCallPart)]
+    texts = sum(text_bytes(part.text) for part in parts if isinstance(part, TextPart))
+    return MESSAGE_BYTES + texts + (json_bytes(calls) if calls else 0) + (json_bytes(transcript) if transcript else 0)
+
+
+def dialogue(messages: Sequence[PastMessage], system: str | None, tokens_limit: int) -> Dialogue:
     """The newest messages that fit, oldest first, behind the system message; the last one is always there.
 
     The dialogue begins with a message of the user, and the user's and the model's alternate, since many models refuse
     any other: two messages of the user, with an answer between them that failed or was empty, are told as one.
     """
-    kept: list[list[dict[str, Any]]] = []
+    kept: list[list[Item]] = []
     left = tokens_limit - (estimated_tokens(system) if system else 0)
     for message in reversed(messages):
-        upstream = _upstream(message)
-        left -= estimated_tokens(upstream)
+        items = list(_told(message))
+        left -= estimated_tokens(items)
         if kept and left < 0:
             break
-        kept.append(upstream)
+        kept.append(items)
     kept.reverse()
-    first = next(index for index, each in enumerate(kept) if each and each[0]["role"] == "user")
-    return [{"role": "system", "content": system}] * bool(system) + list(_alternating(chain(*kept[first:])))
+    first = next(index for index, each in enumerate(kept) if each and isinstance(each[0], UserText))
+    return [*([SystemText(system)] if system else []), *_alternating(chain(*kept[first:]))]
 
 
-def _alternating(messages: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    for is_of_user, together in groupby(messages, lambda each: each["role"] == "user"):
+def _alternating(items: Iterable[Item]) -> Iterator[Item]:
+    for is_of_user, together in groupby(items, lambda each: isinstance(each, UserText)):
         if is_of_user:
-            yield {"role": "user", "content": "\n\n".join(each["content"] for each in together)}
+            yield UserText("\n\n".join([each.text for each in together if isinstance(each, UserText)]))
         else:
             yield from together
 
 
-def _upstream(message: MessageRecord) -> list[dict[str, Any]]:
-    """One message of ours as the one or more that the API has for it; calls without a result are left out."""
-    if message.role == "user":
-        return [{"role": "user", "content": message.content}]
-    calls = [call for call in message.tool_calls if call.is_error is not None]
-    result: list[dict[str, Any]] = []
-    if calls:
-        made = [call_upstream(call.call_id, call.tool, call.args) for call in calls]
-        result.append({"role": "assistant", "content": None, "tool_calls": made})
-        result += [{"role": "tool", "tool_call_id": call.call_id, "content": as_text(call.result)} for call in calls]
-    if message.content.strip() or calls:
-        content = message.content if message.content.strip() else INTERRUPTED_TEXT
-        result.append({"role": "assistant", "content": content})
-    return result
+def _told(message: PastMessage) -> Iterator[Item]:
+    """What a user said; or an answer's turns, each with the outputs of its calls: behind the last ones, a sentence."""
+    if message.is_of_user:
+        yield UserText(text_of(message.parts))
+        return
+    origins = {call_id: origin for origin in message.transcript for call_id in origin.call_ids}
+    lacks_words = False
+    for parts in _turns(message.parts, origins):
+        if isinstance(call := parts[-1], ToolCallPart):
+            lacks_words = True
+            yield from told_turn(parts, origins.get(call.call_id, TurnOrigin()))
+        elif text_of(parts).strip():
+            lacks_words = False
+            last = message.transcript[-1] if message.transcript else TurnOrigin()
+            yield from told_turn(parts, TurnOrigin() if last.call_ids else last)
+    if lacks_words:
+        yield AssistantTurn(INTERRUPTED_TEXT)
 
 
-def call_upstream(call_id: str, name: str, args: dict[str, Any]) -> dict[str, Any]:
-    """A tool call as the API has it. A name that a model made up may be one that its own server then refuses."""
-    name = _NO_NAME.sub("_", name)[:TOOL_NAME_CHARS] or "_"
-    arguments = msgspec.json.encode(args).decode()
-    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+def _turns(parts: Parts, origins: Mapping[str, TurnOrigin]) -> Iterator[list[Part]]:
+    """The parts of an answer by turns. A turn's calls are its last parts; those of one turn have one origin."""
+    turn: list[Part] = []
+    for part in parts:
+        last = turn[-1] if turn else None
+        if isinstance(last, ToolCallPart):
+            is_same = isinstance(part, ToolCallPart) and origins.get(part.call_id) is origins.get(last.call_id)
+            if not is_same:
+                yield turn
+                turn = []
+        turn.append(part)
+    if turn:
+        yield turn
+
+
+def told_turn(parts: Sequence[Part], origin: TurnOrigin) -> Iterator[Item]:
+    """One turn, and what its calls have come to."""
+    calls = [part for part in parts if isinstance(part, ToolCallPart)]
+    ids = {call.call_id: origin.call_ids.get(call.call_id, call.call_id) for call in calls}
+    made = tuple(TurnCall(ids[call.call_id], call.tool, call.args) for call in calls)
+    yield AssistantTurn(text_of(parts), made, origin.leavings)
+    for call in calls:
+        output = INTERRUPTED_CALL if call.is_error is None else as_text(call.result)
+        yield ToolOutput(ids[call.call_id], call.tool, output)
 
 
 def as_text(result: Any) -> str:

@@ -1,14 +1,16 @@
 """Events: what the server says about a run, in the order it happened.
 
 An event is made as a draft (``Token(content="Hi")``) by whoever knows the fact, and is given its ``run_id`` and
-``seq`` by the log that appends it. ``fold`` is the only place that accumulates an answer.
+``seq`` by the log that appends it.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Struct
+
+from chatserver.parts import Executor, Parts
 
 PROTOCOL_VERSION = 1
 
@@ -45,19 +47,6 @@ class Usage(Struct, frozen=True, gc=False):
             self.output_tokens + other.output_tokens,
             self.estimated or other.estimated,
         )
-
-
-class ToolCallState(Struct, frozen=True):
-    """A tool call with its result, as `snapshot` events and stored messages hold it; no result yet: ``None``."""
-
-    call_id: str
-    tool: str
-    args: dict[str, Any]
-    needs_approval: bool = False
-    result: Any = None
-    is_error: bool | None = None
-    truncated: bool | None = None
-    duration_ms: int | None = None
 
 
 class BaseEvent(Struct, frozen=True, tag_field="type"):
@@ -97,6 +86,7 @@ class ToolCall(BaseEvent, frozen=True, kw_only=True, tag="tool_call"):
     tool: str
     args: dict[str, Any]
     needs_approval: bool = False
+    executor: Executor = "server"
 
 
 class ToolResult(BaseEvent, frozen=True, kw_only=True, tag="tool_result"):
@@ -111,11 +101,9 @@ class ToolResult(BaseEvent, frozen=True, kw_only=True, tag="tool_result"):
 
 
 class Snapshot(BaseEvent, frozen=True, kw_only=True, tag="snapshot"):
-    """All state up to and including this ``seq``; sent instead of older events that were compacted away."""
+    """All state up to and including this ``seq``; sent instead of older events that are not kept any more."""
 
-    content: str
-    reasoning: str
-    tool_calls: tuple[ToolCallState, ...]
+    parts: Parts
 
 
 class Done(BaseEvent, frozen=True, kw_only=True, tag="done"):
@@ -223,70 +211,6 @@ def pieces(draft: Event) -> Sequence[Event]:
         return (draft,)
     starts = range(0, len(draft.content), TEXT_CHARS_PER_EVENT)
     return [type(draft)(content=draft.content[start : start + TEXT_CHARS_PER_EVENT]) for start in starts]
-
-
-class Answer(Struct, frozen=True):
-    """What a run has said up to some event."""
-
-    content: str = ""
-    reasoning: str = ""
-    tool_calls: tuple[ToolCallState, ...] = ()
-
-    def snapshot(self, run_id: str, seq: int) -> Snapshot:
-        return Snapshot(
-            run_id=run_id, seq=seq, content=self.content, reasoning=self.reasoning, tool_calls=self.tool_calls
-        )
-
-
-class Folding:
-    """An answer that grows by one event after the other. Its text is UTF-8: it takes what ``size_bytes`` says."""
-
-    __slots__ = ("_calls", "_content", "_reasoning")
-
-    def __init__(self) -> None:
-        self._content, self._reasoning = bytearray(), bytearray()
-        self._calls: dict[str, ToolCallState] = {}
-
-    @property
-    def size_bytes(self) -> int:
-        return len(self._content) + len(self._reasoning)
-
-    def answer(self) -> Answer:
-        return Answer(self._content.decode(), self._reasoning.decode(), tuple(self._calls.values()))
-
-    def add(self, event: Event) -> None:
-        """Take in the next event.
-
-        Raises:
-            KeyError: the result of a call that nobody made; nothing was done.
-        """
-        if type(event) is Token:  # As nearly all events are: a match takes three times as long.
-            self._content += event.content.encode()
-            return
-        match event:
-            case Reasoning():
-                self._reasoning += event.content.encode()
-            case ToolCall():
-                self._calls[event.call_id] = ToolCallState(event.call_id, event.tool, event.args, event.needs_approval)
-            case ToolResult():
-                self._calls[event.call_id] = msgspec.structs.replace(
-                    self._calls[event.call_id],
-                    result=event.result,
-                    is_error=event.is_error,
-                    truncated=event.truncated,
-                    duration_ms=event.duration_ms,
-                )
-            case Snapshot():
-                self._content[:], self._reasoning[:] = event.content.encode(), event.reasoning.encode()
-                self._calls = {call.call_id: call for call in event.tool_calls}
-
-
-def fold(events: Iterable[Event]) -> Answer:
-    """The answer after these events."""
-    folding = Folding()
-    for event in events:
-        folding.add(event)
-    return folding.answer()
 
 
 def schema(reference: str = "#/$defs/{name}") -> dict[str, Any]:

@@ -5,7 +5,8 @@ from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
-from chatserver.events import Error, ErrorCode, FinishReason, Terminal, ToolCallState, Usage
+from chatserver.events import Error, ErrorCode, FinishReason, Terminal, Usage
+from chatserver.parts import Parts
 
 RunStatus: TypeAlias = Literal["running", "waiting", "completed", "cancelled", "failed"]
 MessageStatus: TypeAlias = Literal["complete", "partial", "streaming"]
@@ -59,6 +60,7 @@ class RunRecord(Struct, frozen=True, kw_only=True):
 class MessageRecord(Struct, frozen=True, kw_only=True):
     """One message of a session; ``parent_id`` is the message it follows, so that branches form a tree.
 
+    ``content`` is the text parts, joined.
     ``finish_reason`` is that of the answer's `done`; None: no answer, one that is being written, or one that failed.
     """
 
@@ -66,8 +68,7 @@ class MessageRecord(Struct, frozen=True, kw_only=True):
     parent_id: str | None
     role: Role
     content: str
-    reasoning: str
-    tool_calls: tuple[ToolCallState, ...]
+    parts: Parts
     status: MessageStatus
     finish_reason: FinishReason | None
     run_id: str | None

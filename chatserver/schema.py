@@ -79,7 +79,8 @@ def _kind(node: dict[str, Any], names: dict[str, str]) -> str:
         case {"enum": values}:
             return " | ".join(msgspec.json.encode(value).decode() for value in values)
         case {"type": "array", "items": item}:
-            return f"{_kind(item, names)}[]"
+            kind = _kind(item, names)
+            return f"({kind})[]" if " | " in kind else f"{kind}[]"
         case {"type": name}:
             return _TYPESCRIPT[name]
         case _:

@@ -1098,7 +1098,7 @@ def text_of(documents: Sequence[bytes]) -> str:
         if message["type"] == "token":
             text += message["content"]
         elif message["type"] == "snapshot":
-            text = message["content"]
+            text = "".join(part["text"] for part in message["parts"] if part["type"] == "text")
     return text
 
 

@@ -2,13 +2,25 @@
 
 from typing import Any
 
+from chatserver.answer import Answer
 from chatserver.commands import ChatRequest, new_id
-from chatserver.events import Answer, Done, FinishReason, Record, Terminal, Token, Usage, record
+from chatserver.events import Done, FinishReason, Record, Terminal, Token, Usage, record
+from chatserver.parts import Part, ReasoningPart, TextPart, ToolCallPart, text_of
 from chatserver.sessions import Begun, Sessions
 
 
 def said(*texts: str, run_id: str = "run") -> list[Record]:
     return [record(Token(run_id=run_id, seq=seq, content=content)) for seq, content in enumerate(texts, 1)]
+
+
+def answer_of(text: str = "", reasoning: str = "", *calls: ToolCallPart) -> Answer:
+    """Reasoning, calls and text, in this order."""
+    parts: list[Part] = [
+        *([ReasoningPart(reasoning)] if reasoning else []),
+        *calls,
+        *([TextPart(text)] if text else []),
+    ]
+    return Answer(tuple(parts))
 
 
 async def ask(sessions: Sessions, message: str | None = "Hello", *, user: str = "ann", **fields: Any) -> Begun:
@@ -23,7 +35,7 @@ async def ended(sessions: Sessions, begun: Begun, content: str = "Hi", ending: T
     await sessions.finish(
         begun.run.run_id,
         ending=ending or done(),
-        answer=Answer(content),
+        answer=answer_of(content),
         records=said(content),
         usage=Usage(1, 2),
     )
@@ -41,4 +53,4 @@ async def texts(sessions: Sessions, session_id: str, *, user: str = "ann", all_b
 
 async def contents(sessions: Sessions, begun: Begun, bytes_limit: int = 10**9) -> list[str]:
     """The texts that go upstream."""
-    return [message.content for message in await sessions.context(begun.user_message_id, bytes_limit)]
+    return [text_of(message.parts) for message in await sessions.context(begun.user_message_id, bytes_limit)]

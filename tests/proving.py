@@ -226,7 +226,7 @@ def check_whole(documents: Sequence[bytes], story: Story) -> None:
     types = [json.loads(each)["type"] for each in documents]
     assert types == story.types, f"types are {types}"
     answer = answer_of(documents)
-    assert (answer["content"], answer["reasoning"]) == (story.text, story.reasoning)
+    assert (answer["content"], said_in(answer["parts"], "reasoning")) == (story.text, story.reasoning)
 
 
 async def check_silence(reader: WsReader) -> None:
@@ -248,22 +248,29 @@ def check_rest(documents: Sequence[bytes], after: int, whole: Sequence[bytes]) -
 
 def answer_of(documents: Iterable[bytes]) -> dict[str, Any]:
     """The answer as a client puts it together that knows only the contract."""
-    content, thoughts, calls = "", "", dict[str, dict[str, Any]]()
+    parts: list[dict[str, Any]] = []
     for event in map(json.loads, documents):
         facts = {name: value for name, value in event.items() if name not in ("type", "run_id", "seq")}
         match event["type"]:
-            case "token":
-                content += event["content"]
-            case "reasoning":
-                thoughts += event["content"]
+            case "token" | "reasoning":
+                kind = "text" if event["type"] == "token" else "reasoning"
+                if not parts or parts[-1]["type"] != kind:
+                    parts.append({"type": kind, "text": ""})
+                parts[-1]["text"] += event["content"]
             case "tool_call":
-                calls[event["call_id"]] = facts | dict.fromkeys(("result", "is_error", "truncated", "duration_ms"))
+                no_result = dict.fromkeys(("result", "is_error", "truncated", "duration_ms"))
+                parts.append({"type": "tool_call"} | facts | no_result)
             case "tool_result":
-                calls[event["call_id"]] |= facts
+                call = next(part for part in parts if part.get("call_id") == event["call_id"])
+                call |= facts
             case "snapshot":
-                content, thoughts = event["content"], event["reasoning"]
-                calls = {each["call_id"]: each for each in event["tool_calls"]}
-    return {"content": content, "reasoning": thoughts, "tool_calls": list(calls.values())}
+                parts = event["parts"]
+    return {"content": said_in(parts, "text"), "parts": parts}
+
+
+def said_in(parts: Iterable[dict[str, Any]], kind: str) -> str:
+    """All text of one kind of parts."""
+    return "".join(part["text"] for part in parts if part["type"] == kind)
 
 
 # ---- moments --------------------------------------------------------------------------------------------------------

@@ -11,10 +11,12 @@ from weakref import WeakSet
 from msgspec.structs import replace
 
 from chatserver.agent import Step
+from chatserver.answer import Answer
 from chatserver.compaction import compact
-from chatserver.events import Answer, Record, Snapshot, Token, decode, record
+from chatserver.events import Record, Snapshot, Token, decode, record
 from chatserver.log import segments
 from chatserver.log.memory import MemoryCursor, MemoryLog
+from chatserver.parts import ToolCallPart
 from chatserver.providers import Finish, ModelRequest, OnDelta
 from chatserver.providers.chat_completions.provider import OpenAIProvider
 from chatserver.runs.life import Life
@@ -121,8 +123,10 @@ async def wake_up_lost() -> AsyncIterator[None]:
 @asynccontextmanager
 async def snapshot_without_tool_results() -> AsyncIterator[None]:
     def snapshot(self: Answer, run_id: str, seq: int) -> Snapshot:
-        calls = tuple(replace(call, result=None, is_error=None) for call in self.tool_calls)
-        return Snapshot(run_id=run_id, seq=seq, content=self.content, reasoning=self.reasoning, tool_calls=calls)
+        parts = tuple(
+            replace(part, result=None, is_error=None) if isinstance(part, ToolCallPart) else part for part in self.parts
+        )
+        return Snapshot(run_id=run_id, seq=seq, parts=parts)
 
     with patch.object(Answer, "snapshot", snapshot):
         yield

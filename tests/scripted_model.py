@@ -8,12 +8,15 @@ import anyio
 from msgspec import Struct
 from msgspec.structs import replace
 
-from chatserver.agent import Step, ToolAgent
+from chatserver.agent import Emit, Step, ToolAgent
+from chatserver.answer import Answer
+from chatserver.dialogue import TurnOrigin, UserText
 from chatserver.errors import UpstreamError
-from chatserver.events import Answer, Done, FinishReason, Terminal, ToolCall, ToolResult, Usage, decode
+from chatserver.events import Done, FinishReason, Terminal, ToolCall, ToolResult, Usage, decode
 from chatserver.log.memory import MemoryLog
 from chatserver.meter import Meter
 from chatserver.providers import Delta, Finish, ModelRequest, OnDelta, TextDelta, ToolCallRequest
+from chatserver.providers.chat_completions.requests import messages_of
 from chatserver.records import RunRecord
 from chatserver.runs.checkpoints import Checkpoints
 from chatserver.runs.life import Life
@@ -23,7 +26,7 @@ from chatserver.tools import tool
 from chatserver.tools.execution import ToolThreads
 
 WAIT_SECONDS = 15.0
-ASKED = ModelRequest(model="m", messages=[{"role": "user", "content": "Hi"}], temperature=0.5, max_output_tokens=9)
+ASKED = ModelRequest(model="m", messages=[UserText("Hi")], temperature=0.5, max_output_tokens=9)
 FAILURE = UpstreamError("upstream_truncated", "cut")
 
 
@@ -161,6 +164,16 @@ def told(life: Life) -> list[Step]:
     assert isinstance(log, MemoryLog)
     events = [decode(each.data) for part in log._kept.parts() for each in part]
     return [still(replace(each, run_id="", seq=0)) for each in events if isinstance(each, Step)]
+
+
+def sent(request: ModelRequest) -> list[dict[str, Any]]:
+    """What a model is told, as Chat Completions has it."""
+    return messages_of(request.messages, maker="")
+
+
+def shown(emit: Emit) -> Emit:
+    """Is told what readers are: of what is told for the next request alone, the request itself is looked at."""
+    return lambda step: None if isinstance(step, TurnOrigin) else emit(step)
 
 
 def still(step: Step) -> Step:

@@ -12,6 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from chatserver.agent import ARGUMENTS_BYTES_LIMIT, CALLS_PER_TURN_LIMIT, Step, generated
+from chatserver.dialogue import TurnOrigin, UserText
 from chatserver.errors import UpstreamError
 from chatserver.events import (
     EVENT_BYTES_LIMIT,
@@ -39,7 +40,9 @@ from tests.scripted_model import (
     called,
     gave,
     results_of,
+    sent,
     shout,
+    shown,
     steps_of,
     still,
     stop,
@@ -138,8 +141,8 @@ async def test_a_turn_with_tools_is_told_to_the_next_and_then_answered() -> None
     assert steps[5:] == [Token(content="3"), Finished("stop")]
     first, second = model.requests
     assert second == replace(first, messages=second.messages)
-    asked, said, *told = second.messages
-    assert asked == ASKED.messages[0]
+    asked, said, *results = sent(second)
+    assert asked == {"role": "user", "content": "Hi"}
     arguments = [call["function"].pop("arguments") for call in said["tool_calls"]]
     assert [json.loads(each) for each in arguments] == [{"a": 1, "b": "2"}, {"text": "é"}]
     assert said == {
@@ -150,11 +153,11 @@ async def test_a_turn_with_tools_is_told_to_the_next_and_then_answered() -> None
             {"id": "c2", "type": "function", "function": {"name": "shout"}},
         ],
     }
-    assert told == [
+    assert results == [
         {"role": "tool", "tool_call_id": "c1", "content": "3"},
         {"role": "tool", "tool_call_id": "c2", "content": "É"},
     ]
-    assert ASKED.messages == [{"role": "user", "content": "Hi"}]
+    assert ASKED.messages == [UserText("Hi")]
 
 
 class Gates:
@@ -178,15 +181,15 @@ async def test_tools_run_at_the_same_time_and_results_come_as_they_complete(kind
     gates = Gates("abc")
     calls = wants(*((name, kind, json.dumps({"gate": name})) for name in "abc"))
     made = agent(ScriptedModel(calls, [stop()]), gates.plain, gates.in_loop)
-    told, sent = anyio.create_memory_object_stream[Step](9)
-    with anyio.fail_after(WAIT_SECONDS), told, sent:
+    told, heard = anyio.create_memory_object_stream[Step](9)
+    with anyio.fail_after(WAIT_SECONDS), told, heard:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(made.answer, ASKED, Meter(), told.send_nowait)
-            assert [await sent.receive() for _ in "abc"] == [called(name, kind, gate=name) for name in "abc"]
+            tasks.start_soon(made.answer, ASKED, Meter(), shown(told.send_nowait))
+            assert [await heard.receive() for _ in "abc"] == [called(name, kind, gate=name) for name in "abc"]
             for name in order:
                 gates.events[name].set()
-                assert still(await sent.receive()) == gave(name, kind, name)
-    last = made.provider.requests[-1].messages[2:]  # type: ignore[attr-defined]
+                assert still(await heard.receive()) == gave(name, kind, name)
+    last = sent(made.provider.requests[-1])[2:]  # type: ignore[attr-defined]
     assert [each["tool_call_id"] for each in last] == ["a", "b", "c"]
 
 
@@ -241,7 +244,7 @@ async def test_a_call_that_cannot_be_made_has_no_args_and_one_error_that_the_mod
     assert isinstance(call, ToolCall) and isinstance(result, ToolResult) and last == Finished("stop")
     assert (call.call_id, call.args) == ("c", {}) and name.startswith(call.tool)
     assert (result.call_id, result.tool, result.is_error, result.truncated) == ("c", call.tool, True, False)
-    assert model.requests[1].messages[2] == {"role": "tool", "tool_call_id": "c", "content": result.result}
+    assert sent(model.requests[1])[2] == {"role": "tool", "tool_call_id": "c", "content": result.result}
     assert_are_events([call, result])
     msgspec.json.encode(model.requests[1])
 
@@ -267,7 +270,7 @@ async def test_arguments_that_do_not_fit_are_shown_and_the_model_is_told_why(
 def assert_are_events(steps: Sequence[Single]) -> None:
     """A run appends each of them: it must have a document, within the limit, that can be read again."""
     for step in steps:
-        assert not isinstance(step, Finished)
+        assert not isinstance(step, Finished | TurnOrigin)
         event: Event = replace(step, run_id="r" * 22, seq=10**6)
         data = at_depth(100, record, event).data
         assert len(data) <= EVENT_BYTES_LIMIT
@@ -319,8 +322,10 @@ async def test_whatever_id_a_model_gives_its_call_is_an_event(call_id: str) -> N
     results = {each.call_id: each.result for each in results_of(steps)}
     assert sorted(results.values()) == [3, 7]
     assert all(results)
-    said = model.requests[1].messages[1]
-    assert [each["id"] for each in said["tool_calls"]] == [each.call_id for each in steps if isinstance(each, ToolCall)]
+    said = sent(model.requests[1])[1]
+    first, second = (each["id"] for each in said["tool_calls"])
+    assert first != second and first.isprintable() and second.isprintable()
+    assert first == call_id or not call_id.isprintable() or len(call_id) not in range(1, 1000)
     msgspec.json.encode(model.requests[1])
 
 
@@ -333,9 +338,11 @@ async def test_calls_have_ids_of_their_own_over_all_turns() -> None:
     results = {step.call_id: step for step in results_of(steps)}
     assert len(calls) == 12 and results.keys() == calls.keys() and "call_0" in calls
     assert all(results[id].result == sum(call.args.values()) for id, call in calls.items())
-    told = model.requests[-1].messages
-    assert [each["id"] for said in told for each in said.get("tool_calls", [])] == list(calls)
-    assert [each["tool_call_id"] for each in told if each["role"] == "tool"] == list(calls)
+    messages = sent(model.requests[-1])
+    ids = [[each["id"] for each in said["tool_calls"]] for said in messages if "tool_calls" in said]
+    assert [each["tool_call_id"] for each in messages if each["role"] == "tool"] == [id for turn in ids for id in turn]
+    assert [turn[0] for turn in ids] == ["call_0"] * 4, "each turn has the upstream's own ids"
+    assert all(len(set(turn)) == 3 for turn in ids), "as far as those tell its calls apart"
 
 
 async def test_the_model_is_asked_so_many_times_at_most() -> None:
@@ -420,4 +427,4 @@ async def test_a_name_that_the_model_made_up_is_told_in_a_form_that_its_server_t
     model = ScriptedModel(wants(("c", name, "{}")), [TextDelta("Sorry"), stop()])
     steps = await steps_of(agent(model))
     assert [each.tool for each in steps if isinstance(each, ToolCall | ToolResult)] == [name, name]
-    assert model.requests[1].messages[1]["tool_calls"][0]["function"]["name"] == told
+    assert sent(model.requests[1])[1]["tool_calls"][0]["function"]["name"] == told

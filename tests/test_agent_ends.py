@@ -25,6 +25,7 @@ from tests.scripted_model import (
     called,
     gave,
     life_of,
+    shown,
     steps_of,
     stop,
     told,
@@ -120,7 +121,7 @@ async def test_a_run_that_takes_no_more_leaves_nothing_behind(count: int) -> Non
             life.run.say(Token(content="more"))
 
     async def answer(request: ModelRequest, meter: Meter, _: Emit) -> FinishReason:
-        return await agent(model).answer(request, meter, emit)
+        return await agent(model).answer(request, meter, shown(emit))
 
     with anyio.fail_after(WAIT_SECONDS):
         await life.live(answer, asking())
@@ -162,7 +163,7 @@ async def test_cancelling_while_tools_run_cancels_them_and_waits_for_none() -> N
 
     with anyio.fail_after(WAIT_SECONDS):
         async with anyio.create_task_group() as outer:
-            outer.start_soon(agent(model, in_loop, plain).answer, ASKED, Meter(), steps.append)
+            outer.start_soon(agent(model, in_loop, plain).answer, ASKED, Meter(), shown(steps.append))
             for _ in range(2):
                 assert await anyio.to_thread.run_sync(entered.acquire, True, WAIT_SECONDS)
             outer.cancel_scope.cancel()

@@ -10,7 +10,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "chatserver"
 
 ROOMS = (
+    "parts",
+    "dialogue",
     "events",
+    "answer",
     "compaction",
     "errors",
     "endings",
@@ -22,7 +25,6 @@ ROOMS = (
     "settings",
     "log",
     "upstream",
-    "dialogue",
     "providers",
     "tools",
     "limits",

@@ -144,7 +144,7 @@ class Verdict:
     async def _ends_once(self, asked: Asked, run: dict[str, Any], answer: dict[str, Any]) -> None:
         """From any cursor that the dead server may have handed out, the log leads to its one end."""
         seen = len(asked.documents)
-        stored = {name: answer[name] for name in ("content", "reasoning", "tool_calls")}
+        stored = answer["parts"]
         cursors = {0, seen // 2, max(0, seen - 1), seen}
         if run["status"] == "failed":
             cursors |= {seen + 1, seen + 10}  # The dead server may have said more than was heard.
@@ -153,7 +153,7 @@ class Verdict:
             seqs = [json.loads(each)["seq"] for each in documents]
             assert after < seqs[0] and seqs == sorted(set(seqs)) and seqs[-1] == run["last_seq"]
             assert sum(map(is_terminal, documents)) == 1
-            assert answer_of([*asked.documents[:after], *documents]) == stored
+            assert answer_of([*asked.documents[:after], *documents])["parts"] == stored
             assert not asked.is_over or documents[-1] == asked.documents[-1]
         async with await self._attach(run, run["last_seq"]) as reading:
             assert await reading.next() is None

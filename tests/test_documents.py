@@ -24,7 +24,8 @@ from chatserver.app import create_app
 from chatserver.auth import Ticket
 from chatserver.commands import COMMAND_TAGS, COMMAND_TYPES, ChatRequest, checked, command
 from chatserver.errors import ChatError
-from chatserver.events import EVENT_TYPES, BaseEvent, ErrorCode, FinishReason, ToolCallState, Usage, decode
+from chatserver.events import EVENT_TYPES, BaseEvent, ErrorCode, FinishReason, Usage, decode
+from chatserver.parts import ToolCallPart
 from chatserver.providers.demo import FAULTS
 from chatserver.records import (
     MessageRecord,
@@ -122,7 +123,7 @@ def of_events() -> list[Claim]:
     for kind in EVENT_TYPES:
         own = [name for name in kind.__struct_fields__ if name not in BaseEvent.__struct_fields__]
         claims += [Claim(tag(kind)), *rows(tag(kind), *own)]
-    claims += [*names(Usage, "done"), *names(ToolCallState, "snapshot"), *rows("done", *get_args(FinishReason))]
+    claims += [*names(Usage, "done"), *names(ToolCallPart, "Parts"), *rows("done", *get_args(FinishReason))]
     return claims + rows("Run error codes", *get_args(ErrorCode))
 
 

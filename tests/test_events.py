@@ -9,13 +9,13 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from chatserver.answer import Answer, fold, retold, unfold
 from chatserver.commands import new_id
 from chatserver.compaction import compact
 from chatserver.events import (
     EVENT_BYTES_LIMIT,
     EVENT_TYPES,
     TERMINAL_TYPES,
-    Answer,
     Done,
     Error,
     Event,
@@ -24,16 +24,15 @@ from chatserver.events import (
     Start,
     Token,
     ToolCall,
-    ToolCallState,
     ToolResult,
     Usage,
     decode,
-    fold,
     pieces,
     record,
     schema,
     to_json,
 )
+from chatserver.parts import ReasoningPart, TextPart, ToolCallPart
 
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
 """A log that fails a property is shown, however long it is."""
@@ -64,7 +63,8 @@ starts = st.builds(
 )
 tokens = st.builds(Token, content=texts | big_texts)
 reasonings = st.builds(Reasoning, content=texts | big_texts)
-calls = st.builds(ToolCall, call_id=names, tool=texts, args=args, needs_approval=st.booleans())
+executors = st.sampled_from(["server", "client"])
+calls = st.builds(ToolCall, call_id=names, tool=texts, args=args, needs_approval=st.booleans(), executor=executors)
 results = st.builds(
     ToolResult,
     call_id=names,
@@ -74,18 +74,20 @@ results = st.builds(
     truncated=st.booleans(),
     duration_ms=small,
 )
-states = st.builds(
-    ToolCallState,
+call_parts = st.builds(
+    ToolCallPart,
     call_id=names,
     tool=texts,
     args=args,
     needs_approval=st.booleans(),
+    executor=executors,
     result=json_values,
     is_error=st.none() | st.booleans(),
     truncated=st.none() | st.booleans(),
     duration_ms=st.none() | small,
 )
-snapshots = st.builds(Snapshot, content=texts, reasoning=texts, tool_calls=st.lists(states, max_size=3).map(tuple))
+text_parts = st.builds(TextPart, texts) | st.builds(ReasoningPart, texts)
+snapshots = st.builds(Snapshot, parts=st.lists(text_parts | call_parts, max_size=4).map(tuple))
 dones = st.builds(
     Done,
     session_id=names,
@@ -152,7 +154,7 @@ DOCUMENTS: list[tuple[Event, str]] = [
     (
         ToolCall(**IDS, call_id="c", tool="t", args={"a": [1, None]}),
         '{"type":"tool_call","run_id":"r1","seq":7,"call_id":"c","tool":"t","args":{"a":[1,null]},'
-        '"needs_approval":false}',
+        '"needs_approval":false,"executor":"server"}',
     ),
     (
         ToolResult(**IDS, call_id="c", tool="t", result=None, is_error=False, truncated=False, duration_ms=3),
@@ -160,10 +162,10 @@ DOCUMENTS: list[tuple[Event, str]] = [
         '"truncated":false,"duration_ms":3}',
     ),
     (
-        Snapshot(**IDS, content="C", reasoning="R", tool_calls=(ToolCallState("c", "t", {}),)),
-        '{"type":"snapshot","run_id":"r1","seq":7,"content":"C","reasoning":"R","tool_calls":[{"call_id":"c",'
-        '"tool":"t","args":{},"needs_approval":false,"result":null,"is_error":null,"truncated":null,'
-        '"duration_ms":null}]}',
+        Snapshot(**IDS, parts=(ReasoningPart("R"), ToolCallPart(call_id="c", tool="t", args={}), TextPart("C"))),
+        '{"type":"snapshot","run_id":"r1","seq":7,"parts":[{"type":"reasoning","text":"R"},{"type":"tool_call",'
+        '"call_id":"c","tool":"t","args":{},"needs_approval":false,"executor":"server","result":null,'
+        '"is_error":null,"truncated":null,"duration_ms":null},{"type":"text","text":"C"}]}',
     ),
     (
         Done(
@@ -263,21 +265,72 @@ def test_an_event_without_long_text_stays_one(draft: Event) -> None:
 # ---- fold and compact -----------------------------------------------------------------------------------------------
 
 
+def by_hand(log: list[Event]) -> list[list[Any]]:
+    """Parts as a client makes them that knows only the contract: kind, then text, or call and its result."""
+    parts: list[list[Any]] = []
+    for event in log:
+        match event:
+            case Token(content=text) | Reasoning(content=text) if text:
+                if not parts or parts[-1][0] is not type(event):
+                    parts.append([type(event), ""])
+                parts[-1][1] += text
+            case ToolCall():
+                parts.append([ToolCall, event, None])
+            case ToolResult():
+                call = next(part for part in parts if part[0] is ToolCall and part[1].call_id == event.call_id)
+                call[2] = event
+    return parts
+
+
 @given(logs())
 @of_logs
 def test_a_fold_is_what_a_client_puts_together(log: list[Event]) -> None:
     answer = fold(log)
     assert answer.content == "".join(event.content for event in log if isinstance(event, Token))
-    assert answer.reasoning == "".join(event.content for event in log if isinstance(event, Reasoning))
-    told = {event.call_id: event for event in log if isinstance(event, ToolResult)}
-    asked = [event for event in log if isinstance(event, ToolCall)]
-    assert [call.call_id for call in answer.tool_calls] == [event.call_id for event in asked]
-    for call, event in zip(answer.tool_calls, asked, strict=True):
-        result = told.get(event.call_id)
-        assert (call.tool, call.args, call.needs_approval) == (event.tool, event.args, event.needs_approval)
-        assert (call.result, call.is_error, call.truncated, call.duration_ms) == (
-            (result.result, result.is_error, result.truncated, result.duration_ms) if result else (None,) * 4
-        )
+    expected = by_hand(log)
+    assert len(answer.parts) == len(expected)
+    for part, (kind, *facts) in zip(answer.parts, expected, strict=True):
+        if not isinstance(part, ToolCallPart):
+            assert (part, facts) == ((TextPart if kind is Token else ReasoningPart)(part.text), [part.text])
+            continue
+        call, result = facts
+        for name in ("call_id", "tool", "args", "needs_approval", "executor"):
+            assert getattr(part, name) == getattr(call, name)
+        for name in ("result", "is_error", "truncated", "duration_ms"):
+            assert getattr(part, name) == (getattr(result, name) if result else None)
+
+
+def test_the_order_in_which_things_happened_is_the_order_of_the_parts() -> None:
+    """Of two calls the second is answered first, and then the model goes on: text between two calls stays there."""
+    call = ToolCall(call_id="a", tool="t", args={})
+    result = ToolResult(call_id="b", tool="t", result=2, is_error=False, truncated=False, duration_ms=1)
+    said: list[Event] = [Reasoning(content="hm"), Token(content="one"), Token(content=" two"), call]
+    called: list[Event] = [replace(call, call_id="b"), result, replace(result, call_id="a", result=1)]
+    parts = fold([*said, *called, Token(content="three"), Reasoning(content="so"), Token(content="four")]).parts
+    told = [part.result if isinstance(part, ToolCallPart) else part for part in parts]
+    texts = [TextPart("three"), ReasoningPart("so"), TextPart("four")]
+    assert told == [ReasoningPart("hm"), TextPart("one two"), 1, 2, *texts]
+
+
+@given(logs())
+@of_logs
+def test_what_parts_unfold_to_folds_to_them_again(log: list[Event]) -> None:
+    parts = fold(log).parts
+    events = list(unfold(parts))
+    assert fold(events).parts == parts
+    assert all(len(record(replace(each, run_id="r" * 64, seq=10**6)).data) <= EVENT_BYTES_LIMIT for each in events)
+
+
+@given(logs())
+@of_logs
+def test_an_answer_is_retold_in_a_snapshot_and_what_does_not_fit_behind_it(log: list[Event]) -> None:
+    answer = fold(log)
+    snapshot, *rest = retold(answer.parts, RUN_ID, 10**6)
+    before = Token(content="of before")
+    assert fold([before, snapshot, *rest]) == answer
+    whole = len(record(answer.snapshot(RUN_ID, 10**6)).data)
+    assert (rest == []) == (whole <= EVENT_BYTES_LIMIT)
+    assert len(record(replace(snapshot, run_id=RUN_ID, seq=10**6)).data) <= EVENT_BYTES_LIMIT
 
 
 @given(logs(), st.data())
@@ -292,7 +345,7 @@ def test_a_fold_may_begin_at_any_snapshot_of_the_log(log: list[Event], data: st.
 
 
 def test_a_fold_of_nothing_is_empty() -> None:
-    assert fold([]) == Answer("", "", ())
+    assert fold([]) == Answer()
 
 
 @given(logs())

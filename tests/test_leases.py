@@ -16,12 +16,11 @@ from sqlalchemy import Connection
 
 from chatserver.endings import INTERRUPTED
 from chatserver.errors import NotFound, RunActive, RunLost, Unavailable
-from chatserver.events import Answer
 from chatserver.sessions import Sessions, edit, end, leases, open_sessions
 from chatserver.sessions.database import Database
 from chatserver.sessions.leases import LOOKS, Lease
 from tests.clients import SSE, Reading, RefusedError, Transport, documents_of, get_run, is_terminal, request, text_of
-from tests.databases import ask, ended, said, texts
+from tests.databases import answer_of, ask, ended, said, texts
 from tests.fake_upstream import Done, FakeUpstream, Gate, Hang, finish, role, token
 from tests.life import in_time
 from tests.live import ServerProcess
@@ -149,7 +148,7 @@ async def test_of_those_that_end_what_a_process_has_left_the_first_one_counts(
             return
         others.remove(run_id)
         if how == "ended":
-            end.finish(connection, run_id, INTERRUPTED, Answer("So far"), said("So far"), None, "another")
+            end.finish(connection, run_id, INTERRUPTED, answer_of("So far"), said("So far"), None, "another")
         else:
             edit.remove(connection, "ann", "s")
 

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import anyio
 import pytest
+from msgspec.structs import replace
 
 from chatserver.agent import Agent, Emit, Step, generated
 from chatserver.endings import INTERNAL, INTERRUPTED, UNREAD, WRONG
@@ -12,6 +13,7 @@ from chatserver.errors import RunLost, Unavailable
 from chatserver.events import Done, FinishReason, Reasoning, Token, ToolCall, ToolResult
 from chatserver.log.memory import MemoryLog
 from chatserver.meter import Meter
+from chatserver.parts import ToolCallPart
 from chatserver.providers import ModelRequest
 from chatserver.runs.checkpoints import Checkpoints
 from chatserver.runs.life import Life
@@ -213,7 +215,7 @@ async def test_what_a_tool_has_done_is_stored_at_once() -> None:
     kept, gate = Store(), anyio.Event()
     checkpoints = Checkpoints(cast(Sessions, kept))
     life = Life("ann", Run(RECORD, MemoryLog("run"), Meter(), None, 0.0), cast(Sessions, kept), checkpoints)
-    checkpoints.add(life.log)
+    checkpoints.add(life.run)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(checkpoints.keep)
         tasks.start_soon(life.live, says(WORD, CALL, RESULT, gate), asking())
@@ -221,18 +223,18 @@ async def test_what_a_tool_has_done_is_stored_at_once() -> None:
             await kept.is_asked.wait()
         gate.set()
         tasks.cancel_scope.cancel()
-    (call,) = kept.answers[0]["run"].tool_calls
-    assert call.result == 1
+    *_, call = kept.answers[0]["run"].parts
+    assert isinstance(call, ToolCallPart) and call.result == 1
 
 
 def checkpoints_of(kept: Store, *names: str) -> Checkpoints:
     """Of runs that have said a little."""
     checkpoints = Checkpoints(cast(Sessions, kept))
     for name in names:
-        log = MemoryLog(name)
-        log.append(Token(content="1"))
-        log.append(Reasoning(content="2"))
-        checkpoints.add(log)
+        run = Run(replace(RECORD, run_id=name), MemoryLog(name), Meter(), None, 0.0)
+        run.say(Token(content="1"))
+        run.say(Reasoning(content="2"))
+        checkpoints.add(run)
     return checkpoints
 
 

@@ -11,13 +11,15 @@ import anyio
 import pytest
 
 from chatserver import limits
-from chatserver.dialogue import estimated_tokens
+from chatserver.answer import Answer
+from chatserver.dialogue import UserText, estimated_tokens
 from chatserver.errors import TooMany
-from chatserver.events import Answer, Terminal, ToolResult, Usage
 from chatserver.events import Done as DoneEvent
+from chatserver.events import Terminal, ToolResult, Usage
 from chatserver.limits import Bucket, Requests
 from chatserver.log.memory import MemoryLog
 from chatserver.meter import Day, Meter
+from chatserver.parts import ToolCallPart
 from chatserver.providers import ModelRequest
 from chatserver.runs.checkpoints import Checkpoints
 from chatserver.runs.life import Life
@@ -248,7 +250,7 @@ async def test_calls_over_the_limit_of_an_answer_are_refused_and_it_goes_on() ->
     assert not any(each.is_error for each in results[:3]) and "at most 4 calls" in str(results[-1].result)
 
 
-ASKED = ModelRequest(model="m", messages=[{"role": "user", "content": "x" * 364}])
+ASKED = ModelRequest(model="m", messages=[UserText("x" * 364)])
 """About a hundred tokens."""
 
 
@@ -304,7 +306,7 @@ async def test_an_answer_over_its_bytes_is_cut_there_and_ends_with_length(transp
             session = await request(live, "GET", f"/chat/sessions/{last(documents)['session_id']}")
         assert (last(documents)["type"], last(documents)["finish_reason"]) == ("done", "length")
         said = answer_of(documents)
-        assert (said["reasoning"], said["content"]) == ("é" * 100, ("日本" * 1000)[: 800 // 3])
+        assert (said["parts"][0]["text"], said["content"]) == ("é" * 100, ("日本" * 1000)[: 800 // 3])
         assert session.json["messages"][1]["content"] == said["content"]
 
 
@@ -331,7 +333,8 @@ async def test_calls_that_are_refused_together_are_stored_together() -> None:
 
     class Counting:
         async def checkpoint(self, answers: Mapping[str, Answer]) -> None:
-            stored.append(sum(call.is_error is not None for call in answers["run"].tool_calls))
+            parts = answers["run"].parts
+            stored.append(sum(isinstance(part, ToolCallPart) and part.is_error is not None for part in parts))
 
         async def finish(self, run_id: str, ending: Terminal, **_: object) -> None:
             assert isinstance(ending, DoneEvent)
@@ -342,7 +345,7 @@ async def test_calls_that_are_refused_together_are_stored_together() -> None:
     calls = wants(*((f"c{n}", "nothing", "{}") for n in range(200)))
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(checkpoints.keep)
-        checkpoints.add(life.log)
+        checkpoints.add(life.run)
         await life.live(agent(ScriptedModel(calls, [stop()])).answer, asking())
         await anyio.wait_all_tasks_blocked()
         tasks.cancel_scope.cancel()

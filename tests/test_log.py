@@ -12,7 +12,8 @@ import pytest
 from anyio.lowlevel import checkpoint
 from msgspec.structs import replace
 
-from chatserver.events import EVENT_BYTES_LIMIT, Done, Event, Record, Token, ToolResult, Usage, decode, fold, record
+from chatserver.answer import fold
+from chatserver.events import EVENT_BYTES_LIMIT, Done, Event, Record, Token, ToolResult, Usage, decode, record
 from chatserver.log import READ_RECORDS_LIMIT
 from tests.logs import (
     Store,

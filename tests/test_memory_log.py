@@ -16,10 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from chatserver.events import Event, Reasoning, Record, Token, ToolCall, ToolResult, decode, fold, record
+from chatserver.answer import fold
+from chatserver.events import Event, Reasoning, Record, Token, ToolCall, ToolResult, decode, record
 from chatserver.log import READ_BYTES_LIMIT, READ_RECORDS_LIMIT, segments
 from chatserver.log.memory import READERS_PER_TURN, MemoryCursor, MemoryLog, MemoryLogs
 from chatserver.log.segments import Segments
+from chatserver.parts import ToolCallPart
 from tests.counting import calls_of
 from tests.logs import ENDLESS, a_run, all_of, end, nothing_stored, seqs, start
 
@@ -58,7 +60,8 @@ async def test_what_a_tool_does_to_the_arguments_it_was_given_changes_no_event_a
     args["path"].append("b")
     log.append(ToolResult(call_id="c", tool="t", result=result, is_error=False, truncated=False, duration_ms=1))
     result["rows"].clear()
-    (call,) = log.answer().tool_calls
+    (call,) = log.answer().parts
+    assert isinstance(call, ToolCallPart)
     assert (call.args, call.result) == ({"path": ["a"]}, {"rows": [1]})
     assert fold(decode(each.data) for each in await log.records()) == log.answer()
 

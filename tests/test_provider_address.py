@@ -9,6 +9,7 @@ import httpx2
 import openai
 import pytest
 
+from chatserver.dialogue import UserText
 from chatserver.errors import UpstreamError
 from chatserver.providers import Delta, ModelRequest, TextDelta
 from chatserver.providers.chat_completions.provider import OpenAIProvider
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.anyio
 
 KEY = "sk-test-canary"
 DIALOGUE = "dialogue-canary"
-ASK = ModelRequest(model="m", messages=[{"role": "user", "content": DIALOGUE}])
+ASK = ModelRequest(model="m", messages=[UserText(DIALOGUE)])
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 
 

@@ -22,6 +22,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chatserver.dialogue import Dialogue, SystemText, UserText
 from chatserver.errors import UpstreamError
 from chatserver.events import ErrorCode, Usage
 from chatserver.providers import (
@@ -74,7 +75,7 @@ KEY = "sk-test-canary"
 LEAK = "upstream-text-canary"
 """In every text that the fake upstream refuses with: none of it may come out."""
 
-ASK = ModelRequest(model="test-model", messages=[{"role": "user", "content": "Hi"}])
+ASK = ModelRequest(model="test-model", messages=[UserText("Hi")])
 Said: TypeAlias = Delta | Finish
 
 HI = TextDelta("Hi")
@@ -333,11 +334,11 @@ async def test_an_answer_is_what_was_said_before_it_ends(upstream: FakeUpstream,
 
 async def test_the_request_is_what_chat_completions_takes(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
     tools = [{"type": "function", "function": {"name": "clock", "parameters": {"type": "object"}}}]
-    messages = [{"role": "system", "content": "Be kind"}, {"role": "user", "content": "Grüße 👋 \u2028"}]
+    asked: Dialogue = [SystemText("Be kind"), UserText("Grüße 👋 \u2028")]
     upstream.script(*say("Hi"))
     await ask(
         provider,
-        ModelRequest(model="m/1", messages=messages, tools=tools, temperature=0.5, max_output_tokens=99),
+        ModelRequest(model="m/1", messages=asked, tools=tools, temperature=0.5, max_output_tokens=99),
     )
     request = await upstream.next_request()
     assert (request.method, request.path) == ("POST", "/v1/chat/completions")
@@ -348,7 +349,10 @@ async def test_the_request_is_what_chat_completions_takes(upstream: FakeUpstream
     assert list(limit.values()) == [99]
     assert body == {
         "model": "m/1",
-        "messages": messages,
+        "messages": [
+            {"role": "system", "content": "Be kind"},
+            {"role": "user", "content": "Grüße 👋 \u2028"},
+        ],
         "stream": True,
         "stream_options": {"include_usage": True},
         "tools": tools,
@@ -413,7 +417,7 @@ async def test_turns_run_beside_each_other_without_a_queue(upstream: FakeUpstrea
         return [token(reply.request.json["messages"][0]["content"]), Gate(gate), token("!"), finish(), Done()]
 
     async def one(number: int) -> None:
-        answers[number] = text_of(await ask(provider, ModelRequest(model="m", messages=[{"content": str(number)}])))
+        answers[number] = text_of(await ask(provider, ModelRequest(model="m", messages=[UserText(str(number))])))
 
     upstream.always(echo)
     async with anyio.create_task_group() as group:

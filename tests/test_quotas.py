@@ -29,12 +29,11 @@ def counted(connection: Connection) -> dict[str, tuple[int, int]]:
 def looked_up(connection: Connection) -> dict[str, tuple[int, int]]:
     """The same, by looking."""
     size = "octet_length({})" if connection.dialect.name == "postgresql" else "length(CAST({} AS BLOB))"
-    said = " + ".join(size.format(name) for name in ("content", "reasoning", "tool_calls"))
-    # Two bytes, `[]`, stand for no calls in every message, and are counted with the answers alone.
+    said = " + ".join(size.format(name) for name in ("parts", "transcript"))
+    # Four bytes, `[]` and `[]`, stand for an answer that has said nothing yet, and are counted when it has ended.
     query = (
         f"SELECT user_id, count(*), (SELECT coalesce(sum({said}), 0) FROM messages WHERE user_id = s.user_id)"
-        " - 2 * (SELECT count(*) FROM messages AS m LEFT JOIN runs AS r ON r.message_id = m.message_id"
-        "   WHERE m.user_id = s.user_id AND r.finished_at IS NULL)"
+        " - 4 * (SELECT count(*) FROM runs WHERE user_id = s.user_id AND finished_at IS NULL)"
         f" + (SELECT coalesce(sum({size.format('events')}), 0) FROM runs WHERE user_id = s.user_id)"
         " FROM sessions AS s GROUP BY user_id"
     )

@@ -13,6 +13,7 @@ from chatserver.events import EVENT_BYTES_LIMIT, Done, Error, Reasoning, Token, 
 from chatserver.log import EVENTS_LIMIT
 from chatserver.log.memory import MemoryLog
 from chatserver.meter import Meter
+from chatserver.parts import ReasoningPart, TextPart
 from chatserver.runs import run as machine
 from chatserver.runs.run import TRANSITIONS, CannotHappen, Cause, Run, State
 from tests.scripted_model import RECORD
@@ -281,8 +282,8 @@ def test_a_text_is_cut_where_the_answer_is_full(text: type[Token | Reasoning]) -
     with pytest.raises(CannotHappen):
         run.say(text(content="9ö!"))
     assert types_of(run) == [text.__struct_config__.tag] * 2
-    answer = run.log.answer()
-    assert answer.content + answer.reasoning == "123456789"
+    (part,) = run.said().parts
+    assert part == (TextPart if text is Token else ReasoningPart)("123456789")
     assert ends(run) == "length"
 
 

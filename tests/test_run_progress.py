@@ -140,7 +140,8 @@ async def test_run_and_session_show_how_far_a_run_has_come(stage: Stage, transpo
     await reading.take(3)
     run, answer = await get_run(stage.server, reading.run_id), await answer_in(stage, reading.run_id)
     assert (run["status"], run["last_seq"], run["finished_at"], run["error"]) == ("running", 3, None, None)
-    assert (answer["status"], answer["reasoning"], answer["content"]) == ("streaming", "Hm. ", "Half ")
+    assert (answer["status"], answer["content"]) == ("streaming", "Half ")
+    assert answer["parts"] == [{"type": "reasoning", "text": "Hm. "}, {"type": "text", "text": "Half "}]
     listed = (await request(stage.server, "GET", "/chat/sessions?limit=1")).json["sessions"]
     assert [each["active_run_id"] for each in listed] == [reading.run_id]
     gate.set()
@@ -176,7 +177,8 @@ async def test_tools_are_called_turn_after_turn_until_the_model_has_its_answer(
     ]
     answer = await answer_in(stage, json.loads(documents[0])["run_id"])
     assert (answer["status"], answer["content"]) == ("complete", "0. 1. Enough")
-    assert [(each["call_id"], each["is_error"]) for each in answer["tool_calls"]] == [("c0", False), ("c1", True)]
+    kinds = [each.get("text") or (each["call_id"], each["is_error"]) for each in answer["parts"]]
+    assert kinds == ["0. ", ("c0", False), "1. ", ("c1", True), "Enough"]
 
 
 @each_transport

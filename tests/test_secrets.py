@@ -14,6 +14,7 @@ import pytest
 
 from chatserver.auth import Gate, Identity
 from chatserver.commands import ChatRequest, Send
+from chatserver.dialogue import UserText
 from chatserver.providers import ModelRequest
 from chatserver.runs.runs import Runs
 from chatserver.sessions import Sessions
@@ -256,7 +257,7 @@ async def test_no_repr_shows_a_secret(place: Place) -> None:
     reading = await SSE.start(place.server, BODY, headers=bearer(TOKEN))
     parts = place.server.app.state.components
     asked = ChatRequest(message=PROMPT, system=PROMPT)
-    message = {"role": "user", "content": PROMPT}
+    message = UserText(PROMPT)
     things = [settings, gate, gate.tickets, gate._tokens, ticket, parts, parts.settings, asked, Send(message=PROMPT)]
     things += [
         ModelRequest(model="m", messages=[message]),

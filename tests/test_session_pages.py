@@ -6,13 +6,17 @@ from unittest.mock import patch
 import pytest
 from sqlalchemy import Connection, text
 
+from chatserver.answer import Answer
 from chatserver.errors import BadCursor, NotFound, RunActive
-from chatserver.events import Answer
+from chatserver.parts import TextPart
 from chatserver.records import MessageRecord
 from chatserver.sessions import Sessions, branches, database, open_sessions
 from tests.databases import answered, ask, contents, done, said, texts
 
 pytestmark = pytest.mark.anyio
+
+AROUND_TEXT = '[{"type":"text","text":""}]'
+"""What a message of one text takes beside it."""
 
 
 # Going on from an answer
@@ -24,7 +28,8 @@ async def test_a_message_follows_the_answer_that_it_names(sessions: Sessions) ->
     named = await ask(sessions, "Zwei", parent_id=first.run.message_id)
     assert named.run.session_id == "s"
     assert await contents(sessions, named) == ["One", "1", "Zwei"]
-    assert (await sessions.context(named.user_message_id, 10**9))[-1].parent_id == first.run.message_id
+    *_, question, _ = (await sessions.session("ann", "s")).messages
+    assert (question.message_id, question.parent_id) == (named.user_message_id, first.run.message_id)
     assert await texts(sessions, "s") == ["One", "1", "Zwei", ""]
     assert await texts(sessions, "s", all_branches=True) == ["One", "1", "Two", "2", "Zwei", ""]
 
@@ -100,11 +105,12 @@ async def test_a_page_is_bounded_in_bytes_and_has_one_message_at_least(
     monkeypatch.setattr(branches, "MESSAGES_BYTES_LIMIT", 1000)
     sizes = [300, 300, 300, 5000, 600, 300]
     for size in sizes:
-        begun = await ask(sessions, "ü" * (size // 2 - 1), session_id="s")  # `[]`, no tool calls, is two bytes more.
-        answer = Answer("", "r" * (size - 2))
+        pairs, single = divmod(size - len(AROUND_TEXT), len("ü".encode()))
+        begun = await ask(sessions, "ü" * pairs + "u" * single, session_id="s")
+        answer = Answer((TextPart("r" * (size - len(AROUND_TEXT))),))
         await sessions.finish(begun.run.run_id, ending=done(), answer=answer, records=said("r"), usage=None)
     found = [
-        [2 + len((message.content + message.reasoning).encode()) for message in page]
+        [len(AROUND_TEXT) + len(message.content.encode()) for message in page]
         for page in await pages_of(sessions, 9, all_branches)
     ]
     assert found == [[300, 300], [600], [600], [5000], [5000], [300, 300, 300], [300, 300, 300]][: len(found)]

@@ -18,35 +18,45 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from anyio import create_task_group, fail_after, wait_all_tasks_blocked
+from msgspec.structs import replace
 from sqlalchemy import Connection, Engine, event, insert, inspect, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from chatserver.answer import Answer, fold
 from chatserver.commands import ChatRequest, new_id
+from chatserver.dialogue import Leavings, PastMessage, TurnOrigin
 from chatserver.errors import BadCursor, KeyReused, NotFound, RunActive, RunLost, SettingsError
 from chatserver.events import (
     EVENT_BYTES_LIMIT,
-    Answer,
     Error,
     Snapshot,
-    ToolCallState,
     Usage,
     decode,
-    fold,
     record,
 )
 from chatserver.log import SEQ_LIMIT
+from chatserver.parts import ToolCallPart
 from chatserver.records import MessageRecord, RunFailure, RunStatus, SessionPage
 from chatserver.sessions import Begun, Quota, Sessions, begin, end, open_sessions
 from chatserver.sessions.database import Database, open_database
 from chatserver.sessions.schema import metadata, runs, spendings
 from chatserver.sessions.schema import sessions as chats
-from tests.databases import answered, ask, contents, done, ended, said, texts
+from tests.databases import answer_of, answered, ask, contents, done, ended, said, texts
 
 pytestmark = pytest.mark.anyio
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 20
-CALL = ToolCallState("call_1", "clock", {"zone": "UTC"}, result={"now": [1, "ü\0"]}, is_error=False, duration_ms=3)
+ORIGIN = TurnOrigin({"call_1": "fn:0"}, Leavings("maker", {"message": {"x": ["ü\0"]}, "calls": [{}]}))
+CALL = ToolCallPart(
+    call_id="call_1",
+    tool="clock",
+    args={"zone": "UTC"},
+    result={"now": [1, "ü\0"]},
+    is_error=False,
+    truncated=False,
+    duration_ms=3,
+)
 
 
 # Beginning
@@ -61,7 +71,7 @@ async def test_a_begun_run_is_running_and_its_messages_stand_in_its_session(sess
     detail = await sessions.session("ann", run.session_id)
     assert (detail.title, detail.active_run_id) == ("Hello", run.run_id)
     question, answer = detail.messages
-    assert await sessions.context(begun.user_message_id, 10**9) == [question]
+    assert await sessions.context(begun.user_message_id, 10**9) == [PastMessage(True, question.parts, ())]
     assert (question.message_id, question.role, question.status) == (begun.user_message_id, "user", "complete")
     assert (question.parent_id, question.run_id) == (None, None)
     assert (answer.message_id, answer.role, answer.status) == (run.message_id, "assistant", "streaming")
@@ -95,8 +105,7 @@ async def test_the_context_is_the_whole_branch_up_to_the_question(sessions: Sess
         ["One", "1", "Two", "2", "Three"],
     ]
     context = await sessions.context(third.user_message_id, 10**9)
-    assert [message.parent_id for message in context] == [None, *(message.message_id for message in context[:-1])]
-    assert context[1].usage == Usage(1, 2)
+    assert [message.is_of_user for message in context] == [True, False, True, False, True]
 
 
 @pytest.mark.parametrize(
@@ -302,6 +311,7 @@ async def test_a_call_that_waited_for_its_twin_returns_the_twins_run(postgres_ur
 
 RACE = """
 import sys, anyio
+from chatserver.answer import Answer, fold
 from chatserver.commands import ChatRequest, new_id
 from chatserver.sessions import open_sessions
 
@@ -373,7 +383,7 @@ async def test_the_first_message_can_be_edited_too(sessions: Sessions) -> None:
     await answered(sessions, "Two", "2", session_id="s")
     edited = await answered(sessions, "Eins", "1b", regenerate=first.user_message_id)
     assert await contents(sessions, edited) == ["Eins"]
-    assert (await sessions.context(edited.user_message_id, 10**9))[0].parent_id is None
+    assert (await sessions.session("ann", "s")).messages[0].parent_id is None
     assert await texts(sessions, "s") == ["Eins", "1b"]
     assert (await sessions.session("ann", "s")).title == "One"
 
@@ -415,9 +425,9 @@ async def test_the_end_of_a_run_is_kept_whole(sessions: Sessions) -> None:
     begun = await ask(sessions)
     log = [
         *said("Hi", " you", run_id=begun.run.run_id),
-        record(Snapshot(seq=3, content="", reasoning="", tool_calls=())),
+        record(Snapshot(seq=3, parts=())),
     ]
-    answer = Answer("Hi you", "hm", (CALL,))
+    answer = replace(answer_of("Hi you", "hm", CALL), transcript=(ORIGIN,))
     await sessions.finish(begun.run.run_id, ending=done("length"), answer=answer, records=log, usage=Usage(5, 7, True))
     run = await sessions.run("ann", begun.run.run_id)
     assert (run.status, run.last_seq, run.usage, run.error) == ("completed", 3, Usage(5, 7, True), None)
@@ -426,7 +436,7 @@ async def test_the_end_of_a_run_is_kept_whole(sessions: Sessions) -> None:
     detail = await sessions.session("ann", begun.run.session_id)
     assert detail.active_run_id is None
     message = detail.messages[-1]
-    assert (message.content, message.reasoning, message.tool_calls) == ("Hi you", "hm", (CALL,))
+    assert (message.content, message.parts) == ("Hi you", answer.parts)
     assert (message.status, message.finish_reason, message.usage) == ("complete", "length", Usage(5, 7, True))
     assert detail.messages[0].finish_reason is None
 
@@ -436,7 +446,7 @@ async def test_what_a_cancelled_or_failed_run_said_is_kept_and_marked(sessions: 
     begun = await ask(sessions)
     failure = Error(code="llm_error", message="no", retryable=False)
     ending = failure if status == "failed" else done("cancelled")
-    await sessions.finish(begun.run.run_id, ending=ending, answer=Answer("Ha"), records=said("Ha"), usage=None)
+    await sessions.finish(begun.run.run_id, ending=ending, answer=answer_of("Ha"), records=said("Ha"), usage=None)
     run = await sessions.run("ann", begun.run.run_id)
     assert (run.status, run.error) == (status, RunFailure("llm_error", "no") if status == "failed" else None)
     message = (await sessions.session("ann", begun.run.session_id)).messages[-1]
@@ -460,7 +470,7 @@ async def test_the_end_of_a_run_whose_session_was_deleted_is_refused_in_words(se
     await sessions.delete("ann", "s")
     with pytest.raises(RunLost, match="deleted"):
         await ended(sessions, begun)
-    await sessions.checkpoint({begun.run.run_id: Answer("late")})
+    await sessions.checkpoint({begun.run.run_id: answer_of("late")})
     with pytest.raises(NotFound):
         await sessions.run("ann", begun.run.run_id)
     assert await sessions.records(begun.run.run_id) == []
@@ -472,17 +482,17 @@ async def test_an_unfinished_or_unknown_run_has_no_log(sessions: Sessions) -> No
     assert await sessions.records("unknown") == []
 
 
-async def test_a_nul_that_a_model_says_is_replaced_and_the_log_keeps_it(sessions: Sessions) -> None:
+async def test_a_nul_that_a_model_says_is_kept(sessions: Sessions) -> None:
     begun = await ask(sessions)
     await sessions.finish(
         begun.run.run_id,
         ending=Error(code="internal", message="\0", retryable=False),
-        answer=Answer("a\0b", "\0", (CALL,)),
+        answer=answer_of("a\0b", "\0", CALL),
         records=said("a\0b"),
         usage=None,
     )
     message = (await sessions.session("ann", begun.run.session_id)).messages[-1]
-    assert (message.content, message.reasoning, message.tool_calls) == ("a\ufffdb", "\ufffd", (CALL,))
+    assert (message.content, message.parts) == ("a\0b", answer_of("a\0b", "\0", CALL).parts)
     assert await sessions.records(begun.run.run_id) == said("a\0b")
 
 
@@ -493,14 +503,14 @@ async def test_a_checkpoint_is_what_a_running_answer_shows(sessions: Sessions) -
     one, two = await ask(sessions), await ask(sessions)
     over = await answered(sessions, content="done")
     await sessions.checkpoint({
-        one.run.run_id: Answer("so", "far", (CALL,)),
-        two.run.run_id: Answer("good"),
-        over.run.run_id: Answer("too late"),
-        "unknown": Answer("nobody"),
+        one.run.run_id: answer_of("so", "far", CALL),
+        two.run.run_id: answer_of("good"),
+        over.run.run_id: answer_of("too late"),
+        "unknown": answer_of("nobody"),
     })  # fmt: skip
     await sessions.checkpoint({})
     message = (await sessions.session("ann", one.run.session_id)).messages[-1]
-    assert (message.content, message.reasoning, message.tool_calls) == ("so", "far", (CALL,))
+    assert (message.content, message.parts) == ("so", answer_of("so", "far", CALL).parts)
     assert (message.status, message.finish_reason, message.usage) == ("streaming", None, None)
     assert await texts(sessions, two.run.session_id) == ["Hello", "good"]
     assert await texts(sessions, over.run.session_id) == ["Hello", "done"]
@@ -510,7 +520,7 @@ async def test_a_checkpoint_is_what_a_running_answer_shows(sessions: Sessions) -
 async def test_what_a_dead_process_left_is_ended_as_interrupted(url: str) -> None:
     async with open_sessions(url) as before:
         kept, bare, over = await ask(before), await ask(before, user="bob"), await answered(before)
-        answer = Answer("so far", "hm", (CALL,))
+        answer = replace(answer_of("so far", "hm", CALL), transcript=(ORIGIN,))
         await before.checkpoint({kept.run.run_id: answer})
     async with open_sessions(url) as after:
         assert sorted(await after.interrupt_abandoned()) == sorted([kept.run.run_id, bare.run.run_id])
@@ -542,8 +552,8 @@ async def test_what_a_dead_process_left_is_ended_as_interrupted(url: str) -> Non
 @pytest.mark.parametrize(
     "answer",
     [
-        Answer("ü\n" * 60_000, "hm" * 30_000, (CALL, msgspec.structs.replace(CALL, call_id="call_2", is_error=None))),
-        Answer("", "", tuple(ToolCallState(f"c{n}", "t", {}, False, "x" * 30_000, True, True, n) for n in range(4))),
+        answer_of("ü\n" * 60_000, "hm" * 30_000, CALL, replace(CALL, call_id="call_2", result=None, is_error=None)),
+        answer_of("", "", *(replace(CALL, call_id=f"c{n}", result="x" * 30_000) for n in range(4))),
     ],
 )
 async def test_an_interrupted_answer_of_any_size_is_read_in_events_of_the_allowed_size(
@@ -557,19 +567,14 @@ async def test_an_interrupted_answer_of_any_size_is_read_in_events_of_the_allowe
     assert max(len(each.data) for each in log) <= EVENT_BYTES_LIMIT
     assert [each.seq for each in log] == list(range(SEQ_LIMIT + 1, SEQ_LIMIT + len(log) + 1))
     assert (log[0].type, log[-1].type) == ("snapshot", "error")
-    before = Answer("what a reader had before").snapshot(begun.run.run_id, SEQ_LIMIT)
+    before = answer_of("what a reader had before").snapshot(begun.run.run_id, SEQ_LIMIT)
     folded = fold([before, *(decode(each.data) for each in log)])
-    calls = [
-        msgspec.structs.replace(call, result=None) if call.is_error is None else call for call in answer.tool_calls
-    ]
-    assert (folded.content, folded.reasoning) == (answer.content, answer.reasoning)
-    assert [(call.call_id, call.result, call.is_error) for call in folded.tool_calls] == [
-        (call.call_id, call.result, call.is_error) for call in calls
-    ]
+    assert folded.parts == answer.parts
 
 
 KILLED = """
 import os, signal, sys, anyio
+from chatserver.answer import Answer, fold
 from chatserver.commands import ChatRequest
 from chatserver.sessions import open_sessions
 
@@ -713,7 +718,9 @@ async def test_a_cursor_fits_into_a_url_and_reads_on_when_its_session_is_gone(se
 
 
 def test_columns_and_fields_have_the_same_names() -> None:
-    assert set(MessageRecord.__struct_fields__) <= {column.name for column in metadata.tables["messages"].columns}
+    """All but `content`, which the parts tell."""
+    columns = {column.name for column in metadata.tables["messages"].columns}
+    assert set(MessageRecord.__struct_fields__) - columns == {"content"}
 
 
 # The database

@@ -187,7 +187,9 @@ def sent(
     request: ModelRequest, *refused: str, is_foreign: bool = False, omitted: frozenset[str] = NONE
 ) -> dict[str, Any]:
     parameters = Parameters(omitted, is_foreign=is_foreign)
-    body: dict[str, Any] = json.loads(parameters.body(request, parameters.refused_by("m") | frozenset(refused)))
+    body: dict[str, Any] = json.loads(
+        parameters.body(request, parameters.refused_by("m") | frozenset(refused), maker="")
+    )
     return body
 
 
@@ -255,9 +257,8 @@ def test_a_line_is_one_line_and_short() -> None:
 
 def test_no_piece_of_a_dialogue_gets_into_the_log() -> None:
     prompt = "My diagnosis is something that nobody else\nshall ever come to know."
-    messages: list[dict[str, Any]] = [{"content": "x" * 100_000}, {"content": None}, {"content": prompt}]
-    line = loggable(f"cannot answer '{' '.join(prompt.split())}': bad", [], messages)
+    line = loggable(f"cannot answer '{' '.join(prompt.split())}': bad", [], ["x" * 100_000, "", prompt])
     assert line == "cannot answer '…': bad"
-    assert loggable("the context is too long", [], [{"content": "the context"}]) == "the context is too long"
+    assert loggable("the context is too long", [], ["the context"]) == "the context is too long"
     for size in range(12, len(prompt)):
-        assert "…" in loggable(f"no: {' '.join(prompt[:size].split())}", [], [{"content": prompt}])
+        assert "…" in loggable(f"no: {' '.join(prompt[:size].split())}", [], [prompt])

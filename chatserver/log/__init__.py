@@ -8,7 +8,8 @@ only after that, so no wake-up can be lost.
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Protocol
 
-from chatserver.events import Answer, Event, Record
+from chatserver.answer import Answer
+from chatserver.events import Event, Record
 
 READ_RECORDS_LIMIT = 256
 READ_BYTES_LIMIT = 64 * 1024

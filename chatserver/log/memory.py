@@ -9,12 +9,11 @@ from weakref import WeakValueDictionary
 
 from anyio.lowlevel import checkpoint
 
+from chatserver.answer import Answer, Folding
 from chatserver.events import (
     TERMINAL_TYPES,
     TEXTS,
-    Answer,
     Event,
-    Folding,
     Record,
     Token,
     appended,

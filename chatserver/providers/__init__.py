@@ -5,6 +5,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from msgspec import Struct
 
+from chatserver.dialogue import Dialogue, Leavings
 from chatserver.events import Usage
 
 WANTED_CALLS_LIMIT = 256
@@ -12,13 +13,13 @@ WANTED_CALLS_LIMIT = 256
 
 
 class ModelRequest(Struct, frozen=True, kw_only=True):
-    """What a model is asked in one turn; ``messages`` and ``tools`` as Chat Completions has them.
+    """What a model is asked in one turn; ``tools`` as Chat Completions has them.
 
     ``run_id`` is for the log alone.
     """
 
     model: str
-    messages: Sequence[dict[str, Any]]
+    messages: Dialogue
     tools: Sequence[dict[str, Any]] = ()
     temperature: float | None = None
     max_output_tokens: int | None = None
@@ -54,10 +55,14 @@ OnDelta: TypeAlias = Callable[[Delta], None]
 
 
 class Finish(Struct, frozen=True):
-    """The turn has ended as it should. ``usage`` is None when the upstream did not say."""
+    """The turn has ended as it should. ``usage`` is None when the upstream did not say.
+
+    ``leavings``: what the provider wants back with this turn.
+    """
 
     reason: Literal["stop", "length", "content_filter", "tool_calls"]
     usage: Usage | None
+    leavings: Leavings | None = None
 
 
 class Provider(Protocol):

@@ -17,10 +17,14 @@ RETRY_DEADLINE_SECONDS = 5.0
 
 
 class Tries:
-    """What is asked of a model server in one turn until it answers. ``secrets`` never come into the log."""
+    """What is asked of a model server in one turn until it answers.
 
-    def __init__(self, request: ModelRequest, parameters: Parameters, secrets: Sequence[str]) -> None:
+    ``secrets`` never come into the log. ``maker`` is who is asked, as its own turns' leavings name it.
+    """
+
+    def __init__(self, request: ModelRequest, parameters: Parameters, secrets: Sequence[str], maker: str) -> None:
         self._request = request
+        self._maker = maker
         self._parameters = parameters
         self._secrets = secrets
         self._known = self._refused = parameters.refused_by(request.model)
@@ -31,7 +35,7 @@ class Tries:
 
     def body(self) -> bytes:
         """What is asked next."""
-        return self._parameters.body(self._request, self._refused)
+        return self._parameters.body(self._request, self._refused, self._maker)
 
     def succeeded(self) -> None:
         """The turn was answered: what was left out for it is left out from now on."""
@@ -65,7 +69,7 @@ class Tries:
         return delay if monotonic() + delay <= self._deadline else None
 
     def _log(self, sentence: str) -> None:
-        text = loggable(sentence, self._secrets, self._request.messages)
+        text = loggable(sentence, self._secrets, [item.text for item in self._request.messages])
         logger.warning("run %s: the model server %s", self._request.run_id, text)
 
 

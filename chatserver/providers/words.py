@@ -1,7 +1,7 @@
 """The first words of what an upstream says when it fails, for the log: one short line, without secrets and prompts."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 WORDS_CHARS = 1000
@@ -60,24 +60,23 @@ def _leaves(tree: Any, depth: int) -> Iterator[str]:
                     yield from _leaves(each, depth + 1)
 
 
-def loggable(text: str, secrets: Sequence[str], messages: Sequence[Mapping[str, Any]]) -> str:
-    """A text with words of an upstream as a line of the log may have it."""
+def loggable(text: str, secrets: Sequence[str], dialogue: Sequence[str]) -> str:
+    """A text with words of an upstream as a line of the log may have it; ``dialogue``: the texts it had been sent."""
     for secret in secrets:
         text = text.replace(secret, MASK)
     text = _KEY.sub(MASK, _SECRET.sub(rf"\1{MASK}", text))
-    text = _without_quotations(text[: 2 * LINE_CHARS], messages)
+    text = _without_quotations(text[: 2 * LINE_CHARS], dialogue)
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)[:LINE_CHARS]
 
 
-def _without_quotations(text: str, messages: Sequence[Mapping[str, Any]]) -> str:
+def _without_quotations(text: str, dialogue: Sequence[str]) -> str:
     """The text without longer pieces of the dialogue: some servers quote what they refuse."""
-    dialogue, left = list[str](), QUOTABLE_CHARS
-    for message in reversed(messages):
-        content = message.get("content")
-        if isinstance(content, str) and left > 0:
-            dialogue.append(" ".join(content[:left].split()))
+    newest, left = list[str](), QUOTABLE_CHARS
+    for content in reversed(dialogue):
+        if left > 0:
+            newest.append(" ".join(content[:left].split()))
             left -= len(content)
-    said = "\n".join(dialogue)
+    said = "\n".join(newest)
     pieces = {text[at : at + QUOTE_CHARS] for at in range(len(text) - QUOTE_CHARS + 1)}
     quoted = pieces & {said[at : at + QUOTE_CHARS] for at in range(len(said) - QUOTE_CHARS + 1)}
     kept, end = list[str](), 0

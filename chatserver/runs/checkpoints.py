@@ -7,7 +7,7 @@ from time import monotonic
 import anyio
 
 from chatserver.errors import Unavailable
-from chatserver.log import EventLog
+from chatserver.runs.run import Run
 from chatserver.sessions import Sessions
 
 logger = logging.getLogger(__name__)
@@ -27,10 +27,10 @@ START_SEQ = 1
 class _Growing:
     """An answer that grows: when it was last asked for more to store, and how far it is stored."""
 
-    __slots__ = ("log", "looked_at", "stored_seq")
+    __slots__ = ("looked_at", "run", "stored_seq")
 
-    def __init__(self, log: EventLog) -> None:
-        self.log = log
+    def __init__(self, run: Run) -> None:
+        self.run = run
         self.looked_at = monotonic()
         self.stored_seq = START_SEQ
 
@@ -44,11 +44,11 @@ class Checkpoints:
         self._urgent: dict[str, None] = {}
         self._call = anyio.Event()
 
-    def add(self, log: EventLog) -> None:
-        """From now on the answer in this log is stored now and then."""
+    def add(self, run: Run) -> None:
+        """From now on the answer of this run is stored now and then."""
         if not self._growing:
             self._call.set()
-        self._growing[log.run_id] = _Growing(log)
+        self._growing[run.record.run_id] = _Growing(run)
 
     def remove(self, run_id: str) -> None:
         """The answer does not grow any more; whoever ended it stores it whole."""
@@ -101,19 +101,19 @@ class Checkpoints:
             Unavailable: none is stored.
         """
         found = [each for run_id in run_ids if (each := self._growing.get(run_id))]
-        seqs = {each.log.run_id: each.log.last_seq for each in found}
-        changed = [each for each in found if seqs[each.log.run_id] > each.stored_seq]
+        seqs = {each.run.record.run_id: each.run.log.last_seq for each in found}
+        changed = [each for each in found if seqs[each.run.record.run_id] > each.stored_seq]
         if not changed:
             return
         try:
-            await self._sessions.checkpoint({each.log.run_id: each.log.answer() for each in changed})
+            await self._sessions.checkpoint({each.run.record.run_id: each.run.said() for each in changed})
         except Unavailable:
             raise
         except Exception:
             if len(changed) > 1:
                 for each in changed:
-                    await self.store([each.log.run_id])
+                    await self.store([each.run.record.run_id])
                 return
-            logger.exception("the answer of run %s could not be stored while it grows", changed[0].log.run_id)
+            logger.exception("the answer of run %s could not be stored while it grows", changed[0].run.record.run_id)
         for each in changed:
-            each.stored_seq = seqs[each.log.run_id]
+            each.stored_seq = seqs[each.run.record.run_id]

@@ -192,7 +192,7 @@ class Life:
             is_told = True
 
     async def _store(self, terminal: Terminal, records: list[Record]) -> None:
-        answer = self.log.answer()
+        answer = self.run.said()
         kept = compact(records, self.run_id, whole=answer)
         usage = self.run.meter.usage()
         await self._sessions.finish(self.run_id, ending=terminal, answer=answer, records=kept, usage=usage)

@@ -105,7 +105,7 @@ class Lives:
         run = Run(begun.run, log, place.meter, grace_seconds, monotonic())
         life = Life(user, run, self._sessions, self._checkpoints)
         self.lives[log.run_id] = self._unfinished[log.run_id] = life
-        self._checkpoints.add(log)
+        self._checkpoints.add(run)
         reader = Subscription(log, 0, life, is_at_end=False)
         _spawn(self._live(life, partial(self._asked, begun, request), place), self._tasks)
         return reader

@@ -10,14 +10,19 @@ import logging
 from enum import StrEnum
 from typing import NoReturn
 
+from msgspec.structs import replace
+
 from chatserver.agent import Step
+from chatserver.answer import Answer
 from chatserver.commands import is_id
+from chatserver.dialogue import TurnOrigin
 from chatserver.endings import WRONG
 from chatserver.events import (
     EVENT_BYTES_LIMIT,
     TEXTS,
     Done,
     Error,
+    Event,
     FinishReason,
     Reasoning,
     Terminal,
@@ -90,8 +95,8 @@ class Run:
     """One run, from its start until its log is forgotten."""
 
     __slots__ = (
-        "_began", "_calls", "_ending", "_forget_at", "_grace_seconds", "_left_at", "log", "meter", "record", "state",
-        "subscribers",
+        "_began", "_calls", "_ending", "_forget_at", "_grace_seconds", "_left_at", "_transcript", "log", "meter",
+        "record", "state", "subscribers",
     )  # fmt: skip
 
     def __init__(self, record: RunRecord, log: EventLog, meter: Meter, grace_seconds: float | None, now: float) -> None:
@@ -107,6 +112,7 @@ class Run:
         self._forget_at: float | None = None
         self._ending: FinishReason | Error | None = None
         self._calls: dict[str, bool] = {}  # The tool calls, and whether each has its result.
+        self._transcript: list[TurnOrigin] = []
 
     def _happens(self, cause: Cause) -> None:
         after = TRANSITIONS[self.state].get(cause)
@@ -125,6 +131,8 @@ class Run:
         self._happens(Cause.SAY)
         if isinstance(step, TEXTS):
             return self._say_text(step)
+        if isinstance(step, TurnOrigin):
+            return self._transcript.append(step)
         if isinstance(step, ToolCall) and is_id(step.call_id) and step.call_id not in self._calls:
             self._calls[step.call_id] = False
         elif isinstance(step, ToolResult) and self._calls.get(step.call_id) is False:
@@ -134,6 +142,10 @@ class Run:
         if len(to_json(step)) > EVENT_BYTES_LIMIT - ADDRESS_BYTES:
             self._refuse(f"{type(step).__name__} is too long")
         self._append(step)
+
+    def said(self) -> Answer:
+        """The answer so far, as it is stored."""
+        return replace(self.log.answer(), transcript=tuple(self._transcript))
 
     def _say_text(self, text: Token | Reasoning) -> None:
         try:
@@ -145,8 +157,8 @@ class Run:
         if len(fitting) < len(text.content):
             self._stop("length")
 
-    def _append(self, step: Step) -> None:
-        if self.log.append(step).seq >= EVENTS_LIMIT:
+    def _append(self, event: Event) -> None:
+        if self.log.append(event).seq >= EVENTS_LIMIT:
             self._stop("length")
 
     def _refuse(self, problem: str) -> NoReturn:

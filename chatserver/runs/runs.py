@@ -166,7 +166,7 @@ class Runs:
         if message.status != "streaming" or life is None:
             return message
         answer = life.log.answer()
-        return replace(message, content=answer.content, reasoning=answer.reasoning, tool_calls=answer.tool_calls)
+        return replace(message, content=answer.content, parts=answer.parts)
 
     async def delete_session(self, user: str, session_id: str) -> None:
         """Delete a session with all it holds; its active run is cancelled first.

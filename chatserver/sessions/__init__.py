@@ -12,10 +12,12 @@ from time import monotonic
 
 from sqlalchemy.exc import IntegrityError
 
+from chatserver.answer import Answer
 from chatserver.commands import ChatRequest
+from chatserver.dialogue import PastMessage
 from chatserver.errors import Unavailable
-from chatserver.events import Answer, Record, Terminal, Usage
-from chatserver.records import PAGE_LIMIT, MessageRecord, RunRecord, SessionDetail, SessionPage, SessionRecord
+from chatserver.events import Record, Terminal, Usage
+from chatserver.records import PAGE_LIMIT, RunRecord, SessionDetail, SessionPage, SessionRecord
 from chatserver.sessions import begin, branches, edit, end, leases, read
 from chatserver.sessions.begin import Begun
 from chatserver.sessions.database import Database, open_database
@@ -83,10 +85,10 @@ class Sessions:
                 pass
         return await self._database.write(work)
 
-    async def context(self, message_id: str, bytes_limit: int) -> list[MessageRecord]:
+    async def context(self, message_id: str, bytes_limit: int) -> list[PastMessage]:
         """What goes upstream of a branch, oldest first: it ends with this message, and begins where it is too long.
 
-        The messages have no reasoning. Whose they are has been asked before (``begin``).
+        Whose the messages are has been asked before (``begin``).
         """
         work = partial(branches.context, message_id=message_id, bytes_limit=bytes_limit)
         return await self._database.read(work)

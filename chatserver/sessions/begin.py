@@ -8,7 +8,9 @@ from msgspec.structs import asdict
 from sqlalchemy import Connection, bindparam, insert, select, update
 
 from chatserver.commands import ChatRequest, new_id
+from chatserver.dialogue import json_bytes, told_bytes
 from chatserver.errors import KeyReused, NotFound, RunActive
+from chatserver.parts import Parts, TextPart
 from chatserver.records import MessageRecord, MessageStatus, Role, RunRecord, timestamp
 from chatserver.sessions.holdings import Quota, add
 from chatserver.sessions.read import RUN_COLUMNS
@@ -149,7 +151,12 @@ def _touch(connection: Connection, user: str, session_id: str, request: ChatRequ
 
 
 def _size(request: ChatRequest) -> int:
-    return len((request.message or "").encode())
+    """What its message takes as it is stored."""
+    return json_bytes(_said(request.message)) + json_bytes(()) if request.message is not None else 0
+
+
+def _said(text: str) -> Parts:
+    return (TextPart(text),) if text else ()
 
 
 class _Newest(Struct, frozen=True):
@@ -191,11 +198,15 @@ def _insert_messages(
     """Add the user's message, if the request brings one, and the empty answer to it, which is returned."""
     new, parent_id = [], place.parent_id
     if text is not None:
-        new.append(_message(parent_id, now, "user", "complete", content=text))
+        new.append(_message(parent_id, now, "user", "complete", text))
         parent_id = new[0].message_id
     new.append(_message(parent_id, now, "assistant", "streaming", run_id=run_id))
     home = {"user_id": user, "session_id": place.session_id}
-    rows = [home | asdict(each) | {"position": position} for position, each in enumerate(new, place.position + 1)]
+    rows = []
+    for position, each in enumerate(new, place.position + 1):
+        row = home | asdict(each) | {"position": position, "told_bytes": told_bytes(each.parts)}
+        del row["content"]  # The parts tell it.
+        rows.append(row)
     connection.execute(_NEW_MESSAGES, rows)
     return new[-1]
 
@@ -208,8 +219,7 @@ def _message(
         parent_id=parent_id,
         role=role,
         content=content,
-        reasoning="",
-        tool_calls=(),
+        parts=_said(content),
         status=status,
         finish_reason=None,
         run_id=run_id,

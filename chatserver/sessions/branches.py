@@ -1,7 +1,7 @@
 """The messages of a session, from one of them backwards: a branch of their tree, or all in order of creation."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import ColumnElement, Connection, Integer, Select, bindparam, literal, select
 from sqlalchemy.ext.compiler import compiles
@@ -9,20 +9,20 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from chatserver.commands import is_id
+from chatserver.dialogue import PastMessage
 from chatserver.errors import BadCursor
+from chatserver.parts import text_of
 from chatserver.records import MessageRecord
 from chatserver.sessions.schema import messages
 
 MESSAGES_BYTES_LIMIT = 1024 * 1024
 """How much text the messages in one page of a session have together."""
 
-MESSAGE_BYTES = 16
-"""What a message takes upstream at least, beside its text."""
-
 MOST_BYTES = 1 << 30
 """More than a sum in SQL can pass."""
 
-_COLUMNS: list[ColumnElement[Any]] = [messages.c[name] for name in MessageRecord.__struct_fields__]
+_STORED = [name for name in MessageRecord.__struct_fields__ if name != "content"]  # which the parts tell
+_COLUMNS: list[ColumnElement[Any]] = [messages.c[name] for name in _STORED]
 
 
 class _Bytes(FunctionElement[int]):
@@ -40,10 +40,6 @@ def _on_postgresql(element: _Bytes, compiler: SQLCompiler, **options: Any) -> st
 def _on_sqlite(element: _Bytes, compiler: SQLCompiler, **options: Any) -> str:
     # Not octet_length, which SQLite has since 3.43 only.
     return f"length(CAST({compiler.process(element.clauses, **options)} AS BLOB))"
-
-
-_SENT = MESSAGE_BYTES + _Bytes(messages.c.content) + _Bytes(messages.c.tool_calls)
-_SHOWN = _Bytes(messages.c.content) + _Bytes(messages.c.reasoning) + _Bytes(messages.c.tool_calls)
 
 
 def _backwards(is_branch: bool, size: ColumnElement[int], columns: list[ColumnElement[Any]]) -> Select[Any]:
@@ -67,8 +63,9 @@ def _backwards(is_branch: bool, size: ColumnElement[int], columns: list[ColumnEl
 
 
 # Made once: to build a statement costs as much as to run it.
-_PAGE = {is_branch: _backwards(is_branch, _SHOWN, _COLUMNS) for is_branch in (True, False)}
-_CONTEXT = _backwards(True, _SENT, [literal("") if each is messages.c.reasoning else each for each in _COLUMNS])
+_PAGE = {is_branch: _backwards(is_branch, _Bytes(messages.c.parts), _COLUMNS) for is_branch in (True, False)}
+_TOLD: list[ColumnElement[Any]] = [messages.c.role == "user", messages.c.parts, messages.c.transcript]
+_CONTEXT = _backwards(True, cast(ColumnElement[int], messages.c.told_bytes), _TOLD)
 _HERE = (messages.c.user_id == bindparam("user"), messages.c.session_id == bindparam("session"))
 _NEWEST = select(messages.c.message_id).where(*_HERE).order_by(messages.c.position.desc()).limit(1)
 _GIVEN = select(messages.c.parent_id, messages.c.position).where(*_HERE, messages.c.message_id == bindparam("given"))
@@ -109,13 +106,14 @@ def _before(connection: Connection, home: dict[str, str], cursor: str, all_branc
     return str(found)
 
 
-def context(connection: Connection, message_id: str, bytes_limit: int) -> list[MessageRecord]:
-    """The branch that ends with this message, oldest first: the newest messages that fit, without their reasoning."""
+def context(connection: Connection, message_id: str, bytes_limit: int) -> list[PastMessage]:
+    """The branch that ends with this message, oldest first: the newest messages that fit."""
     limit = min(bytes_limit, MOST_BYTES)
     rows = connection.execute(_CONTEXT, {"newest": message_id, "limit": limit, "bytes_limit": limit}).all()
-    return [_message(row[1:]) for row in rows]
+    return [PastMessage(bool(is_of_user), parts, transcript) for _, is_of_user, parts, transcript in rows]
 
 
 def _message(row: Sequence[Any]) -> MessageRecord:
     # By position: a row's mapping looks up each column by its object, twice the time for a long session.
-    return MessageRecord(**dict(zip(MessageRecord.__struct_fields__, row, strict=True)))
+    stored = dict(zip(_STORED, row, strict=True))
+    return MessageRecord(content=text_of(stored["parts"]), **stored)

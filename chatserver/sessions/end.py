@@ -5,27 +5,14 @@ from contextlib import suppress
 from functools import cache
 from typing import Any
 
-import msgspec
 from msgspec.structs import replace
 from sqlalchemy import Connection, Executable, bindparam, case, select, tuple_, update
 
+from chatserver.answer import Answer, retold
+from chatserver.dialogue import json_bytes, told_bytes
 from chatserver.endings import INTERRUPTED
 from chatserver.errors import RunLost
-from chatserver.events import (
-    EVENT_BYTES_LIMIT,
-    Answer,
-    Error,
-    Event,
-    Reasoning,
-    Record,
-    Terminal,
-    Token,
-    ToolCall,
-    ToolResult,
-    Usage,
-    pieces,
-    record,
-)
+from chatserver.events import Error, Event, Record, Terminal, Usage, record
 from chatserver.log import SEQ_LIMIT
 from chatserver.records import RunFailure, status_after, timestamp
 from chatserver.sessions.holdings import add_to_run
@@ -42,7 +29,7 @@ _TOUCH = (
 _END = update(runs).where(*_IS_UNFINISHED)
 _MESSAGE = select(runs.c.message_id).where(runs.c.run_id == bindparam("run")).scalar_subquery()
 _SAY = update(messages).where(messages.c.message_id == _MESSAGE)
-_LEFT = select(messages.c.content, messages.c.reasoning, messages.c.tool_calls).where(messages.c.message_id == _MESSAGE)
+_LEFT = select(messages.c.parts, messages.c.transcript).where(messages.c.message_id == _MESSAGE)
 _CHECKPOINT = _SAY.where(messages.c.status == "streaming")
 
 
@@ -63,8 +50,7 @@ def finish(
     now, status = timestamp(), status_after(ending)
     error = RunFailure(ending.code, ending.message) if isinstance(ending, Error) else None
     said, log = _said(answer), b"\n".join(each.data for each in records)
-    size = len(log) + len(msgspec.json.encode(said["tool_calls"]))
-    size += sum(len(said[name].encode()) for name in ("content", "reasoning"))
+    size = len(log) + json_bytes(answer.parts) + json_bytes(answer.transcript)
     # The session first: everybody locks in this order, so that PostgreSQL meets no deadlock with a deletion.
     connection.execute(_TOUCH, {"run": run_id, "now": now, "size": size})
     ended = {"status": status, "last_seq": records[-1].seq, "usage": usage, "finished_at": now, "error": error}
@@ -99,9 +85,8 @@ def _spend(dialect: str) -> Executable:
 
 
 def _said(answer: Answer) -> dict[str, Any]:
-    # PostgreSQL holds no NUL in a text, and a model may say one.
-    content, reasoning = (text.replace("\0", "\ufffd") for text in (answer.content, answer.reasoning))
-    return {"content": content, "reasoning": reasoning, "tool_calls": answer.tool_calls}
+    told = told_bytes(answer.parts, answer.transcript)
+    return {"parts": answer.parts, "transcript": answer.transcript, "told_bytes": told}
 
 
 def checkpoint(connection: Connection, answers: Mapping[str, Answer]) -> None:
@@ -131,25 +116,5 @@ def interrupt(connection: Connection, run_ids: Iterable[str], owner: str) -> Non
 
 def _remains(run_id: str, left: Answer) -> Iterator[Event]:
     """The log of a run that died: what it had said and the error, numbered above all that can have been sent."""
-    whole = left.snapshot(run_id, SEQ_LIMIT)
-    fits = len(record(whole).data) <= EVENT_BYTES_LIMIT
-    said = [whole] if fits else [Answer().snapshot(run_id, SEQ_LIMIT), *_said_again(left)]
-    for seq, draft in enumerate([*said, INTERRUPTED], SEQ_LIMIT + 1):
+    for seq, draft in enumerate([*retold(left.parts, run_id, SEQ_LIMIT), INTERRUPTED], SEQ_LIMIT + 1):
         yield replace(draft, run_id=run_id, seq=seq)
-
-
-def _said_again(left: Answer) -> Iterator[Event]:
-    """An answer that is too large for one event, in as many as it takes."""
-    yield from pieces(Reasoning(content=left.reasoning))
-    yield from pieces(Token(content=left.content))
-    for call in left.tool_calls:
-        yield ToolCall(call_id=call.call_id, tool=call.tool, args=call.args, needs_approval=call.needs_approval)
-        if call.is_error is not None:
-            yield ToolResult(
-                call_id=call.call_id,
-                tool=call.tool,
-                result=call.result,
-                is_error=call.is_error,
-                truncated=bool(call.truncated),
-                duration_ms=call.duration_ms or 0,
-            )

@@ -24,7 +24,9 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
 
-from chatserver.events import ToolCallState, Usage
+from chatserver.dialogue import TurnOrigin
+from chatserver.events import Usage
+from chatserver.parts import Part
 from chatserver.records import RunFailure
 
 
@@ -83,9 +85,9 @@ messages = Table(
     Column("run_id", Text),  # the run that says this answer
     Column("usage", Document(Usage)),
     Column("created_at", Text, nullable=False),
-    Column("content", Text, nullable=False),
-    Column("reasoning", Text, nullable=False),
-    Column("tool_calls", Document(tuple[ToolCallState, ...]), nullable=False),
+    Column("told_bytes", Integer, nullable=False, server_default=text("0")),  # about, of what goes upstream
+    Column("parts", Document(tuple[Part, ...]), nullable=False, server_default=text("'[]'")),
+    Column("transcript", Document(tuple[TurnOrigin, ...]), nullable=False, server_default=text("'[]'")),  # private
     PrimaryKeyConstraint("message_id", name="pk_messages"),
     ForeignKeyConstraint(
         ["user_id", "session_id"],

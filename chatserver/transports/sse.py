@@ -6,7 +6,8 @@ from functools import lru_cache
 from typing import Protocol
 
 from chatserver.errors import NotAcceptable
-from chatserver.events import Record, Snapshot, Token, decode
+from chatserver.events import Event, Record, Snapshot, Token, decode
+from chatserver.parts import text_of
 from chatserver.replies import PING
 from chatserver.transports.frames import framed_once
 
@@ -93,11 +94,20 @@ class PlainText:
         return b""
 
     def frame(self, records: Sequence[Record]) -> bytes:
-        events = (decode(each.data) for each in records if each.type in ("token", "snapshot"))
-        return "".join(event.content for event in events if isinstance(event, Token | Snapshot)).encode()
+        return "".join(_text(decode(each.data)) for each in records if each.type in ("token", "snapshot")).encode()
 
     def farewell(self) -> bytes:
         return b""
+
+
+def _text(event: Event) -> str:
+    match event:
+        case Token():
+            return event.content
+        case Snapshot():
+            return text_of(event.parts)
+        case _:
+            return ""
 
 
 FORMATS: tuple[Format, ...] = (EventStream(), JsonLines(), PlainText())

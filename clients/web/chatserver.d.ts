@@ -10,7 +10,7 @@
  * over: one for all runs over WebSocket, one for each over SSE. What differs between the two is in `overWebSocket` and
  * `overFetch`, and nowhere else. PROTOCOL.md of the server is the contract.
  */
-import type { ChatEvent, DoneEvent, ErrorEvent, ToolCallState, Usage } from "./events.js";
+import type { ChatEvent, DoneEvent, ErrorEvent, ToolCallPart, Usage } from "./events.js";
 import type { FieldProblem } from "./records.js";
 export type Transport = "auto" | "ws" | "sse";
 export type State = "idle" | "connecting" | "open" | "stalled" | "waiting" | "offline" | "closed";
@@ -196,7 +196,7 @@ export declare class Run implements AsyncIterable<ChatEvent> {
     /** @type {string | null} */ userMessageId: string | null;
     text: string;
     reasoning: string;
-    /** @type {ToolCallState[]} */ toolCalls: ToolCallState[];
+    /** @type {ToolCallPart[]} */ toolCalls: ToolCallPart[];
     /** @type {Usage | null} */ usage: Usage | null;
     /** The terminal event. @type {DoneEvent | ErrorEvent | null} */ end: DoneEvent | ErrorEvent | null;
     /** Why it has to wait, until the server takes it; a `state` event tells of each change. @type {Wait | null} */ waits: Wait | null;

@@ -11,7 +11,7 @@
  * `overFetch`, and nowhere else. PROTOCOL.md of the server is the contract.
  */
 
-/** @import { ChatEvent, DoneEvent, ErrorEvent, ToolCallState, Usage } from "./events.js" */
+/** @import { ChatEvent, DoneEvent, ErrorEvent, ToolCallPart, Usage } from "./events.js" */
 /** @import { FieldProblem } from "./records.js" */
 
 /** @typedef {"auto" | "ws" | "sse"} Transport `auto`: WebSocket, or SSE where no WebSocket gets through */
@@ -365,7 +365,7 @@ export class Run {
   /** @type {string | null} */ userMessageId = null;
   text = "";
   reasoning = "";
-  /** @type {ToolCallState[]} */ toolCalls = [];
+  /** @type {ToolCallPart[]} */ toolCalls = [];
   /** @type {Usage | null} */ usage = null;
   /** The terminal event. @type {DoneEvent | ErrorEvent | null} */ end = null;
   /** Why it has to wait, until the server takes it; a `state` event tells of each change. @type {Wait | null} */ waits = null;
@@ -442,7 +442,7 @@ export class Run {
         this.reasoning += event.content;
         break;
       case "tool_call": {
-        const { type, run_id, seq, ...call } = event;
+        const { run_id, seq, ...call } = event;
         const open = { ...call, result: null, is_error: null, truncated: null, duration_ms: null };
         this.toolCalls = [...this.toolCalls, open];
         break;
@@ -453,9 +453,13 @@ export class Run {
         break;
       }
       case "snapshot":
-        this.text = event.content;
-        this.reasoning = event.reasoning;
-        this.toolCalls = [...event.tool_calls];
+        this.text = this.reasoning = "";
+        this.toolCalls = [];
+        for (const part of event.parts) {
+          if (part.type === "text") this.text += part.text;
+          else if (part.type === "reasoning") this.reasoning += part.text;
+          else this.toolCalls.push(part);
+        }
         break;
       case "done":
         this.sessionId = event.session_id;

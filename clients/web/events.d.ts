@@ -38,6 +38,7 @@ export interface ToolCallEvent {
   tool: string;
   args: Record<string, unknown>;
   needs_approval: boolean;
+  executor: "client" | "server";
 }
 
 /** What a tool call gave back, or what went wrong. */
@@ -53,22 +54,34 @@ export interface ToolResultEvent {
   duration_ms: number;
 }
 
-/** All state up to and including this `seq`; sent instead of older events that were compacted away. */
+/** All state up to and including this `seq`; sent instead of older events that are not kept any more. */
 export interface SnapshotEvent {
   type: "snapshot";
   run_id: string;
   seq: number;
-  content: string;
-  reasoning: string;
-  tool_calls: ToolCallState[];
+  parts: (TextPart | ReasoningPart | ToolCallPart)[];
 }
 
-/** A tool call with its result, as `snapshot` events and stored messages hold it; no result yet: `null`. */
-export interface ToolCallState {
+/** Text of a message. */
+export interface TextPart {
+  type: "text";
+  text: string;
+}
+
+/** Reasoning, where the model gives any. */
+export interface ReasoningPart {
+  type: "reasoning";
+  text: string;
+}
+
+/** A tool call with its result; the last four fields are `null` until there is a result. */
+export interface ToolCallPart {
+  type: "tool_call";
   call_id: string;
   tool: string;
   args: Record<string, unknown>;
   needs_approval: boolean;
+  executor: "client" | "server";
   result: unknown;
   is_error: boolean | null;
   truncated: boolean | null;

@@ -1,6 +1,6 @@
 // Written by `chatserver schema` from what the server's routes answer.
 
-import type { ToolCallState, Usage } from "./events.js";
+import type { ReasoningPart, TextPart, ToolCallPart, Usage } from "./events.js";
 
 /** The models that a request may name, the default first. */
 export interface ModelList {
@@ -43,14 +43,13 @@ export interface SessionDetail {
   cursor: string | null;
 }
 
-/** One message of a session; `parent_id` is the message it follows, so that branches form a tree. `finish_reason` is that of the answer's `done`; null: no answer, one that is being written, or one that failed. */
+/** One message of a session; `parent_id` is the message it follows, so that branches form a tree. `content` is the text parts, joined. `finish_reason` is that of the answer's `done`; null: no answer, one that is being written, or one that failed. */
 export interface MessageRecord {
   message_id: string;
   parent_id: string | null;
   role: "assistant" | "user";
   content: string;
-  reasoning: string;
-  tool_calls: ToolCallState[];
+  parts: (TextPart | ReasoningPart | ToolCallPart)[];
   status: "complete" | "partial" | "streaming";
   finish_reason: "cancelled" | "content_filter" | "length" | "stop" | "turn_limit" | null;
   run_id: string | null;

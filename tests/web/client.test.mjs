@@ -778,13 +778,13 @@ describe("a run", () => {
       { type: "tool_result", run_id: RUN, seq: 5, ...result },
       { type: "of tomorrow", run_id: RUN, seq: 6 },
       token(7, "b"),
-      { type: "snapshot", run_id: RUN, seq: 20, content: "abc", reasoning: "hmm", tool_calls: [] },
+      { type: "snapshot", run_id: RUN, seq: 20, parts: [{ type: "reasoning", text: "hmm" }, { type: "text", text: "abc" }] },
       done(21),
     );
     const seen = [];
     for await (const event of run) seen.push([event.seq, run.seq, run.text, run.reasoning, run.toolCalls]);
-    const whole = { ...call, ...result };
-    const open = { ...call, result: null, is_error: null, truncated: null, duration_ms: null };
+    const whole = { type: "tool_call", ...call, ...result };
+    const open = { type: "tool_call", ...call, result: null, is_error: null, truncated: null, duration_ms: null };
     assert.deepEqual(seen, [
       [1, 1, "", "", []],
       [2, 2, "", "hm", []],

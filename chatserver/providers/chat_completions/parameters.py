@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from chatserver.providers import ModelRequest
+from chatserver.providers.chat_completions.requests import messages_of
 
 MODELS_LIMIT = 1000
 """How many models are remembered by what they refuse; past it, the one that was asked least lately is forgotten."""
@@ -58,9 +59,10 @@ class Parameters:
         if len(self._refused) > MODELS_LIMIT:
             self._refused.popitem(last=False)
 
-    def body(self, request: ModelRequest, refused: frozenset[str]) -> bytes:
+    def body(self, request: ModelRequest, refused: frozenset[str], maker: str) -> bytes:
         """The request's JSON, encoded once: given a dict, the SDK would walk through every message of the session."""
-        body = {"model": request.model, "messages": request.messages, "stream": "stream" not in refused}
+        messages = messages_of(request.messages, maker)
+        body = {"model": request.model, "messages": messages, "stream": "stream" not in refused}
         return msgspec.json.encode(body | self._optional(request, refused))
 
     def in_words(self, request: ModelRequest, refused: frozenset[str], words: str) -> str | None:

@@ -56,7 +56,8 @@ class OpenAIProvider:
         self._base_url = base_url
         self._headers = headers
         self._idle_seconds = idle_seconds
-        is_foreign = urlsplit(base_url or OPENAI_URL).hostname != urlsplit(OPENAI_URL).hostname
+        self._host = urlsplit(base_url or OPENAI_URL).hostname
+        is_foreign = self._host != urlsplit(OPENAI_URL).hostname
         self._parameters = Parameters(frozenset(omitted), is_foreign=is_foreign)
         texts = [api_key or "", *(headers or {}).values()]
         self._secrets = [word for text in texts for word in text.split() if len(word) >= SECRET_CHARS]
@@ -98,7 +99,8 @@ class OpenAIProvider:
 
     async def stream(self, request: ModelRequest, on_delta: OnDelta) -> Finish:
         """One turn, tried again as long as nothing of the answer has come."""
-        tries = Tries(request, self._parameters, self._secrets)
+        maker = f"chat_completions {self._host} {request.model}"
+        tries = Tries(request, self._parameters, self._secrets, maker)
         while True:
             turn = Turn(on_delta, self._idle_seconds)
             try:

@@ -6,7 +6,7 @@ import { Flow } from "./flow.js";
 import { keep, kept } from "./kept.js";
 import { ToolCard } from "./tools.js";
 
-/** @import { ChatEvent, DoneEvent, ErrorEvent, ToolCallState, Usage } from "../events.js" */
+/** @import { ChatEvent, DoneEvent, ErrorEvent, ReasoningPart, TextPart, ToolCallPart, Usage } from "../events.js" */
 /** @import { MessageRecord } from "../records.js" */
 /** @import { Child } from "./dom.js" */
 /** @import { Measured, Meter } from "./meter.js" */
@@ -191,7 +191,7 @@ export class AnswerView {
     this.#thoughts = null;
   }
 
-  /** @param {Omit<ToolCallState, "result" | "is_error" | "truncated" | "duration_ms">} call */
+  /** @param {Omit<ToolCallPart, "type" | "result" | "is_error" | "truncated" | "duration_ms">} call */
   #call(call) {
     this.#endThoughts();
     this.#endFlow();
@@ -201,19 +201,21 @@ export class AnswerView {
     return card;
   }
 
-  /** Everything so far at once. @param {{ content: string, reasoning: string, tool_calls: ToolCallState[] }} state */
-  #restore({ content, reasoning, tool_calls: calls }) {
+  /** Everything so far at once. @param {{ parts: (TextPart | ReasoningPart | ToolCallPart)[] }} state */
+  #restore({ parts }) {
     for (const card of this.#tools.values()) card.leave();
     this.#tools.clear();
     this.#parts.replaceChildren();
     this.#flows = [];
     this.#flow = this.#thoughts = null;
-    if (reasoning) this.#reason(reasoning);
-    for (const call of calls) {
-      const card = this.#call(call);
-      if (call.duration_ms !== null) card.finish(call);
+    for (const part of parts) {
+      if (part.type === "text") this.#text(part.text);
+      else if (part.type === "reasoning") this.#reason(part.text);
+      else {
+        const card = this.#call(part);
+        if (part.duration_ms !== null) card.finish(part);
+      }
     }
-    if (content) this.#text(content);
     this.#endThoughts();
   }
 

@@ -2,7 +2,7 @@
 
 import { duration, el, icon } from "./dom.js";
 
-/** @import { ToolCallState } from "../events.js" */
+/** @import { ToolCallPart } from "../events.js" */
 
 const SUMMARY_CHARS_LIMIT = 80;
 
@@ -14,7 +14,7 @@ export class ToolCard {
   #body = el("div", { class: "body" });
   element = el("details", { class: "tool" });
 
-  /** @param {Omit<ToolCallState, "result" | "is_error" | "truncated" | "duration_ms">} call */
+  /** @param {Omit<ToolCallPart, "type" | "result" | "is_error" | "truncated" | "duration_ms">} call */
   constructor(call) {
     this.element.setAttribute("aria-label", `Tool call: ${call.tool}`);
     const name = el("code", { class: "name" }, call.tool);
@@ -24,7 +24,7 @@ export class ToolCard {
     this.#run();
   }
 
-  /** @param {Pick<ToolCallState, "result" | "is_error" | "truncated" | "duration_ms">} end */
+  /** @param {Pick<ToolCallPart, "result" | "is_error" | "truncated" | "duration_ms">} end */
   finish({ result, is_error, truncated, duration_ms }) {
     if (this.element.dataset.state === "done" || this.element.dataset.state === "failed") return;
     this.leave();
