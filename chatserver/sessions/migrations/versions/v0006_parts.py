@@ -9,8 +9,8 @@ from alembic import op
 revision = "0006"
 down_revision = "0005"
 
-BATCH = 100
-MESSAGE_BYTES = 16
+ROWS_AT_ONCE = 100
+LEAST_TOLD_BYTES = 16
 """What a message takes upstream at least, beside what it says."""
 
 messages = sa.table(
@@ -31,7 +31,7 @@ def upgrade() -> None:
 
 def _fill_parts(connection: sa.Connection) -> None:
     columns = (messages.c.message_id, messages.c.content, messages.c.reasoning, messages.c.tool_calls)
-    query = sa.select(*columns).order_by(messages.c.message_id).limit(BATCH)
+    query = sa.select(*columns).order_by(messages.c.message_id).limit(ROWS_AT_ONCE)
     query = query.where(messages.c.message_id > sa.bindparam("last"))
     update = sa.update(messages).where(messages.c.message_id == sa.bindparam("id"))
     last = ""
@@ -40,7 +40,7 @@ def _fill_parts(connection: sa.Connection) -> None:
             {
                 "id": row.message_id,
                 "parts": msgspec.json.encode(_parts(row._mapping, msgspec.json.decode(row.tool_calls))).decode(),
-                "told_bytes": MESSAGE_BYTES
+                "told_bytes": LEAST_TOLD_BYTES
                 + len(row.content.encode())
                 + len(row.tool_calls.removeprefix("[]").encode()),
             }
@@ -59,7 +59,7 @@ def _parts(said: Any, calls: list[Any]) -> list[dict[str, Any]]:
 
 def _rewrite_logs(connection: sa.Connection) -> None:
     """The events whose form has changed: `snapshot` and `tool_call`."""
-    query = sa.select(runs.c.run_id, runs.c.events).order_by(runs.c.run_id).limit(BATCH)
+    query = sa.select(runs.c.run_id, runs.c.events).order_by(runs.c.run_id).limit(ROWS_AT_ONCE)
     query = query.where(runs.c.run_id > sa.bindparam("last"))
     update = sa.update(runs).where(runs.c.run_id == sa.bindparam("id"))
     last = ""
