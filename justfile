@@ -68,6 +68,10 @@ schema: _package _node
     tests/web/node_modules/.bin/tsc --project clients/web --noEmit false --declaration --emitDeclarationOnly --stripInternal --outDir "$made"
     mv "$made/chatserver.d.ts" clients/web/
 
+# draw the pictures of the page that README shows anew; needs Chromium
+screenshots: _package _services
+    python -m tests.screenshots
+
 # resolve the locks anew after a change of pyproject.toml; `just lock --upgrade` takes the newest of everything
 lock *options: _package
     {{lock_command}} "$@" --output-file requirements.lock pyproject.toml
