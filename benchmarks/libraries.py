@@ -1,10 +1,12 @@
 """What the libraries on a token's way cost, and what this server does in their place: `python -m benchmarks.libraries`.
 
-The model server runs in the same process, so its own CPU is in every line: read the differences, on an idle machine.
+Where the model server is asked, it runs in this process, and its own CPU is in the line: read the differences.
 """
 
 import asyncio
+import gc
 import json
+import tracemalloc
 from collections.abc import Awaitable, Callable
 from time import process_time
 from typing import Any
@@ -12,8 +14,12 @@ from typing import Any
 import click
 import httpx2
 import openai
+import uvicorn
 from openai._models import construct_type
 from openai.types.chat import ChatCompletionChunk
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from uvicorn.server import ServerState
 
 from benchmarks.script import Script
 from benchmarks.upstream import Upstream, serving
@@ -22,12 +28,25 @@ from chatserver.dialogue import UserText
 from chatserver.providers import ModelRequest
 from chatserver.providers.chat_completions.provider import OpenAIProvider
 from chatserver.providers.chat_completions.turn_decoder import TurnDecoder
+from chatserver.serving.http_protocol import HttpProtocol
+from chatserver.serving.websocket_protocol import WebSocketProtocol
+from chatserver.transports.frames import text_frame
+from chatserver.transports.peer import PEER
 from chatserver.upstream.transport import HttpClient
 
 ROUNDS = 5
 TOKENS = 2000
 LONG_DIALOGUE = 100
 QUESTION = Script(TOKENS, "closed").message
+STREAMS = 500
+OPENING_SECONDS = 0.5
+WRITES = 2000
+EVENT = b'event: token\ndata: {"type":"token","run_id":"4u2det1NuKpxgyW4roHxIw","seq":2,"content":"Let"}\nid: 2\n\n'
+HTTP_REQUEST = b"GET /stream HTTP/1.1\r\nHost: 127.0.0.1:8000\r\nAccept: text/event-stream\r\n\r\n"
+WEBSOCKET_REQUEST = (
+    b"GET /chat/ws HTTP/1.1\r\nHost: 127.0.0.1:8000\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
 MARK = b'"content":" '
 """Stands in each token of the scripted model, and in nothing else that it sends."""
 
@@ -62,6 +81,7 @@ async def _measure() -> None:
     decoder, event = TurnDecoder(lambda _: None), [(b"", CHUNK)]
     await _show("a chunk as a delta", 5000, _plain(lambda: decoder.feed(event)))
     await _requests()
+    await _protocols()
     async with serving(Schedule()) as upstream:
         for name, client in (("httpx2's transport", httpx2.AsyncClient()), ("this server's transport", HttpClient())):
             async with client:
@@ -72,6 +92,90 @@ async def _measure() -> None:
             await _show(
                 "a token of its own read, through this server's provider", 1, _deltas(upstream, provider), TOKENS
             )
+
+
+class _Socket(asyncio.Transport):
+    """Takes whatever is written, so that only what stands before the socket is measured."""
+
+    def write(self, data: Any) -> None: ...
+
+    def is_closing(self) -> bool:
+        return False
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def abort(self) -> None: ...
+
+
+OPENED: list[Callable[[bytes], Any]] = []
+"""What writes to each stream that is open."""
+
+
+async def _with_asgi(scope: Any, receive: Any, send: Any) -> None:
+    """A stream as ASGI has it: a task, and a message for each event."""
+    await _begin(scope, receive, send)
+    if scope["type"] == "http":
+        OPENED.append(lambda data: send({"type": "http.response.body", "body": data, "more_body": True}))
+    else:
+        OPENED.append(lambda data: send({"type": "websocket.send", "text": data.decode()}))
+    while not (await receive())["type"].endswith("disconnect"):
+        pass
+
+
+async def _with_peer(scope: Any, receive: Any, send: Any) -> None:
+    """A stream as this server has it."""
+    await _begin(scope, receive, send)
+    write = scope["extensions"][PEER]().write
+    OPENED.append(write if scope["type"] == "http" else lambda data: write(text_frame(data)))
+
+
+async def _begin(scope: Any, receive: Any, send: Any) -> None:
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+    else:
+        await receive()
+        await send({"type": "websocket.accept"})
+
+
+async def _protocols() -> None:
+    for what, request, protocol, app in (
+        ("uvicorn's HTTP protocol", HTTP_REQUEST, HttpToolsProtocol, _with_asgi),
+        ("this server's HTTP protocol", HTTP_REQUEST, HttpProtocol, _with_peer),
+        ("uvicorn's WebSocket protocol", WEBSOCKET_REQUEST, WebSocketsSansIOProtocol, _with_asgi),
+        ("this server's WebSocket protocol", WEBSOCKET_REQUEST, WebSocketProtocol, _with_peer),
+    ):
+        config = uvicorn.Config(app, log_config=None, ws_per_message_deflate=False, ws_ping_interval=None)
+        config.load()
+        OPENED.clear()
+        tracemalloc.start()
+        connections = [protocol(config, ServerState(), {}, asyncio.get_running_loop()) for _ in range(STREAMS)]
+        for connection in connections:
+            connection.connection_made(_Socket())
+            connection.data_received(request)
+        await asyncio.sleep(OPENING_SECONDS)
+        gc.collect()
+        size = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        click.echo(f"{size / len(OPENED) / 1024:10,.1f} KiB  an open stream, {what}")
+        await _show(f"an event's write, {what}", 1, _writing(OPENED[0]), WRITES)
+        for connection in connections:
+            connection.connection_lost(None)
+        await asyncio.sleep(OPENING_SECONDS)
+
+
+def _writing(write: Callable[[bytes], Any]) -> Callable[[], Awaitable[object]]:
+    async def run() -> None:
+        for _ in range(WRITES):
+            if (waiting := write(EVENT)) is not None:
+                await waiting
+
+    return run
 
 
 async def _requests() -> None:
