@@ -282,6 +282,12 @@ def test_a_file_that_does_not_exist_is_found(file: str) -> None:
         assert missing_files(f"{ARCHITECTURE}\nSee {mention}.\n") == [file]
 
 
+def test_the_pictures_of_readme_exist_in_light_and_dark() -> None:
+    shown = re.findall(r'(?:src|srcset)="([^"]+)"', README) + re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
+    assert len(shown) == 3 and "prefers-color-scheme: dark" in README
+    assert [path for path in shown if not (ROOT / path).is_file()] == []
+
+
 def test_every_recipe_that_is_named_exists() -> None:
     recipes = set(re.findall(r"^([a-z][\w-]*)(?: [^:\n]*)?:", (ROOT / "justfile").read_text(), re.MULTILINE))
     for path in sorted(ROOT.glob("*.md")):
