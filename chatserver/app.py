@@ -18,7 +18,7 @@ from chatserver.agent import ToolAgent
 from chatserver.auth import Gate
 from chatserver.auth.origins import is_probe
 from chatserver.errors import ChatError, NotFound, SettingsError
-from chatserver.limits import Requests
+from chatserver.limits import RateLimiter
 from chatserver.log.memory import MemoryLogs
 from chatserver.providers.chat_completions.provider import OpenAIProvider
 from chatserver.routes import contract, demo, http, page
@@ -31,7 +31,7 @@ from chatserver.settings import Settings
 from chatserver.tools import Tool, load_tools
 from chatserver.tools.execution import ToolThreads
 from chatserver.transports.admission import ADMISSION, Admissions
-from chatserver.transports.asgi import Message, Scope, Send
+from chatserver.transports.asgi import AsgiMessage, AsgiScope, AsgiSend
 from chatserver.transports.components import Components
 from chatserver.transports.connections import Connections
 from chatserver.transports.refusal import refuse
@@ -50,7 +50,7 @@ class App(Litestar):
         asked = scope
         if scope["type"] == "http":
             scope.setdefault("extensions", {})
-            asked, send = _asked(scope), WatchedSend(scope, send, self.state.components.connections)
+            asked, send = _for_route(scope), WatchedSend(scope, send, self.state.components.connections)
         try:
             try:
                 self.state.gate.origins.check(scope)
@@ -66,7 +66,7 @@ class App(Litestar):
                 await admission.release()
 
 
-def _asked(scope: Scope) -> Scope:
+def _for_route(scope: AsgiScope) -> AsgiScope:
     """The request as its route sees it: HEAD as the GET that it is but for the body, a probe without its `Host`."""
     if scope["method"] == "HEAD":
         scope = {**scope, "method": "GET", IS_HEAD: True}
@@ -75,7 +75,7 @@ def _asked(scope: Scope) -> Scope:
     return scope
 
 
-async def _without_traceback(send: Send, message: Message) -> None:
+async def _without_traceback(send: AsgiSend, message: AsgiMessage) -> None:
     """Say how the start went; of a setting that turned out wrong, in a line."""
     lines = message.get("message", "").rstrip().splitlines()
     if wrong := [line.partition(_WRONG)[2] for line in lines if _WRONG in line]:
@@ -102,7 +102,7 @@ def create_app(settings: Settings) -> Litestar:
     routes = [*http.ROUTES, *contract.ROUTES, *page.ROUTES, *([demo.chat_completions] if settings.is_demo else [])]
     return App(
         route_handlers=[Router("/", guards=[http.admit], route_handlers=routes), websocket],
-        exception_handlers={Exception: http.problem},
+        exception_handlers={Exception: http.error_response},
         lifespan=[lifespan],
         state=State({"gate": gate, "demo_key": demo_key}),
         cors_config=_cors(gate.origins.allowed) if gate.origins.allowed else None,
@@ -133,12 +133,12 @@ async def _running(
         )
         runs = await stack.enter_async_context(Runs(settings, sessions, logs, agent.answer))
         # Without authentication all are one user, whom nobody else could be kept from asking.
-        requests = Requests(None if settings.auth == "none" else settings.max_requests_per_minute)
+        rate_limiter = RateLimiter(None if settings.auth == "none" else settings.max_requests_per_minute)
         admissions = Admissions(settings.max_connections_per_user, BODIES_AT_ONCE * settings.max_body_bytes)
         beside = await stack.enter_async_context(anyio.create_task_group())
         beside.start_soon(provider.warm_up)
         beside.start_soon(gate.keep_fresh)
-        yield Components(settings, gate, requests, runs, sessions, admissions, connections)
+        yield Components(settings, gate, rate_limiter, runs, sessions, admissions, connections)
         beside.cancel_scope.cancel()
 
 

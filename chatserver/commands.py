@@ -66,7 +66,7 @@ class Attach(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_
     ref: Reference | None = None
 
     def __post_init__(self) -> None:
-        cursor(self.after)
+        parse_cursor(self.after)
 
 
 class Detach(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="detach"):
@@ -108,7 +108,7 @@ def new_id() -> str:
     return id
 
 
-def command(text: str) -> Command:
+def parse_command(text: str) -> Command:
     """A JSON document as the command that its `type` names.
 
     Raises:
@@ -121,12 +121,12 @@ def command(text: str) -> Command:
     return convert(text, kind)
 
 
-def named(text: str) -> dict[str, str]:
+def names_in(text: str) -> dict[str, str]:
     """What a JSON document names, for the answer to it, however wrong it is as a command."""
     return {name: value for name, value in texts_of(text, _Named).items() if name != "type"}
 
 
-def checked(request: ChatRequest, message_bytes_limit: int) -> ChatRequest:
+def checked_request(request: ChatRequest, message_bytes_limit: int) -> ChatRequest:
     """The request, with every rule of its fields held.
 
     Raises:
@@ -153,11 +153,11 @@ def checked(request: ChatRequest, message_bytes_limit: int) -> ChatRequest:
         raise BadRequest("`parent_id` is for a new message, `regenerate` for an old one", "/parent_id")
     for id in (request.session_id, request.regenerate, request.parent_id):
         if id is not None:
-            known_form(id)
+            checked_id(id)
     return request
 
 
-def offered(request: ChatRequest, models: Collection[str]) -> ChatRequest:
+def checked_model(request: ChatRequest, models: Collection[str]) -> ChatRequest:
     """The request, if the model that it names, if any, is one of these.
 
     Raises:
@@ -192,7 +192,7 @@ def checked_search(text: str) -> str:
     return words
 
 
-def known_form(id: str) -> str:
+def checked_id(id: str) -> str:
     """The id, if it has the form of one.
 
     Raises:
@@ -208,7 +208,7 @@ def is_id(text: str) -> bool:
     return _ID.fullmatch(text) is not None
 
 
-def cursor(after: object) -> int:
+def parse_cursor(after: object) -> int:
     """A cursor from a header, a query or a frame.
 
     Raises:

@@ -10,7 +10,7 @@ USERS_LIMIT = 10_000
 Where all have asked, twice as many are remembered before the next look."""
 
 
-class Bucket:
+class TokenBucket:
     """Holds ``size`` drops; one falls out for each thing done, and time fills it up again."""
 
     __slots__ = ("_at", "_drops", "_per_second", "_size")
@@ -20,8 +20,8 @@ class Bucket:
         self._per_second = per_second
         self._at = monotonic()
 
-    def take(self) -> float:
-        """Take a drop: 0.0; or, of an empty bucket, how many seconds to wait for one."""
+    def draw(self) -> float:
+        """Draw a drop: 0.0; or, of an empty bucket, how many seconds to wait for one."""
         self._fill()
         if self._drops < 1:
             return (1 - self._drops) / self._per_second
@@ -39,12 +39,12 @@ class Bucket:
         self._at = now
 
 
-class Requests:
+class RateLimiter:
     """The requests and commands of each user. ``per_minute`` None: nobody counts."""
 
     def __init__(self, per_minute: int | None) -> None:
         self._per_minute = per_minute
-        self._buckets: dict[str, Bucket] = {}
+        self._buckets: dict[str, TokenBucket] = {}
         self._forget_at = USERS_LIMIT
 
     async def count(self, user: str) -> None:
@@ -61,6 +61,6 @@ class Requests:
                 self._buckets = {name: each for name, each in self._buckets.items() if not each.is_full}
                 # Doubled, so that a look at all of them is rare, and costs little for each that has come.
                 self._forget_at = max(USERS_LIMIT, 2 * len(self._buckets))
-            bucket = self._buckets[user] = Bucket(self._per_minute, self._per_minute / 60)
-        if seconds := bucket.take():
+            bucket = self._buckets[user] = TokenBucket(self._per_minute, self._per_minute / 60)
+        if seconds := bucket.draw():
             raise TooMany(f"at most {self._per_minute} requests in a minute", retry_after=ceil(seconds))

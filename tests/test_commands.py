@@ -21,12 +21,12 @@ from chatserver.commands import (
     Ping,
     Rename,
     Send,
-    checked,
+    checked_id,
+    checked_request,
     checked_title,
-    command,
-    cursor,
-    known_form,
     new_id,
+    parse_command,
+    parse_cursor,
 )
 from chatserver.errors import BadCursor, BadRequest, ChatError, FieldProblem, NotFound, TooLarge
 from chatserver.strict_json import convert
@@ -59,7 +59,7 @@ def read(fields: Any, kind: type[T]) -> T:
 
 
 def obeyed(fields: Any) -> Command:
-    return command(json.dumps(fields))
+    return parse_command(json.dumps(fields))
 
 
 def test_a_request_has_just_these_fields() -> None:
@@ -180,7 +180,7 @@ def test_commands_of_the_contract_that_this_version_has() -> None:
 )
 def test_a_request_within_the_rules_stays_as_it_is(fields: dict[str, Any]) -> None:
     request = read(fields, ChatRequest)
-    assert checked(request, LIMIT) is request
+    assert checked_request(request, LIMIT) is request
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_a_request_within_the_rules_stays_as_it_is(fields: dict[str, Any]) -> No
 def test_a_broken_rule_is_told(fields: dict[str, Any], error: type[ChatError], pointer: str | None) -> None:
     given = fields if {"message", "regenerate"} & set(fields) or not fields else {"message": "Hi"} | fields
     with pytest.raises(error) as refusal:
-        checked(ChatRequest(**given), LIMIT)
+        checked_request(ChatRequest(**given), LIMIT)
     assert pointer is None or refusal.value.facts()["errors"][0].pointer == pointer
 
 
@@ -236,25 +236,25 @@ def test_ids_are_random_and_of_the_form_that_is_known() -> None:
     assert len(ids) == 1000
     for id in ids:
         assert re.fullmatch(r"[A-Za-z0-9_-]{22,64}", id), "6 bits a character: 22 of them hold 122 random bits"
-        assert known_form(id) == id
+        assert checked_id(id) == id
 
 
 @pytest.mark.parametrize("id", ["a", "-", "_", "A" * 64, "0"])
 def test_a_well_formed_id_is_known(id: str) -> None:
-    assert known_form(id) == id
+    assert checked_id(id) == id
 
 
 @pytest.mark.parametrize("id", ["", "a" * 65, "a b", "a/b", "é", "a\n", "\n", "a\0", "１", "a.b"])
 def test_a_malformed_id_is_one_that_nobody_has(id: str) -> None:
     with pytest.raises(NotFound):
-        known_form(id)
+        checked_id(id)
 
 
 @pytest.mark.parametrize(
     ("after", "seq"), [(0, 0), (7, 7), ("0", 0), ("7", 7), ("007", 7), (10**17, 10**17), ("9" * 18, 10**18 - 1)]
 )
 def test_a_cursor_is_a_number_from_0(after: object, seq: int) -> None:
-    assert cursor(after) == seq
+    assert parse_cursor(after) == seq
 
 
 @pytest.mark.parametrize(
@@ -262,4 +262,4 @@ def test_a_cursor_is_a_number_from_0(after: object, seq: int) -> None:
 )
 def test_what_is_no_cursor_is_refused(after: object) -> None:
     with pytest.raises(BadCursor):
-        cursor(after)
+        parse_cursor(after)

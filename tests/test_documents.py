@@ -22,7 +22,7 @@ from msgspec.structs import fields
 
 from chatserver.app import create_app
 from chatserver.auth import Ticket
-from chatserver.commands import COMMAND_TAGS, COMMAND_TYPES, ChatRequest, checked, command
+from chatserver.commands import COMMAND_TAGS, COMMAND_TYPES, ChatRequest, checked_request, parse_command
 from chatserver.errors import ChatError
 from chatserver.events import EVENT_TYPES, BaseEvent, ErrorCode, FinishReason, Usage, decode
 from chatserver.parts import ToolCallPart
@@ -321,7 +321,7 @@ def fault(document: dict[str, Any]) -> str | None:
                 return str(error)
             return None if _on_wire(event) == document else f"a `{kind}` has other fields"
         case str(kind) if kind in COMMAND_TAGS:
-            return _refusal(document, command)
+            return _refusal(document, parse_command)
         case str(kind) if kind in ANSWERS:
             return None if document.keys() <= ANSWERS[kind] | {"type"} else f"an `{kind}` has other fields"
         case None:
@@ -345,7 +345,7 @@ def _refusal(document: dict[str, Any], read: Callable[[str], object]) -> str | N
     try:
         asked = read(json.dumps(document))
         if isinstance(asked, ChatRequest):
-            checked(asked, Settings().max_message_bytes)
+            checked_request(asked, Settings().max_message_bytes)
     except ChatError as error:
         return error.detail
     return None

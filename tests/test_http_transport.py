@@ -18,7 +18,7 @@ from chatserver.dialogue import UserText
 from chatserver.providers import Delta, ModelRequest, TextDelta
 from chatserver.providers.chat_completions.provider import OpenAIProvider
 from chatserver.upstream import connection, transport
-from chatserver.upstream.connection import RESPONSE_HEAD_BYTES_LIMIT, UNREAD_BYTES_LIMIT, Connection
+from chatserver.upstream.connection import RESPONSE_HEAD_BYTES_LIMIT, UNREAD_BYTES_LIMIT, UpstreamConnection
 from chatserver.upstream.transport import BODY, HttpClient
 from tests.fake_upstream import FakeUpstream, Hang, listening_socket_is_closed, token
 
@@ -147,7 +147,7 @@ class NoSocket(asyncio.Transport):
 
 async def heard(parts: list[bytes], closes: bool) -> tuple[int, bytes]:
     """Status and body of a response that comes in these parts."""
-    connection = Connection()
+    connection = UpstreamConnection()
     connection.connection_made(NoSocket())
     body = bytearray()
     async with asyncio.TaskGroup() as tasks:
@@ -265,9 +265,9 @@ async def test_a_connection_rests_for_a_while_and_is_then_closed(monkeypatch: py
 # ---- a body that is poured out --------------------------------------------------------------------------------------
 
 
-async def opened(headers: bytes = b"") -> Connection:
+async def opened(headers: bytes = b"") -> UpstreamConnection:
     """A connection that is at a body, without end if the headers tell none."""
-    connection = Connection()
+    connection = UpstreamConnection()
     connection.connection_made(NoSocket())
     exchange = asyncio.ensure_future(connection.exchange(b"", 5))
     await asyncio.sleep(0)

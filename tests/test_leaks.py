@@ -224,7 +224,7 @@ async def until_held(server: LiveServer, directory: Path, wanted: dict[str, obje
 
 
 KINDS = (HttpProtocol, WebSocketProtocol, Connection, Subscription)
-OF_A_RUN = (Run, MemoryLog, connection.Connection, Exchange)
+OF_A_RUN = (Run, MemoryLog, connection.UpstreamConnection, Exchange)
 
 
 def objects(upstream: FakeUpstream) -> tuple[Counter[str], int]:

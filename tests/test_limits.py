@@ -16,7 +16,7 @@ from chatserver.dialogue import UserText, estimated_tokens
 from chatserver.errors import TooMany
 from chatserver.events import Done as DoneEvent
 from chatserver.events import Terminal, ToolResult, Usage
-from chatserver.limits import Bucket, Requests
+from chatserver.limits import RateLimiter, TokenBucket
 from chatserver.log.memory import MemoryLog
 from chatserver.meter import Day, Meter
 from chatserver.parts import ToolCallPart
@@ -65,16 +65,16 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_a_bucket_is_emptied_and_fills_again(clock: Clock) -> None:
-    bucket = Bucket(3, 2)
-    assert [bucket.take() for _ in range(4)] == [0, 0, 0, 0.5]
+    bucket = TokenBucket(3, 2)
+    assert [bucket.draw() for _ in range(4)] == [0, 0, 0, 0.5]
     clock.now += 0.5
-    assert [bucket.take(), bucket.take()] == [0, 0.5]
+    assert [bucket.draw(), bucket.draw()] == [0, 0.5]
     clock.now += 1000
-    assert bucket.is_full and [bucket.take() for _ in range(4)] == [0, 0, 0, 0.5]
+    assert bucket.is_full and [bucket.draw() for _ in range(4)] == [0, 0, 0, 0.5]
 
 
 def test_requests_are_counted_of_each_user(clock: Clock) -> None:
-    requests = Requests(60)
+    requests = RateLimiter(60)
     for user in ("ann", "bob"):
         for _ in range(60):
             result_of(requests.count(user))
@@ -87,7 +87,7 @@ def test_requests_are_counted_of_each_user(clock: Clock) -> None:
 
 def test_users_who_ask_for_nothing_are_forgotten(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "USERS_LIMIT", 10)
-    requests = Requests(60)
+    requests = RateLimiter(60)
     for number in range(1000):
         clock.now += 1
         result_of(requests.count(f"user {number}"))
@@ -100,12 +100,12 @@ def test_users_who_all_ask_for_much_are_not_looked_through_for_each_new_one(
     monkeypatch.setattr(limits, "USERS_LIMIT", 100)
     costs: list[int] = []
 
-    def come(requests: Requests, count: int) -> None:
+    def come(requests: RateLimiter, count: int) -> None:
         for number in range(count):
             result_of(requests.count(f"user {number}"))
 
     for count in (1000, 2000, 4000):
-        requests = Requests(60)
+        requests = RateLimiter(60)
         costs.append(calls_of(partial(come, requests, count)))
         assert len(requests._buckets) == count
     assert costs[2] < 2.2 * costs[1] < 2.2**2 * costs[0]

@@ -13,7 +13,7 @@ import pytest
 from chatserver.auth import Gate, Identity
 from chatserver.auth.origins import Origins
 from chatserver.auth.tickets import Tickets
-from chatserver.limits import Bucket, Requests
+from chatserver.limits import RateLimiter, TokenBucket
 from chatserver.meter import Meter
 from chatserver.runs.life import Life
 from chatserver.runs.runs import Runs
@@ -163,8 +163,8 @@ CASES = [
     Case(lambda: patch.object(Tickets, "redeem", _redeemed_again), one_use),
     Case(lambda: patch.object(Connection, "__init__", _never_expires), streams_end, 5.0),
     Case(lambda: patch.object(Origins, "check", lambda *_: None), cookies_need_an_origin),
-    Case(lambda: patch.object(Requests, "count", _uncounted), requests_are_counted),
-    Case(lambda: patch.object(Bucket, "take", lambda _: 0.0), floods_are_shut_off),
+    Case(lambda: patch.object(RateLimiter, "count", _uncounted), requests_are_counted),
+    Case(lambda: patch.object(TokenBucket, "draw", lambda _: 0.0), floods_are_shut_off),
     Case(lambda: patch.object(Meter, "is_spent", lambda _: False), runs_end_when_spent),
     Case(lambda: patch.object(http_protocol.HttpProtocol, "_look", lambda _: None), slow_requests_end),
 ]

@@ -15,7 +15,7 @@ from chatserver.auth import Identity
 from chatserver.auth.tickets import Tickets
 from chatserver.commands import ChatRequest
 from chatserver.errors import TooMany
-from chatserver.limits import Requests
+from chatserver.limits import RateLimiter
 from chatserver.log.memory import MemoryLogs
 from chatserver.runs.lives import Lives
 from chatserver.runs.places import Place, Places
@@ -187,7 +187,7 @@ async def redeemed(tickets: Tickets) -> None:
 @pytest.mark.parametrize(
     "verb",
     [
-        partial(Requests(5).count, "a"),
+        partial(RateLimiter(5).count, "a"),
         partial(Admissions(5).admit_request, "a"),
         partial(released, Admissions(5)),
         partial(redeemed, Tickets()),
@@ -204,9 +204,9 @@ def test_an_admission_is_released_once() -> None:
     first, second = (result_of(limits.admit("a")) for _ in range(2))
     with pytest.raises(TooMany):
         result_of(limits.admit("a"))
-    first.hold(10)
+    first.hold_bytes(10)
     with pytest.raises(TooMany):
-        second.hold(1)
+        second.hold_bytes(1)
     for _ in range(3):
         result_of(first.release())
     assert (limits._connections, limits._bytes) == ({"a": 1}, {})
@@ -215,8 +215,8 @@ def test_an_admission_is_released_once() -> None:
 
 
 AWAITS = [
-    (Requests, "count", False),
-    (Requests, "count", True),
+    (RateLimiter, "count", False),
+    (RateLimiter, "count", True),
     (Admissions, "admit_request", False),
     (Admissions, "admit", False),
     (Admission, "release", True),
@@ -237,7 +237,9 @@ async def test_a_request_that_is_cancelled_takes_nothing_for_good(
         await nothing_taken(live)
 
 
-@pytest.mark.parametrize(("owner", "name", "done"), [each for each in AWAITS if each[0] in (Requests, Admissions)][:4])
+@pytest.mark.parametrize(
+    ("owner", "name", "done"), [each for each in AWAITS if each[0] in (RateLimiter, Admissions)][:4]
+)
 async def test_a_websocket_that_is_cancelled_takes_nothing_for_good(
     live: LiveServer, owner: type, name: str, done: bool
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from chatserver.commands import Attach, ChatRequest, Rename, Send, command, named
+from chatserver.commands import Attach, ChatRequest, Rename, Send, names_in, parse_command
 from chatserver.errors import BadCursor, BadJson, BadRequest, ChatError, NoCommand
 from chatserver.strict_json import convert, is_nested_too_deeply, json_text
 from tests.conftest import Scale
@@ -28,7 +28,7 @@ def request_of(body: bytes | str) -> ChatRequest:
 
 def sent(text: str) -> ChatRequest:
     """As a frame is read: ``text`` with the tag and a reference in front, if it is an object at all."""
-    read = command(json_text(framed(text)))
+    read = parse_command(json_text(framed(text)))
     assert isinstance(read, Send)
     return read.request()
 
@@ -195,8 +195,8 @@ def test_line_ends_of_texts_are_one_and_other_texts_stay_as_they_are() -> None:
 )
 def test_a_wrong_cursor_is_a_bad_cursor_wherever_it_stands(shape: str, after: str) -> None:
     with pytest.raises(BadCursor):
-        command(json_text(shape % after))
-    assert command(json_text(shape % 7)) == Attach(run_id="r", after=7)
+        parse_command(json_text(shape % after))
+    assert parse_command(json_text(shape % 7)) == Attach(run_id="r", after=7)
 
 
 @pytest.mark.parametrize(
@@ -212,15 +212,15 @@ def test_a_wrong_cursor_is_a_bad_cursor_wherever_it_stands(shape: str, after: st
     ],
 )
 def test_what_a_command_names_is_read_however_wrong_the_rest_is(text: str, names: dict[str, str]) -> None:
-    assert named(json_text(text)) == names
+    assert names_in(json_text(text)) == names
 
 
 def test_what_no_command_is_says_so() -> None:
     for text in ("[]", "5", '"send"', "{}", '{"type":"explode"}', '{"type":["send"]}', '{"type":{"type":"send"}}'):
         with pytest.raises(NoCommand):
-            command(json_text(text))
+            parse_command(json_text(text))
     with pytest.raises(BadRequest):
-        command(json_text('{"type":"ping","type":"ping"}'))
+        parse_command(json_text('{"type":"ping","type":"ping"}'))
 
 
 @pytest.mark.proof

@@ -95,7 +95,7 @@ async def test_a_token_that_is_not_good_now_or_not_for_us_is_refused(claims: dic
 
 async def test_a_token_without_an_end_is_good_for_ever() -> None:
     found = await identity(jwt.encode({"sub": "ann"}, SECRET, "HS256"))
-    assert (found.user, found.is_over) == ("ann", False)
+    assert (found.user, found.is_expired) == ("ann", False)
 
 
 async def test_an_issuers_clock_may_be_a_little_ahead_but_the_end_is_the_end() -> None:
@@ -554,5 +554,5 @@ async def test_a_stream_of_one_user_ends_alone() -> None:
 
 
 def test_an_identity_without_an_end_has_none() -> None:
-    assert not Identity("local").is_over
-    assert Identity("ann", time()).is_over
+    assert not Identity("local").is_expired
+    assert Identity("ann", time()).is_expired

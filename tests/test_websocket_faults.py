@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from chatserver import auth
-from chatserver.limits import Requests
+from chatserver.limits import RateLimiter
 from chatserver.runs.runs import Runs
 from chatserver.runs.subscription import Subscription
 from chatserver.transports.admission import Admissions
@@ -110,7 +110,7 @@ async def test_the_same_fault_is_the_same_refusal_over_http(
 @pytest.mark.parametrize(
     ("owner", "method"),
     [
-        (Requests, "count"),
+        (RateLimiter, "count"),
         (Admissions, "admit"),
         (Connections, "watch"),
         (Multiplexer, "_text_came"),

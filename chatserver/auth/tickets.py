@@ -26,7 +26,7 @@ class Ticket(Struct, frozen=True):
         return f"Ticket(ticket='***', expires_in={self.expires_in})"
 
 
-class _Held(Struct, frozen=True):
+class _Issued(Struct, frozen=True):
     identity: Identity
     until: float
     """On the clock that nobody sets."""
@@ -37,7 +37,7 @@ class Tickets:
 
     def __init__(self) -> None:
         # They all last equally long: the oldest is the first, and an ordered dict finds it at once.
-        self._tickets: OrderedDict[str, _Held] = OrderedDict()
+        self._tickets: OrderedDict[str, _Issued] = OrderedDict()
         self._users: Counter[str] = Counter()
 
     async def issue(self, identity: Identity) -> Ticket:
@@ -50,7 +50,7 @@ class Tickets:
         if self._users[identity.user] >= TICKETS_LIMIT:
             raise TooMany(f"at most {TICKETS_LIMIT} tickets at a time", retry_after=TICKET_SECONDS)
         ticket = secrets.token_urlsafe(TICKET_BYTES)
-        self._tickets[ticket] = _Held(identity, monotonic() + TICKET_SECONDS)
+        self._tickets[ticket] = _Issued(identity, monotonic() + TICKET_SECONDS)
         self._users[identity.user] += 1
         return Ticket(ticket, ceil(min(TICKET_SECONDS, max(0, identity.expires_at - time()))))
 
@@ -63,7 +63,7 @@ class Tickets:
         if ticket not in self._tickets:
             raise Unauthenticated
         held = self._forget(ticket)
-        if held.until <= monotonic() or held.identity.is_over:
+        if held.until <= monotonic() or held.identity.is_expired:
             raise Unauthenticated
         return held.identity
 
@@ -72,7 +72,7 @@ class Tickets:
         while self._tickets and self._tickets[oldest := next(iter(self._tickets))].until <= now:
             self._forget(oldest)
 
-    def _forget(self, ticket: str) -> _Held:
+    def _forget(self, ticket: str) -> _Issued:
         held = self._tickets.pop(ticket)
         self._users[held.identity.user] -= 1
         if not self._users[held.identity.user]:

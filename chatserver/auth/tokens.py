@@ -52,7 +52,7 @@ class Identity(Struct, frozen=True):
     expires_at: float = inf
 
     @property
-    def is_over(self) -> bool:
+    def is_expired(self) -> bool:
         return self.expires_at <= time()
 
 

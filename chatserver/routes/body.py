@@ -12,7 +12,7 @@ from chatserver.errors import BadJson, TooLarge, UnsupportedMedia
 from chatserver.routes import components_of
 from chatserver.strict_json import convert, json_text
 from chatserver.transports.admission import ADMISSION, Admission
-from chatserver.transports.asgi import Scope
+from chatserver.transports.asgi import AsgiScope
 
 T = TypeVar("T")
 
@@ -34,11 +34,11 @@ async def read_body(request: Request[str, Any, State], kind: type[T]) -> T:
         raise UnsupportedMedia("the body must be application/json in UTF-8")
     if header(headers, b"content-encoding") not in ("", "identity"):
         raise UnsupportedMedia("the body must not be compressed")
-    admission: Admission = cast(Scope, request.scope)["extensions"][ADMISSION]
+    admission: Admission = cast(AsgiScope, request.scope)["extensions"][ADMISSION]
     try:
-        body = await body_bytes(request, components_of(request).settings.max_body_bytes, admission.hold)
+        body = await body_bytes(request, components_of(request).settings.max_body_bytes, admission.hold_bytes)
     finally:
-        admission.let_go()
+        admission.release_bytes()
     return convert(json_text(body), kind)
 
 

@@ -13,7 +13,7 @@ from chatserver.providers.demo import CompletionRequest, Refusal, answer
 from chatserver.routes import components_of
 from chatserver.routes.body import body_bytes
 from chatserver.routes.http import OPEN_WHILE_DRAINING, PUBLIC
-from chatserver.transports.asgi import IS_OWN, Scope
+from chatserver.transports.asgi import IS_OWN, AsgiScope
 
 DEMO_PATH = "/demo/v1"
 BODY_BYTES_LIMIT = 8 * 1024 * 1024
@@ -32,7 +32,7 @@ async def chat_completions(request: Request[str, Any, State]) -> Response[Any]:
     is_own = compare_digest(given.encode(), key.encode())
     if components_of(request).settings.auth != "none" and not is_own:
         raise Unauthenticated
-    cast(Scope, request.scope)[IS_OWN] = is_own
+    cast(AsgiScope, request.scope)[IS_OWN] = is_own
     body = await body_bytes(request, BODY_BYTES_LIMIT)
     try:
         said = answer(msgspec.json.decode(body, type=CompletionRequest))

@@ -14,8 +14,7 @@ from litestar.params import FromPath, Parameter
 
 from chatserver.auth import Ticket
 from chatserver.auth.origins import header
-from chatserver.commands import ChatRequest, Rename, checked_search, checked_title, known_form
-from chatserver.commands import cursor as parse_cursor
+from chatserver.commands import ChatRequest, Rename, checked_id, checked_search, checked_title, parse_cursor
 from chatserver.errors import (
     BadCursor,
     BadRequest,
@@ -41,9 +40,8 @@ from chatserver.routes.openapi import (
     refusals,
 )
 from chatserver.transports.admission import ADMISSION
-from chatserver.transports.asgi import Scope
-from chatserver.transports.refusal import MEDIA_TYPE, refusal_of
-from chatserver.transports.refusal import body_of as body_of_refusal
+from chatserver.transports.asgi import AsgiScope
+from chatserver.transports.refusal import MEDIA_TYPE, problem_bytes, refusal_of
 from chatserver.transports.sse import Format, chosen
 from chatserver.transports.stream import RunStream, StreamHead
 
@@ -77,9 +75,9 @@ async def admit(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
         raise Draining
     if not handler.opt.get(PUBLIC):
         identity = await components.gate.identify(connection.scope, by_ticket=bool(handler.opt.get(TICKET)))
-        await components.requests.count(identity.user)
+        await components.rate_limiter.count(identity.user)
         connection.scope["user"], connection.scope["auth"] = identity.user, identity
-        extensions = cast(Scope, connection.scope)["extensions"]
+        extensions = cast(AsgiScope, connection.scope)["extensions"]
         extensions[ADMISSION] = await components.admissions.admit_request(identity.user)
 
 
@@ -127,7 +125,7 @@ async def read_events(
 ) -> StreamHead:
     """A run's events from a cursor."""
     runs, form, cursor = components_of(request).runs, _form(request), _cursor(request, after)
-    if cast(Scope, request.scope).get(IS_HEAD):
+    if cast(AsgiScope, request.scope).get(IS_HEAD):
         _, _, is_at_end = await runs.reached(request.user, run_id, cursor)
         return StreamHead(None if is_at_end else form)
     await _admit_stream(request)
@@ -185,7 +183,7 @@ def _size(limit: str | None, default: int) -> int:
 async def rename_session(request: Request[str, Any, State], session_id: FromPath[str]) -> SessionRecord:
     """Give a session another title."""
     title = checked_title(await read_body(request, Rename))
-    return await components_of(request).sessions.rename(request.user, known_form(session_id), title)
+    return await components_of(request).sessions.rename(request.user, checked_id(session_id), title)
 
 
 @delete("/chat/sessions/{session_id:str}", responses=refusals(*WITH_USER, NotFound))
@@ -229,7 +227,7 @@ def _form(request: Request[str, Any, State]) -> Format:
 
 async def _admit_stream(request: Request[str, Any, State]) -> None:
     """Count the request as a stream from now on, unless the user has as many streams as one may have."""
-    extensions = cast(Scope, request.scope)["extensions"]
+    extensions = cast(AsgiScope, request.scope)["extensions"]
     stream = await components_of(request).admissions.admit(request.user)
     extensions[ADMISSION], request_on_its_way = stream, extensions[ADMISSION]
     await request_on_its_way.release()
@@ -242,17 +240,17 @@ def _cursor(request: Request[str, Any, State], after: str | None = None) -> int:
     return parse_cursor(given) if given else 0
 
 
-def problem(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+def error_response(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     """Any failure as a problem document."""
     if isinstance(error, HTTPException):
-        error = _refusal_of(request, error)
+        error = _litestar_refusal(request, error)
     refusal = refusal_of(error, "a request")
     return Response(
-        body_of_refusal(refusal), status_code=refusal.status, media_type=MEDIA_TYPE, headers=refusal.headers()
+        problem_bytes(refusal), status_code=refusal.status, media_type=MEDIA_TYPE, headers=refusal.headers()
     )
 
 
-def _refusal_of(request: Request[Any, Any, Any], error: HTTPException) -> ChatError:
+def _litestar_refusal(request: Request[Any, Any, Any], error: HTTPException) -> ChatError:
     """What Litestar refuses before a route has the request."""
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         return MethodNotAllowed(_methods(request))

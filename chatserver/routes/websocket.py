@@ -4,7 +4,7 @@ from litestar import asgi
 
 from chatserver.auth import Identity
 from chatserver.errors import Draining, Unauthenticated, UpgradeRequired
-from chatserver.transports.asgi import Receive, Scope, Send
+from chatserver.transports.asgi import AsgiReceive, AsgiScope, AsgiSend
 from chatserver.transports.close_codes import closing_of
 from chatserver.transports.components import Components
 from chatserver.transports.multiplexer import Multiplexer
@@ -16,7 +16,7 @@ SUBPROTOCOL = "chatserver.v1"
 
 
 @asgi(WEBSOCKET_PATH, copy_scope=False)
-async def websocket(scope: Scope, receive: Receive, send: Send) -> None:
+async def websocket(scope: AsgiScope, receive: AsgiReceive, send: AsgiSend) -> None:
     """The WebSocket endpoint: let the peer in or refuse the handshake, and begin the dialogue."""
     if scope["type"] != "websocket":
         return await refuse(scope, send, UpgradeRequired())
@@ -40,7 +40,7 @@ async def websocket(scope: Scope, receive: Receive, send: Send) -> None:
     try:
         if isinstance(identity, Unauthenticated):
             raise identity
-        await components.requests.count(identity.user)
+        await components.rate_limiter.count(identity.user)
         admission = await components.admissions.admit(identity.user)
     except Exception as error:  # noqa: BLE001 - logged by `refusal_of`
         closing = closing_of(refusal_of(error, "a WebSocket"))

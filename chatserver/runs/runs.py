@@ -9,7 +9,7 @@ import anyio
 from msgspec.structs import replace
 
 from chatserver.agent import Agent
-from chatserver.commands import ChatRequest, checked, known_form, new_id, offered
+from chatserver.commands import ChatRequest, checked_id, checked_model, checked_request, new_id
 from chatserver.errors import BadCursor, BadRequest, ChatError, Draining, NotFound, Unavailable
 from chatserver.log import EventLog, EventLogs
 from chatserver.records import MessageRecord, RunRecord, SessionDetail
@@ -50,9 +50,9 @@ class Runs:
         Raises:
             BadRequest, TooLarge, NotFound, RunActive, KeyReused, TooMany, Draining, Unavailable: nothing was started.
         """
-        request = checked(request, self._settings.max_message_bytes)
+        request = checked_request(request, self._settings.max_message_bytes)
         if self._settings.models:
-            request = offered(request, self._settings.models_offered)
+            request = checked_model(request, self._settings.models_offered)
         try:
             if self.is_draining:
                 raise Draining
@@ -89,7 +89,7 @@ class Runs:
             KeyReused, TooLarge: as when a run is started.
             BadCursor: the key has started nothing, or ``after`` is past the end of the run's log.
         """
-        request = checked(request, self._settings.max_message_bytes)
+        request = checked_request(request, self._settings.max_message_bytes)
         if request.idempotency_key is None:
             raise BadRequest("only a request with an `idempotency_key` can be read on", "/idempotency_key")
         found = await self._sessions.earlier(user, request)
@@ -158,7 +158,7 @@ class Runs:
             NotFound: this user has no such session.
             BadCursor: no page gave the cursor.
         """
-        detail = await self._sessions.session(user, known_form(session_id), all_branches, limit, cursor)
+        detail = await self._sessions.session(user, checked_id(session_id), all_branches, limit, cursor)
         return replace(detail, messages=[await self._as_it_is(message) for message in detail.messages])
 
     async def _as_it_is(self, message: MessageRecord) -> MessageRecord:
@@ -174,7 +174,7 @@ class Runs:
         Raises:
             NotFound: this user has no such session.
         """
-        session_id = known_form(session_id)
+        session_id = checked_id(session_id)
         await self._deleted(user)
         deleting = self._deleting[user] = anyio.Event()
         try:
@@ -203,7 +203,7 @@ class Runs:
 
     async def _find(self, user: str, run_id: str) -> Life | None:
         """A run of this process. One that is being begun is on disk, and so in reach, before it is here."""
-        if beginning := self._beginning.get(known_form(run_id)):
+        if beginning := self._beginning.get(checked_id(run_id)):
             await beginning.wait()
         life = self._lives.lives.get(run_id)
         return life if life is not None and life.user == user else None

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from time import monotonic
 
 from chatserver.syntax import one_line
-from chatserver.transports.asgi import IS_OWN, Scope
+from chatserver.transports.asgi import IS_OWN, AsgiScope
 
 logger = logging.getLogger("chatserver.access")
 
@@ -20,7 +20,7 @@ class AccessLine:
     did not come to its end, as when the peer has left.
     """
 
-    def __init__(self, scope: Scope) -> None:
+    def __init__(self, scope: AsgiScope) -> None:
         logger.setLevel(logging.INFO)
         path = one_line(scope["raw_path"].decode("latin-1"))
         self._began = monotonic()

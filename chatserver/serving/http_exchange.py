@@ -9,7 +9,7 @@ from chatserver.errors import ChatError, Internal
 from chatserver.serving.access_log import AccessLine
 from chatserver.serving.http_bytes import Headers, chunk
 from chatserver.serving.http_head import Framing, response_head
-from chatserver.transports.asgi import App, Message, Scope
+from chatserver.transports.asgi import App, AsgiMessage, AsgiScope
 from chatserver.transports.peer import nobody
 
 logger = logging.getLogger("chatserver.http")
@@ -80,7 +80,7 @@ class Exchange:
     def __init__(
         self,
         connection: Connection,
-        scope: Scope,
+        scope: AsgiScope,
         keep_alive: bool,
         expects_continue: bool,
         line: AccessLine | None = None,
@@ -102,7 +102,7 @@ class Exchange:
         self._news: asyncio.Future[None] | None = None
         self._writable: asyncio.Future[None] | None = None
 
-    async def run(self, app: App, scope: Scope) -> None:
+    async def run(self, app: App, scope: AsgiScope) -> None:
         """Let the application answer."""
         try:
             await app(scope, self.receive, self.send)
@@ -171,7 +171,7 @@ class Exchange:
 
     # ASGI
 
-    async def receive(self) -> Message:
+    async def receive(self) -> AsgiMessage:
         if self._expects_continue and self.progress is Progress.ASKED and not self.has_left:
             self._connection.transport.write(CONTINUE)
             self._expects_continue = False
@@ -186,7 +186,7 @@ class Exchange:
         body, self._body = bytes(self._body), bytearray()
         return {"type": "http.request", "body": body, "more_body": not self._has_all}
 
-    async def send(self, message: Message) -> None:
+    async def send(self, message: AsgiMessage) -> None:
         while self._connection.is_write_paused and not self.has_left:
             self._writable = asyncio.get_running_loop().create_future()
             await self._writable

@@ -23,7 +23,7 @@ from chatserver.serving.http_bytes import refusal
 from chatserver.serving.http_head import date_header
 from chatserver.serving.scope import websocket_scope
 from chatserver.serving.websocket_reader import WebSocketReader
-from chatserver.transports.asgi import Message
+from chatserver.transports.asgi import AsgiMessage
 from chatserver.transports.close_codes import (
     FAILED,
     GOING_DOWN,
@@ -81,7 +81,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._stage = Stage.HANDSHAKE
         self._reader = WebSocketReader(config.ws_max_size)
         self._response: Response | None = None
-        self._refusal: Message = {}
+        self._refusal: AsgiMessage = {}
         self._came: asyncio.Future[None] | None = None
         self._pinged_at = monotonic()
         self._timer: asyncio.TimerHandle | None = None
@@ -192,6 +192,9 @@ class WebSocketProtocol(asyncio.Protocol):
             await self._config.loaded_app(scope, self.receive, self.send)
         except Exception:
             logger.exception("the application failed")
+        except BaseException:
+            self.abort()  # Nobody has the connection who would ever close it.
+            raise
         self._response = None
         if self._stage is Stage.HANDSHAKE:
             self.transport.write(refusal(Internal()))
@@ -199,7 +202,7 @@ class WebSocketProtocol(asyncio.Protocol):
         elif self._stage is Stage.OPEN and self.on_leave is nobody:
             self.close(FAILED.code, FAILED.reason)
 
-    async def receive(self) -> Message:
+    async def receive(self) -> AsgiMessage:
         """Of the handshake: what comes behind it goes to whoever takes the connection over."""
         if self._came is None:
             self._came = self._loop.create_future()
@@ -208,7 +211,7 @@ class WebSocketProtocol(asyncio.Protocol):
             await self._came
         return {"type": "websocket.disconnect", "code": LOST}
 
-    async def send(self, message: Message) -> None:
+    async def send(self, message: AsgiMessage) -> None:
         if self._stage is Stage.LOST:
             raise ConnectionResetError
         match self._stage, message["type"]:
@@ -225,7 +228,7 @@ class WebSocketProtocol(asyncio.Protocol):
             case _:
                 raise RuntimeError(f"{message['type']} on a WebSocket that is {self._stage.name.lower()}")
 
-    def _accept(self, message: Message) -> None:
+    def _accept(self, message: AsgiMessage) -> None:
         response = cast(Response, self._response)
         del response.headers["Date"]
         headers = [date_header(int(time())), *message.get("headers", ())]

@@ -10,7 +10,7 @@ from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
-from chatserver.limits import Bucket
+from chatserver.limits import TokenBucket
 from chatserver.transports.close_codes import NOT_UTF8, TOO_MANY_FRAMES, Closing
 
 FRAMES_PER_SECOND_LIMIT = 200
@@ -28,7 +28,7 @@ class WebSocketReader:
         self.conn = ServerProtocol(max_size=message_bytes_limit, logger=_quiet)
         self.has_pong = False
         """Whether a pong has come since somebody set this to False."""
-        self._frames_left = Bucket(FRAMES_AT_ONCE_LIMIT, FRAMES_PER_SECOND_LIMIT)
+        self._frames_left = TokenBucket(FRAMES_AT_ONCE_LIMIT, FRAMES_PER_SECOND_LIMIT)
         self._fragments: list[bytes] = []
         self._is_text = True
 
@@ -56,7 +56,7 @@ class WebSocketReader:
 
     def _message(self, frame: Frame) -> Iterator[str | None]:
         """The message that is whole with this frame, if one is."""
-        if self._frames_left.take():
+        if self._frames_left.draw():
             return self.fail(TOO_MANY_FRAMES)
         if frame.opcode is Opcode.PONG:
             self.has_pong = True

@@ -2,7 +2,7 @@
 
 from sqlalchemy import Connection, delete, update
 
-from chatserver.commands import known_form
+from chatserver.commands import checked_id
 from chatserver.errors import NotFound
 from chatserver.records import SessionRecord
 from chatserver.sessions.holdings import add
@@ -16,7 +16,7 @@ def rename(connection: Connection, user: str, session_id: str, title: str) -> Se
     Raises:
         NotFound: the user has no such session.
     """
-    mine = (sessions.c.user_id == user, sessions.c.session_id == known_form(session_id))
+    mine = (sessions.c.user_id == user, sessions.c.session_id == checked_id(session_id))
     connection.execute(update(sessions).where(*mine).values(title=title, folded_title=folded(title)))
     return session_record(connection, user, session_id)
 
@@ -27,7 +27,7 @@ def remove(connection: Connection, user: str, session_id: str) -> None:
     Raises:
         NotFound: the user has no such session.
     """
-    mine = (sessions.c.user_id == user, sessions.c.session_id == known_form(session_id))
+    mine = (sessions.c.user_id == user, sessions.c.session_id == checked_id(session_id))
     size = connection.execute(delete(sessions).where(*mine).returning(sessions.c.bytes)).scalar()
     if size is None:
         raise NotFound

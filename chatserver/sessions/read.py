@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Meta, Struct
 from sqlalchemy import Connection, select, tuple_
 
-from chatserver.commands import known_form
+from chatserver.commands import checked_id
 from chatserver.errors import BadCursor, NotFound
 from chatserver.events import Record, as_record
 from chatserver.records import RunRecord, SessionDetail, SessionPage, SessionRecord
@@ -37,7 +37,7 @@ def run(connection: Connection, user: str, run_id: str) -> RunRecord:
     Raises:
         NotFound: there is none.
     """
-    query = select(*RUN_COLUMNS).where(runs.c.run_id == known_form(run_id), runs.c.user_id == user)
+    query = select(*RUN_COLUMNS).where(runs.c.run_id == checked_id(run_id), runs.c.user_id == user)
     row = connection.execute(query).one_or_none()
     if row is None:
         raise NotFound
@@ -63,7 +63,7 @@ def session_record(connection: Connection, user: str, session_id: str) -> Sessio
     Raises:
         NotFound: there is none.
     """
-    query = _SESSIONS.where(sessions.c.user_id == user, sessions.c.session_id == known_form(session_id))
+    query = _SESSIONS.where(sessions.c.user_id == user, sessions.c.session_id == checked_id(session_id))
     row = connection.execute(query).one_or_none()
     if row is None:
         raise NotFound

@@ -30,7 +30,7 @@ class Admission:
     async def __aexit__(self, *_: object) -> None:
         await self.release()
 
-    def hold(self, size: int) -> None:
+    def hold_bytes(self, size: int) -> None:
         """Count bytes of a body, which this process holds, until all of them are let go.
 
         Raises:
@@ -41,7 +41,7 @@ class Admission:
         self._user_bytes[self._user] += size
         self._held_bytes += size
 
-    def let_go(self) -> None:
+    def release_bytes(self) -> None:
         """The body has come, or will not."""
         _subtract(self._user_bytes, self._user, self._held_bytes)
         self._held_bytes = 0
@@ -51,7 +51,7 @@ class Admission:
 
         No cancellation cuts this short, so that it may stand in a ``finally``.
         """
-        self.let_go()
+        self.release_bytes()
         if not self._is_released:
             self._is_released = True
             _subtract(self._users, self._user, 1)

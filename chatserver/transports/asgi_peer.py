@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 
 import anyio
 
-from chatserver.transports.asgi import Message, Receive, Send
+from chatserver.transports.asgi import AsgiMessage, AsgiReceive, AsgiSend
 from chatserver.transports.frames import texts_of
 
 
@@ -37,7 +37,7 @@ class AsgiPeer(ABC):
         self._is_ending = True
         self.write(b"")
 
-    async def serve(self, receive: Receive, send: Send) -> None:
+    async def serve(self, receive: AsgiReceive, send: AsgiSend) -> None:
         """Carry what is written until the end, or until the peer has left."""
         try:
             with self._scope:
@@ -49,7 +49,7 @@ class AsgiPeer(ABC):
             self.is_writable = False
             self.on_leave()
 
-    async def _send_all(self, send: Send) -> None:
+    async def _send_all(self, send: AsgiSend) -> None:
         try:
             while True:
                 await self._has_come.wait()
@@ -67,13 +67,13 @@ class AsgiPeer(ABC):
             return  # It has left, or is closing.
 
     @abstractmethod
-    def _messages(self, data: bytes) -> Iterable[Message]: ...
+    def _messages(self, data: bytes) -> Iterable[AsgiMessage]: ...
 
     @abstractmethod
-    async def _say_goodbye(self, send: Send) -> None: ...
+    async def _say_goodbye(self, send: AsgiSend) -> None: ...
 
     @abstractmethod
-    async def _listen(self, receive: Receive) -> None: ...
+    async def _listen(self, receive: AsgiReceive) -> None: ...
 
 
 class AsgiBody(AsgiPeer):
@@ -89,14 +89,14 @@ class AsgiBody(AsgiPeer):
         self._is_cut = True
         self._end()
 
-    def _messages(self, data: bytes) -> Iterable[Message]:
+    def _messages(self, data: bytes) -> Iterable[AsgiMessage]:
         return [{"type": "http.response.body", "body": data, "more_body": True}] if data else []
 
-    async def _say_goodbye(self, send: Send) -> None:
+    async def _say_goodbye(self, send: AsgiSend) -> None:
         if not self._is_cut:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _listen(self, receive: Receive) -> None:
+    async def _listen(self, receive: AsgiReceive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
         self._scope.cancel()
@@ -108,20 +108,20 @@ class AsgiSocket(AsgiPeer):
     def __init__(self) -> None:
         super().__init__()
         self.on_text: Callable[[str | None], None] = _unheard
-        self._goodbye: Message = {}
+        self._goodbye: AsgiMessage = {}
 
     def close(self, code: int, reason: str) -> None:
         self._goodbye = {"type": "websocket.close", "code": code, "reason": reason}
         self.on_text = _unheard
         self._end()
 
-    def _messages(self, data: bytes) -> Iterable[Message]:
+    def _messages(self, data: bytes) -> Iterable[AsgiMessage]:
         return [{"type": "websocket.send", "text": text} for text in texts_of(data)]
 
-    async def _say_goodbye(self, send: Send) -> None:
+    async def _say_goodbye(self, send: AsgiSend) -> None:
         await send(self._goodbye)
 
-    async def _listen(self, receive: Receive) -> None:
+    async def _listen(self, receive: AsgiReceive) -> None:
         while (message := await receive())["type"] != "websocket.disconnect":
             if message["type"] == "websocket.receive":
                 self.on_text(message.get("text"))

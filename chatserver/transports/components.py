@@ -3,7 +3,7 @@
 from msgspec import Struct
 
 from chatserver.auth import Gate
-from chatserver.limits import Requests
+from chatserver.limits import RateLimiter
 from chatserver.runs.runs import Runs
 from chatserver.sessions import Sessions
 from chatserver.settings import Settings
@@ -16,7 +16,7 @@ class Components(Struct, frozen=True):
 
     settings: Settings
     gate: Gate
-    requests: Requests
+    rate_limiter: RateLimiter
     runs: Runs
     sessions: Sessions
     admissions: Admissions

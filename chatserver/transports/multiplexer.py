@@ -8,11 +8,10 @@ import msgspec
 from anyio.lowlevel import checkpoint
 
 from chatserver.auth import Identity
-from chatserver.commands import Attach, Cancel, Command, Detach, Ping, command, cursor, named
-from chatserver.commands import Send as SendCommand
+from chatserver.commands import Attach, Cancel, Command, Detach, Ping, Send, names_in, parse_command, parse_cursor
 from chatserver.errors import BadJson, ChatError, NoCommand
 from chatserver.events import Record
-from chatserver.limits import Requests
+from chatserver.limits import RateLimiter
 from chatserver.replies import PING, Accepted, Pong, Rejected, rejected
 from chatserver.runs.runs import Runs
 from chatserver.runs.subscription import Subscription
@@ -55,7 +54,7 @@ class Multiplexer(Connection):
         self._socket = peer
         self._identity = identity
         self._runs: Runs = components.runs
-        self._requests: Requests = components.requests
+        self._rate_limiter: RateLimiter = components.rate_limiter
         self._pumps: dict[str, Pump] = {}
         self._no_commands = 0
         self._inbox: list[str] = []
@@ -135,7 +134,7 @@ class Multiplexer(Connection):
         while self._inbox and self.is_open and self.peer.is_writable:
             text = self._inbox.pop(0)
             self._inbox_bytes -= len(text) + FRAME_OVERHEAD_BYTES
-            if self._identity.is_over:
+            if self._identity.is_expired:
                 return self._close(EXPIRED)
             await self._obey_text(text)
             await checkpoint()  # One that asks for much must not keep the loop for itself.
@@ -145,8 +144,8 @@ class Multiplexer(Connection):
         about: dict[str, Any] = {}
         try:
             text = json_text(text)
-            about = named(text)
-            await self._obey(command(text), about)
+            about = names_in(text)
+            await self._obey(parse_command(text), about)
             self._no_commands = 0
         except Exception as error:  # noqa: BLE001 - logged by `refusal_of`
             self._reject(refusal_of(error, "a command of a WebSocket"), about)
@@ -159,13 +158,13 @@ class Multiplexer(Connection):
 
     async def _obey(self, wanted: Command, about: dict[str, Any]) -> None:
         if not isinstance(wanted, Ping):
-            await self._requests.count(self._identity.user)
+            await self._rate_limiter.count(self._identity.user)
         user = self._identity.user
         match wanted:
-            case SendCommand():
+            case Send():
                 self._attach(await self._runs.start(user, wanted.request()), about)
             case Attach():
-                after = cursor(wanted.after)
+                after = parse_cursor(wanted.after)
                 self._attach(await self._runs.subscribe(user, wanted.run_id, after), about)
             case Detach():
                 await self._runs.record(user, wanted.run_id)

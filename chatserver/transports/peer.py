@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Protocol
 
-from chatserver.transports.asgi import Receive, Scope, Send
+from chatserver.transports.asgi import AsgiReceive, AsgiScope, AsgiSend
 from chatserver.transports.asgi_peer import AsgiBody, AsgiSocket, nobody
 
 PEER = "chatserver.peer"
@@ -57,7 +57,7 @@ class SocketPeer(Peer, Protocol):
         ...
 
 
-async def with_body(scope: Scope, receive: Receive, send: Send, begin: Callable[[BodyPeer], None]) -> None:
+async def with_body(scope: AsgiScope, receive: AsgiReceive, send: AsgiSend, begin: Callable[[BodyPeer], None]) -> None:
     """Give ``begin`` the peer of a response whose head is sent. This returns at once, or at the end of the body."""
     if PEER in scope.get("extensions", {}):
         return begin(scope["extensions"][PEER]())
@@ -66,7 +66,9 @@ async def with_body(scope: Scope, receive: Receive, send: Send, begin: Callable[
     await body.serve(receive, send)
 
 
-async def with_socket(scope: Scope, receive: Receive, send: Send, begin: Callable[[SocketPeer], None]) -> None:
+async def with_socket(
+    scope: AsgiScope, receive: AsgiReceive, send: AsgiSend, begin: Callable[[SocketPeer], None]
+) -> None:
     """Give ``begin`` the peer of a WebSocket that is accepted. This returns at once, or when it is closed."""
     if PEER in scope.get("extensions", {}):
         return begin(scope["extensions"][PEER]())

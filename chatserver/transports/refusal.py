@@ -6,7 +6,7 @@ import msgspec
 
 from chatserver.errors import ChatError, Internal
 from chatserver.replies import problem_of
-from chatserver.transports.asgi import Scope, Send
+from chatserver.transports.asgi import AsgiScope, AsgiSend
 
 logger = logging.getLogger(__name__)
 
@@ -21,19 +21,19 @@ def refusal_of(error: Exception, what: str) -> ChatError:
     return Internal()
 
 
-def body_of(error: ChatError) -> bytes:
+def problem_bytes(error: ChatError) -> bytes:
     """The problem document of a refusal."""
     return msgspec.json.encode(problem_of(error))
 
 
 def response_of(error: ChatError) -> tuple[list[tuple[bytes, bytes]], bytes]:
     """The headers and the body of a refusal that is a whole response."""
-    body = body_of(error)
+    body = problem_bytes(error)
     about = {"Content-Type": MEDIA_TYPE, "Content-Length": str(len(body))}
     return [(name.lower().encode(), value.encode()) for name, value in (about | error.headers()).items()], body
 
 
-async def refuse(scope: Scope, send: Send, error: ChatError) -> None:
+async def refuse(scope: AsgiScope, send: AsgiSend, error: ChatError) -> None:
     """Answer a request, or a WebSocket's handshake, with a problem document."""
     headers, body = response_of(error)
     prefix = "websocket.http" if scope["type"] == "websocket" else "http"

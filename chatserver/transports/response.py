@@ -1,7 +1,7 @@
 """Responses that are no streams: private unless they say otherwise, and over when the peer has taken them."""
 
 from chatserver.transports.admission import ADMISSION
-from chatserver.transports.asgi import Message, Scope, Send
+from chatserver.transports.asgi import AsgiMessage, AsgiScope, AsgiSend
 from chatserver.transports.connections import Connection, Connections
 from chatserver.transports.peer import PEER, BodyPeer
 
@@ -20,14 +20,14 @@ class WatchedSend:
 
     __slots__ = ("_body", "_connections", "_is_whole", "_scope", "_send")
 
-    def __init__(self, scope: Scope, send: Send, connections: Connections) -> None:
+    def __init__(self, scope: AsgiScope, send: AsgiSend, connections: Connections) -> None:
         self._scope = scope
         self._send = send
         self._connections = connections
         self._is_whole = False
         self._body = b""
 
-    async def __call__(self, message: Message) -> None:
+    async def __call__(self, message: AsgiMessage) -> None:
         if message["type"] == "http.response.start":
             headers = message.get("headers", ())
             names = {name.lower() for name, _ in headers}
@@ -45,7 +45,7 @@ class WatchedSend:
 class _WholeBody(Connection):
     """The body of a response, in pieces, each as soon as the one before was taken."""
 
-    def __init__(self, peer: BodyPeer, body: bytes, connections: Connections, scope: Scope) -> None:
+    def __init__(self, peer: BodyPeer, body: bytes, connections: Connections, scope: AsgiScope) -> None:
         self._peer = peer
         self._body, self._at = body, 0
         super().__init__(peer, connections, scope["extensions"].pop(ADMISSION, None))

@@ -5,7 +5,7 @@ import asyncio
 from chatserver.events import Record
 from chatserver.runs.subscription import Subscription
 from chatserver.transports.admission import ADMISSION, Admission
-from chatserver.transports.asgi import Message, Receive, Scope, Send
+from chatserver.transports.asgi import AsgiMessage, AsgiReceive, AsgiScope, AsgiSend
 from chatserver.transports.connections import FLUSH_SECONDS, Connection, Connections
 from chatserver.transports.peer import BodyPeer, with_body
 from chatserver.transports.pump import Pump
@@ -24,7 +24,7 @@ class StreamHead:
     def __init__(self, form: Format | None) -> None:
         self._form = form
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: AsgiScope, receive: AsgiReceive, send: AsgiSend) -> None:
         await send(_start(self._form))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -38,7 +38,7 @@ class RunStream(StreamHead):
         self._subscription = subscription
         self._connections = connections
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: AsgiScope, receive: AsgiReceive, send: AsgiSend) -> None:
         try:
             if self._subscription.is_at_end:
                 self._subscription.close()
@@ -111,7 +111,7 @@ class _Stream(Connection):
         self._look_at_peer()
 
 
-def _start(form: Format | None) -> Message:
+def _start(form: Format | None) -> AsgiMessage:
     """The head of a stream; None: there is nothing to read, and no need to come back."""
     # A list for each: whoever passes it on may add to it.
     headers = [*STREAM_HEADERS] if form is None else [(b"content-type", form.content_type), *STREAM_HEADERS]

@@ -25,7 +25,7 @@ ADDRESS_SECONDS = 0.25
 """The start that one address of a host gets before the next is tried too (RFC 8305, "Happy Eyeballs")."""
 
 
-class Connection(asyncio.Protocol):
+class UpstreamConnection(asyncio.Protocol):
     """A connection, and the response that it is at."""
 
     def __init__(self) -> None:
@@ -254,21 +254,21 @@ async def addresses(host: str, port: int) -> list[str]:
     return list(dict.fromkeys(str(each[4][0]) for each in found))
 
 
-async def connected(host: str, port: int, tls: ssl.SSLContext | None) -> Connection:
+async def connected(host: str, port: int, tls: ssl.SSLContext | None) -> UpstreamConnection:
     """A connection to the first address of a host that answers, with its TLS handshake done.
 
     Raises:
         OSError: none answers.
     """
     loop, found = asyncio.get_running_loop(), await addresses(host, port)
-    first: Connection | None = None
+    first: UpstreamConnection | None = None
     failures: list[OSError] = []
 
     async def attempt(address: str, failed: anyio.Event) -> None:
         nonlocal first
         name = host if tls else None
         try:
-            _, made = await loop.create_connection(Connection, address, port, ssl=tls, server_hostname=name)
+            _, made = await loop.create_connection(UpstreamConnection, address, port, ssl=tls, server_hostname=name)
         except OSError as error:
             failures.append(error)
             failed.set()

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import anyio
 import httpx2
 
-from chatserver.upstream.connection import Connection, Deadline, Sink, connected
+from chatserver.upstream.connection import Deadline, Sink, UpstreamConnection, connected
 
 KEEPALIVE_SECONDS = 4.0
 """Less than the 5 s after which Node and uvicorn close: a request must not meet a connection that is just going."""
@@ -61,7 +61,7 @@ class HttpTransport(httpx2.AsyncBaseTransport):
     def __init__(self, tls: ssl.SSLContext) -> None:
         tls.set_alpn_protocols(["http/1.1"])
         self._tls = tls
-        self._idle: dict[Origin, list[Connection]] = {}
+        self._idle: dict[Origin, list[UpstreamConnection]] = {}
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         url, timeouts = request.url, request.extensions.get("timeout", {})
@@ -85,7 +85,7 @@ class HttpTransport(httpx2.AsyncBaseTransport):
             for connection in kept:
                 connection.close()
 
-    async def _connect(self, origin: Origin, seconds: float | None) -> Connection:
+    async def _connect(self, origin: Origin, seconds: float | None) -> UpstreamConnection:
         scheme, host, port = origin
         try:
             with anyio.fail_after(seconds):
@@ -95,7 +95,7 @@ class HttpTransport(httpx2.AsyncBaseTransport):
         except (OSError, UnicodeError) as error:
             raise httpx2.ConnectError("no connection") from error
 
-    def _kept(self, origin: Origin) -> Connection | None:
+    def _kept(self, origin: Origin) -> UpstreamConnection | None:
         """The connection that was used last, if one is left: the others may go to their rest."""
         while kept := self._idle.get(origin):
             connection = kept.pop()
@@ -104,7 +104,7 @@ class HttpTransport(httpx2.AsyncBaseTransport):
                 return connection
         return None
 
-    def _keep(self, origin: Origin, connection: Connection) -> None:
+    def _keep(self, origin: Origin, connection: UpstreamConnection) -> None:
         kept = self._idle.setdefault(origin, [])
         kept[:] = [each for each in kept if each.is_reusable]
         if connection.is_reusable and len(kept) < KEEPALIVE_LIMIT:
@@ -117,8 +117,8 @@ class HttpTransport(httpx2.AsyncBaseTransport):
 class Body(httpx2.AsyncByteStream):
     """A response's body; closing it gives the connection back, or closes it when something is left to come."""
 
-    def __init__(self, connection: Connection, leave: Callable[[], None]) -> None:
-        self._connection: Connection | None = connection
+    def __init__(self, connection: UpstreamConnection, leave: Callable[[], None]) -> None:
+        self._connection: UpstreamConnection | None = connection
         self._leave = leave
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -128,10 +128,10 @@ class Body(httpx2.AsyncByteStream):
         return self._open().read()
 
     def pour(self, sink: Sink, deadline: Deadline) -> Awaitable[None]:
-        """The other way of reading it: what comes is pushed to ``sink``, see ``Connection.pour``."""
+        """The other way of reading it: what comes is pushed to ``sink``, see ``UpstreamConnection.pour``."""
         return self._open().pour(sink, deadline)
 
-    def _open(self) -> Connection:
+    def _open(self) -> UpstreamConnection:
         if self._connection is None:
             raise httpx2.StreamClosed
         return self._connection
