@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 import anyio
 import msgspec
+from anyio.lowlevel import checkpoint
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -47,7 +48,10 @@ Emit: TypeAlias = Callable[[Step], None]
 """Tells the run what has happened. It raises when the run takes no more; the agent need not catch that."""
 
 
-Agent: TypeAlias = Callable[[ModelRequest, Meter, Emit], Awaitable[FinishReason]]
+Settled: TypeAlias = Callable[[], Awaitable[None]]
+"""Waits until the run is on disk. Before that, nothing may be done that changes the world: there may be no such run."""
+
+Agent: TypeAlias = Callable[[ModelRequest, Meter, Emit, Settled], Awaitable[FinishReason]]
 """Answers a request, telling each step as it happens, and returns why the answer ends where it does.
 
 Cancelling it ends all that it does. ``emit`` meters texts; the agent itself meters requests and tool calls. It may
@@ -58,7 +62,8 @@ raise `UpstreamError`, where the model fails, and `Spent`, where the meter allow
 def generated(steps: Callable[[ModelRequest], AsyncGenerator[Step, None]]) -> Agent:
     """An agent out of an async generator of its steps, which ends when the answer is complete."""
 
-    async def answer(request: ModelRequest, meter: Meter, emit: Emit) -> FinishReason:
+    async def answer(request: ModelRequest, meter: Meter, emit: Emit, settled: Settled) -> FinishReason:
+        await settled()
         meter.ask(request)
         async with aclosing(steps(request)) as theirs:
             async for step in theirs:
@@ -77,7 +82,9 @@ class ToolAgent(Struct, frozen=True):
     turns_limit: int
     calls_limit: int
 
-    async def answer(self, request: ModelRequest, meter: Meter, emit: Emit) -> FinishReason:
+    async def answer(
+        self, request: ModelRequest, meter: Meter, emit: Emit, settled: Settled = checkpoint
+    ) -> FinishReason:
         """The ``Agent``. A model that wants too many tools at once has failed."""
         request, call_ids = replace(request, tools=[each.specification() for each in self.tools.values()]), set[str]()
         for _ in range(self.turns_limit):
@@ -92,6 +99,7 @@ class ToolAgent(Struct, frozen=True):
                 emit(origin)
             if not calls:
                 return "stop" if finish.reason == "tool_calls" else finish.reason
+            await settled()
             called = [ToolCall(call_id=call.call_id, tool=call.name, args=call.args) for call in calls]
             for event in called:
                 emit(event)

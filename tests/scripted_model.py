@@ -129,11 +129,19 @@ class Store:
         self.ends.append(ending)
 
 
-def life_of(meter: Meter | None = None, kept: Store | None = None, grace_seconds: float | None = None) -> Life:
-    """A run in its life, stored nowhere."""
+def life_of(
+    meter: Meter | None = None,
+    kept: Store | None = None,
+    grace_seconds: float | None = None,
+    is_settled: bool = True,
+) -> Life:
+    """A run in its life, stored nowhere, as if it were on disk where ``is_settled``."""
     sessions = cast(Sessions, kept or Store())
     run = Run(RECORD, MemoryLog("run"), meter or Meter(), grace_seconds, 0.0)
-    return Life("ann", run, sessions, Checkpoints(sessions))
+    life = Life("ann", run, sessions, Checkpoints(sessions))
+    if is_settled:
+        life.settle()
+    return life
 
 
 async def steps_of(made: ToolAgent, meter: Meter | None = None, request: ModelRequest = ASKED) -> list[Single]:

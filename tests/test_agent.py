@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 import msgspec
 import pytest
+from anyio.lowlevel import checkpoint
 from msgspec.structs import replace
 
 from chatserver.agent import ARGUMENTS_BYTES_LIMIT, CALLS_PER_TURN_LIMIT, Step, generated
@@ -108,7 +109,7 @@ async def test_a_generator_of_steps_is_an_agent() -> None:
 
     told: list[Step] = []
     meter = Meter()
-    assert await generated(theirs)(ASKED, meter, told.append) == "stop"
+    assert await generated(theirs)(ASKED, meter, told.append, checkpoint) == "stop"
     assert told == [Token(content="m"), Reasoning(content="Hm")]
     assert meter.usage().input_tokens > 0
 
@@ -116,7 +117,7 @@ async def test_a_generator_of_steps_is_an_agent() -> None:
         raise Spent
 
     with pytest.raises(Spent):
-        await generated(theirs)(ASKED, Meter(), full)
+        await generated(theirs)(ASKED, Meter(), full, checkpoint)
     assert left == [True, True]
 
 

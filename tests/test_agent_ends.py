@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import anyio
 import pytest
 
-from chatserver.agent import Emit, Step
+from chatserver.agent import Emit, Settled, Step
 from chatserver.dialogue import estimated_tokens
 from chatserver.events import Done, Error, FinishReason, Token, Usage
 from chatserver.meter import Meter
@@ -120,8 +120,8 @@ async def test_a_run_that_takes_no_more_leaves_nothing_behind(count: int) -> Non
             life.cancel()
             life.run.say(Token(content="more"))
 
-    async def answer(request: ModelRequest, meter: Meter, _: Emit) -> FinishReason:
-        return await agent(model).answer(request, meter, shown(emit))
+    async def answer(request: ModelRequest, meter: Meter, _: Emit, settled: Settled) -> FinishReason:
+        return await agent(model).answer(request, meter, shown(emit), settled)
 
     with anyio.fail_after(WAIT_SECONDS):
         await life.live(answer, asking())

@@ -7,7 +7,7 @@ import anyio
 import pytest
 from msgspec.structs import replace
 
-from chatserver.agent import Agent, Emit, Step, generated
+from chatserver.agent import Agent, Emit, Settled, Step, generated
 from chatserver.endings import INTERNAL, INTERRUPTED, UNREAD, WRONG
 from chatserver.errors import RunLost, Unavailable
 from chatserver.events import Done, FinishReason, Reasoning, Token, ToolCall, ToolResult
@@ -20,13 +20,14 @@ from chatserver.runs.life import Life
 from chatserver.runs.run import Run, State
 from chatserver.runs.subscription import Subscription
 from chatserver.sessions import Sessions
-from tests.scripted_model import RECORD, WAIT_SECONDS, Store, asking, life_of, told
+from tests.scripted_model import RECORD, WAIT_SECONDS, ScriptedModel, Store, agent, asking, life_of, stop, told, wants
 
 pytestmark = pytest.mark.anyio
 
 CALL = ToolCall(call_id="c", tool="clock", args={}, needs_approval=False)
 RESULT = ToolResult(call_id="c", tool="clock", result=1, is_error=False, truncated=False, duration_ms=1)
 WORD = Token(content="So")
+WORD_A = Token(content="a")
 
 
 def says(*steps: Any) -> Agent:
@@ -54,14 +55,14 @@ async def test_a_run_that_is_ended_before_it_asks_asks_nobody(first: str) -> Non
     kept, asked = Store(), list[ModelRequest]()
     life = life_of(kept=kept)
 
-    async def agent(request: ModelRequest, _: Meter, __: Emit) -> FinishReason:
+    async def silent(request: ModelRequest, *_: object) -> FinishReason:
         asked.append(request)
         return "stop"
 
     getattr(life, first)()
     life.interrupt()
     life.cancel()
-    assert await life.live(agent, asking())
+    assert await life.live(silent, asking())
     (end,) = kept.ends
     assert asked == [] and (isinstance(end, Done) if first == "cancel" else end == INTERRUPTED)
     life.cancel()
@@ -85,7 +86,7 @@ async def test_an_agent_that_catches_what_it_should_not_comes_to_its_end() -> No
     kept = Store()
     life = life_of(Meter(answer_bytes_limit=5), kept)
 
-    async def deaf(request: ModelRequest, meter: Meter, emit: Emit) -> FinishReason:
+    async def deaf(request: ModelRequest, meter: Meter, emit: Emit, _: Settled) -> FinishReason:
         for __ in range(9):
             try:
                 emit(Token(content="word"))
@@ -109,7 +110,7 @@ async def test_an_agent_that_breaks_the_rules_fails_its_own_run(steps: list[Any]
 
 
 async def test_an_agent_that_fails_fails_its_own_run(caplog: pytest.LogCaptureFixture) -> None:
-    async def broken(_: ModelRequest, __: Meter, emit: Emit) -> FinishReason:
+    async def broken(request: ModelRequest, meter: Meter, emit: Emit, _: Settled) -> FinishReason:
         emit(WORD)
         raise KeyError("secret")
 
@@ -126,6 +127,48 @@ async def test_a_session_that_cannot_be_read_fails_the_run() -> None:
     kept = Store()
     assert await life_of(kept=kept).live(says(WORD), unread)
     assert kept.ends == [UNREAD]
+
+
+async def test_nothing_is_stored_and_no_tool_is_called_before_the_run_is_on_disk() -> None:
+    called: list[str] = []
+
+    def note() -> None:
+        called.append("tool")
+
+    kept = Store()
+    life = life_of(kept=kept, is_settled=False)
+    model = ScriptedModel(["a", *wants(("c", "note", "{}"))], ["b", stop()])
+    with anyio.fail_after(WAIT_SECONDS):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(life.live, agent(model, note).answer, asking())
+            await anyio.wait_all_tasks_blocked()
+            assert (len(model.requests), told(life), called) == (1, [WORD_A], [])
+            life.settle()
+            life.settle()
+    assert called == ["tool"] and len(kept.ends) == 1
+
+
+async def test_a_run_that_ends_before_it_is_on_disk_is_stored_when_it_is() -> None:
+    kept = Store()
+    life = life_of(kept=kept, is_settled=False)
+    with anyio.fail_after(WAIT_SECONDS):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(life.live, agent(ScriptedModel(["a", stop()])).answer, asking())
+            await anyio.wait_all_tasks_blocked()
+            assert (kept.ends, await types_of(life)) == ([], ["token"])
+            life.settle()
+    assert len(kept.ends) == 1 and await types_of(life) == ["token", "done"]
+
+
+async def test_somebodys_own_agent_begins_when_the_run_is_on_disk() -> None:
+    life = life_of(is_settled=False)
+    with anyio.fail_after(WAIT_SECONDS):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(life.live, says(WORD), asking())
+            await anyio.wait_all_tasks_blocked()
+            assert told(life) == []
+            life.settle()
+    assert told(life) == [WORD]
 
 
 # ---- the end --------------------------------------------------------------------------------------------------------
@@ -216,6 +259,7 @@ async def test_what_a_tool_has_done_is_stored_at_once() -> None:
     checkpoints = Checkpoints(cast(Sessions, kept))
     life = Life("ann", Run(RECORD, MemoryLog("run"), Meter(), None, 0.0), cast(Sessions, kept), checkpoints)
     checkpoints.add(life.run)
+    life.settle()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(checkpoints.keep)
         tasks.start_soon(life.live, says(WORD, CALL, RESULT, gate), asking())

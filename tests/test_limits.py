@@ -346,6 +346,7 @@ async def test_calls_that_are_refused_together_are_stored_together() -> None:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(checkpoints.keep)
         checkpoints.add(life.run)
+        life.settle()
         await life.live(agent(ScriptedModel(calls, [stop()])).answer, asking())
         await anyio.wait_all_tasks_blocked()
         tasks.cancel_scope.cancel()

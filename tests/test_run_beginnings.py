@@ -1,6 +1,8 @@
 """How runs begin: beside deletions and faults of the store, without a reader, without a grace period."""
 
 import json
+import sqlite3
+import threading
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
@@ -8,18 +10,23 @@ from unittest.mock import patch
 
 import anyio
 import pytest
+from msgspec.structs import replace
+from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
 
 from chatserver.commands import ChatRequest
 from chatserver.errors import Unavailable
 from chatserver.log.memory import MemoryLogs
 from chatserver.runs.places import Places
 from chatserver.sessions import Begun, Sessions
-from tests.clients import Reading, RefusedError, Transport, documents_of, get_run, request, text_of
+from tests.clients import SSE, Reading, RefusedError, Transport, documents_of, get_run, request, text_of
 from tests.fake_upstream import Gate, role, say, token
 from tests.life import begun, end_of, in_time, is_cut
 from tests.proving import Stage, each_transport, held, staged
 
 pytestmark = pytest.mark.anyio
+
+WAIT_SECONDS = 20.0
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +107,9 @@ async def fail(*_: Any) -> None:
     raise OSError("nothing goes")
 
 
-async def begin_and_lose(self: Sessions, user: str, asked: ChatRequest, run_id: str) -> Begun:
+async def begin_and_lose(self: Sessions, *args: Any) -> Begun:
     """The database does it, and the connection is lost before it can say so."""
-    await BEGIN(self, user, asked, run_id)
+    await BEGIN(self, *args)
     raise Unavailable
 
 
@@ -116,14 +123,13 @@ FAULTS = {
 @each_transport
 @pytest.mark.parametrize("fault", FAULTS)
 @in_time
-async def test_a_run_that_began_in_the_store_alone_is_ended_there(
-    stage: Stage, transport: Transport, fault: str
-) -> None:
-    body = {"message": "Hi", "session_id": f"{len(fault)}-{transport}"}
-    with FAULTS[fault](), pytest.raises(RefusedError):
-        await transport.start(stage.server, body)
-    stage.upstream.script(*say("Yes"))
-    assert text_of(await documents_of(await begun_in_the_end(stage, transport, body))) == "Yes"
+async def test_a_run_that_began_in_the_store_alone_is_ended_there(transport: Transport, fault: str) -> None:
+    body = {"message": "Hi", "session_id": "s"}
+    async with staged() as stage:
+        stage.upstream.always(*say("Yes"))
+        with FAULTS[fault](), pytest.raises(RefusedError):
+            await transport.start(stage.server, body)
+        assert text_of(await documents_of(await begun_in_the_end(stage, transport, body))) == "Yes"
 
 
 async def begun_in_the_end(stage: Stage, transport: Transport, body: dict[str, Any]) -> Reading:
@@ -134,3 +140,99 @@ async def begun_in_the_end(stage: Stage, transport: Transport, body: dict[str, A
             if refusal.code != "run_active":
                 raise
             await anyio.sleep(0.01)
+
+
+# ---- the model is asked while the disk commits ----------------------------------------------------------------------
+
+
+@each_transport
+@in_time
+async def test_the_model_is_asked_while_the_disk_commits_and_nothing_is_told_before(transport: Transport) -> None:
+    readings: list[Reading] = []
+    async with staged() as stage:
+        stage.upstream.always(*say("Early"))
+
+        async def ask() -> None:
+            readings.append(await transport.start(stage.server, {"message": "Hi", "session_id": "s"}))
+
+        with held(Sessions, "begin", done=True) as commit:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(ask)
+                asked = await stage.upstream.next_request()
+                await stage.upstream.idle()
+                await commit.come.wait()
+                for _ in range(3):
+                    await request(stage.server, "GET", "/livez")
+                assert readings == [] and stage.server.runs._lives.lives == {}
+                commit.let.set()
+        documents = await documents_of(readings[0])
+        assert (text_of(documents), len(stage.upstream.requests)) == ("Early", 1)
+        assert asked.json["messages"] == [{"role": "user", "content": "Hi"}]
+        await documents_of(await transport.start(stage.server, {"message": "And?", "session_id": "s"}))
+        told = [(each["role"], each["content"]) for each in stage.upstream.requests[-1].json["messages"]]
+        assert told == [("user", "Hi"), ("assistant", "Early"), ("user", "And?")]
+
+
+@each_transport
+@in_time
+async def test_a_run_that_the_disk_refuses_leaves_its_model_at_once_and_nothing_behind(transport: Transport) -> None:
+    asked = threading.Event()
+
+    def refuse(_: object) -> None:
+        assert asked.wait(WAIT_SECONDS)
+        cause = sqlite3.OperationalError("database or disk is full")
+        cause.sqlite_errorcode = sqlite3.SQLITE_FULL
+        raise OperationalError("COMMIT", None, cause)
+
+    async with staged() as stage:
+        runs = stage.server.runs
+        engine = runs._sessions._database._database._engine
+        stage.upstream.always(token("Too early"), Gate(anyio.Event()))
+        event.listen(engine, "commit", refuse)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(refused, stage, transport)
+            await stage.upstream.next_request()
+            asked.set()
+        await stage.upstream.until(lambda: [each.state for each in stage.upstream.replies] == ["cut"])
+        event.remove(engine, "commit", refuse)
+        assert (runs._logs._logs, runs._lives.lives, runs._places._acquired_in_all) == ({}, {}, 0)
+        assert (await request(stage.server, "GET", "/chat/sessions/s")).status == 404
+        stage.upstream.always(*say("Now"))
+        again = await documents_of(await transport.start(stage.server, {"message": "Hi", "session_id": "s"}))
+        assert text_of(again) == "Now"
+
+
+async def refused(stage: Stage, transport: Transport) -> None:
+    with pytest.raises(RefusedError) as refusal:
+        await transport.start(stage.server, {"message": "Hi", "session_id": "s"})
+    assert (refusal.value.status, refusal.value.code) == (503, "unavailable")
+
+
+@in_time
+async def test_what_the_store_has_to_begin_anew_is_asked_anew() -> None:
+    async with staged() as stage:
+        upstream = stage.upstream
+
+        async def begin_twice(self: Sessions, user: str, asked: ChatRequest, run_id: str, on_begun: Any) -> Begun:
+            begun = await BEGIN(self, user, asked, run_id)
+            on_begun(replace(begun, user_message_id="void"))
+            await upstream.next_request()
+            on_begun(begun)
+            return begun
+
+        upstream.script(token("Void"), Gate(anyio.Event()))
+        upstream.script(*say("Right"))
+        with patch.object(Sessions, "begin", begin_twice):
+            documents = await documents_of(await SSE.start(stage.server, {"message": "Hi"}))
+        assert (text_of(documents), json.loads(documents[0])["seq"]) == ("Right", 1)
+        await upstream.until(lambda: [each.state for each in upstream.replies][:1] == ["cut"])
+
+
+@in_time
+async def test_a_repeated_request_asks_no_model() -> None:
+    async with staged() as stage:
+        stage.upstream.always(*say("Once"))
+        body = {"message": "Hi", "idempotency_key": "k"}
+        first, second = [await documents_of(await SSE.start(stage.server, body)) for _ in range(2)]
+        assert (first, len(stage.upstream.requests)) == (second, 1)
+        assert len(stage.server.runs._logs._logs) == 1

@@ -43,6 +43,7 @@ class Life:
         self._timer: asyncio.TimerHandle | None = None
         self._on_forget: Callable[[], None] | None = None
         self._over: anyio.Event | None = None  # Only where somebody waits: it is a KB of each run.
+        self._settling: anyio.Event | None = anyio.Event()
 
     # Readers, ends and time.
 
@@ -76,6 +77,16 @@ class Life:
             self._timer.cancel()
             self._timer = None
 
+    def settle(self) -> None:
+        """The run is on disk."""
+        if self._settling is not None:
+            self._settling.set()
+            self._settling = None
+
+    async def _settled(self) -> None:
+        if self._settling is not None:
+            await self._settling.wait()
+
     async def over(self) -> None:
         """Wait until the terminal event is said."""
         if not self.run.is_over:
@@ -107,8 +118,12 @@ class Life:
     # The task.
 
     async def live(self, agent: Agent, ask: Ask) -> bool:
-        """Let the agent answer, store the answer, say its end; whether it was stored."""
+        """Let the agent answer, store the answer, say its end; whether it was stored.
+
+        Nothing is stored, and no end is said, before the run itself is on disk (``settle``).
+        """
         await self._answer(agent, ask)
+        await self._settled()
         self.run.meter.told(None)
         return await self._finish()
 
@@ -117,7 +132,7 @@ class Life:
         try:
             with anyio.CancelScope() as self._scope:
                 if run.state is not State.ENDING:
-                    run.end(await agent(await ask(), run.meter, self._say))
+                    run.end(await agent(await ask(), run.meter, self._say, self._settled))
             self._scope = None
         except Spent:
             run.end("length")

@@ -1,7 +1,7 @@
 """The runs that this process has: those that go on, and those that are over and kept for a while."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from time import monotonic
 
@@ -9,13 +9,13 @@ import anyio
 
 from chatserver.agent import Agent
 from chatserver.commands import ChatRequest
-from chatserver.dialogue import BYTES_PER_TOKEN, dialogue
-from chatserver.errors import Unavailable
+from chatserver.dialogue import BYTES_PER_TOKEN, PastMessage, dialogue
 from chatserver.events import PROTOCOL_VERSION, Start
-from chatserver.log import EventLogs
+from chatserver.log import EventLog, EventLogs
 from chatserver.providers import ModelRequest
 from chatserver.runs.checkpoints import Checkpoints
-from chatserver.runs.life import STORE_AGAIN_AT_MOST_SECONDS, Ask, Life
+from chatserver.runs.life import Ask, Life
+from chatserver.runs.orphans import Orphans
 from chatserver.runs.places import Place
 from chatserver.runs.run import Run
 from chatserver.runs.subscription import Subscription
@@ -41,7 +41,7 @@ class Lives:
         self._checkpoints = Checkpoints(sessions)
         self._tasks: set[asyncio.Task[None]] = set()
         self._chores: set[asyncio.Task[None]] = set()  # Tasks that the end of the server cuts short.
-        self._has_orphans = self._is_sweeping = False
+        self._orphans = Orphans(sessions, lambda run_id: run_id in self.lives or run_id in self.beginning)
 
     def open(self) -> None:
         """Begin to store how far the answers have come."""
@@ -84,14 +84,34 @@ class Lives:
         wanted = user, session_id
         return [life for life in self.lives.values() if (life.user, life.run.record.session_id) == wanted]
 
-    async def begin(self, user: str, begun: Begun, request: ChatRequest, place: Place) -> Subscription:
-        """Bring a run to life that has begun in the store, with its first reader: so far nobody has left it.
+    async def foresee(self, user: str, request: ChatRequest, place: Place, run_id: str) -> "Foreseen":
+        """A run that is about to begin in the store; it is brought to life with ``begin``, or given up with ``refuse``.
 
-        From its return on the run has the place, and gives it back at its end.
+        From the return of ``begin`` on it has the place, and gives it back at its end.
         """
+        return Foreseen(partial(self._made, user, request, place), await self._logs.create(run_id))
+
+    async def begin(self, foreseen: "Foreseen", begun: Begun) -> Subscription:
+        """The run is on disk: its first reader, so far nobody has left it."""
+        life = foreseen.life_of(begun)
+        if life is None:  # Nobody was asked yet, or what was begun first was undone.
+            foreseen.leave()
+            life, _ = foreseen.make(begun, await self._logs.create(begun.run.run_id))
+        self.lives[life.run_id] = self._unfinished[life.run_id] = life
+        self._checkpoints.add(life.run)
+        life.settle()
+        return Subscription(life.log, 0, life, is_at_end=False)
+
+    def refuse(self, foreseen: "Foreseen") -> None:
+        """There is no such run, or it is another one: whoever was asked for it is left at once."""
+        foreseen.leave()
+        self._logs.forget(foreseen.log.run_id)
+
+    def _made(
+        self, user: str, request: ChatRequest, place: Place, begun: Begun, log: EventLog
+    ) -> tuple[Life, Callable[[], object]]:
+        """A run in its life, which asks the model at once; nobody knows of it yet."""
         settings = self._settings
-        grace_seconds = settings.grace_seconds if request.on_disconnect == "cancel" else None
-        log = await self._logs.create(begun.run.run_id)
         log.append(
             Start(
                 session_id=begun.run.session_id,
@@ -102,17 +122,17 @@ class Lives:
                 heartbeat_ms=round(settings.heartbeat_seconds * 1000),
             )
         )
+        grace_seconds = settings.grace_seconds if request.on_disconnect == "cancel" else None
         run = Run(begun.run, log, place.meter, grace_seconds, monotonic())
         life = Life(user, run, self._sessions, self._checkpoints)
-        self.lives[log.run_id] = self._unfinished[log.run_id] = life
-        self._checkpoints.add(run)
-        reader = Subscription(log, 0, life, is_at_end=False)
-        _spawn(self._live(life, partial(self._asked, begun, request), place), self._tasks)
-        return reader
+        return life, _spawn(self._live(life, partial(self._asked, begun, request), place), self._tasks)
 
     async def _asked(self, begun: Begun, request: ChatRequest) -> ModelRequest:
-        tokens_limit = self._settings.max_context_tokens
-        messages = await self._sessions.context(begun.user_message_id, BYTES_PER_TOKEN * tokens_limit)
+        tokens_limit, messages = self._settings.max_context_tokens, list[PastMessage]()
+        if begun.follows is not None:
+            messages += await self._sessions.context(begun.follows, BYTES_PER_TOKEN * tokens_limit)
+        if begun.message is not None:
+            messages.append(begun.message)
         return ModelRequest(
             model=request.model or self._settings.model,
             messages=dialogue(messages, request.system, tokens_limit),
@@ -125,7 +145,7 @@ class Lives:
         try:
             is_stored = await life.live(self._agent, ask)
         finally:
-            del self._unfinished[life.run_id]
+            self._unfinished.pop(life.run_id, None)
             self._checkpoints.remove(life.run_id)
             await place.release()
         if is_stored:
@@ -149,29 +169,45 @@ class Lives:
         self._logs.forget(run_id)
 
     def sweep(self) -> None:
-        """End the runs that have begun in the store, and that nobody goes on with: their sessions take no other."""
-        self._has_orphans = True
-        if not self._is_sweeping:
-            self._is_sweeping = True
-            _spawn(self._end_orphans(), self._chores)
-
-    async def _end_orphans(self) -> None:
-        try:
-            while self._has_orphans:
-                self._has_orphans = False
-                try:
-                    for run_id in await self._sessions.unfinished():
-                        if run_id not in self.lives and run_id not in self.beginning:
-                            await self._sessions.interrupt(run_id)
-                except Unavailable:
-                    self._has_orphans = True
-                    await anyio.sleep(STORE_AGAIN_AT_MOST_SECONDS)
-        finally:
-            self._is_sweeping = False
+        """End the runs that have begun in the store, and that nobody goes on with."""
+        _spawn(self._orphans.sweep(), self._chores)
 
 
-def _spawn(life: Coroutine[None, None, None], among: set[asyncio.Task[None]]) -> None:
+class Foreseen:
+    """A run that is about to begin in the store: its model is asked while the disk commits.
+
+    Nobody else knows of it before it is on disk, and it does nothing but ask: its tools, and its end, wait for that.
+    """
+
+    def __init__(self, make: Callable[[Begun, EventLog], tuple[Life, Callable[[], object]]], log: EventLog) -> None:
+        self.make = make
+        self.log = log
+        self._begun: Begun | None = None
+        self._life: Life | None = None
+        self._cancel: Callable[[], object] | None = None
+        self._is_left = False
+
+    def ask(self, begun: Begun) -> None:
+        """Nothing but the disk can refuse the run. Again: the store has begun it anew, and what was asked is void."""
+        if self._begun is None and not self._is_left:
+            self._begun = begun
+            self._life, self._cancel = self.make(begun, self.log)
+
+    def life_of(self, begun: Begun) -> Life | None:
+        """The run in its life, if it is this one."""
+        return self._life if self._begun is begun else None
+
+    def leave(self) -> None:
+        """Whoever was asked is not needed."""
+        self._is_left = True
+        if self._cancel is not None:
+            self._cancel()
+
+
+def _spawn(life: Coroutine[None, None, None], among: set[asyncio.Task[None]]) -> Callable[[], object]:
+    """Begin a task; what cancels it."""
     # Not in a task group of anyio: a scope, a handle and an event are 2 KB of each run.
     task = asyncio.create_task(life)
     among.add(task)
     task.add_done_callback(among.discard)
+    return task.cancel

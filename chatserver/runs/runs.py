@@ -62,13 +62,14 @@ class Runs:
             if found := await self._sessions.earlier(user, request):
                 return await self.subscribe(user, found.run.run_id, 0)
             raise
-        reader, run_id = None, new_id()
+        reader, foreseen, run_id = None, None, new_id()
         try:
             await self._deleted(user)  # The last that waits: whoever deletes from now on knows of this run.
             self._beginning[run_id] = anyio.Event()
-            begun = await self._sessions.begin(user, request, run_id)
+            foreseen = await self._lives.foresee(user, request, place, run_id)
+            begun = await self._sessions.begin(user, request, run_id, foreseen.ask)
             if begun.is_new:
-                reader = await self._lives.begin(user, begun, request, place)
+                reader = await self._lives.begin(foreseen, begun)
         except BaseException as error:
             # The database may have begun the run all the same: a connection can be lost just then.
             if isinstance(error, Unavailable) or not isinstance(error, ChatError):
@@ -78,6 +79,8 @@ class Runs:
             if beginning := self._beginning.pop(run_id, None):
                 beginning.set()
             if reader is None:
+                if foreseen is not None:
+                    self._lives.refuse(foreseen)
                 await place.release()
         return reader or await self.subscribe(user, begun.run.run_id, 0)
 

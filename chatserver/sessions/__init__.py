@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from time import monotonic
 
+from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
 from chatserver.answer import Answer
@@ -64,8 +65,13 @@ class Sessions:
         """Call this when other processes have taken this one for dead and ended its runs."""
         self._lease.on_loss = tell
 
-    async def begin(self, user: str, request: ChatRequest, run_id: str) -> Begun:
+    async def begin(
+        self, user: str, request: ChatRequest, run_id: str, on_begun: Callable[[Begun], None] | None = None
+    ) -> Begun:
         """Start a run, or find the one that the request's idempotency key started.
+
+        ``on_begun`` is called in the loop, before this returns, when nothing but the disk can refuse the new run any
+        more. Where the transaction has to be repeated it is called again, and what it was given first is void.
 
         Raises:
             KeyReused: the key was used with another request.
@@ -76,8 +82,14 @@ class Sessions:
         """
         if self._lease.is_stale:
             raise Unavailable("the database was not reached for a while", retry_after=1)
-        here = partial(begin.begin, owner=self._lease.owner, quota=self._quota)
-        work = partial(here, user=user, request=request, run_id=run_id)
+        loop, here = asyncio.get_running_loop(), partial(begin.begin, owner=self._lease.owner, quota=self._quota)
+
+        def work(connection: Connection) -> Begun:
+            begun = here(connection, user=user, request=request, run_id=run_id)
+            if begun.is_new and on_begun is not None:
+                loop.call_soon_threadsafe(on_begun, begun)
+            return begun
+
         for _ in range(BEGIN_ATTEMPTS - 1):
             try:
                 return await self._database.write(work)

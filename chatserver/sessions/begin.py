@@ -8,7 +8,7 @@ from msgspec.structs import asdict
 from sqlalchemy import Connection, bindparam, insert, select, update
 
 from chatserver.commands import ChatRequest, new_id
-from chatserver.dialogue import json_bytes, told_bytes
+from chatserver.dialogue import PastMessage, json_bytes, told_bytes
 from chatserver.errors import KeyReused, NotFound, RunActive
 from chatserver.parts import Parts, TextPart
 from chatserver.records import MessageRecord, MessageStatus, Role, RunRecord, timestamp
@@ -29,11 +29,16 @@ _TOUCH = (
 
 
 class Begun(Struct, frozen=True, kw_only=True):
-    """A run that has been started, or the earlier one that an idempotency key names (``is_new`` false)."""
+    """A run that has been started, or the earlier one that an idempotency key names (``is_new`` false).
+
+    What goes upstream is the branch that ends with ``follows``, if that is a message, and ``message``, if it is new.
+    """
 
     run: RunRecord
     user_message_id: str
     is_new: bool
+    follows: str | None = None
+    message: PastMessage | None = None
 
 
 class _Place(Struct, frozen=True):
@@ -65,7 +70,7 @@ def _begin(connection: Connection, user: str, request: ChatRequest, run_id: str,
     now = timestamp()
     find_place = _next if request.regenerate is None and request.parent_id is None else _named
     place = find_place(connection, user, request, now)
-    answer = _insert_messages(connection, user, place, request.message, run_id, now)
+    *asked, answer = _insert_messages(connection, user, place, request.message, run_id, now)
     run = RunRecord(
         run_id=run_id,
         session_id=place.session_id,
@@ -80,7 +85,8 @@ def _begin(connection: Connection, user: str, request: ChatRequest, run_id: str,
     connection.execute(_NEW_RUN, asdict(run) | origin | identity)
     # The last, since on PostgreSQL all that the user begins waits here for the one before.
     add(connection, user, int(place.is_new), _size(request), quota)
-    return Begun(run=run, user_message_id=str(answer.parent_id), is_new=True)
+    message = PastMessage(True, asked[0].parts, ()) if asked else None
+    return Begun(run=run, user_message_id=str(answer.parent_id), is_new=True, follows=place.parent_id, message=message)
 
 
 def _digest(request: ChatRequest) -> bytes:
@@ -194,8 +200,8 @@ def _title(message: str) -> str:
 
 def _insert_messages(
     connection: Connection, user: str, place: _Place, text: str | None, run_id: str, now: str
-) -> MessageRecord:
-    """Add the user's message, if the request brings one, and the empty answer to it, which is returned."""
+) -> list[MessageRecord]:
+    """Add the user's message, if the request brings one, and the empty answer to it; these."""
     new, parent_id = [], place.parent_id
     if text is not None:
         new.append(_message(parent_id, now, "user", "complete", text))
@@ -208,7 +214,7 @@ def _insert_messages(
         del row["content"]  # The parts tell it.
         rows.append(row)
     connection.execute(_NEW_MESSAGES, rows)
-    return new[-1]
+    return new
 
 
 def _message(
