@@ -23,15 +23,17 @@ F = TypeVar("F", bound=Callable[..., Any])
 ENV_FILE = Path(".env")
 
 GC_THRESHOLDS = (5_000, 10, 100)
-"""At Python's own pace a full collection stops all streams for 0.2 s, with thousands of them open. So most are young
-ones, of 5,000 objects in 3 ms; the larger ones, in up to 30, come with every 200 streams or 1,000 connections."""
+"""With Python's own thresholds and thousands of open streams, a full collection stops all streams for 0.2 s. With these
+thresholds, most collections are of the young generation (5,000 objects, 3 ms). Larger ones, of up to 30 ms, come with
+every 200 streams or 1,000 connections."""
 
 SWITCH_INTERVAL_SECONDS = 0.0005
-"""How soon a thread that wants to run gets to (Python's own: 5 ms): under load, a transaction is mostly such waits."""
+"""How long a thread waits for the interpreter at most (Python's own: 5 ms). Under load, such waits are most of the time
+of a database transaction."""
 
 
 def tune_interpreter() -> None:
-    """Set Python up for a server; what was imported by then is never looked at by the garbage collector again."""
+    """Set Python up for a server. The garbage collector never examines again what was imported until now."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
@@ -71,7 +73,10 @@ def serve(**flags: Any) -> None:
     for line in remarks(str(ENV_FILE.resolve()), _env_file(), os.environ):
         click.echo(line, err=True)
     settings = _settings(flags)
-    from chatserver.serving.server import Server, bind  # The other commands need not wait for a web server.
+    from chatserver.serving.server import (
+        Server,
+        bind,
+    )  # Imported here: the other commands start faster without a web server.
 
     try:
         sock = bind(settings)
@@ -150,7 +155,7 @@ def _env_file() -> dict[str, str | None]:
 def _banner(settings: Settings) -> str:
     url = settings.own_url
     upstream = "answering with the built-in demo model (set OPENAI_API_KEY or OPENAI_BASE_URL for a real one)"
-    if not settings.is_demo:  # Whether it has that model is not known yet.
+    if not settings.is_demo:  # Whether the upstream has that model is not known yet.
         upstream = f"asking for {settings.model} at {settings.shown()['openai_base_url'] or 'OpenAI'}"
     who = "" if settings.auth == "none" else '-H "Authorization: Bearer $TOKEN" '
     return (

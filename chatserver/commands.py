@@ -1,4 +1,4 @@
-"""Commands: what a client asks for, the same Structs for HTTP bodies and WebSocket frames, and what they may say."""
+"""Commands: what a client asks for, and the rules of its fields. HTTP bodies and WebSocket frames share the Structs."""
 
 import re
 import secrets
@@ -12,7 +12,7 @@ from chatserver.strict_json import convert, plain_text, texts_of
 
 SYSTEM_BYTES_LIMIT = 32 * 1024
 NAME_CHARS_LIMIT = 256
-"""Models, titles, references and idempotency keys: text that people or programs make up, never long."""
+"""Models, titles, references and idempotency keys: short texts that people or programs choose."""
 OUTPUT_TOKENS_LIMIT = 1_000_000
 CURSOR_DIGITS_LIMIT = 18
 
@@ -40,7 +40,7 @@ class ChatRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     on_disconnect: Literal["cancel", "continue"] = "cancel"
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(…)"  # What a user says is in no log, however it may get there.
+        return f"{type(self).__name__}(…)"  # No user's text may get into a log, not even in a traceback.
 
 
 class Rename(Struct, frozen=True, forbid_unknown_fields=True):
@@ -59,7 +59,7 @@ class Send(ChatRequest, frozen=True, kw_only=True, forbid_unknown_fields=True, t
 
 
 class Attach(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="attach"):
-    """Read a run from a cursor; again: move the cursor."""
+    """Read a run from a cursor. On a connection that reads the run already: move the cursor."""
 
     run_id: str
     after: Any = 0
@@ -84,7 +84,7 @@ class Cancel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_
 
 
 class Ping(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="ping"):
-    """Ask whether somebody is there; answered by `pong`."""
+    """Ask whether the server is there; answered by `pong`."""
 
 
 Command: TypeAlias = Send | Attach | Detach | Cancel | Ping
@@ -94,7 +94,7 @@ COMMAND_TAGS = frozenset(_KINDS)
 
 
 class _Named(Struct):
-    """What every command may say of itself."""
+    """The fields that name a command in the answer to it."""
 
     type: str
     ref: str
@@ -103,7 +103,7 @@ class _Named(Struct):
 
 def new_id() -> str:
     """An id of 128 random bits in 22 characters that URLs and file names can hold."""
-    while (id := secrets.token_urlsafe(16))[0] in "-_":  # At the beginning, `-` is an option to most programs.
+    while (id := secrets.token_urlsafe(16))[0] in "-_":  # Most programs take a leading `-` for an option.
         pass
     return id
 
@@ -112,8 +112,8 @@ def parse_command(text: str) -> Command:
     """A JSON document as the command that its `type` names.
 
     Raises:
-        NoCommand: it names none.
-        BadRequest: a field of it is wrong.
+        NoCommand: `type` is missing or unknown.
+        BadRequest: a field is wrong.
     """
     kind = _KINDS.get(texts_of(text, _Named).get("type", ""))
     if kind is None:
@@ -122,7 +122,7 @@ def parse_command(text: str) -> Command:
 
 
 def names_in(text: str) -> dict[str, str]:
-    """What a JSON document names, for the answer to it, however wrong it is as a command."""
+    """The `ref` and `run_id` of a JSON document, for the answer, however wrong the document is as a command."""
     return {name: value for name, value in texts_of(text, _Named).items() if name != "type"}
 
 
@@ -158,10 +158,10 @@ def checked_request(request: ChatRequest, message_bytes_limit: int) -> ChatReque
 
 
 def checked_model(request: ChatRequest, models: Collection[str]) -> ChatRequest:
-    """The request, if the model that it names, if any, is one of these.
+    """The request, if its model is one of ``models``, or not named.
 
     Raises:
-        BadRequest: it is another one.
+        BadRequest: the request names another model.
     """
     if request.model is not None and request.model not in models:
         raise BadRequest("`model` is none that this server offers", "/model")
@@ -172,7 +172,7 @@ def checked_title(rename: Rename) -> str:
     """The new title, trimmed.
 
     Raises:
-        BadRequest: it is blank or too long.
+        BadRequest: the title is blank or too long.
     """
     title = " ".join(rename.title.split())
     if not title or len(title) > NAME_CHARS_LIMIT:
@@ -181,10 +181,10 @@ def checked_title(rename: Rename) -> str:
 
 
 def checked_search(text: str) -> str:
-    """What titles are searched for, its spaces collapsed as theirs are.
+    """The text that titles are searched for, with its spaces collapsed as in titles.
 
     Raises:
-        BadRequest: it is too long, or holds control characters.
+        BadRequest: the text is too long, or holds control characters.
     """
     words = " ".join(plain_text(text, "/search").split())
     if len(words) > NAME_CHARS_LIMIT:
@@ -193,10 +193,10 @@ def checked_search(text: str) -> str:
 
 
 def checked_id(id: str) -> str:
-    """The id, if it has the form of one.
+    """The id, if it has the form of an id.
 
     Raises:
-        NotFound: it has not, so nothing has this id.
+        NotFound: it has not, so nothing can have this id.
     """
     if not is_id(id):
         raise NotFound
@@ -212,7 +212,7 @@ def parse_cursor(after: object) -> int:
     """A cursor from a header, a query or a frame.
 
     Raises:
-        BadCursor: it is no number from 0.
+        BadCursor: ``after`` is no number from 0 on.
     """
     if isinstance(after, int) and not isinstance(after, bool) and after >= 0:
         return after

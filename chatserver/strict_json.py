@@ -1,7 +1,7 @@
-"""Strict JSON, and Structs from it.
+"""Strict JSON, and Structs from JSON.
 
-Whoever sends a document chooses what is in it. So all of it is only ever looked at by passes in C, a tree is never
-built of it, and what is no field of the wanted Struct is not even decoded.
+The sender chooses what is in a document, and so what reading the document costs. So every pass over the whole document
+is made in C, no tree is built, and a value that is no field of the wanted Struct is not decoded.
 """
 
 import json
@@ -29,7 +29,7 @@ _FLOAT = re.compile(rb"(?<![0-9.])[0-9]++(?:\.[0-9]++(?:[eE]\+?[0-9]++)?|[eE]\+?
 _BLANKS = b" \t\r\n"
 _PUNCTUATION = bytes.maketrans(b"{}:", b"[],")
 _ALL_BUT_BRACKETS = bytes(set(range(256)) - set(b"[]"))
-_STEPS = bytes.maketrans(b"[]", bytes((1, 255)))  # 255 is -1 to who reads bytes as signed.
+_STEPS = bytes.maketrans(b"[]", bytes((1, 255)))  # 255 is -1 where bytes are read as signed.
 _DIGITS = bytes.maketrans(b"123456789E", b"000000000e")
 _UNKNOWN_FIELD = "Object contains unknown field `"
 
@@ -62,13 +62,13 @@ def is_nested_too_deeply(document: bytes) -> bool:
 
 
 def _bare(document: bytes) -> bytes:
-    """The document with `0` for every text, with objects as arrays, and without blanks."""
+    """The document with `0` in place of each text, brackets in place of braces, and no blanks."""
     outside = document.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')[::2]
     return b"0".join(outside).translate(_PUNCTUATION, _BLANKS)
 
 
 def _is_deep(bare: bytes) -> bool:
-    brackets = bare.translate(None, _ALL_BUT_BRACKETS).replace(b"[]", b"")  # One level less, and most of them gone.
+    brackets = bare.translate(None, _ALL_BUT_BRACKETS).replace(b"[]", b"")  # Removes one level, and so most brackets.
     return NESTING_LIMIT in accumulate(memoryview(brackets.translate(_STEPS)).cast("b"))
 
 
@@ -76,14 +76,14 @@ def _check_numbers(bare: bytes) -> None:
     zeros = bare.translate(_DIGITS, b"+")
     if b"0" * (NUMBER_DIGITS_LIMIT + 1) in zeros:
         raise BadJson(f"a number has over {NUMBER_DIGITS_LIMIT} digits in a row")
-    # A float ends at 1.8e308: without an exponent of three digits it needs many before the point.
+    # The largest float is 1.8e308: a larger number has an exponent of three digits, or many digits before its point.
     is_suspect = b"e000" in zeros or b"0" * 200 in zeros
     if is_suspect and inf in map(float, _FLOAT.findall(bare)):
         raise BadJson("a number is too large for a float")
 
 
 def texts_of(text: str, kind: Any) -> dict[str, str]:
-    """Those fields of a JSON object that are texts, as they are, whatever else it holds; of no object, none."""
+    """The fields of a JSON object that are texts, unchecked, whatever else the object holds; of no object, {}."""
     try:
         given = _reader(kind, False).decode(text)
     except msgspec.ValidationError:
@@ -92,11 +92,11 @@ def texts_of(text: str, kind: Any) -> dict[str, str]:
 
 
 def convert(text: str, kind: type[T]) -> T:
-    """A JSON object as a Struct, its texts plain.
+    """A JSON object as a Struct, its texts checked and with LF line ends.
 
     Raises:
-        BadRequest: it is none, a field is missing, unknown, repeated, of the wrong type, or holds control characters;
-            its pointer says which.
+        BadRequest: the document is no object, or a field is missing, unknown, repeated, of the wrong type, or holds
+            control characters; ``pointer`` says which field.
     """
     try:
         raws = _reader(cast(Any, kind), True).decode(text)
@@ -113,7 +113,7 @@ def convert(text: str, kind: type[T]) -> T:
         converted = msgspec.convert(given, kind)
     except msgspec.ValidationError as error:
         sentence, _, path = str(error).partition(" - at `$.")
-        sentence = sentence.partition(" '")[0]  # A wrong word is not said again: nobody knows what it is.
+        sentence = sentence.partition(" '")[0]  # The wrong value is not repeated: it may be a secret.
         raise BadRequest(sentence, f"/{path.rstrip('`')}" if path else "") from None
     _check_unique(text)
     return converted
@@ -126,7 +126,7 @@ def _required(kind: Any) -> list[str]:
 
 @cache
 def _reader(kind: Any, is_strict: bool) -> msgspec.json.Decoder[Any]:
-    """Cuts an object into the bytes of its fields; the tag is one of them."""
+    """A decoder that cuts an object into the bytes of its fields; the tag counts as a field."""
     names = [each.name for each in msgspec.structs.fields(kind)]
     names += [tag for tag in [kind.__struct_config__.tag_field] if tag]
     fields = [(name, Raw, Raw()) for name in names]
@@ -138,7 +138,7 @@ def _given(raws: Any) -> list[tuple[str, bytes]]:
 
 
 def _value(name: str, raw: bytes) -> Any:
-    """What a field holds. No field is an array or an object: of those, only what they are is of interest."""
+    """A field's value. No field may be an array or an object, so these come out empty: only their type matters."""
     if raw[:1] in (b"[", b"{"):
         return [] if raw[:1] == b"[" else {}
     value = json.loads(raw)
@@ -146,10 +146,10 @@ def _value(name: str, raw: bytes) -> Any:
 
 
 def plain_text(text: str, pointer: str) -> str:
-    """A client's text with LF for CR LF and CR, since lines have one ending here.
+    """A client's text with LF in place of CR LF and CR.
 
     Raises:
-        BadRequest: it holds control characters.
+        BadRequest: the text holds control characters.
     """
     if _CONTROL.search(text):
         raise BadRequest("control characters are not allowed", pointer)
@@ -157,12 +157,12 @@ def plain_text(text: str, pointer: str) -> str:
 
 
 def _check_unique(text: str) -> None:
-    """The object has only fields that are known and of the right type: soon there are no more, or one comes twice."""
+    """Refuse repeated fields. All fields are known and of the right type here, so the loop is short."""
     seen, at = set[str](), 0
     while (at := text.find('"', at)) >= 0:
         name, at = _DECODER.raw_decode(text, at)
         at = cast(re.Match[str], _COLON.match(text, at)).end()
-        if name in seen or text[at] in "[{":  # Of the wrong type: so another of this name has counted.
+        if name in seen or text[at] in "[{":  # Of the wrong type: so another field of this name was converted.
             raise BadRequest("a field comes twice", _pointer(name))
         seen.add(name)
         _, at = _DECODER.raw_decode(text, at)

@@ -1,4 +1,4 @@
-"""How headers, hosts, origins and URLs are written: what can never work is refused at start, not at each request."""
+"""The syntax of headers, hosts, origins and URLs: a setting that can never work is refused when the server starts."""
 
 import re
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -11,25 +11,25 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*", re.IGNORECASE | re.ASCII)
 
 
 def is_header_value(text: str) -> bool:
-    """It can be sent as a header: no line end, no other control character, nothing beyond ASCII."""
+    """Whether the text can be sent as a header's value: printable ASCII, so no line end and no control character."""
     return text.isascii() and text.isprintable()
 
 
 def is_utf8(text: str) -> bool:
-    """It can be encoded; what the environment holds beyond UTF-8 comes as lone surrogates."""
+    """Whether the text can be encoded. Bytes of the environment that are not UTF-8 come as lone surrogates."""
     return text == text.encode(errors="ignore").decode()
 
 
 def one_line(text: str) -> str:
-    """A text of somebody else as a line of a log can have it: what cannot be printed is escaped."""
+    """A foreign text as one line of a log: characters that cannot be printed are escaped."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def headers_of(lines: str) -> dict[str, str]:
-    """The headers in lines of `Name: value`, as the openai SDK reads them: a line without a colon is passed over.
+    """The headers in lines of `Name: value`, as the openai SDK reads them: a line without a colon is ignored.
 
     Raises:
-        ValueError: one cannot be sent; the message has its number and never its value.
+        ValueError: a line cannot be sent; the message has the line's number and never its value.
     """
     headers: dict[str, str] = {}
     for number, line in enumerate(lines.split("\n"), start=1):
@@ -66,7 +66,7 @@ def is_http_url(text: str) -> bool:
         is_whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:  # The port is no number, or too large; a bracket is missing.
         return False
-    return is_whole and text.isprintable() and " " not in text  # urlsplit passes over line ends.
+    return is_whole and text.isprintable() and " " not in text  # urlsplit ignores line ends.
 
 
 def address_of(host: str) -> IPv4Address | IPv6Address | None:

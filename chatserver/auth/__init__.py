@@ -1,7 +1,7 @@
-"""Who is talking, and from where: the one door for requests and WebSockets.
+"""Authentication: who sends a request or opens a WebSocket, and from which page.
 
-A user is named by a token (`Authorization: Bearer`, or the cookie) or by a ticket (`?ticket=`), and each of them is
-good for a time. In `none` mode everybody is one local user, for good.
+A token (`Authorization: Bearer`, or the cookie) or a ticket (`?ticket=`) names the user, each for a limited time. In
+`none` mode everybody is one local user, without end.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ SAFE_METHODS = frozenset({"GET", "HEAD"})
 
 
 class Gate:
-    """Lets a connection in by its `Host` and `Origin`, and finds the user behind it."""
+    """Checks the `Host` and the `Origin` of a connection, and finds its user."""
 
     def __init__(self, settings: Settings) -> None:
         self.origins = Origins(settings)
@@ -29,16 +29,16 @@ class Gate:
         self._tokens: Tokens | None = tokens_of(settings)
 
     async def keep_fresh(self) -> None:
-        """Keep up with whoever issues tokens, for as long as the server runs."""
+        """Keep the issuer's keys up to date, for as long as the server runs."""
         if self._tokens is not None:
             await self._tokens.keep_fresh()
 
     async def identify(self, scope: Mapping[str, Any], *, by_ticket: bool = False) -> Identity:
-        """The user of a connection. One credential counts: a ticket where it may be one, a header, a cookie.
+        """The user of a connection, by its first credential: a ticket (with ``by_ticket``), the header, the cookie.
 
         Raises:
-            Unauthenticated: there is no good one.
-            Forbidden: a cookie came with what a foreign page can send.
+            Unauthenticated: the credential is missing or not valid.
+            Forbidden: a cookie came with a request that a foreign page could have sent.
             Unavailable: tokens cannot be checked now.
         """
         query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True) if by_ticket else {}
@@ -50,7 +50,7 @@ class Gate:
             scheme, _, token = credentials.partition(" ")
             return await self._tokens.identity(token.strip() if scheme.lower() == "bearer" else "")
         if token := _cookie(header(scope["headers"], b"cookie")):
-            # A browser adds its cookies to whatever any page asks for, and its Origin to all but plain reading.
+            # A browser adds its cookies to the requests of any page, and the `Origin` to all but plain reading.
             if scope.get("method") not in SAFE_METHODS and not header(scope["headers"], b"origin"):
                 raise Forbidden("a cookie needs an `Origin` beside it")
             return await self._tokens.identity(token)
@@ -58,6 +58,6 @@ class Gate:
 
 
 def _cookie(cookies: str) -> str:
-    """Our cookie's value; as browsers send them, and not spoiled by what others have set."""
+    """The value of our cookie, whatever other cookies stand beside it; of several, all values with commas between."""
     pairs = (cookie.partition("=") for cookie in cookies.split(";"))
     return ", ".join(value.strip().strip('"') for name, _, value in pairs if name.strip() == COOKIE)

@@ -1,4 +1,4 @@
-"""From where somebody talks: a foreign web page is refused, also by a server that knows no users."""
+"""`Host` and `Origin`: a foreign web page is refused, also by a server without users."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -11,13 +11,13 @@ from chatserver.settings import LOOPBACK_HOSTS, WILDCARD_HOSTS, Settings
 from chatserver.syntax import address_of
 
 PROBES = ("/livez", "/readyz")
-"""What asks for them does not know the server's name, or sends no `Host` at all; they say nothing of anybody."""
+"""Load balancers ask for these paths without the server's name or without any `Host`. The answers tell of no user."""
 
 _NO_HOST = re.compile(r"[^a-z0-9.:_\[\]-]")
 
 
 class Origins:
-    """Lets a connection in by its `Host` and `Origin`: neither DNS rebinding nor a foreign page gets through."""
+    """Checks `Host` and `Origin`: neither DNS rebinding nor a foreign page gets through."""
 
     def __init__(self, settings: Settings) -> None:
         hosts = (*LOOPBACK_HOSTS, settings.host, *settings.allowed_hosts)
@@ -26,14 +26,14 @@ class Origins:
         self.allowed = {_as_sent(origin.lower()) for origin in settings.allowed_origins}
 
     def check(self, scope: Mapping[str, Any]) -> None:
-        """Let a connection in, or not.
+        """Check a connection.
 
         Raises:
-            Forbidden: it comes from a foreign origin, or asks for a host that is not ours.
+            Forbidden: the origin is foreign, or the host is not this server's.
         """
         headers = scope["headers"]
-        host = header(headers, b"host").lower()  # Two of them are no host at all.
-        # DNS rebinding needs a name: who serves all addresses of a machine is asked by any of them.
+        host = header(headers, b"host").lower()  # Two `Host` headers, joined by a comma, are no host.
+        # DNS rebinding needs a name: a server on all addresses of a machine may be asked by any of these addresses.
         by_address = self._is_everywhere and address_of(_name(host)) is not None
         is_ours = host in self._hosts or _name(host) in self._hosts or by_address
         if not is_ours and not is_probe(scope):
@@ -44,18 +44,18 @@ class Origins:
 
 
 def is_probe(scope: Mapping[str, Any]) -> bool:
-    """Whether a load balancer asks how the server is."""
+    """Whether the request is a load balancer's health check."""
     return scope["path"].removeprefix(scope.get("root_path", "")) in PROBES
 
 
 def header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> str:
-    """A header's value; of one that comes twice, all values with commas between."""
+    """A header's value; of a header that comes twice, all values with commas between."""
     return b", ".join(value for key, value in headers if key == name).decode("latin-1").strip()
 
 
-@lru_cache(maxsize=16)  # Few: whoever asks chooses the text, and it may be long.
+@lru_cache(maxsize=16)  # Few entries: the client chooses the text, and it may be long.
 def _name(host: str) -> str:
-    """The host without its port and brackets; what is no host at all has none."""
+    """The host without its port and brackets; an empty text where the header is no host."""
     try:
         return "" if _NO_HOST.search(host) else urlsplit(f"//{host}").hostname or ""
     except ValueError:
@@ -67,7 +67,7 @@ def _without_brackets(host: str) -> str:
 
 
 def _as_sent(origin: str) -> str:
-    """An origin as browsers send it: without the port that its scheme has anyway, and without a slash."""
+    """An origin as browsers send it: without the default port of its scheme, and without a slash at the end."""
     origin = origin.rstrip("/")
     scheme, _, _ = origin.partition(":")
     return origin.removesuffix({"http": ":80", "https": ":443"}.get(scheme, "/"))

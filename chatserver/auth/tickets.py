@@ -1,4 +1,4 @@
-"""Tickets: what a browser uses where it can send no header; once, since what is in a URL ends up in somebody's log."""
+"""Tickets: for browsers where they cannot send a header. A ticket works once, since URLs end up in logs."""
 
 import secrets
 from collections import Counter, OrderedDict

@@ -1,7 +1,7 @@
-"""Tokens: JSON Web Tokens that somebody else issues; here they are only checked.
+"""Tokens: JSON Web Tokens that another service issues; this module only checks them.
 
-The algorithms are pinned to the kind of key: HS256 to the secret, public-key ones to a key set, so that no token can
-choose how it is checked.
+The algorithms are pinned to the kind of key: HS256 to the secret, public-key algorithms to a key set. So a token cannot
+choose the algorithm that checks it.
 """
 
 import asyncio
@@ -23,30 +23,30 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOCAL_USER = "local"
-"""Everybody in `none` mode. A token for this name would inherit what anybody has said there: none is good."""
+"""The one user of `none` mode. A token for this name is refused: it would inherit all sessions of that mode."""
 
 USER_CHARS_LIMIT = 255
 LEEWAY_SECONDS = 10
-"""How much the issuer's clock may be ahead of ours. At `exp` a token is over, to the second."""
+"""How far the issuer's clock may be ahead of this server's. `exp` has no leeway: a token expires to the second."""
 
 PUBLIC_KEY_ALGORITHMS = frozenset(
     {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
 )
 KEYS_FRESH_SECONDS = 300.0
-"""Between two fetches of keys that are used: how long one that its issuer has withdrawn is still good."""
+"""Between two fetches of keys in use. So long a key still works after its issuer has withdrawn it."""
 
 KEYS_AGAIN_SECONDS = 10.0
-"""Between two fetches at least, however many tokens name keys that are not there."""
+"""Between two fetches at least, however many tokens name unknown keys."""
 
 KEYS_TIMEOUT_SECONDS = 5.0
 KEY_SET_BYTES_LIMIT = 256 * 1024
 
 _NO_KEYS = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
-"""What comes of documents that are no key sets."""
+"""What parsing a document raises that is no key set."""
 
 
 class Identity(Struct, frozen=True):
-    """A user, and until when (Unix time) this is known."""
+    """A user, and the Unix time at which the user's credential expires."""
 
     user: str
     expires_at: float = inf
@@ -60,27 +60,27 @@ class Tokens(Protocol):
     """A way to check tokens."""
 
     async def keep_fresh(self) -> None:
-        """Keep up with whoever issues tokens, for as long as the server runs."""
+        """Keep the issuer's keys up to date, for as long as the server runs."""
         ...
 
     async def identity(self, token: str) -> Identity:
-        """Whom a token names.
+        """The user that a token names.
 
         Raises:
-            Unauthenticated: it is not good.
-            Unavailable: it cannot be checked now.
+            Unauthenticated: the token is not valid.
+            Unavailable: the token cannot be checked now.
         """
         ...
 
 
 def tokens_of(settings: Settings) -> Tokens | None:
-    """How tokens are checked; None: there are none."""
+    """How tokens are checked; None: in `none` mode there are no tokens."""
     if settings.auth == "none":
         return None
     claims = _Claims(settings.jwt_audience, settings.jwt_issuer)
     if settings.jwks_url is not None:
         return KeySet(settings.jwks_url, claims)
-    return Secret(settings.jwt_secret or "", claims)  # PyJWT warns of one that is too short.
+    return Secret(settings.jwt_secret or "", claims)  # PyJWT warns of a secret that is too short.
 
 
 class Secret:
@@ -98,7 +98,7 @@ class Secret:
 
 
 class KeySet:
-    """Tokens that are signed with private keys whose public ones are at a URL; fetched when they are needed."""
+    """Tokens that are signed with private keys. The public keys are at a URL and are fetched when they are needed."""
 
     def __init__(self, url: str, claims: "_Claims") -> None:
         self._url = url
@@ -119,33 +119,35 @@ class KeySet:
                 await self._fetched()
 
     async def _key(self, kid: str | None) -> "PyJWK":
-        """The key of this name. One that is known waits for nothing, whatever becomes of the server of the keys."""
+        """The key of this name. A known key waits for nothing, whatever the state of the key set's server."""
         if self._find(kid) is None:
             await self._fetched()
         if not self._keys:
-            raise Unavailable("the keys that tokens are checked with cannot be fetched")
+            raise Unavailable("the keys for checking tokens cannot be fetched")
         key = self._find(kid)
         if key is None:
             raise Unauthenticated
         return key
 
     async def _fetched(self) -> None:
-        """Wait for the fetch that is going, else for a new one unless it would come too soon."""
+        """Wait for the fetch under way, or else start one, unless the last one began too recently."""
         if self._fetching is None and monotonic() - self._tried_at > KEYS_AGAIN_SECONDS:
             self._tried_at = monotonic()
-            self._fetching = asyncio.create_task(self._fetch())  # Not of who waits, and may leave.
+            self._fetching = asyncio.create_task(
+                self._fetch()
+            )  # Its own task: whoever waits for the fetch may be cancelled.
         if self._fetching is not None:
             await asyncio.wait([self._fetching])
 
     def _find(self, kid: str | None) -> "PyJWK | None":
-        """The key of this name. A token that names none means the only one."""
+        """The key of this name. A token without a key's name means the only key there is."""
         if kid is None and len(self._keys) == 1:
             return next(iter(self._keys.values()))
         return self._keys.get(kid)
 
     async def _fetch(self) -> None:
-        """Take the key set as it is now; while it cannot be had, the keys of the last one are still good."""
-        import httpx2  # Only who has a key set needs these.
+        """Fetch the key set. While the fetch fails, the keys of the last key set stay valid."""
+        import httpx2  # Imported here: only a server with a key set needs them.
         import jwt
 
         try:
@@ -154,8 +156,8 @@ class KeySet:
             usable = [key for key in found if key.algorithm_name in PUBLIC_KEY_ALGORITHMS]
             keys = {key.key_id: key for key in usable if key.public_key_use in (None, "sig")}
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, *_NO_KEYS, jwt.PyJWTError) as error:
-            if self._is_well or not self._keys:  # Once is enough of a set that can do without.
-                # Only its kind: the texts of such errors quote URLs and documents.
+            if self._is_well or not self._keys:  # Once is enough while the last key set still serves.
+                # Only the kind of error: the texts of such errors quote URLs and documents.
                 logger.warning("the key set cannot be fetched: %s", type(error).__name__)
             self._is_well = False
         else:
@@ -175,16 +177,16 @@ class KeySet:
 
 
 class _Claims(Struct, frozen=True):
-    """What a token must say beside `sub`, where the operator has said so."""
+    """The claims that a token must have beside `sub`, where the operator demands them."""
 
     audience: str | None
     issuer: str | None
 
     def checked(self, token: str, key: Any, algorithm: str) -> Identity:
-        """The identity in a token that was signed with this key and says what it must.
+        """The identity in a token that was signed with this key and has the claims that it must have.
 
         Raises:
-            Unauthenticated: it was not, or does not; which of the two is nobody's business.
+            Unauthenticated: the signature or a claim is wrong; the client is not told which.
         """
         import jwt
 
@@ -201,9 +203,9 @@ class _Claims(Struct, frozen=True):
             identity = Identity(said["sub"], float(said.get("exp", inf)))
         except (jwt.PyJWTError, ValueError, TypeError, OverflowError):
             raise Unauthenticated from None
-        # Printable: no NUL for a database to choke on, no line end for a log.
+        # Printable: PostgreSQL refuses NUL, and a line end would forge a line of the log.
         is_name = identity.user.strip() and len(identity.user) <= USER_CHARS_LIMIT and identity.user.isprintable()
-        is_for_others = self.audience is None and "aud" in said  # To PyJWT, an empty one is none.
+        is_for_others = self.audience is None and "aud" in said  # PyJWT takes an empty `aud` for none.
         if not is_name or identity.user == LOCAL_USER or is_for_others or not identity.expires_at > time():
             raise Unauthenticated
         return identity

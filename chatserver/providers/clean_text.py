@@ -1,10 +1,10 @@
-"""Text of an upstream as it can be stored and sent on: PostgreSQL refuses NUL, UTF-8 has no lone surrogates."""
+"""Makes a text of an upstream fit to be stored and sent: PostgreSQL refuses NUL, UTF-8 has no lone surrogates."""
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class Cleaner:
-    """Cleans a text that comes in pieces: a pair of surrogates that a server splits over two is put together."""
+    """Cleans a text that comes in pieces, and joins a pair of surrogates that a server has split over two pieces."""
 
     def __init__(self) -> None:
         self._half = ""

@@ -1,6 +1,6 @@
-"""The built-in demo model: a script that speaks Chat Completions, so that a server without a key can show all it does.
+"""The built-in demo model: a script that speaks Chat Completions, so that a server without a key can show what it does.
 
-It is an upstream like any other: the program's own endpoint serves it, and the openai SDK reaches it over HTTP.
+The demo model is an upstream like any other: a route of this server offers it, and the openai SDK asks it over HTTP.
 """
 
 import re
@@ -48,7 +48,7 @@ ZONES = {
     "sydney": "Australia/Sydney",
 }
 
-# Linear patterns: what has been read is never given back, and nothing is begun in the middle of a number.
+# Linear patterns: possessive quantifiers never backtrack, and no match begins in the middle of a number.
 _NUMBER = r"\(*+-?\d[\d.]*+\)*+"
 _OPERATOR = r"(?:\s*+(?:\*\*|//|[+*%x×÷])\s*+|\s++[-/]\s++)"  # 2026-11-22 is a date, and 1/2 may be one too.
 _BEGIN = r"(?:(?<!\()(?=\()|(?<![\d.])\.++(?=\d)|(?<![\d.(]))"
@@ -62,7 +62,7 @@ _WORDS = re.compile(r"\s*\S+|\s+$")
 
 
 class Message(Struct, frozen=True, gc=False):
-    """A message of a request, its content as it came: only what is looked at is worth decoding."""
+    """A message of a request, its content undecoded: only the content of the newest messages is read."""
 
     role: str = ""
     content: msgspec.Raw = msgspec.Raw(b'""')

@@ -1,4 +1,4 @@
-"""What went wrong with an upstream: what the run is told of it, and what the log is."""
+"""Failures of an upstream: what the run's `error` event says of them, and what the log says."""
 
 import ssl
 
@@ -8,11 +8,11 @@ UNAVAILABLE = "the model server is not available: whoever runs this server shoul
 
 
 class Fault(Exception):
-    """A failure of the upstream that does not leave the providers: ``error`` is what the run is told.
+    """A failure of the upstream, raised and caught within the providers; ``error`` leaves them.
 
-    ``cause`` is for the log; it may quote the upstream's ``words``. ``is_worth_a_try``: as long as nothing of the
-    answer has come, the same request may succeed at once. ``is_stale``: over another connection, that is.
-    ``is_filter``: the upstream will not answer such a dialogue. ``lacks_model``: it has not got the model.
+    ``cause`` is for the log and may quote the upstream's ``words``. ``is_worth_a_try``: the same request may succeed at
+    once, as long as nothing of the answer has come. ``is_stale``: a retry needs another connection. ``is_filter``: the
+    upstream's filter refused the dialogue. ``lacks_model``: the upstream does not have the model.
     """
 
     def __init__(
@@ -54,13 +54,13 @@ def unreachable(error: BaseException) -> Fault:
 
 
 def silent(seconds: float) -> Fault:
-    """Nothing has come for too long."""
+    """The upstream was silent for too long."""
     error = UpstreamError("upstream_timeout", "the model server went silent", retryable=True)
     return Fault(error, f"was silent for {seconds:g} s")
 
 
 def cut(has_begun: bool) -> Fault:
-    """The end came before the end of the answer."""
+    """The response ended before the answer did."""
     if not has_begun:
         return unavailable("ended before the answer began", is_stale=True)
     error = UpstreamError("upstream_truncated", "the model server ended in mid answer", retryable=True)
@@ -68,5 +68,5 @@ def cut(has_begun: bool) -> Fault:
 
 
 def nonsense(cause: str, message: str = "the model server sent something that makes no sense") -> Fault:
-    """What came is no answer in this API."""
+    """The response is no answer of this API."""
     return Fault(UpstreamError("llm_error", message), f"sent {cause}")

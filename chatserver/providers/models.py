@@ -1,4 +1,4 @@
-"""Which models the upstream offers: asked when it has not got the one that a run names."""
+"""The models that the upstream offers: fetched when the upstream does not have the model of a run."""
 
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, cast
@@ -22,10 +22,10 @@ SHOWN_CHARS_LIMIT = 100
 
 
 async def offered_beside(client: "openai.AsyncOpenAI", model: str) -> str:
-    """Some names of models that the server offers, as text; empty if ``model`` is one of them, or there are none.
+    """The names of some offered models, as text; empty if ``model`` is offered, or nothing is.
 
     Raises:
-        Exception: the server does not tell.
+        Exception: the server does not tell its models.
     """
     names = await _offered(client)
     if model in names:
@@ -36,7 +36,7 @@ async def offered_beside(client: "openai.AsyncOpenAI", model: str) -> str:
 
 
 async def _offered(client: "openai.AsyncOpenAI") -> list[str]:
-    """The names at `GET /models`, in the order of the server; none of a list without an end.
+    """The names at `GET /models`, in the order of the server; none where the list is too long.
 
     Raises:
         Exception: the list cannot be had in time, or makes no sense.
@@ -55,7 +55,7 @@ async def _offered(client: "openai.AsyncOpenAI") -> list[str]:
 
 
 def _names(tree: Any) -> list[str]:
-    """The names in OpenAI's list, in those of its kin (a list alone, `models`), or in none."""
+    """The names in a list of OpenAI's form or of a similar one (a bare list, `models`); else none."""
     found = tree.get("data") or tree.get("models") if isinstance(tree, dict) else tree
     models = [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
     names = (each.get("id") or each.get("name") for each in models)

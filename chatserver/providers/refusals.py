@@ -1,4 +1,4 @@
-"""What an upstream's "no" means for a run: an HTTP status, or the same said inside a stream."""
+"""What an upstream's refusal means for a run: an HTTP status, or an error inside a stream."""
 
 import re
 from contextlib import suppress
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 REFUSAL_BYTES_LIMIT = 64 * 1024
 REFUSAL_SECONDS = 2.0
-"""How much of a refusal's body is read, and how long: its status counts, its words only help to tell why."""
+"""How much of a refusal's body is read, and for how long: the status decides, the words only explain."""
 
 RETRY_AFTER_SECONDS_LIMIT = 366 * 86400.0
 """A longer wait is a mistake, not advice."""
@@ -67,7 +67,7 @@ STATUS_WORDS = (
     (400, _pattern(r"invalid|bad_?request|validation")),
     (500, _pattern(r"internal|server[_ ]?error|api_error|model_error|try again")),
 )
-"""The status that an error without one would have, by its words; the first that fits."""
+"""The status that the words of an error stand for, where the error has no status; the first match counts."""
 
 ACCOUNT = "whoever runs this server should look at its account there"
 REFUSED_KEY = "the model server refused this server's key: whoever runs this server should check OPENAI_API_KEY"
@@ -78,7 +78,7 @@ STATUS_FIELDS = ("status_code", "http_code", "code", "status")
 
 
 async def read_refusal(response: "httpx2.Response") -> None:
-    """Hook of the HTTP client: read as much of a refusal as helps, where the SDK would read all of it or fail."""
+    """Hook of the HTTP client: read a bounded part of a refusal. The SDK would read all of it, or fail."""
     import httpx2
     import openai
 
@@ -111,7 +111,7 @@ def in_stream(error: Any) -> Fault:
 
 
 def given_up(reason: str) -> Fault:
-    """A `finish_reason` that is none, but a failure."""
+    """A `finish_reason` that tells of a failure."""
     fault = in_stream(reason)
     fault.cause = f"gave the answer up: {fault.words}"
     fault.error.retryable = True
@@ -135,7 +135,7 @@ def _fault(status: int | None, words: str, after: float | None, cause: str) -> F
 
 
 def _error(status: int | None, said: str) -> UpstreamError:
-    """What the run is told, if not that a filter was in the way."""
+    """The run's error where no filter refused the dialogue."""
     if (status == 413 and not RATE.search(said)) or (status in (None, 400, 413, 422) and CONTEXT.search(said)):
         return UpstreamError("context_length", "the dialogue is longer than the model can read: begin a new one")
     match status:
@@ -152,7 +152,7 @@ def _error(status: int | None, said: str) -> UpstreamError:
 
 
 def _sentence(status: int | None, said: str) -> str:
-    """What whoever runs this server can do about a refusal of the request itself."""
+    """What an operator can do about a refusal of the request itself."""
     if MODEL.search(said):
         return NO_MODEL
     match status:

@@ -1,4 +1,4 @@
-"""Request bodies: bytes within their limit, strict JSON, the Struct that a route wants."""
+"""Request bodies: from bytes within a limit to strict JSON to the Struct of a route."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -18,14 +18,14 @@ T = TypeVar("T")
 
 DISCARDED_BYTES_LIMIT = 64 * 1024 * 1024
 DISCARD_SECONDS = 0.5
-"""After so much silence, the sender of a body that is too large is taken to wait for its answer."""
+"""After so much silence, the sender of a too large body is taken to wait for the response."""
 
 
 async def read_body(request: Request[str, Any, State], kind: type[T]) -> T:
     """The body as a Struct.
 
     Raises:
-        UnsupportedMedia, TooLarge, BadJson, BadRequest: it is not one.
+        UnsupportedMedia, TooLarge, BadJson, BadRequest: the body is not of this kind.
     """
     headers = request.scope["headers"]
     media_type, _, parameters = header(headers, b"content-type").partition(";")
@@ -43,20 +43,21 @@ async def read_body(request: Request[str, Any, State], kind: type[T]) -> T:
 
 
 async def body_bytes(request: Request[str, Any, State], limit: int, hold: Callable[[int], None] | None = None) -> bytes:
-    """The body; one that is too large is read and thrown away as long as it comes. ``hold`` is told what has come.
+    """The body. ``hold`` is called with the size of each piece that comes.
 
-    Who is cut off while it still sends never reads why.
+    A body that is too large is read on and thrown away, up to a limit: a client that is cut off while it still sends
+    would never read the refusal.
 
     Raises:
-        TooLarge: it is over ``limit`` bytes.
-        BadJson: the peer left before its end.
+        TooLarge: the body is over ``limit`` bytes.
+        BadJson: the peer left before the end of the body.
     """
     too_large = TooLarge(f"the body is over {limit} bytes")
     declared = header(request.scope["headers"], b"content-length")
     size = int(declared[:19]) if declared.isdecimal() else 0
     if size > limit and header(request.scope["headers"], b"expect"):
         raise too_large
-    body, has_more = bytearray(), True  # Not bytes: many small pieces must not cost their square.
+    body, has_more = bytearray(), True  # A bytearray: to join many small pieces as bytes would take quadratic time.
     while has_more and max(size, len(body)) <= limit:
         piece, has_more = await _piece(request)
         if hold is not None:
@@ -74,7 +75,7 @@ async def body_bytes(request: Request[str, Any, State], limit: int, hold: Callab
 
 
 async def _piece(request: Request[str, Any, State]) -> tuple[bytes, bool]:
-    """What comes next of a body, and whether more will."""
+    """The next piece of a body, and whether more pieces follow."""
     message = cast(dict[str, Any], await request.receive())
     if message["type"] == "http.disconnect":
         raise BadJson("the body never came")

@@ -14,7 +14,7 @@ from chatserver.routes.http import PUBLIC
 async def openapi_document(request: Request[str, Any, State]) -> Response[bytes]:
     """OpenAPI of the HTTP routes."""
     state = request.app.state
-    if "openapi" not in state:  # To write it takes 20 ms, and anybody may ask for it.
+    if "openapi" not in state:  # Made once: writing the document takes 20 ms, and the route needs no credential.
         state.openapi = msgspec.json.encode(request.app.openapi_schema.to_schema())
     return Response(state.openapi, media_type="application/json")
 

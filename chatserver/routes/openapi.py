@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of the routes: bodies that are read strictly, streams, and every refusal."""
+"""Parts of the OpenAPI document that Litestar cannot derive: strict bodies, streams, and every refusal."""
 
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -34,11 +34,11 @@ STARTING = (*WITH_BODY, errors.NotFound, errors.RunActive, errors.KeyReused, err
 
 
 RECORDS = (ModelList, RunRecord, SessionDetail, SessionPage, Ticket, Problem)
-"""All that the routes answer, with what is in it."""
+"""The documents that routes answer with."""
 
 
 class ServerSentEvent(Struct):
-    """One event of a stream, as it is framed; other lines than these are none."""
+    """The fields of one SSE event of a stream."""
 
     id: Annotated[str, Meta(description="the event's `seq`")]
     event: Annotated[str, Meta(description="the event's `type`")]
@@ -62,7 +62,7 @@ def refusals(*kinds: type[ChatError]) -> dict[int, ResponseSpec]:
 
 
 def body_of(kind: type[Struct]) -> type[Operation]:
-    """Document a body that the handler reads by itself, strictly: Litestar would coerce "1" to 1."""
+    """Document a body that the route itself reads, strictly: Litestar would coerce "1" to 1."""
     _, definitions = msgspec.json.schema_components([kind])
 
     @dataclass

@@ -1,4 +1,4 @@
-"""The page at `/`: files of the browser client, served as they lie there, under a policy that lets nothing else in."""
+"""The page at `/`: the files of the browser client, served unchanged, under a policy that allows no other source."""
 
 from hashlib import sha256
 from importlib.resources import files
@@ -15,7 +15,7 @@ from chatserver.errors import NotFound
 from chatserver.routes.http import PUBLIC
 
 FILES_PATH = "/web/"
-"""Below it every file has the address that it has in its folder, so the client's module is found there too."""
+"""Below this path, every file has the path that it has in its folder; the client's module too."""
 
 INDEX = "page/index.html"
 
@@ -48,7 +48,7 @@ PAGE_HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
-    "X-DNS-Prefetch-Control": "off",  # A name is looked up for each link otherwise, and may carry what was said.
+    "X-DNS-Prefetch-Control": "off",  # A looked-up name could carry text of the answer away.
 }
 
 
@@ -61,7 +61,7 @@ class File(Struct, frozen=True):
 
 
 def read(folder: Traversable) -> dict[str, File]:
-    """The files of a folder that browsers know what to do with, by their path in it."""
+    """The files of a folder with a known media type, by their path in the folder."""
     found: dict[str, File] = {}
     for each in folder.iterdir():
         if each.is_dir():
@@ -73,7 +73,7 @@ def read(folder: Traversable) -> dict[str, File]:
 
 
 def folder() -> Traversable:
-    """Where the files lie: in an installed package beside the modules, in a checkout where they are written."""
+    """The folder of the files: in an installed package beside the modules, in a checkout `clients/web`."""
     installed = files("chatserver") / "web"
     return installed if installed.is_dir() else Path(__file__).parents[2] / "clients" / "web"
 
@@ -89,7 +89,7 @@ async def index(request: Request[str, Any, State]) -> Response[bytes]:
 
 @get(f"{FILES_PATH}{{file:path}}", opt={PUBLIC: True}, include_in_schema=False)
 async def file(request: Request[str, Any, State], file: FromPath[str]) -> Response[bytes]:
-    """What the page is made of, and the client's module for other pages of this origin."""
+    """The files of the page, and the client's module for other pages of this origin."""
     return _response(request, str(file).removeprefix("/"))
 
 

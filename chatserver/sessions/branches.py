@@ -16,7 +16,7 @@ from chatserver.records import MessageRecord
 from chatserver.sessions.schema import messages
 
 MESSAGES_BYTES_LIMIT = 1024 * 1024
-"""How much text the messages in one page of a session have together."""
+"""How much text the messages of one page have together at most, without the newest message of the page."""
 
 MOST_BYTES = 1 << 30
 """More than a sum in SQL can pass."""
@@ -43,9 +43,10 @@ def _on_sqlite(element: _Bytes, compiler: SQLCompiler, **options: Any) -> str:
 
 
 def _backwards(is_branch: bool, size: ColumnElement[int], columns: list[ColumnElement[Any]]) -> Select[Any]:
-    """From the message ``newest`` on, while there are not more than ``limit`` and ``bytes_limit``; the oldest first.
+    """The messages from ``newest`` backwards, at most ``limit`` and ``bytes_limit`` of them, returned oldest first.
 
-    The way is found first, so that no text is fetched which does not lie on it. ``newest`` is there at any size.
+    The statement finds the keys first, so that it fetches only the texts of these messages. ``newest`` is always among
+    them, whatever its size.
     """
     keys = (messages.c.message_id, messages.c.parent_id, messages.c.user_id, messages.c.session_id, messages.c.position)
     newest = select(*keys, literal(1).label("number"), size.label("size"))

@@ -1,9 +1,9 @@
 """Databases: SQLite in threads, a pool on PostgreSQL, migrations before either.
 
-What is asked of a database is a plain function over a ``Connection``, which neither commits nor rolls back: it is a
-whole transaction, or on SQLite shares one with others. It runs at one go in a thread (SQLite: one hop for all of it,
-where an async driver takes several a statement) or in a greenlet (PostgreSQL). Once it is asked for, anyio's
-cancellation waits until it has ended.
+The unit of work is a plain function over a ``Connection``. The function neither commits nor rolls back: it is a whole
+transaction, or on SQLite shares a transaction with others. The function runs without pause in a thread (SQLite: one
+hop for all its statements, where an async driver takes several hops a statement) or in a greenlet (PostgreSQL). Once
+the function is handed over, anyio's cancellation waits until the function has ended.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -27,17 +27,17 @@ from chatserver.settings import variable
 POSTGRES_CONNECTIONS = 10
 POSTGRES_CONNECT_SECONDS = 5.0
 POSTGRES_COMMAND_SECONDS = 10.0
-"""A transaction here takes milliseconds; a connection that is silent for so long is dead."""
+"""A transaction takes milliseconds; a connection that is silent for so long is dead."""
 
 LIBPQ_PARAMETERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "sslmode": ("ssl", str),
     "connect_timeout": ("timeout", float),
 }
-"""What is in URLs made for libpq, and what asyncpg calls it. It binds channels where it can, without being told."""
+"""Parameters of URLs made for libpq, each with its name in asyncpg. asyncpg binds channels by itself."""
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 MIGRATION_LOCK = 7_264_187_309
-"""The PostgreSQL advisory lock that lets one process migrate while others wait; any number of our own."""
+"""The PostgreSQL advisory lock under which one process migrates while others wait; an arbitrary number."""
 
 T = TypeVar("T")
 
@@ -52,16 +52,16 @@ class Database(Protocol):
     async def write(self, work: Callable[[Connection], T]) -> T:
         """Run ``work`` and commit: durable when this returns, undone when it raises.
 
-        A commit that fails, fails for all that share it.
+        A commit that fails, fails for all transactions that share the commit.
         """
         ...
 
     def lock_file(self, owner: str) -> Path:
-        """Where a process that uses this database can keep a file that others on its machine find."""
+        """The path of the lock file of a process, where other processes on the same machine find it."""
         ...
 
     async def close(self) -> None:
-        """Let go of all connections."""
+        """Close all connections."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What a user changes on a session as a whole."""
+"""Changes of a session as a whole: rename and delete."""
 
 from sqlalchemy import Connection, delete, update
 
@@ -11,7 +11,7 @@ from chatserver.sessions.schema import folded, sessions
 
 
 def rename(connection: Connection, user: str, session_id: str, title: str) -> SessionRecord:
-    """Give a session another title; it does not count as used by that.
+    """Give a session another title; ``updated_at`` stays.
 
     Raises:
         NotFound: the user has no such session.

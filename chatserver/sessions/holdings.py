@@ -1,4 +1,4 @@
-"""Holdings: how many sessions each user has, and how many bytes are stored in them. Counted along, never by looking."""
+"""Holdings: how many sessions each user has, and how many bytes they take. Kept as sums, never counted anew."""
 
 from functools import cache
 from typing import Any
@@ -10,21 +10,21 @@ from chatserver.errors import QuotaExceeded, TooMany
 from chatserver.sessions.schema import USER_OF_RUN, holdings, insert_or_update
 
 FULL_SECONDS = 60
-"""When it makes sense to ask again for one more session: somebody has to delete one first."""
+"""When trying again makes sense: the user has to delete a session first."""
 
 
 class Quota(Struct, frozen=True):
-    """What a user may have; None: any amount."""
+    """The sessions and bytes that a user may have; None: any number."""
 
     sessions: int | None = None
     bytes: int | None = None
 
 
 def add(connection: Connection, user: str, sessions: int, size: int, quota: Quota | None = None) -> None:
-    """Count sessions and bytes that a user has from now on, or no more (negative).
+    """Add to the sessions and bytes of a user; negative numbers subtract.
 
     Raises:
-        TooMany, QuotaExceeded: it is more than the user may have.
+        TooMany, QuotaExceeded: the sum is more than the user may have.
     """
     parameters = {"user": user, "sessions": sessions, "bytes": size}
     now = connection.execute(_add(connection.dialect.name, _NAMED), parameters).one()
@@ -37,7 +37,7 @@ def add(connection: Connection, user: str, sessions: int, size: int, quota: Quot
 
 
 def add_to_run(connection: Connection, run_id: str, size: int) -> None:
-    """Count bytes that the user of a run has from now on."""
+    """Add to the bytes of a run's user."""
     parameters = {"run": run_id, "sessions": 0, "bytes": size}
     connection.execute(_add(connection.dialect.name, USER_OF_RUN), parameters)
 

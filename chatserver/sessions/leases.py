@@ -1,8 +1,8 @@
-"""Leases: whose the runs are that several processes have begun in one database.
+"""Leases: which process owns which runs, where several processes use one database.
 
-A process counts up a number of its own, its beat. Whoever sees it stand still for long enough, by looks of its own that
-each reached the database, ends the runs of that process: no clock is compared with another's. A process on the same
-machine that has died is known by a lock that it has let go of, and nobody waits.
+Each process increments a number of its own, its beat. Another process that finds this beat unchanged in several looks,
+each of which reached the database, ends the runs of the silent process. No clock is compared with another machine's.
+On the same machine, a lock that is free shows at once that its process has died.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 GONE_SECONDS = 10.0
 LOOKS = 3
 RENEW_SECONDS = GONE_SECONDS / LOOKS
-"""A beat that has not changed in so many looks, one each ``RENEW_SECONDS``, is that of a process that is gone."""
+"""After so many looks, one each ``RENEW_SECONDS``, the process of an unchanged beat counts as dead."""
 
 LOCK_SECONDS = 86_400.0
 """How old a lock must be to be removed, whatever its database: the process is dead, its runs were ended long ago."""
@@ -48,16 +48,16 @@ _OWNERS = select(runs.c.owner).where(runs.c.finished_at.is_(None)).distinct()
 
 
 class _Seen(Struct):
-    """The beat of another process, and how many looks have found it unchanged."""
+    """The beat of another process, and how many looks have found this beat unchanged."""
 
     beat: int
     looks: int = 0
 
 
 class Lease:
-    """What this process holds: enter it before the first run begins. Leaving it gives all runs up that are left.
+    """The lease of this process: enter it before the first run begins. Leaving it gives up all runs that still go on.
 
-    ``on_loss`` is called when other processes have taken this one for dead: what it had begun is ended.
+    ``on_loss`` is called when another process has taken this one for dead and ended its runs.
     """
 
     def __init__(self, database: Database) -> None:
@@ -72,7 +72,7 @@ class Lease:
 
     @property
     def is_stale(self) -> bool:
-        """It was not renewed for so long that others may be about to take it: this is no time to begin runs."""
+        """Whether the lease was not renewed for so long that another process may be about to end this one's runs."""
         return monotonic() - self._renewed_at > GONE_SECONDS
 
     async def __aenter__(self) -> Self:
@@ -89,7 +89,7 @@ class Lease:
         try:
             await self._database.write(partial(_forget, owner=self.owner))
         except Unavailable:
-            self._lock.release()  # The file stays, and tells others that they need not wait.
+            self._lock.release()  # The file stays: its free lock tells other processes that they need not wait.
         else:
             self._lock.remove()
             self._lock.release()
@@ -106,18 +106,18 @@ class Lease:
                 ):
                     logger.warning("runs that a dead process had left were ended: %d", len(ended))
             except Unavailable:
-                # Who cannot reach the database cannot tell whether others can.
+                # A process that cannot reach the database cannot tell whether others can.
                 self._seen.clear()
             except Exception:
-                # The task goes on: without it, others would take the process for dead.
+                # The task goes on: without it, other processes would take this one for dead.
                 logger.exception("the lease could not be renewed")
 
     async def touch(self) -> None:
-        """Write something, to see whether the database can be written."""
+        """Write to the database, to find out whether it can be written."""
         await self._database.write(partial(_touch, owner=self.owner))
 
     async def _renew(self) -> bool:
-        """Count up, and look at the others; whether this process was still known."""
+        """Increment the own beat and look at the others; whether this process was still registered."""
         now = monotonic()
         is_known, self._owners, beats = await self._database.write(partial(_beat, owner=self.owner))
         self._renewed_at = now
@@ -129,7 +129,7 @@ class Lease:
         return is_known
 
     async def end_abandoned(self) -> list[str]:
-        """End the runs of processes that are gone, as interrupted; the ids of those runs."""
+        """End the runs of dead processes as interrupted; the ids of these runs."""
         return await self._end_gone(*await self._database.read(_owners_and_beats))
 
     async def _end_gone(self, owners: Set[str | None], beats: Mapping[str | None, int]) -> list[str]:
@@ -148,9 +148,9 @@ class Lease:
 
 
 def _beat(connection: Connection, owner: str) -> tuple[bool, set[str | None], dict[str | None, int]]:
-    """Count up, registered anew where others have struck the process off; whether it was there, and what is there now.
+    """Increment the beat, or register anew; whether the process was registered, and then owners and beats.
 
-    All in one transaction: a server that nobody uses shall hardly ever wake.
+    One transaction for all of it: an idle server should wake rarely.
     """
     mine = {"process": owner}
     is_known = connection.execute(_BEAT, mine).rowcount == 1
@@ -168,17 +168,17 @@ def _forget(connection: Connection, owner: str) -> None:
 
 
 def _owners_and_beats(connection: Connection) -> tuple[set[str | None], dict[str | None, int]]:
-    """Who owns runs that go on (None: nobody), and the beat of every process."""
+    """The owners of unfinished runs (None: runs without an owner), and the beat of every process."""
     return set(connection.scalars(_OWNERS)), {row.owner: row.beat for row in connection.execute(_BEATS)}
 
 
 def _end(connection: Connection, owner: str | None, beat: int | None, by: str) -> list[str]:
-    """End the runs of a process, if its beat (None: it is not registered) is still this one; their ids."""
+    """End the runs of a process, if its beat is still this one (None: it is not registered); the ids of these runs."""
     if beat is not None:
         is_same = connection.execute(delete(processes).where(processes.c.owner == owner, processes.c.beat == beat))
         if is_same.rowcount == 0:
             return []
-    # Before it is asked who is registered: a process registers before it begins a run.
+    # Read before the registration: a process registers before it begins a run.
     left = unfinished(connection, owner)
     if beat is None and connection.execute(_BEATS.where(processes.c.owner == owner)).one_or_none() is not None:
         return []
@@ -193,9 +193,9 @@ def unfinished(connection: Connection, owner: str | None) -> list[str]:
 
 
 class _Lock:
-    """A file that a process keeps locked while it lives. Who can lock it knows that the process is dead.
+    """A file that a process keeps locked while it lives. If another process can lock the file, the owner is dead.
 
-    Where files cannot be locked, or another machine has them, nobody ever knows.
+    Where files cannot be locked, or are on another machine, the lock never tells.
     """
 
     def __init__(self, path: Path) -> None:
@@ -206,7 +206,7 @@ class _Lock:
         with suppress(OSError):
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
             if not _locked(self._file):
-                self.remove()  # It would say that this process is dead.
+                self.remove()  # An unlocked file would say that this process is dead.
                 self.release()
 
     def is_free(self) -> bool:
@@ -238,7 +238,7 @@ def _remove_old(pattern: Path) -> None:
 
 
 def _locked(file: int) -> bool:
-    """Lock the file for as long as it is open; whether that could be done."""
+    """Lock the file for as long as it is open; whether the file could be locked."""
     if sys.platform == "win32":
         return False
     try:

@@ -1,4 +1,4 @@
-"""What is read back: runs and their logs, sessions, pages of sessions."""
+"""Reading: runs and their logs, sessions, pages of sessions."""
 
 from base64 import b64decode, urlsafe_b64encode
 from typing import Annotated
@@ -85,7 +85,7 @@ def session(
 
 
 class _Place(Struct, array_like=True, forbid_unknown_fields=True):
-    """The last session of a page; no database ever sees a text from outside that is not of this form."""
+    """The last session of a page. A client's cursor that has not this form never reaches the database."""
 
     updated_at: Annotated[str, Meta(pattern=r"\A[0-9TZ:.-]{1,40}\Z")]
     session_id: Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]{1,64}\Z")]

@@ -1,4 +1,4 @@
-"""SQLite: one thread that writes, so that nobody polls for SQLite's lock, and a few that read beside it."""
+"""SQLite: one thread writes, so that no thread polls for SQLite's lock; a few threads read beside it."""
 
 import asyncio
 from collections.abc import Callable
@@ -12,20 +12,20 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from sqlalchemy import URL, Connection, create_engine, event
 
 READERS = 4
-"""Threads and connections that read at once. They never wait for the writer (WAL), only for a processor."""
+"""How many threads and connections read at once. Readers never wait for the writer (WAL), only for a processor."""
 
 BUSY_SECONDS = 5.0
-"""How long a writer waits for one of another process. Within the process they queue up and never meet."""
+"""How long the writer waits for the writer of another process. Within a process, writes queue up."""
 
 WRITES_AT_ONCE = 64
-"""How many transactions share a commit at most: the first of many who come at once need not wait for the last."""
+"""How many transactions share a commit at most: the first of many need not wait for the last."""
 
 T = TypeVar("T")
 Work: TypeAlias = Callable[[Connection], Any]
 
 
 class _Write:
-    """A transaction, who waits for it, and what came of it."""
+    """A transaction, the future of its caller, and its outcome."""
 
     __slots__ = ("error", "future", "result", "work")
 
@@ -37,7 +37,7 @@ class _Write:
 
     def tell(self) -> None:
         if self.future.done():
-            return  # Its task was cancelled, and not by anyio.
+            return  # The caller's task was cancelled, and not by anyio.
         if self.error is None:
             self.future.set_result(self.result)
         else:
@@ -47,8 +47,8 @@ class _Write:
 class Sqlite:
     """The ``Database`` in a file.
 
-    What is to be written while the disk is busy shares the next commit (group commit), each transaction in a savepoint
-    of its own (measured, ten runs at a time: 572 µs of this thread's CPU a run, 977 with a commit each).
+    Transactions that come while the disk is busy share the next commit (group commit), each in a savepoint of its own.
+    Measured with ten runs at a time: 572 µs of this thread's CPU a run, 977 µs with a commit for each transaction.
     """
 
     def __init__(self, url: URL) -> None:
@@ -73,7 +73,7 @@ class Sqlite:
 
     async def write(self, work: Callable[[Connection], T]) -> T:
         await checkpoint_if_cancelled()
-        # From here on it will be done, and whoever has asked must know of it: anyio's cancellation waits.
+        # From here on the write will happen, and the caller must know of it: so anyio's cancellation waits.
         with CancelScope(shield=True):
             return await self._asked(work)
         raise AssertionError("a scope that nobody cancels swallows nothing")
@@ -102,14 +102,14 @@ class Sqlite:
     # In the threads.
 
     def _check_file(self) -> None:
-        # SQLite would go on in a file that nobody finds any more, or begin an empty one beside the open one.
+        # SQLite would go on in a file without a name, or begin an empty file beside the open one.
         if self._file is not None and self._file != _identity(self._path):
             raise FileNotFoundError("the database file was removed or replaced")
 
     def _read(self, work: Callable[[Connection], T]) -> T:
         self._check_file()
         with self._engine.begin() as connection:
-            # Not as an event: an engine with listeners asks them at each statement.
+            # Not by a listener: an engine with listeners calls them at each statement.
             connection.exec_driver_sql("BEGIN")
             return work(connection)
 
@@ -125,21 +125,21 @@ class Sqlite:
             loop.call_soon_threadsafe(_tell, batch)
 
     def _commit(self, batch: list[_Write]) -> None:
-        """A batch in one transaction; if that fails, each in its own: a full disk refuses the large ones only."""
+        """Commit a batch at once. If this fails, commit each write alone: a full disk refuses only the large ones."""
         has_begun = False
         try:
             self._check_file()
             with self._engine.begin() as connection:
-                # The lock first: a transaction that turns from reading to writing can only fail when it is late.
+                # Lock first: a transaction that reads and then writes fails if another has written meanwhile.
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
                 has_begun = True
-                if len(batch) == 1:  # Alone it needs no savepoint: two statements less.
+                if len(batch) == 1:  # A single write needs no savepoint: two statements less.
                     batch[0].result = batch[0].work(connection)
                 else:
                     for write in batch:
                         _write_in_savepoint(connection, write)
             self._file = self._file or _identity(self._path)
-        except BaseException as error:  # noqa: BLE001 - whoever waits for it is told
+        except BaseException as error:  # noqa: BLE001 - each caller gets it
             if has_begun and len(batch) > 1:
                 for write in batch:
                     write.error = None
@@ -150,11 +150,11 @@ class Sqlite:
 
 
 def _write_in_savepoint(connection: Connection, write: _Write) -> None:
-    """One that fails is undone alone, unless SQLite has given the whole transaction up: then there is no savepoint."""
+    """Undo a failing write alone. If SQLite has rolled the whole transaction back, there is no savepoint any more."""
     connection.exec_driver_sql("SAVEPOINT one")
     try:
         write.result = write.work(connection)
-    except Exception as error:  # noqa: BLE001 - told to whoever waits
+    except Exception as error:  # noqa: BLE001 - the caller gets it
         write.error = error
         connection.exec_driver_sql("ROLLBACK TO one")
     connection.exec_driver_sql("RELEASE one")
@@ -174,6 +174,6 @@ def _tell(batch: list[_Write]) -> None:
 
 
 def _prepare(connection: Any, _: object) -> None:
-    connection.isolation_level = None  # The driver begins no transactions of its own: they would begin too late.
+    connection.isolation_level = None  # The driver must not begin transactions: it would begin them too late.
     for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
         connection.execute(f"PRAGMA {pragma}").close()

@@ -1,4 +1,4 @@
-"""A database that is locked for long, full, read-only or gone: one refusal for whoever asks, one line in the log."""
+"""A database that is locked for long, full, read-only or gone: one refusal for callers, one line in the log."""
 
 import logging
 import sqlite3
@@ -19,7 +19,7 @@ from chatserver.sessions.database import Database
 logger = logging.getLogger(__name__)
 
 SAY_AGAIN_SECONDS = 60.0
-"""Between two lines in the log: a full disk takes what is small and refuses what is large, in turns."""
+"""Between two lines in the log: a full disk takes small writes and refuses large ones, in turns."""
 
 _SQLITE_CODES = frozenset({
     sqlite3.SQLITE_PERM,
@@ -35,14 +35,14 @@ _SQLITE_CODES = frozenset({
 })  # fmt: skip
 
 _POSTGRES_STATES = ("08", "25006", "28", "3D", "40", "53", "55", "57", "58", "XX")
-"""How SQLSTATEs begin: no connection, read-only, not let in, no database, lost a race, out of something, in use, told
-to stop, broken."""
+"""How the SQLSTATEs of trouble begin: no connection, read-only, authorization, no database, serialization failure,
+out of resources, in use, told to stop, internal error."""
 
 T = TypeVar("T")
 
 
 class Troubled:
-    """A ``Database`` whose own trouble is ``Unavailable`` to whoever asks, and a line in the log when it begins."""
+    """A ``Database`` that raises ``Unavailable`` where the database is in trouble, and logs when trouble begins."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -85,7 +85,7 @@ class Troubled:
 
 
 def _is_trouble(error: Exception) -> bool:
-    """Whether this is the database's fault, and not that of what was asked."""
+    """Whether the fault is the database's, and not the statement's."""
     if isinstance(error, OSError | PoolTimeoutError | InterfaceError):  # The first: asyncpg's connections, time-outs.
         return True
     cause = error.orig if isinstance(error, DBAPIError) else error

@@ -9,7 +9,7 @@ from chatserver.settings.masks import masked
 from chatserver.syntax import headers_of
 
 SECONDS_LIMIT = 10_000_000
-"""Four months: longer is a mistake, and infinity is no time."""
+"""Four months. A longer time is a mistake, and infinity cannot be waited for."""
 
 Positive = Annotated[float, Meta(gt=0, le=SECONDS_LIMIT)]
 NotNegative = Annotated[float, Meta(ge=0, le=SECONDS_LIMIT)]
@@ -24,7 +24,7 @@ SDK_PREFIX = "openai_"
 
 DEMO_MODEL = "demo"
 WILDCARD_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
-"""Every address of the machine, each with the one that reaches it from the machine itself."""
+"""Wildcard addresses, each with the address that reaches the server from its own machine."""
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -90,23 +90,23 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def is_demo(self) -> bool:
-        """Nobody named an upstream, so the built-in demo model answers."""
+        """Whether the built-in demo model answers: no key and no address of an upstream is set."""
         return not (self.openai_api_key or self.openai_base_url)
 
     @property
     def models_offered(self) -> tuple[str, ...]:
-        """What a request may name if ``models`` says anything: the default model, and those."""
+        """The models that a request may name where ``models`` is set: the default model, then those."""
         return tuple(dict.fromkeys((self.model, *self.models)))
 
     @property
     def upstream_headers(self) -> dict[str, str]:
-        """What goes to the model server with every request, beside the key."""
+        """The headers of every request to the model server, beside the key."""
         named = {"OpenAI-Organization": self.openai_org_id, "OpenAI-Project": self.openai_project_id}
         return {name: value for name, value in named.items() if value} | headers_of(self.openai_custom_headers or "")
 
     @property
     def own_url(self) -> str:
-        """Where this very server is reached from its own machine."""
+        """The address at which this server is reached from its own machine."""
         host = WILDCARD_HOSTS.get(self.host, self.host)
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 

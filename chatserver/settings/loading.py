@@ -1,4 +1,4 @@
-"""Settings out of environments and flags, and what cannot be obeyed of them."""
+"""Loading settings from environments and flags, and refusing what cannot be obeyed."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,16 +12,16 @@ from chatserver.syntax import headers_of, is_header_value, is_host, is_http_url,
 
 HEADER_VALUES = ("openai_api_key", "openai_org_id", "openai_project_id")
 JWT_SECRET_BYTES = 32
-"""A shorter one can be guessed from a single token (RFC 7518, 3.2)."""
+"""A shorter secret can be guessed from a single token (RFC 7518, 3.2)."""
 
 CONNECTIONS_OF_ALL = 10_000
-"""How many connections the one user has that there is without authentication."""
+"""How many connections the one user of `none` mode has."""
 
 
 def given(source: Mapping[str, str | None]) -> dict[str, str]:
     """The variables that an environment sets.
 
-    Blanks and line ends around a value are none of it: files that secrets are mounted from often end in one.
+    Blanks and line ends around a value are dropped: files that hold mounted secrets often end in a line end.
     """
     return {name: text for name in VARIABLES if (text := (source.get(name) or "").strip())}
 
@@ -30,7 +30,7 @@ def load(*sources: Mapping[str, str | None], flags: Mapping[str, Any] | None = N
     """Settings from environments (a later one wins) and, above all, from command-line flags.
 
     Raises:
-        SettingsError: a value is wrong, or asks for what this server cannot do.
+        SettingsError: a value is wrong, or demands what this server cannot do.
     """
     environment = {name: text for source in sources for name, text in given(source).items()}
     values: dict[str, Any] = {}
@@ -50,7 +50,7 @@ def load(*sources: Mapping[str, str | None], flags: Mapping[str, Any] | None = N
     if settings.is_demo and "model" not in values:
         settings = msgspec.structs.replace(settings, model=DEMO_MODEL)
     if settings.auth == "none" and "max_connections_per_user" not in values:
-        # There is one user, and everybody is that one.
+        # Everybody is the one user.
         settings = msgspec.structs.replace(settings, max_connections_per_user=CONNECTIONS_OF_ALL)
     path = settings.root_path.strip("/")
     return _possible(msgspec.structs.replace(settings, root_path=f"/{path}" if path else ""))
@@ -75,7 +75,7 @@ def _possible(settings: Settings) -> Settings:
 
 
 def _possible_texts(settings: Settings) -> None:
-    """What is wrong is named by its variable and never quoted: it may be a secret in the wrong place."""
+    """Refuse wrong values. A message names the variable and never quotes the value, which may be a misplaced secret."""
     for name in HEADER_VALUES:
         if not is_header_value(getattr(settings, name) or ""):
             raise SettingsError(f"{variable(name)}: has a control character or one beyond ASCII inside")
@@ -100,7 +100,7 @@ def _possible_auth(settings: Settings) -> None:
     url = settings.jwks_url
     doors = [name for name in ("jwt_secret", "jwks_url") if getattr(settings, name) is not None]
     if settings.auth == "none":
-        if doors:  # Who has set it believes that there are doors.
+        if doors:  # An operator who has set this believes that the server authenticates.
             raise SettingsError(f"{variable('auth')}: {variable(doors[0])} has no effect unless this is `jwt`")
         return
     if len(doors) != 1:
@@ -114,5 +114,5 @@ def _possible_auth(settings: Settings) -> None:
 
 
 def _is_trustworthy(url: str) -> bool:
-    """Nobody on the way can put another document in the place of this one."""
+    """Whether nobody in the network can replace the document at this address."""
     return is_http_url(url) and (url.startswith("https:") or urlsplit(url).hostname in LOOPBACK_HOSTS)

@@ -1,4 +1,4 @@
-"""What an operator should know when the server starts of where its settings come from."""
+"""What an operator should know about the sources of the settings when the server starts."""
 
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
@@ -15,8 +15,8 @@ GO_TO_ADDRESS = tuple(map(variable, ("openai_api_key", "openai_org_id", "openai_
 def remarks(path: str, file: Mapping[str, str | None], environment: Mapping[str, str]) -> list[str]:
     """Lines about the `.env` file at ``path`` and the environment, which wins over it.
 
-    A file in the working directory may be somebody else's. So it is always said what it gives, and above all where it
-    sends the key of the environment.
+    The file may be another person's, since it lies in the working directory. So the lines always say which settings the
+    file gives, and above all whether it sends a key of the environment to an address of its own.
     """
     in_environment = given(environment)
     in_file = {name: text for name, text in given(file).items() if name not in in_environment}
@@ -26,7 +26,7 @@ def remarks(path: str, file: Mapping[str, str | None], environment: Mapping[str,
 
 
 def _mixed(in_file: Mapping[str, str], in_environment: Mapping[str, str], path: str) -> Iterator[str]:
-    """What goes to an address that comes from somewhere else."""
+    """Keys and headers whose address comes from the other source."""
     address = variable(ADDRESS)
     for keys, key_place, addresses, address_place in (
         (in_environment, "the environment", in_file, path),

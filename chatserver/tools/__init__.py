@@ -30,7 +30,7 @@ class Tool(Struct, frozen=True):
     is_async: bool
 
     def specification(self) -> dict[str, Any]:
-        """The tool as Chat Completions describes it; made once, since every turn tells of all tools."""
+        """The tool as Chat Completions describes it; made once, since every turn sends all tools."""
         return _specification(self)
 
     def bind(self, args: dict[str, Any]) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def tool(function: Callable[..., Any]) -> Tool:
         hints = get_type_hints(function, include_extras=True)
         fields = [_field(each, hints) for each in inspect.signature(function).parameters.values()]
         arguments = msgspec.defstruct(name, fields, kw_only=True, forbid_unknown_fields=True)
-        # A decorator may hide that it is.
+        # A decorator may hide that the function is async.
         is_async = any(map(inspect.iscoroutinefunction, (function, inspect.unwrap(function))))
         made = Tool(name, inspect.getdoc(function) or "", function, arguments, is_async)
         made.specification()
@@ -114,9 +114,9 @@ def load_tools(reference: str | None) -> dict[str, Tool]:
 
 @contextmanager
 def _working_directory() -> Iterator[None]:
-    """Meanwhile modules can be imported from the working directory, unless Python was told to leave it out (`-P`).
+    """While entered, modules can be imported from the working directory, unless Python was told to leave it out (`-P`).
 
-    It stands behind all other folders, so that nothing in it takes the place of another module.
+    The working directory stands last on the import path, so that no file in it replaces another module.
     """
     here = str(Path.cwd())
     if sys.flags.safe_path or here in sys.path:
@@ -126,5 +126,5 @@ def _working_directory() -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(ValueError):  # The module may have taken it out.
+        with suppress(ValueError):  # The module may have removed the folder from the path.
             sys.path.remove(here)

@@ -17,7 +17,7 @@ NUMBER_LIMIT = 10**DIGITS_LIMIT
 UNDERSTOOD = "only numbers, + - * / // % ** and parentheses are understood"
 
 _ARITHMETIC = re.compile(r"[0-9a-fA-FxXoO_.()+*/%\s-]*", re.ASCII)
-"""Numbers of all bases among them; no word of Python can be written with these letters."""
+"""Numbers of all bases match. No keyword and no name of Python's can be written with these letters alone."""
 
 _OPERATORS: dict[type[ast.AST], Callable[..., float]] = {
     ast.Add: operator.add,
@@ -46,7 +46,7 @@ async def calculator(
     """The value of an arithmetic expression."""
     if len(expression) > EXPRESSION_CHARS_LIMIT:
         raise ValueError(f"an expression has at most {EXPRESSION_CHARS_LIMIT} characters")
-    if not _ARITHMETIC.fullmatch(expression):  # Of other texts, Python's parser warns on stderr.
+    if not _ARITHMETIC.fullmatch(expression):  # Python's parser would warn of some other texts on stderr.
         raise ValueError(UNDERSTOOD)
     try:
         return _value(ast.parse(expression.strip(), mode="eval").body)
@@ -63,7 +63,7 @@ def _value(node: ast.AST) -> float:
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
             a, b = _value(left), _value(right)
             if isinstance(op, ast.Pow) and isinstance(a, int) and abs(a) > 1 and b * log10(abs(a)) > DIGITS_LIMIT:
-                raise ValueError("the result is too large")  # Integers have no end, and would be worked out first.
+                raise ValueError("the result is too large")  # Checked before: Python computes an integer of any size.
             return _bounded(_OPERATORS[type(op)](a, b))
         case _:
             raise ValueError(UNDERSTOOD)

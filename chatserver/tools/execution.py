@@ -1,8 +1,9 @@
-"""Calling a tool so that nothing it does can hurt a run: it may raise, hang, block, or answer 100 MB.
+"""Calling a tool so that nothing the tool does can hurt a run: a tool may raise, hang, block, or return 100 MB.
 
-Every tool runs in a thread that is not the server's: async ones share one event loop there, plain ones get a daemon
-thread each. So a tool that blocks its loop blocks only tools, and one that never ends is left behind, neither awaited
-nor joined at exit. A loop that is stuck when a call times out is replaced; should it go on one day, it ends then.
+No tool runs in the server's thread. Async tools share one event loop in a thread of its own; each call of a plain tool
+gets a daemon thread. So a tool that blocks its event loop blocks only tools. A call that never ends is left behind,
+neither awaited nor joined at exit. An event loop that is stuck when a call times out is replaced; if the stuck loop
+ever continues, it ends.
 """
 
 import asyncio
@@ -22,7 +23,7 @@ from chatserver.strict_json import NESTING_LIMIT, is_nested_too_deeply
 from chatserver.tools import Tool
 
 ABANDONED_LIMIT = 64
-"""Threads that never came back from a tool, be it a plain one or one that blocks its loop: then no further is begun."""
+"""Threads that never came back from a tool, a plain one or an async one that blocks its loop: then no more is begun."""
 STUCK_SECONDS = 1.0
 
 
@@ -47,10 +48,10 @@ class ToolThreads:
         self._result_bytes_limit = result_bytes_limit
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lost: set[Future[Any]] = set()
-        """One for each lost thread."""
+        """One future for each thread that has not come back."""
 
     async def call(self, tool: Tool, args: dict[str, Any]) -> Outcome:
-        """Call a tool; whatever happens is an ``Outcome``, except that cancelling cancels."""
+        """Call a tool. Whatever the tool does becomes an ``Outcome``; only cancelling this call raises."""
         began = monotonic()
         try:
             bound = tool.bind(args)
@@ -77,7 +78,7 @@ class ToolThreads:
                     result = tool.function(**bound)
                     return cap(await result if isawaitable(result) else result, limit)
                 except BaseException as error:  # noqa: BLE001 - SystemExit would end the tools' loop
-                    return _harmless(error)  # Returned: one raised after the timeout would be logged as a fault.
+                    return _harmless(error)  # Returned: an exception after the timeout would be logged as a fault.
 
             future = asyncio.run_coroutine_threadsafe(run(), loop)
         else:
@@ -97,8 +98,8 @@ class ToolThreads:
         return done
 
     async def _replace_if_stuck(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Give further calls another loop than one that does nothing. Its thread is lost until it goes on."""
-        if await _is_stuck(loop) and self._loop is loop:  # Else another call has found that out.
+        """Give further calls another event loop if this one is stuck. Its thread counts as lost until it continues."""
+        if await _is_stuck(loop) and self._loop is loop:  # Otherwise another call has replaced the loop already.
             self._loop = None
             ended = _end_loop(loop)
             self._lost.add(ended)
@@ -115,7 +116,7 @@ def cap(result: Any, bytes_limit: int) -> tuple[Any, bool]:
     if isinstance(result, bytes | bytearray | memoryview):
         result = bytes(result[: bytes_limit + 1]).decode(errors="replace")
     if isinstance(result, str):
-        # Cut first: encoding 100 MB would hold every thread up.
+        # Cut first: encoding 100 MB would hold the interpreter's lock, and so every thread.
         cut = result[: bytes_limit + 1].encode(errors="replace").decode()
         fitting = _prefix(cut, bytes_limit)
         return fitting, len(fitting) < len(cut)
@@ -146,7 +147,7 @@ def _start_loop() -> asyncio.AbstractEventLoop:
 
 
 def _end_loop(loop: asyncio.AbstractEventLoop) -> Future[None]:
-    """Stop a loop as soon as it goes on and what runs there is done."""
+    """Stop an event loop as soon as it continues and its tasks are done."""
 
     async def end() -> None:
         if others := asyncio.all_tasks() - {asyncio.current_task()}:

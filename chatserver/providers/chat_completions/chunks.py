@@ -9,7 +9,7 @@ import msgspec
 from chatserver.providers.faults import nonsense
 
 HEARTBEATS = frozenset({"ping", "pong", "heartbeat", "keepalive", "keep-alive", "keep_alive", "processing", "alive"})
-"""Types of chunks, and texts in place of one, that say nothing but that the server lives."""
+"""Types of chunks, and texts in place of a chunk, that say only that the server lives."""
 
 UNNAMED = (b"", b"message")
 
@@ -18,10 +18,10 @@ _blanks = re.compile(r"\s*").match
 
 
 def documents(kind: bytes, data: bytes) -> list[dict[str, Any]]:
-    """The chunks in an event of a type; none in a heartbeat, however it is dressed.
+    """The chunks in an event of a type; none in a heartbeat of any form.
 
     Raises:
-        Fault: `llm_error`: it should have been a chunk.
+        Fault: `llm_error`: the event should be a chunk and is none.
     """
     data = data.strip()
     if not data or (kind and kind.decode(errors="replace").lower() in HEARTBEATS):
@@ -43,7 +43,7 @@ def documents(kind: bytes, data: bytes) -> list[dict[str, Any]]:
 
 
 def failure_of(kind: bytes, chunk: dict[str, Any]) -> Any:
-    """What a chunk tells of a failure; None: nothing."""
+    """The failure that a chunk reports; None: it reports none."""
     error = chunk.get("error")
     is_said = any(error.values()) if isinstance(error, dict) else error
     if is_said or kind == b"error" or "error" in (chunk.get("object"), chunk.get("type")):
@@ -62,10 +62,10 @@ def failure_of(kind: bytes, chunk: dict[str, Any]) -> Any:
 
 
 def _parsed(data: bytes) -> Any:
-    """The tree. A lone surrogate escape, or a byte that is no UTF-8, spoils a character and not the answer.
+    """The JSON tree. A lone surrogate escape, or a byte that is no UTF-8, becomes a replacement character.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the data is no JSON.
     """
     try:
         return _decode(data)
@@ -82,7 +82,7 @@ def _refused(constant: str) -> None:
 
 
 def _several(data: bytes) -> list[Any]:
-    """The documents of an event that is none: where a server forgot what stands between two of them."""
+    """The documents of an event that is no single document: some servers forget the line end between two events."""
     text, decoder, trees, at = data.decode(errors="replace"), json.JSONDecoder(parse_constant=_refused), list[Any](), 0
     while at < len(text):
         try:

@@ -1,11 +1,11 @@
-"""What a server's `finish_reason` means: each has its own words for the same four things, and for none."""
+"""What a server's `finish_reason` means: servers have many words for four meanings, and for no meaning."""
 
 from typing import Literal, TypeAlias
 
 End: TypeAlias = Literal["stop", "length", "content_filter"]
 
 NONE = frozenset({"", "null", "none", "nil", "undefined", "unspecified", "unfinished", "in_progress"})
-"""As text where `null` is meant: the answer goes on."""
+"""Texts that stand for `null`: the answer goes on."""
 
 MARKS: tuple[tuple[End | Literal["failure"], str], ...] = (
     (
@@ -19,7 +19,7 @@ MARKS: tuple[tuple[End | Literal["failure"], str], ...] = (
         " rate_limit exhausted disconnect",
     ),
 )
-"""What a reason is that has such a word in it; the first that fits. All others are an end as it should be."""
+"""The meaning of a reason that contains one of these words; the first match counts. Any other reason means `stop`."""
 
 CHARS_READ = 100
 

@@ -5,7 +5,7 @@ HEAD_CHARS = 200
 
 
 class Told:
-    """What was said so far of a text, as far as it takes to know it again."""
+    """How much of a text has come, with enough of its beginning to recognize a repetition."""
 
     __slots__ = ("_chars", "_head", "_pieces")
 
@@ -15,17 +15,17 @@ class Told:
         self._pieces = 0
 
     def add(self, text: str) -> None:
-        """This was said."""
+        """Count a piece of the text."""
         if self._chars < HEAD_CHARS:
             self._head = (self._head + text)[:HEAD_CHARS]
         self._chars += len(text)
         self._pieces += 1
 
     def new(self, text: str, may_repeat: bool, is_whole: bool) -> str:
-        """What is new in a text, which is said with that.
+        """The new part of a piece, which is counted too.
 
-        ``is_whole``: the text is all from the beginning on. ``may_repeat``: it comes where an
-        answer ends, so it may be.
+        ``is_whole``: the piece is the whole text from its beginning. ``may_repeat``: the piece comes at the end of the
+        answer, so it may be the whole text.
         """
         if text and self._chars and (is_whole or (may_repeat and self._is_again(text))):
             text = text[self._chars :] if text.startswith(self._head) else ""
@@ -34,7 +34,7 @@ class Told:
         return text
 
     def _is_again(self, text: str) -> bool:
-        """Whether it cannot well be the next words: several pieces in one, and no blank where they would join."""
+        """Whether a piece is the whole text again, and not its next words."""
         if self._pieces < 2 or len(text) != self._chars or not text.startswith(self._head):
             return False
         return len(text) >= HEAD_CHARS or (" " in text and not text[0].isspace() and not text[-1].isspace())

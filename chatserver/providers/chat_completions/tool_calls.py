@@ -1,4 +1,4 @@
-"""Tool calls out of their fragments. Servers number, name and cut them in every way that there is."""
+"""Tool calls put together from fragments. Servers number, name and cut the fragments in every way there is."""
 
 import json
 from collections.abc import Iterator
@@ -13,18 +13,18 @@ ARGUMENTS_CHARS_LIMIT = 1024 * 1024
 """How long the arguments of all calls of a turn may be together."""
 
 SNAPSHOTS_ENOUGH = 8
-"""How many fragments in a row must repeat the one before, and go on, to be no accident."""
+"""How many fragments in a row must begin with the fragment before, so that this is no accident."""
 
 PARSES_AT_MOST = 64
-"""How often it is looked whether a call's arguments are whole before they have ended: each look reads them all."""
+"""How often a call's arguments are checked for being whole before the turn ends: each check reads all of them."""
 
 
 class Arguments:
     """The JSON of one call's arguments.
 
-    Fragments are to be joined. But there are servers that repeat in each one what came before (snapshots), that send
-    the whole once more at the end, or that begin with an empty object. JSON says which it was: what is no object when
-    joined is read in one of these ways if that makes it one.
+    Fragments are meant to be joined. But some servers repeat in each fragment all that came before (snapshots), some
+    send the whole once more at the end, and some begin with an empty object. JSON tells which: where the joined
+    fragments are no object, one of these other readings is taken, if it gives an object.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Arguments:
         self._chars += len(text)
 
     def replace(self, value: Any) -> None:
-        """All of them at once, as the object that they are, or as its JSON."""
+        """Replace all fragments by the whole arguments: an object, or its JSON."""
         text = value if isinstance(value, str) else json.dumps(value)
         if text.strip() not in ("", "{}") or not self._pieces:
             self._pieces, self._chars, self._snapshots, self._is_chain = [], 0, 0, True
@@ -60,7 +60,7 @@ class Arguments:
 
     @property
     def chars(self) -> int:
-        """How much it is: of snapshots, the last."""
+        """The length of the arguments; of snapshots, that of the last."""
         return len(self._pieces[-1]) if self._pieces and self._is_chain else self._chars
 
     @property
@@ -68,14 +68,14 @@ class Arguments:
         return bool(self._pieces)
 
     def is_whole(self) -> bool:
-        """Nothing can follow. Looked for a number of times only."""
+        """Whether the arguments are a whole object; checked ``LOOKS`` times at most, then False."""
         if not self._pieces or not self._pieces[-1].rstrip().endswith("}") or self._looks >= PARSES_AT_MOST:
             return False
         self._looks += 1
         return _is_object(self.text())
 
     def text(self) -> str:
-        """All that has come, put together."""
+        """The arguments as their fragments are read."""
         pieces = [*self._pieces, self._cleaner.rest()] if self._cleaner.is_halfway else self._pieces
         joined = "".join(pieces)
         if len(pieces) < 2 or _is_object(joined):
@@ -108,12 +108,12 @@ class ToolCalls:
         self._by_index: dict[int | None, _Call] = {}
 
     def collect(self, fragment: Any, place: int | None = None) -> bool:
-        """Add a fragment to the call it belongs to; whether it says anything.
+        """Add a fragment to its call; whether the fragment says anything.
 
-        ``place``: it is not a fragment, but all of the call with this number among the turn's.
+        ``place``: the fragment is the whole call, the one with this number in the turn.
 
         Raises:
-            Fault: the turn has too many calls, or they are too long.
+            Fault: the turn has too many calls, or their arguments are too long.
         """
         if not isinstance(fragment, dict):
             return False
@@ -140,18 +140,18 @@ class ToolCalls:
         return bool(name or text or arguments)
 
     def requests(self) -> Iterator[ToolCallRequest]:
-        """The calls, complete. What has neither a name nor arguments is none: some servers send such with each text."""
+        """The complete calls. Without a name and arguments it is none: some servers send such with each text."""
         for call in self._calls:
             arguments = call.arguments.text()
             if call.name or arguments.strip() not in ("", "null", "{}"):
                 yield ToolCallRequest(call.call_id, call.name, arguments)
 
     def _call_of(self, id: str, index: int | None, name: str, arguments: str) -> _Call:
-        """The call that a fragment belongs to; a new one where it begins one.
+        """The call that a fragment belongs to; a new call where the fragment begins one.
 
-        A known id decides. A new id with a name begins a call even under an index in use, since some servers count
-        every call as number 0. Without an id the index decides, unless that call is whole and this one has a name.
-        Without both a name begins a call.
+        A known id decides. A new id with a name begins a call even under an index in use, since some servers give every
+        call the index 0. Without an id the index decides, unless the call of that index is whole and the fragment has a
+        name. Without id and index, a name begins a call.
         """
         for known in reversed(self._by_id.get(id, ())):
             if index is None or known.index in (None, index):
