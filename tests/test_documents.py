@@ -410,7 +410,7 @@ def test_ci_calls_the_test_command_of_readme() -> None:
 
 
 async def test_the_tools_of_readme_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (source,) = fenced(README, "python")
+    source, _ = fenced(README, "python")
     reference = re.search(r"CHATSERVER_TOOLS=((\w+):\w+)", README)
     assert reference and f"`{reference[2]}.py`" in README
     (tmp_path / f"{reference[2]}.py").write_text(source)
