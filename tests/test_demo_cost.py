@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from chatserver.providers import demo
-from chatserver.providers.demo import ASKED_CHARS_LIMIT, CompletionRequest, Message, Script, answer
+from chatserver.providers.demo import ASKED_CHARS_LIMIT, CompletionRequest, PromptMessage, Script, completion
 from tests.cost import LINEAR, growth
 
 TOOLS = {"clock", "calculator"}
@@ -35,7 +35,7 @@ ENDS = ("", "!", "1", "fail with", " count")
 
 
 def script(text: str) -> Script:
-    return demo._script([Message("user", msgspec.Raw(json.dumps(text).encode()))], TOOLS)
+    return demo._script([PromptMessage("user", msgspec.Raw(json.dumps(text).encode()))], TOOLS)
 
 
 @pytest.mark.parametrize("unit", UNITS)
@@ -85,7 +85,7 @@ TOOL = '{"function":{"name":"x"}}'
 def test_a_request_is_read_in_linear_time(name: str) -> None:
     """In `none` mode anybody on this machine may send one, of 8 MiB."""
     bodies = {size: BODIES[name](size) for size in (100_000, 1_600_000)}
-    assert growth(lambda size: answer(msgspec.json.decode(bodies[size], type=CompletionRequest)), 100_000) < LINEAR
+    assert growth(lambda size: completion(msgspec.json.decode(bodies[size], type=CompletionRequest)), 100_000) < LINEAR
 
 
 def test_a_number_costs_no_more_than_its_text() -> None:

@@ -347,14 +347,14 @@ async def test_a_deadline_that_moves_on_is_waited_for_and_one_that_comes_nearer_
         clock.now += 4
         connection.data_received(b"still here")
         until = clock.now + 5
-        connection._look(deadline)
+        connection._check_deadline(deadline)
         assert not pouring.done() and clock.due[-1] == until
     until, is_nearer = clock.now + 1, True
     connection.data_received(b"the end is near")
     await asyncio.sleep(0)
     assert clock.due[-1] == until
     clock.now += 1
-    connection._look(deadline)
+    connection._check_deadline(deadline)
     with pytest.raises(httpx2.ReadTimeout):
         await pouring
 

@@ -105,7 +105,7 @@ async def test_whoever_did_not_reach_the_database_begins_to_count_anew(
         patched.setattr(leases, "RENEW_SECONDS", 0.0)
         patched.setattr(Lease, "_renew", fail)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(other._lease._keep)
+            tasks.start_soon(other._lease._renew_forever)
             await failed.wait()
             tasks.cancel_scope.cancel()
     for _ in range(LOOKS):
@@ -129,7 +129,7 @@ async def test_a_failure_that_nobody_foresaw_does_not_end_the_lease(
         patched.setattr(leases, "RENEW_SECONDS", 0.0)
         patched.setattr(Lease, "_renew", fail)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(sessions._lease._keep)
+            tasks.start_soon(sessions._lease._renew_forever)
             await renewed.wait()
             tasks.cancel_scope.cancel()
     assert "could not be renewed" in caplog.text

@@ -61,7 +61,7 @@ _TIME = re.compile(r"\b(?:time|clock|date|day)\b", re.IGNORECASE)
 _WORDS = re.compile(r"\s*\S+|\s+$")
 
 
-class Message(Struct, frozen=True, gc=False):
+class PromptMessage(Struct, frozen=True, gc=False):
     """A message of a request, its content undecoded: only the content of the newest messages is read."""
 
     role: str = ""
@@ -85,7 +85,7 @@ class ToolOffer(Struct, frozen=True, gc=False):
 class CompletionRequest(Struct, frozen=True):
     """What the demo reads of a Chat Completions request."""
 
-    messages: list[Message] | None = None
+    messages: list[PromptMessage] | None = None
     model: str = "demo"
     tools: list[ToolOffer] | None = None
     max_tokens: int | None = None
@@ -108,13 +108,13 @@ class Script(Struct, frozen=True):
     fault: str | None = None
 
 
-def answer(request: CompletionRequest) -> Refusal | AsyncIterator[bytes]:
+def completion(request: CompletionRequest) -> Refusal | AsyncIterator[bytes]:
     """The demo's answer: a refusal, or the bytes of a stream."""
     script = _script(request.messages or [], {each.function.name for each in request.tools or ()})
     return _refusal(script.fault) or _stream(script, request.model, request.max_tokens)
 
 
-def _script(messages: Sequence[Message], tools: set[str]) -> Script:
+def _script(messages: Sequence[PromptMessage], tools: set[str]) -> Script:
     """Decide what to say to the newest message."""
     since = next((i for i in range(len(messages) - 1, -1, -1) if messages[i].role == "user"), 0)
     asked = messages[since].text[:ASKED_CHARS_LIMIT] if messages else ""

@@ -9,7 +9,7 @@ from litestar.datastructures import State
 from litestar.response import Stream
 
 from chatserver.errors import BadRequest, Unauthenticated
-from chatserver.providers.demo import CompletionRequest, Refusal, answer
+from chatserver.providers.demo import CompletionRequest, Refusal, completion
 from chatserver.routes import components_of
 from chatserver.routes.body import body_bytes
 from chatserver.routes.http import OPEN_WHILE_DRAINING, PUBLIC
@@ -35,7 +35,7 @@ async def chat_completions(request: Request[str, Any, State]) -> Response[Any]:
     cast(AsgiScope, request.scope)[IS_OWN] = is_own
     body = await body_bytes(request, BODY_BYTES_LIMIT)
     try:
-        said = answer(msgspec.json.decode(body, type=CompletionRequest))
+        said = completion(msgspec.json.decode(body, type=CompletionRequest))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadRequest(f"this is no Chat Completions request: {error}") from None
     if isinstance(said, Refusal):

@@ -60,12 +60,12 @@ class File(Struct, frozen=True):
     etag: str
 
 
-def read(folder: Traversable) -> dict[str, File]:
+def load_files(folder: Traversable) -> dict[str, File]:
     """The files of a folder with a known media type, by their path in the folder."""
     found: dict[str, File] = {}
     for each in folder.iterdir():
         if each.is_dir():
-            found |= {f"{each.name}/{name}": file for name, file in read(each).items()}
+            found |= {f"{each.name}/{name}": file for name, file in load_files(each).items()}
         elif media_type := MEDIA_TYPES.get(Path(each.name).suffix):
             body = each.read_bytes()
             found[each.name] = File(body, media_type, f'"{sha256(body).hexdigest()[:32]}"')
@@ -78,7 +78,7 @@ def folder() -> Traversable:
     return installed if installed.is_dir() else Path(__file__).parents[2] / "clients" / "web"
 
 
-FILES = read(folder())
+FILES = load_files(folder())
 
 
 @get("/", opt={PUBLIC: True}, include_in_schema=False)

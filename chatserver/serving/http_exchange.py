@@ -9,7 +9,7 @@ from chatserver.errors import ChatError, Internal
 from chatserver.serving.access_log import AccessLine
 from chatserver.serving.http_bytes import Headers, chunk
 from chatserver.serving.http_head import Framing, response_head
-from chatserver.transports.asgi import App, AsgiMessage, AsgiScope
+from chatserver.transports.asgi import AsgiApp, AsgiMessage, AsgiScope
 from chatserver.transports.peer import nobody
 
 logger = logging.getLogger("chatserver.http")
@@ -102,7 +102,7 @@ class Exchange:
         self._news: asyncio.Future[None] | None = None
         self._writable: asyncio.Future[None] | None = None
 
-    async def run(self, app: App, scope: AsgiScope) -> None:
+    async def run(self, app: AsgiApp, scope: AsgiScope) -> None:
         """Let the application answer."""
         try:
             await app(scope, self.receive, self.send)

@@ -41,7 +41,7 @@ class Begun(Struct, frozen=True, kw_only=True):
     message: PastMessage | None = None
 
 
-class _Place(Struct, frozen=True):
+class _Tip(Struct, frozen=True):
     """Where new messages go: they follow ``parent_id`` in the tree and ``position`` in the session."""
 
     session_id: str
@@ -68,12 +68,12 @@ def begin(connection: Connection, user: str, request: ChatRequest, run_id: str, 
 
 def _begin(connection: Connection, user: str, request: ChatRequest, run_id: str, owner: str, quota: Quota) -> Begun:
     now = timestamp()
-    find_place = _next if request.regenerate is None and request.parent_id is None else _named
-    place = find_place(connection, user, request, now)
-    *asked, answer = _insert_messages(connection, user, place, request.message, run_id, now)
+    find_tip = _newest_tip if request.regenerate is None and request.parent_id is None else _named_tip
+    tip = find_tip(connection, user, request, now)
+    *asked, answer = _insert_messages(connection, user, tip, request.message, run_id, now)
     run = RunRecord(
         run_id=run_id,
-        session_id=place.session_id,
+        session_id=tip.session_id,
         message_id=answer.message_id,
         status="running",
         last_seq=0,
@@ -84,9 +84,9 @@ def _begin(connection: Connection, user: str, request: ChatRequest, run_id: str,
     identity = {"idempotency_key": request.idempotency_key, "request_digest": _digest(request)}
     connection.execute(_NEW_RUN, asdict(run) | origin | identity)
     # The last, since on PostgreSQL all that the user begins waits here for the one before.
-    add(connection, user, int(place.is_new), _size(request), quota)
+    add(connection, user, int(tip.is_new), _size(request), quota)
     message = PastMessage(True, asked[0].parts, ()) if asked else None
-    return Begun(run=run, user_message_id=str(answer.parent_id), is_new=True, follows=place.parent_id, message=message)
+    return Begun(run=run, user_message_id=str(answer.parent_id), is_new=True, follows=tip.parent_id, message=message)
 
 
 def _digest(request: ChatRequest) -> bytes:
@@ -116,19 +116,19 @@ def earlier(connection: Connection, user: str, request: ChatRequest) -> Begun | 
     return Begun(run=run, user_message_id=user_message_id, is_new=False)
 
 
-def _next(connection: Connection, user: str, request: ChatRequest, now: str) -> _Place:
+def _newest_tip(connection: Connection, user: str, request: ChatRequest, now: str) -> _Tip:
     """After the newest message of the session, or the beginning of a new one."""
     if request.session_id is not None and _touch(connection, user, request.session_id, request, now):
         newest = _newest(connection, user, request.session_id)
-        return _Place(request.session_id, newest.position, newest.message_id)
+        return _Tip(request.session_id, newest.position, newest.message_id)
     session_id = request.session_id or new_id()
     title = _title(request.message or "")
     row = {"user_id": user, "session_id": session_id, "title": title, "folded_title": folded(title)}
     connection.execute(_NEW_SESSION, row | {"created_at": now, "updated_at": now, "bytes": _size(request)})
-    return _Place(session_id, 0, None, is_new=True)
+    return _Tip(session_id, 0, None, is_new=True)
 
 
-def _named(connection: Connection, user: str, request: ChatRequest, now: str) -> _Place:
+def _named_tip(connection: Connection, user: str, request: ChatRequest, now: str) -> _Tip:
     """After the message that the request names: an answer to follow, or a user's message to answer again.
 
     Where another text takes the place of the latter: after what precedes it.
@@ -147,7 +147,7 @@ def _named(connection: Connection, user: str, request: ChatRequest, now: str) ->
     newest = _newest(connection, user, old.session_id)
     is_edited = role == "user" and request.message is not None
     end = old.parent_id if is_edited else named
-    return _Place(old.session_id, newest.position, end)
+    return _Tip(old.session_id, newest.position, end)
 
 
 def _touch(connection: Connection, user: str, session_id: str, request: ChatRequest, now: str) -> bool:
@@ -199,17 +199,17 @@ def _title(message: str) -> str:
 
 
 def _insert_messages(
-    connection: Connection, user: str, place: _Place, text: str | None, run_id: str, now: str
+    connection: Connection, user: str, tip: _Tip, text: str | None, run_id: str, now: str
 ) -> list[MessageRecord]:
     """Add the user's message, if the request brings one, and the empty answer to it; these."""
-    new, parent_id = [], place.parent_id
+    new, parent_id = [], tip.parent_id
     if text is not None:
         new.append(_message(parent_id, now, "user", "complete", text))
         parent_id = new[0].message_id
     new.append(_message(parent_id, now, "assistant", "streaming", run_id=run_id))
-    home = {"user_id": user, "session_id": place.session_id}
+    home = {"user_id": user, "session_id": tip.session_id}
     rows = []
-    for position, each in enumerate(new, place.position + 1):
+    for position, each in enumerate(new, tip.position + 1):
         row = home | asdict(each) | {"position": position, "told_bytes": told_bytes(each.parts)}
         del row["content"]  # The parts tell it.
         rows.append(row)

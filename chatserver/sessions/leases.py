@@ -79,7 +79,7 @@ class Lease:
         self._lock.acquire()
         _remove_old(self._database.lock_file("*"))
         await self._renew()
-        self._task = asyncio.create_task(self._keep(), name="lease")
+        self._task = asyncio.create_task(self._renew_forever(), name="lease")
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -94,7 +94,7 @@ class Lease:
             self._lock.remove()
             self._lock.release()
 
-    async def _keep(self) -> None:
+    async def _renew_forever(self) -> None:
         while True:
             await asyncio.sleep(RENEW_SECONDS)
             try:

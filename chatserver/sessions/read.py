@@ -84,7 +84,7 @@ def session(
     return SessionDetail(**msgspec.structs.asdict(record), messages=found, cursor=older)
 
 
-class _Place(Struct, array_like=True, forbid_unknown_fields=True):
+class _PageCursor(Struct, array_like=True, forbid_unknown_fields=True):
     """The last session of a page. A client's cursor that has not this form never reaches the database."""
 
     updated_at: Annotated[str, Meta(pattern=r"\A[0-9TZ:.-]{1,40}\Z")]
@@ -104,8 +104,8 @@ def page(connection: Connection, user: str, limit: int, cursor: str | None, sear
     if search is not None:
         query = query.where(sessions.c.folded_title.contains(folded(search), autoescape=True))
     if cursor is not None:
-        place = _place(cursor)
-        query = query.where(key < tuple_(place.updated_at, place.session_id))
+        last = _page_cursor(cursor)
+        query = query.where(key < tuple_(last.updated_at, last.session_id))
     query = query.order_by(sessions.c.updated_at.desc(), sessions.c.session_id.desc()).limit(limit + 1)
     found = [SessionRecord(**row._mapping) for row in connection.execute(query)]
     shown = found[:limit]
@@ -113,11 +113,11 @@ def page(connection: Connection, user: str, limit: int, cursor: str | None, sear
 
 
 def _cursor(last: SessionRecord) -> str:
-    return urlsafe_b64encode(msgspec.json.encode(_Place(last.updated_at, last.session_id))).decode()
+    return urlsafe_b64encode(msgspec.json.encode(_PageCursor(last.updated_at, last.session_id))).decode()
 
 
-def _place(cursor: str) -> _Place:
+def _page_cursor(cursor: str) -> _PageCursor:
     try:
-        return msgspec.json.decode(b64decode(cursor, altchars=b"-_", validate=True), type=_Place)
+        return msgspec.json.decode(b64decode(cursor, altchars=b"-_", validate=True), type=_PageCursor)
     except ValueError:  # of base64, of UTF-8, of JSON (msgspec's errors are ValueErrors) or of the form
         raise BadCursor("`cursor` is what the last page gave, or absent") from None

@@ -35,7 +35,7 @@ class _Write:
         self.result: Any = None
         self.error: BaseException | None = None
 
-    def tell(self) -> None:
+    def settle(self) -> None:
         if self.future.done():
             return  # The caller's task was cancelled, and not by anyio.
         if self.error is None:
@@ -75,10 +75,10 @@ class Sqlite:
         await checkpoint_if_cancelled()
         # From here on the write will happen, and the caller must know of it: so anyio's cancellation waits.
         with CancelScope(shield=True):
-            return await self._asked(work)
+            return await self._enqueued(work)
         raise AssertionError("a scope that nobody cancels swallows nothing")
 
-    def _asked(self, work: Callable[[Connection], T]) -> asyncio.Future[T]:
+    def _enqueued(self, work: Callable[[Connection], T]) -> asyncio.Future[T]:
         if self._is_closed:
             raise RuntimeError("the database is closed")
         loop = asyncio.get_running_loop()
@@ -122,7 +122,7 @@ class Sqlite:
                     break
                 batch.append(another)
             self._commit(batch)
-            loop.call_soon_threadsafe(_tell, batch)
+            loop.call_soon_threadsafe(_settle, batch)
 
     def _commit(self, batch: list[_Write]) -> None:
         """Commit a batch at once. If this fails, commit each write alone: a full disk refuses only the large ones."""
@@ -168,9 +168,9 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _tell(batch: list[_Write]) -> None:
+def _settle(batch: list[_Write]) -> None:
     for write in batch:
-        write.tell()
+        write.settle()
 
 
 def _prepare(connection: Any, _: object) -> None:

@@ -18,7 +18,7 @@ from chatserver.sessions.database import Database
 
 logger = logging.getLogger(__name__)
 
-SAY_AGAIN_SECONDS = 60.0
+LOG_AGAIN_SECONDS = 60.0
 """Between two lines in the log: a full disk takes small writes and refuses large ones, in turns."""
 
 _SQLITE_CODES = frozenset({
@@ -46,15 +46,15 @@ class Troubled:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._said_at = -inf
-        self._is_said = False
+        self._logged_at = -inf
+        self._is_logged = False
 
     async def read(self, work: Callable[[Connection], T]) -> T:
-        with self._told():
+        with self._translated():
             return await self._database.read(work)
 
     async def write(self, work: Callable[[Connection], T]) -> T:
-        with self._told():
+        with self._translated():
             return await self._database.write(work)
 
     def lock_file(self, owner: str) -> Path:
@@ -64,22 +64,22 @@ class Troubled:
         await self._database.close()
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _translated(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:
             if not _is_trouble(error):
                 raise
-            self._say(error)
+            self._log(error)
             raise Unavailable("the database cannot be used now") from None
-        if self._is_said:
-            self._is_said = False
+        if self._is_logged:
+            self._is_logged = False
             logger.warning("the database can be used again")
 
-    def _say(self, error: Exception) -> None:
+    def _log(self, error: Exception) -> None:
         now = monotonic()
-        if now - self._said_at >= SAY_AGAIN_SECONDS:
-            self._said_at, self._is_said = now, True
+        if now - self._logged_at >= LOG_AGAIN_SECONDS:
+            self._logged_at, self._is_logged = now, True
             reason = " ".join(str(error.orig if isinstance(error, DBAPIError) else error).split())
             logger.error("the database cannot be used, what needs it is refused: %s", reason or type(error).__name__)
 

@@ -152,7 +152,7 @@ class Multiplexer(Connection):
 
     def _reject(self, error: ChatError, about: dict[str, Any]) -> None:
         self._no_commands = self._no_commands + 1 if isinstance(error, BadJson | NoCommand) else 0
-        self._say(rejected(error, about))
+        self._reply(rejected(error, about))
         if self._no_commands >= NO_COMMANDS_LIMIT:
             self._close(NO_COMMANDS)
 
@@ -169,18 +169,18 @@ class Multiplexer(Connection):
             case Detach():
                 await self._runs.record(user, wanted.run_id)
                 self._detach(wanted.run_id)
-                self._say(Accepted(**about))
+                self._reply(Accepted(**about))
             case Cancel():
                 await self._runs.cancel(user, wanted.run_id)
-                self._say(Accepted(**about))
+                self._reply(Accepted(**about))
             case Ping():
-                self._say(Pong())
+                self._reply(Pong())
 
     def _attach(self, subscription: Subscription, about: dict[str, Any]) -> None:
         """Say so, then let a pump send what follows the cursor."""
         run_id = subscription.run_id
         self._detach(run_id)
-        self._say(Accepted(**about | {"run_id": run_id}, ended=subscription.is_at_end))
+        self._reply(Accepted(**about | {"run_id": run_id}, ended=subscription.is_at_end))
         if subscription.is_at_end or not self.is_open:
             return subscription.close()
         try:
@@ -201,6 +201,6 @@ class Multiplexer(Connection):
             return self._close(FAILED)
         self._close_if_drained()
 
-    def _say(self, reply: Accepted | Rejected | Pong) -> None:
+    def _reply(self, reply: Accepted | Rejected | Pong) -> None:
         if self.is_open:
             self.write(text_frame(msgspec.json.encode(reply)))

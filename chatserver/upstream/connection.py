@@ -109,7 +109,7 @@ class UpstreamConnection(asyncio.Protocol):
         is_free = self._is_complete and self._lasts and not self._is_paused
         return is_free and not self._is_lost and not self._transport.is_closing()
 
-    def rest(self, seconds: float | None) -> None:
+    def keep_idle(self, seconds: float | None) -> None:
         """Wait for the next request, for so long; None: it is here."""
         self._stop_timer()
         if seconds is not None:
@@ -132,7 +132,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._check()
         self._waiter = self._loop.create_future()
         if deadline is not None:
-            self._timer = self._loop.call_at(deadline(), self._look, deadline)
+            self._timer = self._loop.call_at(deadline(), self._check_deadline, deadline)
         try:
             await self._waiter
         finally:
@@ -144,10 +144,10 @@ class UpstreamConnection(asyncio.Protocol):
         if self._error is not None:
             raise self._error
 
-    def _look(self, deadline: Deadline) -> None:
+    def _check_deadline(self, deadline: Deadline) -> None:
         """A moment has come that was the deadline: it may have moved on, and the timer is set anew only now."""
         if (until := deadline()) > self._loop.time():
-            self._timer = self._loop.call_at(until, self._look, deadline)
+            self._timer = self._loop.call_at(until, self._check_deadline, deadline)
         else:
             self._fail(httpx2.ReadTimeout("the peer is silent"))
 

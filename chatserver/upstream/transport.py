@@ -70,14 +70,14 @@ class HttpTransport(httpx2.AsyncBaseTransport):
         origin = (url.scheme, url.raw_host.decode(), url.port or (443 if url.scheme == "https" else 80))
         message = _message(request, await request.aread())
         is_fresh = request.headers.get("connection", "").lower() == "close"
-        kept = None if is_fresh else self._kept(origin)
+        kept = None if is_fresh else self._take_idle(origin)
         connection = kept or await self._connect(origin, timeouts.get("connect"))
         try:
             status, headers = await connection.exchange(message, timeouts.get("read"))
         except BaseException:
             connection.close()
             raise
-        body = Body(connection, lambda: self._keep(origin, connection))
+        body = Body(connection, lambda: self._return_idle(origin, connection))
         return httpx2.Response(status, headers=headers, stream=body, extensions={BODY: body})
 
     async def aclose(self) -> None:
@@ -95,21 +95,21 @@ class HttpTransport(httpx2.AsyncBaseTransport):
         except (OSError, UnicodeError) as error:
             raise httpx2.ConnectError("no connection") from error
 
-    def _kept(self, origin: Origin) -> UpstreamConnection | None:
+    def _take_idle(self, origin: Origin) -> UpstreamConnection | None:
         """The connection that was used last, if one is left: the others may go to their rest."""
         while kept := self._idle.get(origin):
             connection = kept.pop()
             if connection.is_reusable:
-                connection.rest(None)
+                connection.keep_idle(None)
                 return connection
         return None
 
-    def _keep(self, origin: Origin, connection: UpstreamConnection) -> None:
+    def _return_idle(self, origin: Origin, connection: UpstreamConnection) -> None:
         kept = self._idle.setdefault(origin, [])
         kept[:] = [each for each in kept if each.is_reusable]
         if connection.is_reusable and len(kept) < KEEPALIVE_LIMIT:
             kept.append(connection)
-            connection.rest(KEEPALIVE_SECONDS)
+            connection.keep_idle(KEEPALIVE_SECONDS)
         else:
             connection.close()
 
