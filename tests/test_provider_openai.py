@@ -22,7 +22,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatserver.dialogue import Dialogue, SystemText, UserText
+from chatserver.dialogue import Dialogue, Leavings, SystemText, UserText
 from chatserver.errors import UpstreamError
 from chatserver.events import ErrorCode, Usage
 from chatserver.providers import (
@@ -452,11 +452,14 @@ SPLIT_STEPS: list[Step] = [
     Done(),
 ]
 SPLIT_BODY = body_of(SPLIT_STEPS)
+SPLIT_LEAVINGS = Leavings(
+    "chat_completions 127.0.0.1 test-model", {"message": {"reasoning_content": "hm"}, "calls": [{}]}
+)
 SPLIT_DELTAS = [
     ReasoningDelta("hm"),
     TextDelta(f"é{FAMILY}"),
     ToolCallRequest("c", "f", '{"a":"€"}'),
-    Finish("tool_calls", Usage(1, 2)),
+    Finish("tool_calls", Usage(1, 2), SPLIT_LEAVINGS),
 ]
 LINE_ENDS = pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"], ids=["lf", "crlf", "cr"])
 

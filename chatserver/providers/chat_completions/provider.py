@@ -102,7 +102,7 @@ class OpenAIProvider:
         maker = f"chat_completions {self._host} {request.model}"
         tries = Tries(request, self._parameters, self._secrets, maker)
         while True:
-            turn = Turn(on_delta, self._idle_seconds)
+            turn = Turn(on_delta, self._idle_seconds, maker)
             try:
                 finish = await finish_of(await self._open(tries), turn)
             except Fault as fault:

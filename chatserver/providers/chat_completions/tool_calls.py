@@ -6,6 +6,7 @@ from typing import Any
 
 from chatserver.commands import new_id
 from chatserver.providers import WANTED_CALLS_LIMIT, ToolCallRequest
+from chatserver.providers.chat_completions.leavings import CALL_FIELDS
 from chatserver.providers.clean_text import Cleaner, cleaned
 from chatserver.providers.faults import nonsense
 
@@ -96,6 +97,7 @@ class _Call:
         self.index = index
         self.name = ""
         self.arguments = Arguments()
+        self.left: dict[str, Any] = {}
 
 
 class ToolCalls:
@@ -124,10 +126,12 @@ class ToolCalls:
         id = fragment.get("id")
         id = cleaned(str(id)) if isinstance(id, str | int) and id else ""
         text = arguments if isinstance(arguments, str) else ""
-        if not (id or name or text or isinstance(arguments, dict)):
+        left = {field: fragment[field] for field in CALL_FIELDS if fragment.get(field) is not None}
+        if not (id or name or text or left or isinstance(arguments, dict)):
             return False
         call = self._call_of(id, _index(fragment.get("index", place)), name, text)
         chars_before = call.arguments.chars
+        call.left |= left
         if name and not (call.name and call.arguments.has_begun):
             call.name = name
         if isinstance(arguments, dict) or (place is not None and text):
@@ -139,12 +143,15 @@ class ToolCalls:
             raise nonsense("tool arguments without end", "the model's tool arguments have no end")
         return bool(name or text or arguments)
 
-    def requests(self) -> Iterator[ToolCallRequest]:
-        """The complete calls. Without a name and arguments it is none: some servers send such with each text."""
+    def requests(self) -> Iterator[tuple[ToolCallRequest, dict[str, Any]]]:
+        """The complete calls, each with the fields that go back with it.
+
+        Without a name and arguments it is none: some servers send such with each text.
+        """
         for call in self._calls:
             arguments = call.arguments.text()
             if call.name or arguments.strip() not in ("", "null", "{}"):
-                yield ToolCallRequest(call.call_id, call.name, arguments)
+                yield ToolCallRequest(call.call_id, call.name, arguments), call.left
 
     def _call_of(self, id: str, index: int | None, name: str, arguments: str) -> _Call:
         """The call that a fragment belongs to; a new call where the fragment begins one.

@@ -32,8 +32,8 @@ class Turn:
 
     __slots__ = ("_decoder", "_events", "_heard_at", "_idle_seconds", "_lived_at")
 
-    def __init__(self, on_delta: OnDelta, idle_seconds: float) -> None:
-        self._events, self._decoder = SSEDecoder(), TurnDecoder(on_delta)
+    def __init__(self, on_delta: OnDelta, idle_seconds: float, maker: str = "") -> None:
+        self._events, self._decoder = SSEDecoder(), TurnDecoder(on_delta, maker)
         self._idle_seconds = idle_seconds
         self._heard_at = self._lived_at = monotonic()
 

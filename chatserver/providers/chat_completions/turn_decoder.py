@@ -13,10 +13,12 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
+from chatserver.dialogue import Leavings
 from chatserver.events import Usage
 from chatserver.providers import Finish, OnDelta, ReasoningDelta, TextDelta
 from chatserver.providers.chat_completions.chunks import HEARTBEATS, documents, failure_of
 from chatserver.providers.chat_completions.finish_reasons import End, meaning
+from chatserver.providers.chat_completions.leavings import LEAVINGS_BYTES_LIMIT, MessageFields, size_of
 from chatserver.providers.chat_completions.repetition import Told
 from chatserver.providers.chat_completions.thinking import ThinkTags
 from chatserver.providers.chat_completions.tool_calls import ToolCalls
@@ -44,6 +46,8 @@ class _TextDelta(Struct):
     refusal: None = None
     tool_calls: None = None
     function_call: None = None
+    reasoning_details: None = None
+    extra_content: None = None
 
 
 class _TextChoice(Struct):
@@ -74,18 +78,21 @@ class TurnDecoder:
     ``is_over``: nothing of it can follow.
     """
 
-    def __init__(self, on_delta: OnDelta) -> None:
+    def __init__(self, on_delta: OnDelta, maker: str = "") -> None:
+        """``maker``: who is asked, as the turn's leavings name it."""
         self.pieces = 0
         self.has_finished = False
         self.went_on = False
         self.is_over = False
         self._on_delta = on_delta
+        self._maker = maker
         self._reason: End = "stop"
         self._usage: tuple[int, int] | None = None
         self._calls = ToolCalls()
         self._text, self._reasoning = Cleaner(), Cleaner()
         self._told, self._thought = Told(), Told()
         self._tags = ThinkTags()
+        self._fields = MessageFields()
 
     @property
     def has_begun(self) -> bool:
@@ -115,13 +122,19 @@ class TurnDecoder:
             self._on_delta(ReasoningDelta(text) if is_thought else TextDelta(text))
         # Some servers say `stop` although they called tools; a cut answer's calls are not whole.
         calls = list(self._calls.requests()) if self._reason == "stop" else []
-        for call in calls:
+        for call, _ in calls:
             self._on_delta(call)
         usage = None
         # A server that counts no tokens at all does not count.
         if self._usage is not None and self._usage[0] and (self._usage[1] or not self.has_begun):
             usage = Usage(*self._usage)
-        return Finish("tool_calls" if calls else self._reason, usage)
+        return Finish("tool_calls" if calls else self._reason, usage, self._leavings([left for _, left in calls]))
+
+    def _leavings(self, calls: list[dict[str, Any]]) -> Leavings | None:
+        message = self._fields.left(with_calls=bool(calls))
+        if not (message or any(calls)) or size_of(calls) > LEAVINGS_BYTES_LIMIT:
+            return None
+        return Leavings(self._maker, {"message": message, "calls": calls})
 
     def _read_texts(self, data: bytes) -> bool:
         """Read a chunk that is nothing but texts; False: it is not, and nothing was done.
@@ -132,7 +145,10 @@ class TurnDecoder:
             delta = _decode_texts(data).choices[0].delta
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return False
-        self._say(delta.reasoning_content or delta.reasoning or delta.thinking or "", delta.content or "")
+        thoughts = delta.reasoning_content or delta.reasoning or delta.thinking or ""
+        if thoughts and self._fields.reasoning_field is None:
+            self._fields.reasoning_field = next(name for name in THOUGHTS if getattr(delta, name))
+        self._say(thoughts, delta.content or "")
         return True
 
     def _read_event(self, kind: bytes, data: bytes) -> None:
@@ -190,7 +206,11 @@ class TurnDecoder:
         """What a delta says; or a message, which ``is_whole``: all of the answer so far, or at last."""
         content = delta.get("content")
         thoughts, content = _parts(delta.get("refusal") if content is None or content == "" else content)
-        self._say(_thoughts(delta) or thoughts, content, may_repeat, is_whole)
+        if field := next((name for name in THOUGHTS if delta.get(name) and isinstance(delta[name], str)), None):
+            self._fields.reasoning_field = self._fields.reasoning_field or field
+            thoughts = delta[field]
+        self._fields.collect(delta, is_whole=is_whole)
+        self._say(thoughts, content, may_repeat, is_whole)
         calls = delta.get("tool_calls")
         if calls is not None:
             for place, fragment in enumerate(calls if isinstance(calls, list) else [calls]):
@@ -201,6 +221,7 @@ class TurnDecoder:
     def _say(self, thoughts: str, content: str, may_repeat: bool = False, is_whole: bool = False) -> None:
         if thoughts and (text := self._thought.new(self._reasoning.clean(thoughts), may_repeat, is_whole)):
             self.pieces += 1
+            self._fields.think(text)
             self._on_delta(ReasoningDelta(text))
         if content and (text := self._told.new(self._text.clean(content), may_repeat, is_whole)):
             self.pieces += 1
@@ -227,13 +248,6 @@ def _without_done(data: bytes) -> tuple[bytes, bool]:
         return b"", True
     chunk, done, _ = data.partition(b"\n[DONE]")
     return chunk, bool(done)
-
-
-def _thoughts(delta: dict[str, Any]) -> str:
-    for name in THOUGHTS:
-        if (text := delta.get(name)) and isinstance(text, str):
-            return text
-    return ""
 
 
 def _parts(content: Any) -> tuple[str, str]:
