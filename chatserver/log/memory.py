@@ -23,6 +23,7 @@ from chatserver.events import (
 )
 from chatserver.log import READ_RECORDS_LIMIT
 from chatserver.log.segments import Segments
+from chatserver.log.waking import WAKES
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ class MemoryLog:
         for part in pieces(draft):
             self._append(part)
         if self.waiting and not self._is_waking:
-            self._wake()
+            WAKES.tell(self._wake)
         return self._newest[0]
 
     def _append(self, part: Event) -> None:

@@ -58,8 +58,10 @@ class Connection(ABC):
 
     def write(self, data: bytes) -> None:
         self.wrote_at = monotonic()
-        self.peer.write(data)
-        self._look_at_peer()
+        peer = self.peer
+        peer.write(data)
+        if not peer.is_writable:
+            self._look_at_peer()
 
     def ping(self) -> None:
         """Show that the connection lives; the clock asks for it where no other bytes show it."""

@@ -38,24 +38,23 @@ class Pump:
 
     def run(self) -> None:
         """Send what is ready: about a batch, then the loop has its turn."""
+        if not self.is_open:
+            return
+        connection, cursor, last, sent_bytes = self._connection, self._cursor, None, 0
         try:
-            if self.is_open:
-                self._run()
+            while connection.peer.is_writable and (batch := cursor.take()):
+                connection.write(data := self._frame(batch))
+                last = batch[-1]
+                sent_bytes += len(data)
+                if sent_bytes >= READ_BYTES_LIMIT:
+                    break
+            if cursor.is_at_end:
+                self._over(self, last)  # None: the log was closed before its run had ended.
+            elif sent_bytes >= READ_BYTES_LIMIT:
+                self._run_later()
         except Exception:
             logger.exception("a reader of run %s failed", self.subscription.run_id)
             self._over(self, None)
-
-    def _run(self) -> None:
-        connection, sent_bytes = self._connection, 0
-        while connection.peer.is_writable and (batch := self._cursor.take()):
-            connection.write(data := self._frame(batch))
-            if self._cursor.is_at_end:
-                return self._over(self, batch[-1])
-            sent_bytes += len(data)
-            if sent_bytes >= READ_BYTES_LIMIT:
-                return self._run_later()
-        if self._cursor.is_at_end:
-            self._over(self, None)  # The log was closed before its run had ended.
 
     def _run_later(self) -> None:
         if not self._is_due:

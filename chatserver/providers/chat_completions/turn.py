@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from chatserver.log.waking import WAKES
 from chatserver.providers import Finish, OnDelta
 from chatserver.providers.chat_completions.turn_decoder import TurnDecoder
 from chatserver.providers.faults import Fault, cut, nonsense, silent
@@ -52,7 +53,11 @@ class Turn:
         """
         events, decoder = self._events, self._decoder
         lines, pieces, had_finished, was_over = events.lines, decoder.pieces, decoder.has_finished, decoder.is_over
-        if found := events.feed(data):
+        found = events.feed(data)
+        if len(found) > 1:
+            with WAKES.held():
+                decoder.feed(found)
+        else:
             decoder.feed(found)
         # The silence begins only now: how long whoever is told of a delta takes is no silence of the upstream.
         now = monotonic()
