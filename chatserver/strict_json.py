@@ -30,7 +30,7 @@ _BLANKS = b" \t\r\n"
 _PUNCTUATION = bytes.maketrans(b"{}:", b"[],")
 _ALL_BUT_BRACKETS = bytes(set(range(256)) - set(b"[]"))
 _STEPS = bytes.maketrans(b"[]", bytes((1, 255)))  # 255 is -1 where bytes are read as signed.
-_DIGITS = bytes.maketrans(b"123456789E", b"000000000e")
+_ZEROED = bytes.maketrans(b"123456789E", b"000000000e")
 _UNKNOWN_FIELD = "Object contains unknown field `"
 
 T = TypeVar("T")
@@ -73,7 +73,7 @@ def _is_deep(bare: bytes) -> bool:
 
 
 def _check_numbers(bare: bytes) -> None:
-    zeros = bare.translate(_DIGITS, b"+")
+    zeros = bare.translate(_ZEROED, b"+")
     if b"0" * (NUMBER_DIGITS_LIMIT + 1) in zeros:
         raise BadJson(f"a number has over {NUMBER_DIGITS_LIMIT} digits in a row")
     # The largest float is 1.8e308: a larger number has an exponent of three digits, or many digits before its point.

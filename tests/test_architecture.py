@@ -142,13 +142,13 @@ def test_the_package_keeps_its_rules() -> None:
 
 
 def constants(package: Path) -> dict[str, list[str]]:
-    """The modules that define each public constant; a type variable of one letter is none."""
+    """The modules that define each constant; a type variable of one letter is none."""
     found: dict[str, list[str]] = {}
     for path in sorted(package.rglob("*.py")):
         for node in ast.parse(path.read_text()).body:
             targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
             for name in {each.id for each in targets if isinstance(each, ast.Name)}:
-                if name.isupper() and name[0] != "_" and len(name) > 1:
+                if name.isupper() and len(name) > 1:
                     found.setdefault(name, []).append(path.relative_to(package).as_posix())
     return found
 
@@ -167,7 +167,8 @@ def test_constants_of_one_name_are_found(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("T = 1\n_A = 1\nSIZE_BYTES = 1\nfor X in (): pass\nname = 2\nX.y = 1")
     (tmp_path / "b.py").write_text("from a import X\nSIZE_BYTES: int = 1\nT = 1\n_A = 2\nname = 2\nX.y = 1")
     assert {name: places for name, places in constants(tmp_path).items() if len(places) > 1} == {
-        "SIZE_BYTES": ["a.py", "b.py"]
+        "SIZE_BYTES": ["a.py", "b.py"],
+        "_A": ["a.py", "b.py"],
     }
 
 

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from chatserver.serving.http_bytes import Headers
 
-_NO_NAME = re.compile(b'[\x00-\x1f\x7f()<>@,;:\\[\\]={} \t\\\\"]')
+_NO_HEADER_NAME = re.compile(b'[\x00-\x1f\x7f()<>@,;:\\[\\]={} \t\\\\"]')
 _NO_VALUE = re.compile(b"[\x00-\x08\x0a-\x1f\x7f]")
 _PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
 
@@ -46,7 +46,7 @@ def response_head(method: str, version: str, status: int, headers: Headers, keep
     """
     headers = [date_header(int(time())), *((name.lower(), value) for name, value in headers)]
     for name, value in headers:
-        if _NO_NAME.search(name) or _NO_VALUE.search(value):
+        if _NO_HEADER_NAME.search(name) or _NO_VALUE.search(value):
             raise RuntimeError(f"{name!r}: {value!r} is no header")
     found = dict(headers)
     framing, own = _framing(method, version, status, b"content-length" in found), list[bytes]()

@@ -21,7 +21,7 @@ TITLE_CHARS_LIMIT = 80
 
 # Made once: to build a statement costs as much as to run it.
 _NEW_RUN, _NEW_SESSION, _NEW_MESSAGES = insert(runs), insert(sessions), insert(messages)
-_TOUCH = (
+_TOUCH_SESSION = (
     update(sessions)
     .where(sessions.c.user_id == bindparam("user"), sessions.c.session_id == bindparam("session"))
     .values(updated_at=bindparam("now"), bytes=sessions.c.bytes + bindparam("size"))
@@ -153,7 +153,7 @@ def _named_tip(connection: Connection, user: str, request: ChatRequest, now: str
 def _touch(connection: Connection, user: str, session_id: str, request: ChatRequest, now: str) -> bool:
     """Mark the session as used now, if it is there; on PostgreSQL this is also the lock that others wait at."""
     parameters = {"user": user, "session": session_id, "now": now, "size": _size(request)}
-    return connection.execute(_TOUCH, parameters).rowcount == 1
+    return connection.execute(_TOUCH_SESSION, parameters).rowcount == 1
 
 
 def _size(request: ChatRequest) -> int:
@@ -170,7 +170,7 @@ class _Newest(Struct, frozen=True):
     position: int
 
 
-_NEWEST = (
+_NEWEST_TIP = (
     select(messages.c.message_id, messages.c.position, runs.c.run_id)
     .outerjoin_from(
         messages,
@@ -186,7 +186,7 @@ _NEWEST = (
 
 
 def _newest(connection: Connection, user: str, session_id: str) -> _Newest:
-    message_id, position, active_run_id = connection.execute(_NEWEST, {"user": user, "session": session_id}).one()
+    message_id, position, active_run_id = connection.execute(_NEWEST_TIP, {"user": user, "session": session_id}).one()
     if active_run_id is not None:
         raise RunActive(active_run_id)
     return _Newest(message_id, position)

@@ -40,7 +40,7 @@ LOCK_SECONDS = 86_400.0
 
 _MINE = processes.c.owner == bindparam("process")
 _BEAT = update(processes).where(_MINE).values(beat=processes.c.beat + 1)
-_TOUCH = update(processes).where(_MINE).values(beat=processes.c.beat)
+_TOUCH_PROCESS = update(processes).where(_MINE).values(beat=processes.c.beat)
 _REGISTER = insert(processes).values(owner=bindparam("process"), beat=1)
 _FORGET = delete(processes).where(_MINE)
 _BEATS = select(processes.c.owner, processes.c.beat)
@@ -160,7 +160,7 @@ def _beat(connection: Connection, owner: str) -> tuple[bool, set[str | None], di
 
 
 def _touch(connection: Connection, owner: str) -> None:
-    connection.execute(_TOUCH, {"process": owner})
+    connection.execute(_TOUCH_PROCESS, {"process": owner})
 
 
 def _forget(connection: Connection, owner: str) -> None:
