@@ -1,4 +1,4 @@
-"""How many requests a user may make in a time."""
+"""The rate of requests and commands of each user."""
 
 from math import ceil
 from time import monotonic
@@ -6,12 +6,12 @@ from time import monotonic
 from chatserver.errors import TooMany
 
 USERS_LIMIT = 10_000
-"""How many users are remembered by their requests; past it, those are forgotten who have asked for nothing lately.
-Where all have asked, twice as many are remembered before the next look."""
+"""How many users are remembered by their requests. Past this number, users without recent requests are forgotten. Where
+all have recent requests, twice as many are remembered before the next cleaning."""
 
 
 class TokenBucket:
-    """Holds ``size`` drops; one falls out for each thing done, and time fills it up again."""
+    """Holds up to ``size`` drops, loses one for each action, and is refilled by ``per_second`` drops."""
 
     __slots__ = ("_at", "_drops", "_per_second", "_size")
 
@@ -21,7 +21,7 @@ class TokenBucket:
         self._at = monotonic()
 
     def draw(self) -> float:
-        """Draw a drop: 0.0; or, of an empty bucket, how many seconds to wait for one."""
+        """Draw a drop and return 0.0; of an empty bucket, return how many seconds to wait for the next drop."""
         self._fill()
         if self._drops < 1:
             return (1 - self._drops) / self._per_second
@@ -48,10 +48,10 @@ class RateLimiter:
         self._forget_at = USERS_LIMIT
 
     async def count(self, user: str) -> None:
-        """One more; whoever is cancelled in here may have been counted.
+        """Count a request; a call that is cancelled may have been counted.
 
         Raises:
-            TooMany: it is one too many.
+            TooMany: the user has made as many as one may.
         """
         if self._per_minute is None:
             return
@@ -59,7 +59,7 @@ class RateLimiter:
         if bucket is None:
             if len(self._buckets) >= self._forget_at:
                 self._buckets = {name: each for name, each in self._buckets.items() if not each.is_full}
-                # Doubled, so that a look at all of them is rare, and costs little for each that has come.
+                # Doubled, so that cleaning stays rare: its cost for each new user is constant.
                 self._forget_at = max(USERS_LIMIT, 2 * len(self._buckets))
             bucket = self._buckets[user] = TokenBucket(self._per_minute, self._per_minute / 60)
         if seconds := bucket.draw():

@@ -1,4 +1,4 @@
-"""The model tokens of a run and of a user's day, and the text that an answer may have."""
+"""The model tokens of a run and of a user's day, and the bytes of text that an answer may have."""
 
 from math import inf
 
@@ -8,7 +8,7 @@ from chatserver.providers import ModelRequest
 
 
 class Day:
-    """The tokens of one user on one day (UTC): those of runs that are over, and of those that go on."""
+    """The tokens of one user on one day (UTC), of finished and of running runs."""
 
     def __init__(self, date: str, limit: int, spent: int) -> None:
         self.date = date
@@ -20,13 +20,13 @@ class Day:
 
 
 class Spent(Exception):
-    """Nothing more may be asked or said: the run has what one may have, or the user what a day may have."""
+    """Nothing more may be asked or said: the tokens of the run, or of the user's day, are used up."""
 
 
 class Meter:
-    """The model tokens of a run, right at any moment: what the upstream told, and an estimate where it did not.
+    """The model tokens of a run at any moment: what the upstream told, and an estimate where it did not tell.
 
-    And how much text its answer may still have: ``answer_bytes_limit`` bytes of UTF-8 at first.
+    The meter also counts the text that the answer may still have: ``answer_bytes_limit`` bytes of UTF-8 in all.
     """
 
     def __init__(self, limit: float = inf, day: Day | None = None, answer_bytes_limit: float = inf) -> None:
@@ -37,13 +37,13 @@ class Meter:
         self._said_bytes = 0
         self._room_bytes = answer_bytes_limit
         self.spent = 0
-        """All tokens of the run. It is kept, as the day's are: both are asked for with every delta."""
+        """All tokens of the run, kept as a sum, like those of the day: both sums are needed with every delta."""
 
     def ask(self, request: ModelRequest) -> None:
-        """The model is asked.
+        """Count a request to the model.
 
         Raises:
-            Spent: it may not be.
+            Spent: the model may not be asked.
         """
         if self.is_spent():
             raise Spent
@@ -51,10 +51,10 @@ class Meter:
         self._count()
 
     def say(self, text: str) -> str:
-        """As much as may be said of a text of the answer, or of its reasoning; it is counted.
+        """Count a text of the answer or of its reasoning; the part of the text that may be said.
 
         Raises:
-            Spent: none of it.
+            Spent: no text may be said.
         """
         if self.is_spent():
             raise Spent
@@ -68,10 +68,10 @@ class Meter:
         return text
 
     def call(self, arguments: str) -> None:
-        """The model wants a tool called.
+        """Count the arguments of a tool call.
 
         Raises:
-            Spent: it has said enough.
+            Spent: the model may say no more.
         """
         if self.is_spent():
             raise Spent
@@ -96,7 +96,7 @@ class Meter:
         self.spent = spent
 
     def _estimate(self) -> Usage:
-        """The turn that is going on, or that ended without its usage."""
+        """The estimated usage of a turn that is going on, or that ended without its usage."""
         if self._asked_tokens is None:
             return Usage()
         return Usage(self._asked_tokens, -(-self._said_bytes // BYTES_PER_TOKEN), estimated=True)

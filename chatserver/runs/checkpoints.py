@@ -1,4 +1,4 @@
-"""Checkpoints: how far each answer has come is stored every now and then, and is what a crash leaves of it."""
+"""Checkpoints: growing answers are stored at intervals; the last checkpoint is what a crash leaves of an answer."""
 
 import logging
 from itertools import islice
@@ -13,19 +13,19 @@ from chatserver.sessions import Sessions
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 2.0
-"""How much of an answer's text a crash can take."""
+"""How much of an answer a crash can destroy."""
 
 CHECKPOINT_ANSWERS = 25
 SHORTEST_REST_SECONDS, LONGEST_REST_SECONDS = 0.05, 0.5
-"""How many answers are stored together, about, and how long a rest is left between: a thousand in one transaction
-would hold up all tokens, and one at a time is dear."""
+"""About how many answers are stored in one transaction, and how long the rest between two transactions is: a thousand
+answers in one transaction would delay all tokens, and a transaction for each answer costs too much."""
 
 START_SEQ = 1
-"""The `seq` of `start`, with which every run begins: up to it there is nothing of an answer to store."""
+"""The `seq` of `start`: with no event behind it, there is no answer to store."""
 
 
 class _Growing:
-    """An answer that grows: when it was last asked for more to store, and how far it is stored."""
+    """An answer that grows: when it was last looked at, and up to which `seq` it is stored."""
 
     __slots__ = ("looked_at", "run", "stored_seq")
 
@@ -36,22 +36,22 @@ class _Growing:
 
 
 class Checkpoints:
-    """The answers of this process that grow, and what stores them."""
+    """The growing answers of this process, and the task that stores them."""
 
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
-        self._growing: dict[str, _Growing] = {}  # The oldest look first.
+        self._growing: dict[str, _Growing] = {}  # In the order of the last look, the oldest first.
         self._urgent: dict[str, None] = {}
         self._call = anyio.Event()
 
     def add(self, run: Run) -> None:
-        """From now on the answer of this run is stored now and then."""
+        """Store the answer of this run at intervals from now on."""
         if not self._growing:
             self._call.set()
         self._growing[run.record.run_id] = _Growing(run)
 
     def remove(self, run_id: str) -> None:
-        """The answer does not grow any more; whoever ended it stores it whole."""
+        """Stop: the answer grows no more, and the run's end stores it whole."""
         self._growing.pop(run_id, None)
         self._urgent.pop(run_id, None)
 
@@ -71,20 +71,20 @@ class Checkpoints:
             try:
                 await self.store(self._due(began, rest_seconds))
                 wanted = CHECKPOINT_SECONDS * CHECKPOINT_ANSWERS / (len(self._growing) or 1)
-                took = monotonic() - began  # A slow disk has other things to write.
+                took = monotonic() - began  # A slow disk has other transactions to write.
                 rest_seconds = max(SHORTEST_REST_SECONDS, min(LONGEST_REST_SECONDS, wanted), took)
             except Unavailable:
-                await anyio.sleep(CHECKPOINT_SECONDS)  # A database that is down is not asked at every tick.
+                await anyio.sleep(CHECKPOINT_SECONDS)  # No try at every tick while the database is down.
 
     def _pause(self, rest_seconds: float) -> float | None:
-        """How long there is nothing to look at; None: for as long as no answer grows."""
+        """How long there is nothing to do; None: as long as no answer grows."""
         if not self._growing:
             return None
         oldest = next(iter(self._growing.values()))
         return max(rest_seconds, oldest.looked_at + CHECKPOINT_SECONDS - rest_seconds - monotonic())
 
     def _due(self, now: float, rest_seconds: float) -> list[str]:
-        """The runs whose answers are to be stored now; those that are not urgent go behind all others."""
+        """The runs whose answers are stored now: the urgent ones, and the due ones, which move behind all others."""
         urgent, self._urgent, self._call = self._urgent, {}, anyio.Event()
         share = 2 * rest_seconds / CHECKPOINT_SECONDS  # Twice what comes due on average, to catch up.
         oldest = islice(self._growing.items(), 1 + int(share * len(self._growing)))
@@ -95,10 +95,10 @@ class Checkpoints:
         return [*urgent, *(run_id for run_id in due if run_id not in urgent)]
 
     async def store(self, run_ids: list[str]) -> None:
-        """Store those of these answers that have grown; one that cannot be stored takes no other with it.
+        """Store those of these answers that have grown; an answer that cannot be stored does not keep others from it.
 
         Raises:
-            Unavailable: none is stored.
+            Unavailable: no answer is stored.
         """
         found = [each for run_id in run_ids if (each := self._growing.get(run_id))]
         seqs = {each.run.record.run_id: each.run.log.last_seq for each in found}

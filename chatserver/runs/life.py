@@ -23,14 +23,14 @@ logger = logging.getLogger(__name__)
 
 STORE_AGAIN_SECONDS = 0.5
 STORE_AGAIN_AT_MOST_SECONDS = 5.0
-"""Between tries to store an answer that the database does not take: a full disk, a lost server. Each waits longer."""
+"""Between tries to store an answer that the database refuses (a full disk, a lost server). Each wait is longer."""
 
 Ask: TypeAlias = Callable[[], Awaitable[ModelRequest]]
-"""Puts together what the model is asked."""
+"""Builds the request to the model."""
 
 
 class Life:
-    """A ``Run`` of this process with what drives it."""
+    """A ``Run`` of this process, with the task and the timer that drive it."""
 
     def __init__(self, user: str, run: Run, sessions: Sessions, checkpoints: Checkpoints) -> None:
         self.user = user
@@ -42,13 +42,15 @@ class Life:
         self._scope: anyio.CancelScope | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._on_forget: Callable[[], None] | None = None
-        self._over: anyio.Event | None = None  # Only where somebody waits: it is a KB of each run.
+        self._over: anyio.Event | None = (
+            None  # Made only where something waits for the end: an event takes 1 KB of each run.
+        )
         self._settling: anyio.Event | None = anyio.Event()
 
     # Readers, ends and time.
 
     def count(self, readers: int) -> None:
-        """So many more subscribers, or fewer."""
+        """Add so many subscribers, or remove them (negative)."""
         self.run.count(readers, monotonic())
         self._set_timer()
 
@@ -61,18 +63,18 @@ class Life:
         self._end(INTERRUPTED)
 
     def keep(self, seconds: float, on_forget: Callable[[], None]) -> None:
-        """The answer is stored: ``on_forget`` is called when the log has been kept long enough."""
+        """The answer is stored: keep the log for so long, then call ``on_forget``."""
         self._on_forget = on_forget
         self.run.keep(monotonic() + seconds)
         self._set_timer()
 
     def forget(self) -> None:
-        """The run is read from elsewhere: let go of what it has here."""
+        """The run is read from the database from now on: stop the timer."""
         self.run.forget()
         self._set_timer()
 
     def stop(self) -> None:
-        """The server is at its end: nothing is due any more."""
+        """Stop the timer: the server ends."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -118,7 +120,7 @@ class Life:
     # The task.
 
     async def live(self, agent: Agent, ask: Ask) -> bool:
-        """Let the agent answer, store the answer, say its end; whether it was stored.
+        """Let the agent answer, store the answer, append the terminal event; whether the answer was stored.
 
         Nothing is stored, and no end is said, before the run itself is on disk (``settle``).
         """
@@ -147,15 +149,15 @@ class Life:
         try:
             self.run.say(step)
         except CannotHappen:
-            self._cancel()  # Also an agent that catches what it should not comes to its end.
+            self._cancel()  # So that an agent that catches this exception ends too.
             raise
         if isinstance(step, ToolResult):
             self._checkpoints.hasten(self.run_id)
 
     async def _finish(self) -> bool:
-        """Store the answer, then say that it is over; whether it was stored. If not, the end tells a failure.
+        """Store the answer, then append the terminal event, an error if it was not stored; whether it was stored.
 
-        The end of a run that another process has ended or deleted tells that; there is nothing to store then.
+        A run that another process has ended or deleted ends with an error that says so; then nothing is left to store.
         """
         terminal, is_stored = self.run.ending(monotonic()), False
         try:
@@ -165,7 +167,7 @@ class Life:
         except RunLost as lost:
             logger.warning("run %s was lost: %s", self.run_id, lost)
             terminal, is_stored = ending_of(lost), True
-        except Unavailable:  # The store says so in its log, once for all runs.
+        except Unavailable:  # `sessions/trouble.py` logs it once for all runs.
             terminal = UNSTORED
         except Exception:
             logger.exception("the answer of run %s could not be stored", self.run_id)
@@ -173,16 +175,16 @@ class Life:
         try:
             self.run.close(terminal)
         except Exception:
-            # Whatever the log has against it: the run is over.
+            # The run is over, whatever the log refused.
             logger.exception("run %s could not be ended", self.run_id)
         if self._over is not None:
             self._over.set()
         return is_stored
 
     async def store_late(self) -> None:
-        """Go on trying: as long as a run is stored as running, its session takes no other.
+        """Go on trying to store the end: as long as a run is stored as running, its session takes no other run.
 
-        What the database would never take is given up, all but what was stored of the answer before.
+        An answer that the database never takes is given up, except for its last checkpoint.
         """
         wait_seconds, is_told = STORE_AGAIN_SECONDS, False
         while True:

@@ -1,4 +1,4 @@
-"""The runs that this process has: those that go on, and those that are over and kept for a while."""
+"""The runs of this process: those that go on, and those that are over and kept for a while."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -23,7 +23,7 @@ from chatserver.sessions import Begun, Sessions
 from chatserver.settings import Settings
 
 SHUTDOWN_SECONDS = 2.0
-"""How long a server that is going down anyway waits for the last answers to be stored."""
+"""How long a server that ends waits for the last answers to be stored."""
 
 
 class Lives:
@@ -32,7 +32,7 @@ class Lives:
     def __init__(self, settings: Settings, sessions: Sessions, logs: EventLogs, agent: Agent) -> None:
         self.lives: dict[str, Life] = {}
         self.beginning: dict[str, anyio.Event] = {}
-        """Runs that may be in the store already, and are not in ``lives`` yet; each with what tells that they are."""
+        """Runs that may be in the database and are not in ``lives`` yet, each with an event that tells when it is."""
         self._settings = settings
         self._sessions = sessions
         self._logs = logs
@@ -40,17 +40,17 @@ class Lives:
         self._unfinished: dict[str, Life] = {}
         self._checkpoints = Checkpoints(sessions)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._chores: set[asyncio.Task[None]] = set()  # Tasks that the end of the server cuts short.
+        self._chores: set[asyncio.Task[None]] = set()  # Tasks that are cancelled when the server ends.
         self._orphans = Orphans(sessions, lambda run_id: run_id in self.lives or run_id in self.beginning)
 
     def open(self) -> None:
-        """Begin to store how far the answers have come."""
+        """Start the checkpoints."""
         _spawn(self._checkpoints.keep(), self._chores)
 
     async def close(self) -> None:
         """Interrupt what still goes on, and wait until it is stored."""
         with anyio.CancelScope(shield=True):
-            while self._tasks:  # What is being stored is waited for; and a last one may just have begun.
+            while self._tasks:  # Also waits for answers that are being stored, and for a run that has just begun.
                 await self._interrupted()
                 await asyncio.gather(*self._tasks, return_exceptions=True)
             for chore in self._chores:
@@ -60,7 +60,7 @@ class Lives:
             life.stop()
 
     async def drain(self, seconds: float) -> None:
-        """Give what goes on so long to end by itself, then interrupt it."""
+        """Let running runs end by themselves for so long, then interrupt them."""
         with anyio.move_on_after(seconds):
             await self._over()
         await self._interrupted()
@@ -75,12 +75,12 @@ class Lives:
             await life.over()
 
     def interrupt(self) -> None:
-        """End all that goes on: the server stops, or others have taken it for dead."""
+        """Interrupt all running runs: the server stops, or another process has taken this one for dead."""
         for life in list(self._unfinished.values()):
             life.interrupt()
 
     def of_session(self, user: str, session_id: str) -> list[Life]:
-        """Those of a user's session, also those that are over."""
+        """The runs of a user's session, also those that are over."""
         wanted = user, session_id
         return [life for life in self.lives.values() if (life.user, life.run.record.session_id) == wanted]
 
@@ -159,11 +159,11 @@ class Lives:
 
     def _keep(self, life: Life) -> None:
         life.keep(self._settings.retention_seconds, partial(self.forget, life.run_id))
-        if life.run_id in self.lives:  # Else its session was deleted meanwhile.
+        if life.run_id in self.lives:  # Otherwise its session was deleted meanwhile.
             self._logs.retain(life.run_id, self.forget)
 
     def forget(self, run_id: str) -> None:
-        """From now on the run is read from where it is stored."""
+        """Forget the run: from now on it is read from the database."""
         if life := self.lives.pop(run_id, None):
             life.forget()
         self._logs.forget(run_id)
@@ -206,7 +206,7 @@ class Foreseen:
 
 def _spawn(life: Coroutine[None, None, None], among: set[asyncio.Task[None]]) -> Callable[[], object]:
     """Begin a task; what cancels it."""
-    # Not in a task group of anyio: a scope, a handle and an event are 2 KB of each run.
+    # Not in a task group of anyio: its scope, handle and event take 2 KB of each run.
     task = asyncio.create_task(life)
     among.add(task)
     task.add_done_callback(among.discard)

@@ -1,4 +1,4 @@
-"""Runs that have begun in the store, and that nobody goes on with: a connection was lost just then."""
+"""Orphans: runs that have begun in the database and have no task, since the connection was lost at the commit."""
 
 from collections.abc import Callable
 
@@ -12,16 +12,16 @@ SWEEP_AGAIN_SECONDS = 5.0
 
 
 class Orphans:
-    """Ends them: as long as one is stored as running, its session takes no other."""
+    """Ends orphans: as long as one is stored as running, its session takes no other run."""
 
     def __init__(self, sessions: Sessions, is_cared_for: Callable[[str], bool]) -> None:
-        """``is_cared_for`` tells whether a run of this process goes on, or is about to."""
+        """``is_cared_for`` tells whether a run of this process goes on, or is about to begin."""
         self._sessions = sessions
         self._is_cared_for = is_cared_for
         self._may_be_more = self._is_sweeping = False
 
     async def sweep(self) -> None:
-        """End those that there are now; several who ask at once are served by one."""
+        """End all orphans; calls that come meanwhile share one sweep."""
         self._may_be_more = True
         if self._is_sweeping:
             return

@@ -1,4 +1,4 @@
-"""How many runs may go on, of a user and of all, and what users have spent today."""
+"""Places: how many runs go on at a time, of a user and of all; and the tokens that users have spent today."""
 
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -12,7 +12,7 @@ from chatserver.settings import Settings
 
 
 class Place:
-    """The place of one run among those that go on, with the meter of what the run may spend."""
+    """The place of one run among those that go on, with its meter."""
 
     def __init__(self, meter: Meter, release: Callable[[], None]) -> None:
         self.meter = meter
@@ -30,23 +30,23 @@ class Place:
 
 
 class Places:
-    """The runs that go on: each has a place, of its user's and of all."""
+    """The places of the runs that go on, counted for each user and in all."""
 
     def __init__(self, settings: Settings, spent_on: Callable[[str, str], Awaitable[int]]) -> None:
-        """``spent_on`` tells the tokens of a user's runs that are over, on a day."""
+        """``spent_on`` returns the tokens of a user's finished runs on a day."""
         self._settings = settings
         self._acquired: Counter[str] = Counter()
         self._acquired_in_all = 0
         self._days = Days(settings.max_tokens_per_day, spent_on)
 
     async def acquire(self, user: str) -> Place:
-        """A place for one more run. Whoever is cancelled in here has none.
+        """A place for one more run. A call that is cancelled has taken none.
 
         Raises:
-            TooMany: there is none.
+            TooMany: no place is left, or the user's tokens of the day are spent.
         """
         settings = self._settings
-        # Without authentication all are one user, so that only the limit of all counts.
+        # In `none` mode everybody is one user, so only the limit of all runs counts.
         if settings.auth != "none" and self._acquired[user] >= settings.max_runs_per_user:
             raise TooMany(_written(settings.max_runs_per_user))
         if self._acquired_in_all >= settings.max_runs:
@@ -68,11 +68,11 @@ class Places:
         self._acquired[user] -= 1
         if not self._acquired[user]:
             del self._acquired[user]
-            self._days.forget(user)  # From now on the database knows it.
+            self._days.forget(user)  # The sum is in the database from now on.
 
 
 class Days:
-    """What users with running answers have spent today. ``limit`` None: nobody counts."""
+    """The tokens of today of users with running runs. ``limit`` None: no limit, and nothing is counted."""
 
     def __init__(self, limit: int | None, spent_on: Callable[[str, str], Awaitable[int]]) -> None:
         self._limit = limit
@@ -80,13 +80,13 @@ class Days:
         self._days: dict[str, Day] = {}
 
     async def today(self, user: str) -> Day | None:
-        """The same for all runs of a user, so that each counts what the others spend."""
+        """The day of a user, one object for all runs of the user, so that each run counts what the others spend."""
         today = date_of(datetime.now(UTC))
         if self._limit is None:
             return None
         if (day := self._known(user, today)) is None:
             spent = await self._spent_on(user, today)
-            if (day := self._known(user, today)) is None:  # Else another run was first.
+            if (day := self._known(user, today)) is None:  # Otherwise another run was first.
                 day = self._days[user] = Day(today, self._limit, spent)
         return day
 

@@ -1,4 +1,4 @@
-"""One run as a state machine, without a loop, a clock and a database: time is an argument, in seconds of any one clock.
+"""One run as a state machine, without event loop, clock and database: time is an argument, in seconds of any one clock.
 
     RUNNING ⇄ WAITING ──end──▶ ENDING ──close──▶ OVER ──keep──▶ KEPT ──time──▶ FORGOTTEN
 
@@ -38,7 +38,7 @@ from chatserver.records import RunRecord
 logger = logging.getLogger(__name__)
 
 ADDRESS_BYTES = 100
-"""What an event is longer than its draft: its run's id and its number."""
+"""How many bytes an event is longer than its draft, by its run's id and its number."""
 
 
 class State(StrEnum):
@@ -48,19 +48,19 @@ class State(StrEnum):
     """The agent answers."""
 
     WAITING = "waiting"
-    """The agent waits for somebody; so nobody has to wait for the answer, and there is no grace period."""
+    """The agent waits for a person, for example for an approval; meanwhile there is no grace period."""
 
     ENDING = "ending"
-    """Nothing more is said; what was said is being stored."""
+    """The agent says no more; the answer is being stored."""
 
     OVER = "over"
-    """The terminal event is said. If the answer is not stored yet, it still has to be."""
+    """The terminal event is appended. The answer may still have to be stored."""
 
     KEPT = "kept"
-    """The answer is stored; the log is kept for those who come late."""
+    """The answer is stored; the log is kept in memory for late readers."""
 
     FORGOTTEN = "forgotten"
-    """The run is read from where it is stored."""
+    """The run is read from the database."""
 
 
 class Cause(StrEnum):
@@ -81,14 +81,14 @@ TRANSITIONS: dict[State, dict[Cause, State]] = {
     State.ENDING: {Cause.END: State.ENDING, Cause.CLOSE: State.OVER},
     State.OVER: {Cause.END: State.OVER, Cause.KEEP: State.KEPT, Cause.FORGET: State.FORGOTTEN},
     State.KEPT: {Cause.END: State.KEPT, Cause.FORGET: State.FORGOTTEN},
-    # A session may be deleted, and its runs with it, while the end of one is still to be stored.
+    # A session may be deleted with its runs while the end of such a run is still to be stored.
     State.FORGOTTEN: {Cause.END: State.FORGOTTEN, Cause.KEEP: State.FORGOTTEN, Cause.FORGET: State.FORGOTTEN},
 }
-"""What becomes of a run in a state by a cause. What is not here cannot happen."""
+"""The next state of a run, by its state and a cause. A pair that is missing here cannot happen."""
 
 
 class CannotHappen(RuntimeError):
-    """A run is in no state for this. Of an agent that tells something: the run takes no more."""
+    """A cause that the state of the run does not allow; raised to an agent, it means that the run takes no more."""
 
 
 class Run:
@@ -100,7 +100,7 @@ class Run:
     )  # fmt: skip
 
     def __init__(self, record: RunRecord, log: EventLog, meter: Meter, grace_seconds: float | None, now: float) -> None:
-        """``grace_seconds`` None: nobody has to read it."""
+        """``grace_seconds`` None: the run goes on without readers."""
         self.record = record
         self.log = log
         self.meter = meter
@@ -123,10 +123,10 @@ class Run:
     # What the agent says.
 
     def say(self, step: Step) -> None:
-        """The one entry for what an agent tells: what may be said of it is appended to the log.
+        """The one entry for the steps of an agent: what is allowed of a step is appended to the log.
 
         Raises:
-            CannotHappen: the run has ended, or ends by this: a limit is reached, or the agent breaks a rule.
+            CannotHappen: the run has ended, or this step ends it: a limit is reached, or the agent breaks a rule.
         """
         self._happens(Cause.SAY)
         if isinstance(step, TEXTS):
@@ -171,11 +171,11 @@ class Run:
         raise CannotHappen("the run takes no more")
 
     def wait(self) -> None:
-        """The agent waits for somebody."""
+        """The agent waits for a person."""
         self._happens(Cause.WAIT)
 
     def go_on(self, now: float) -> None:
-        """Who was waited for has come. If nobody reads by then, the grace period begins."""
+        """The wait is over. If the run has no reader now, its grace period begins."""
         self._happens(Cause.GO_ON)
         if self._left_at is not None:
             self._left_at = now
@@ -183,7 +183,7 @@ class Run:
     # How it ends.
 
     def end(self, ending: FinishReason | Error) -> None:
-        """The run is to end like this, unless it is ending already."""
+        """End the run like this, unless it is ending already."""
         self._happens(Cause.END)
         if self._ending is None:
             self._ending = ending
@@ -203,34 +203,34 @@ class Run:
         )
 
     def close(self, terminal: Terminal) -> None:
-        """Say the terminal event."""
+        """Append the terminal event."""
         self._happens(Cause.CLOSE)
         self.log.append(terminal)
 
     def keep(self, until: float) -> None:
-        """The answer is stored: the log is kept until then."""
+        """The answer is stored: keep the log until then."""
         self._happens(Cause.KEEP)
         self._forget_at = until
 
     def forget(self) -> None:
-        """The log is not kept any longer."""
+        """Keep the log no longer."""
         self._happens(Cause.FORGET)
 
     @property
     def is_over(self) -> bool:
-        """The terminal event is said."""
+        """Whether the terminal event is appended."""
         return self.state in (State.OVER, State.KEPT, State.FORGOTTEN)
 
     # Readers and time.
 
     def count(self, readers: int, now: float) -> None:
-        """The one entry for readers: so many more, or fewer, subscribe to the run."""
+        """The one entry for readers: so many more subscribe to the run, or fewer (negative)."""
         self.subscribers += readers
         self._left_at = None if self.subscribers else now
 
     @property
     def deadline(self) -> float | None:
-        """When ``pass_time`` has something to do, if nothing happens before."""
+        """When ``pass_time`` has to be called, if nothing else happens before; None: never."""
         if self.state is State.KEPT:
             return self._forget_at
         if self.state is not State.RUNNING or self._left_at is None or self._grace_seconds is None:
@@ -238,7 +238,7 @@ class Run:
         return self._left_at + self._grace_seconds
 
     def pass_time(self, now: float) -> None:
-        """What is due by now is done."""
+        """Do what is due by now."""
         deadline = self.deadline
         if deadline is None or now < deadline:
             return

@@ -1,4 +1,4 @@
-"""All runs: which ones there are, who may start one, and what becomes of them when the server goes down.
+"""All runs: start, find, cancel and delete them, and end them when the server goes down.
 
 A run belongs to the server, not to a request.
 """
@@ -22,7 +22,7 @@ from chatserver.settings import Settings
 
 
 class Runs:
-    """All runs of this process. Enter it: leaving ends what still goes on."""
+    """All runs of this process. Enter it; leaving ends all running runs."""
 
     def __init__(self, settings: Settings, sessions: Sessions, logs: EventLogs, agent: Agent) -> None:
         self._settings = settings
@@ -58,20 +58,20 @@ class Runs:
                 raise Draining
             place = await self._places.acquire(user)
         except ChatError:
-            # A repeated request starts nothing, so no limit can be against it.
+            # A repeated request starts nothing, so no limit applies.
             if found := await self._sessions.earlier(user, request):
                 return await self.subscribe(user, found.run.run_id, 0)
             raise
         reader, foreseen, run_id = None, None, new_id()
         try:
-            await self._deleted(user)  # The last that waits: whoever deletes from now on knows of this run.
+            await self._deleted(user)  # Nothing is awaited behind this: a deletion from now on knows of this run.
             self._beginning[run_id] = anyio.Event()
             foreseen = await self._lives.foresee(user, request, place, run_id)
             begun = await self._sessions.begin(user, request, run_id, foreseen.ask)
             if begun.is_new:
                 reader = await self._lives.begin(foreseen, begun)
         except BaseException as error:
-            # The database may have begun the run all the same: a connection can be lost just then.
+            # The database may have begun the run all the same: the connection may be lost at the commit.
             if isinstance(error, Unavailable) or not isinstance(error, ChatError):
                 self._lives.sweep()
             raise
@@ -85,7 +85,7 @@ class Runs:
         return reader or await self.subscribe(user, begun.run.run_id, 0)
 
     async def resume(self, user: str, request: ChatRequest, after: int) -> Subscription:
-        """A reader of the run that an equal request has started, from a cursor; starts nothing.
+        """A reader, from a cursor, of the run that an equal request has started; starts nothing.
 
         Raises:
             BadRequest: the request has no idempotency key.
@@ -106,7 +106,7 @@ class Runs:
         return Subscription(log, after, life, is_at_end=is_at_end)
 
     async def reached(self, user: str, run_id: str, after: int) -> tuple[Life | None, EventLog, bool]:
-        """What a reader from this cursor would read, and whether that is nothing. Nobody is counted as a reader for it.
+        """The run and the log that a reader would read, and whether the cursor is at the end. Counts no reader.
 
         Raises:
             NotFound: this user has no such run.
@@ -124,7 +124,7 @@ class Runs:
         return life, log, after == last_seq and (life is None or life.run.is_over)
 
     async def _check_is_over(self, user: str, run_id: str) -> None:
-        """A run that this process has not, or has forgotten, is one that is over."""
+        """Check that a run that this process does not have, or has forgotten, is over."""
         if (await self._sessions.run(user, run_id)).finished_at is None:
             await self._sessions.interrupt_abandoned()
             if (await self._sessions.run(user, run_id)).finished_at is None:
@@ -155,7 +155,7 @@ class Runs:
     async def session(
         self, user: str, session_id: str, all_branches: bool, limit: int, cursor: str | None
     ) -> SessionDetail:
-        """A session with a page of messages, the one that is being written as far as it has come.
+        """A session with a page of messages; a message that is being written, as far as it has come.
 
         Raises:
             NotFound: this user has no such session.
@@ -205,7 +205,7 @@ class Runs:
         await self._lives.drain(self._settings.drain_seconds)
 
     async def _find(self, user: str, run_id: str) -> Life | None:
-        """A run of this process. One that is being begun is on disk, and so in reach, before it is here."""
+        """A run of this process. A run that begins is on disk, and so in reach, before it is in ``lives``."""
         if beginning := self._beginning.get(checked_id(run_id)):
             await beginning.wait()
         life = self._lives.lives.get(run_id)

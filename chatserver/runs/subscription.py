@@ -9,7 +9,7 @@ from chatserver.runs.life import Life
 
 
 class Subscription:
-    """One reader of one run. Made, it counts; leaving it is a disconnect, never a cancel."""
+    """One reader of one run, counted from its making to its end. Closing it is a disconnect, never a cancel."""
 
     def __init__(self, log: EventLog, after: int, life: Life | None, is_at_end: bool) -> None:
         self.run_id = log.run_id
@@ -23,7 +23,7 @@ class Subscription:
 
     @property
     def is_over(self) -> bool:
-        """The run has ended; what is still unread is all there will be."""
+        """Whether the run has ended, so that no further event will come."""
         return self._life is None or self._life.run.is_over
 
     def __enter__(self) -> Self:
@@ -33,15 +33,15 @@ class Subscription:
         self.close()
 
     def close(self) -> None:
-        """Leave; once is enough."""
+        """Leave. Further calls do nothing."""
         if self._life is not None and not self._has_left:
             self._has_left = True
             self._life.count(-1)
 
     def cursor(self) -> Cursor:
-        """What a pump sends from."""
+        """The cursor that a pump sends from."""
         return self._log.cursor(self._after)
 
     def read(self) -> AsyncGenerator[Sequence[Record], None]:
-        """What the cursor is given, as a generator."""
+        """The records of the cursor, as a generator."""
         return self._log.read(self._after)

@@ -21,7 +21,7 @@ Headers: TypeAlias = Iterable[tuple[bytes, bytes]]
 
 
 class Unread:
-    """What has come and was not given to the parser. Its length is in bytes."""
+    """The bytes that have come and were not given to the parser yet."""
 
     __slots__ = ("_at", "_data")
 

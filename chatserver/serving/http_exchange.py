@@ -15,7 +15,7 @@ from chatserver.transports.peer import nobody
 logger = logging.getLogger("chatserver.http")
 
 WAITING_BODY_BYTES_LIMIT = 64 * 1024
-"""What of a body may wait for the application; then the peer has to."""
+"""How many bytes of a body may wait for the application, before the peer has to wait."""
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
@@ -29,10 +29,10 @@ class Progress(Enum):
     """Its head is written."""
 
     TAKEN = auto()
-    """Its body is the business of whoever has taken it over, and not of the application's call any more."""
+    """A peer writes the body; the application's call may have returned."""
 
     ENDING = auto()
-    """All is written; the peer has still to take some of it."""
+    """Everything is written; the peer has not taken all of it yet."""
 
     OVER = auto()
 
@@ -90,7 +90,7 @@ class Exchange:
         self._method: str = scope["method"]
         self._version: str = scope["http_version"]
         self._keep_alive = keep_alive
-        self._expects_continue = expects_continue and self._version != "1.0"  # It knows nothing before the answer.
+        self._expects_continue = expects_continue and self._version != "1.0"  # HTTP/1.0 has no interim responses.
         self.progress = Progress.ASKED
         self.has_left = False
         self.is_writable = True
@@ -116,13 +116,13 @@ class Exchange:
         if self.progress is Progress.ASKED:
             self._connection.refuse(Internal())
         elif self.progress is Progress.STARTED:
-            self._connection.transport.close()  # A body that is cut off is a failure that clients can see.
+            self._connection.transport.close()  # Cut off, so that the client sees the failure.
 
     # what the connection tells
 
     def body_came(self, data: bytes) -> None:
         if self.progress not in (Progress.ASKED, Progress.STARTED):
-            return  # Who sends more to a request that has its answer is read and not heard.
+            return  # More of a body whose request is answered is read and thrown away.
         self._body += data
         if len(self._body) > WAITING_BODY_BYTES_LIMIT:
             self._connection.pause_reading()
@@ -133,15 +133,15 @@ class Exchange:
         self._tell()
 
     def shutdown(self) -> None:
-        """The server goes down. Whoever has taken a response over has been told: nobody waits for it any more."""
+        """The server goes down: abort a response that a peer writes, since its owner has been told to end it."""
         self._keep_alive = False
         if self.progress is Progress.TAKEN:
             self.abort()
 
     def probe(self) -> None:
-        """Write what means nothing to a peer that listens; one that has left resets the connection for it."""
+        """Write bytes that mean nothing to a client that reads; a client that has left resets the connection."""
         if self.progress in (Progress.STARTED, Progress.TAKEN) and self._framing is Framing.CHUNKS:
-            self._connection.transport.write(b"0")  # In front of the size of the next chunk.
+            self._connection.transport.write(b"0")  # A leading zero of the next chunk's size.
 
     def drained(self) -> None:
         """The peer takes bytes again."""
@@ -152,7 +152,7 @@ class Exchange:
         self.on_writable()
 
     def peer_left(self) -> None:
-        """Nothing can be sent any more; once is enough."""
+        """The peer has left. Further calls do nothing."""
         if self.progress is not Progress.OVER and not self.has_left:
             self.has_left = True
             self.is_writable = False
@@ -239,7 +239,7 @@ class Exchange:
         self.progress = Progress.TAKEN
         self._body = bytearray()
         if not self._has_all:
-            self._connection.resume_reading()  # A large body may have paused it: nobody would see the peer leave.
+            self._connection.resume_reading()  # A large body may have paused it: then nobody sees the peer leave.
         self.is_writable = not (self.has_left or self._connection.is_write_paused)
         if self.has_left:
             asyncio.get_running_loop().call_soon(self._say_left)
@@ -257,7 +257,7 @@ class Exchange:
             self._connection.transport.write(body)
 
     def end(self, last: bytes = b"") -> None:
-        """Send the last part. The response is over when the peer has taken all of it: whoever stops here is stuck."""
+        """Send the last part. The response is over when the peer has taken all of it; until then it may be stuck."""
         if self.has_left:
             return
         transport = self._connection.transport

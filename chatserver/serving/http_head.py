@@ -21,12 +21,12 @@ class Framing(Enum):
     """How a client knows where the body of the response ends."""
 
     NONE = auto()
-    """There is no body: whatever the application gives is thrown away."""
+    """There is no body: what the application sends as one is thrown away."""
 
     LENGTH = auto()
     CHUNKS = auto()
     CLOSE = auto()
-    """With the connection: HTTP/1.0 knows no chunks."""
+    """The body ends with the connection: HTTP/1.0 has no chunks."""
 
 
 class ResponseHead(Struct, frozen=True):
@@ -42,7 +42,7 @@ def response_head(method: str, version: str, status: int, headers: Headers, keep
     """The head of the response to a request; ``keep_alive``: as far as the request is concerned.
 
     Raises:
-        RuntimeError: one of the headers is none.
+        RuntimeError: a header is not valid.
     """
     headers = [date_header(int(time())), *((name.lower(), value) for name, value in headers)]
     for name, value in headers:
@@ -73,5 +73,5 @@ def _encoded(status: int, headers: Headers, own: Iterable[bytes]) -> bytes:
 
 @lru_cache(maxsize=1)
 def date_header(second: int) -> tuple[bytes, bytes]:
-    """The `Date` of a Unix time, written once a second at most, and never while nothing is answered."""
+    """The `Date` header of a Unix time, formatted once a second at most, and only when a response needs it."""
     return b"date", formatdate(second, usegmt=True).encode()

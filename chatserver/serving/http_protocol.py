@@ -27,29 +27,29 @@ from chatserver.serving.scope import http_scope
 from chatserver.transports.peer import PEER
 
 PATIENCE_SECONDS = 8.0
-"""How long the head of a request may take, from the connection or its first byte on, and each piece of its body."""
+"""How long the head of a request may take, from the connection's or its own first byte; and each piece of its body."""
 
 PATIENCE_BYTES = 16 * 1024
-"""What must have come of a body in that time; honest clients are faster, or have less to say."""
+"""How many bytes of a body must come in that time. Honest clients are faster, or their body is smaller."""
 
 WAITING_BYTES_LIMIT = 32 * 1024
-"""What may have come behind a request that is being answered, beside one read of the socket."""
+"""How many bytes may wait behind a request that is being answered, beside one read of the socket."""
 
 LINGER_SECONDS = 1.0
-"""How long a client that is refused may go on sending: cut off at once, it would never read why."""
+"""How long a refused client may go on sending: a client that is cut off at once would never read the refusal."""
 
 HALF_CLOSED_LOOK_SECONDS = 0.2
-"""How often it is looked whether a peer that sends no more has left altogether."""
+"""How often a half-closed connection is checked for whether its peer has left."""
 
 
 class Stage(Enum):
     """What the connection is busy with."""
 
     UNWELCOME = auto()
-    """There are too many connections: the first byte is answered with a refusal."""
+    """Too many connections are open: the first byte is answered with a refusal."""
 
     READING = auto()
-    """A request comes, or may come. (Its answer may begin, and end, before its last byte.)"""
+    """A request comes, or may come. Its response may begin, and even end, before its last byte."""
 
     ANSWERING = auto()
     """The whole request has come."""
@@ -94,7 +94,7 @@ class HttpProtocol(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         if len(self._connections) >= (self._config.limit_concurrency or inf):
-            self._stage = Stage.UNWELCOME  # And who is only here to be sent away takes nobody's place.
+            self._stage = Stage.UNWELCOME  # Not counted: a refused connection must not take the place of another.
         else:
             self._connections.add(self)
         self._wait(LINGER_SECONDS if self._stage is Stage.UNWELCOME else PATIENCE_SECONDS)
@@ -116,7 +116,7 @@ class HttpProtocol(asyncio.Protocol):
             self._read()
 
     def eof_received(self) -> bool:
-        """Whether there is something to answer. FIN says as little of a peer that has left as of one that listens."""
+        """Keep the connection open while a response is due: a peer that sends FIN may have left, or may still read."""
         if not (self._stage is Stage.ANSWERING or (self._is_idle and self.is_write_paused)):
             return False
         if not self._is_half_closed and self._exchange is not None:
@@ -132,7 +132,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.is_write_paused = False
-        self._loop.call_soon(self._drained)  # asyncio's transports do not bear to be closed within this call.
+        self._loop.call_soon(self._drained)  # Later: asyncio's transports must not be closed within this call.
 
     def _drained(self) -> None:
         if self.is_write_paused or self._stage is Stage.LOST:
@@ -144,10 +144,10 @@ class HttpProtocol(asyncio.Protocol):
     # what the server tells
 
     def look(self) -> None:
-        """There is nothing that a peer of HTTP has to show now and then."""
+        """Nothing to do: HTTP has no pings."""
 
     def shutdown(self) -> None:
-        """The server goes down: close as soon as what was asked for is answered."""
+        """The server goes down: close when the open request is answered."""
         if self._exchange is None or self._exchange.progress is Progress.OVER:
             self.transport.close()
         else:
@@ -177,7 +177,7 @@ class HttpProtocol(asyncio.Protocol):
         self._read(has_waited=True)
 
     def refuse(self, error: ChatError | None) -> None:
-        """Answer instead of the application, unless it has begun to, and hear no more; None: without a word."""
+        """Send a refusal, unless a response has begun, and ignore what comes; None: send nothing."""
         if self._stage in (Stage.DEAF, Stage.LOST):
             return
         is_asked = self._stage is Stage.ANSWERING or self._reader.stage is http_reader.Stage.BODY
@@ -211,24 +211,24 @@ class HttpProtocol(asyncio.Protocol):
             while self._may_read() and self._reader.read_on():
                 pass
         except BadHttp as error:
-            self.refuse(None if has_waited else error)  # Of a broken pair, the first answer is the last.
+            self.refuse(None if has_waited else error)  # Bytes behind an answered request: that response was the last.
         except HeadTooLarge as error:
             self.refuse(error)
         if self._stage is Stage.WEBSOCKET:
             return self._reader.close()
         if was_idle and self._reader.is_in_request:
-            self._stop_waiting()  # So far, it was waited for the first byte.
+            self._stop_waiting()  # The timer of the first byte.
         self._mind_the_peer()
 
     def _mind_the_peer(self) -> None:
-        """After reading: let the peer wait, or go on, or go; and begin to be patient with it."""
+        """After reading: pause or resume the peer, or close; and start the timer of an incomplete request."""
         if not self._may_read():
             if len(self._reader.unread) > WAITING_BYTES_LIMIT:
                 self.pause_reading()
         elif self._is_half_closed:
             self.transport.close()
         else:
-            if self._reader.stage is not http_reader.Stage.BODY:  # There, the application decides.
+            if self._reader.stage is not http_reader.Stage.BODY:  # During a body, the application decides.
                 self.resume_reading()
             if self._reader.is_in_request and self._timer is None:
                 self._wait(PATIENCE_SECONDS)
@@ -246,13 +246,13 @@ class HttpProtocol(asyncio.Protocol):
         self._wait(seconds)
 
     def _look(self) -> None:
-        """The time is over, unless it is ourselves who keep the peer from sending."""
+        """The timer has gone off: the peer took too long, unless this server has paused it."""
         if self._is_half_closed:
             if is_lost(self.transport):
                 return self.transport.abort()
             self._wait(HALF_CLOSED_LOOK_SECONDS)
         elif self._stage is not Stage.READING or not self._reader.is_in_request:
-            self.transport.close()  # It has asked for nothing, or for nothing more.
+            self.transport.close()  # The peer has sent no request, or no further one.
         elif self.is_read_paused or self._reader.came_bytes >= PATIENCE_BYTES:
             self._reader.came_bytes = 0
             self._wait(PATIENCE_SECONDS)

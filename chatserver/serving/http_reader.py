@@ -29,7 +29,7 @@ class Stage(Enum):
     BETWEEN = auto()
     HEAD = auto()
     OFFER = auto()
-    """The head offers a protocol that is none of ours. It is read again, without the offer."""
+    """The head offers a protocol that this server does not have. The head is read again, without the offer."""
 
     BODY = auto()
     WEBSOCKET = auto()
@@ -50,7 +50,7 @@ class Head(Struct, frozen=True):
 
 
 class Requests(Protocol):
-    """Who takes the requests."""
+    """The receiver of the requests."""
 
     def request_began(self, head: Head) -> None: ...
 
@@ -68,7 +68,7 @@ class RequestReader:
         self.stage = Stage.BETWEEN
         self.unread = Unread()
         self.came_bytes = 0
-        """What has come since somebody set this to 0."""
+        """How many bytes have come since the owner set this to 0."""
         self._requests = requests
         self._target = b""
         self._headers: list[tuple[bytes, bytes]] = []
@@ -77,11 +77,11 @@ class RequestReader:
 
     def _new_parser(self) -> None:
         self._parser = httptools.HttpRequestParser(self)
-        # Behind a request that closes the connection, more may come: it is read, and not answered.
+        # More may come behind a request that closes the connection: it is read, and not answered.
         self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
 
     def close(self) -> None:
-        """Nothing more is read. What calls each other is a cycle, for the collector."""
+        """Read no more, and break the reference cycle with the parser."""
         self.unread.clear()
         del self._parser, self._requests
 
@@ -119,7 +119,7 @@ class RequestReader:
         """Behind the head of a request for another protocol."""
         if self.stage is Stage.OFFER:
             head = self._head()
-            self._new_parser()  # The old one would take a body for another protocol.
+            self._new_parser()  # The old parser would take a body for the other protocol.
             self._parser.feed_data(without_offers(head.method, head.target, head.version, head.headers))
         elif self.stage is Stage.WEBSOCKET:
             if self.unread:
@@ -149,7 +149,7 @@ class RequestReader:
         if self.stage is Stage.HEAD:
             self._headers.append((name.lower(), value))
         elif self.stage is Stage.BODY:
-            self._trailers += 1  # Counted and dropped: what a proxy checks in a head must not come behind it.
+            self._trailers += 1  # Counted and dropped: a header that a proxy checks must not come as a trailer.
             self._trailer_bytes += len(name) + len(value)
             if is_too_much(self._trailers, self._trailer_bytes):
                 raise HeadTooLarge
@@ -161,13 +161,13 @@ class RequestReader:
         if b"://" in self._target:
             self._target, self._headers = in_origin_form(self._target, self._headers)
         if self._parser.should_upgrade() and self._parser.get_method() != b"CONNECT":
-            # Another protocol than WebSocket (h2c, by curl and Java): the request is meant as it is.
+            # Another protocol than WebSocket (h2c, offered by curl and Java): answered as if there were no offer.
             self.stage = Stage.WEBSOCKET if offers_websocket(self._headers) else Stage.OFFER
             return
         self._useless_bytes = self.came_bytes = self._trailers = self._trailer_bytes = 0
         self._body_bytes_left = sum(int(value) for name, value in self._headers if name == b"content-length")
         self._requests.request_began(self._head())
-        self._headers = []  # The request's, from here on: a browser's are 2 KB.
+        self._headers = []  # Let go of the list: a browser's headers take 2 KB.
         self.stage = Stage.BODY
 
     def on_body(self, body: bytes) -> None:

@@ -1,7 +1,7 @@
-"""Peers that are gone without a word: a machine that was switched off, a phone in a tunnel, a cable that was pulled.
+"""Lost peers: a machine that was switched off, a phone in a tunnel, a cable that was pulled.
 
-The kernel asks silent ones whether they are there. Of those that have something to acknowledge it knows how long they
-have not, but left alone it would try for a quarter of an hour; whoever merely reads slowly does acknowledge.
+The kernel probes silent peers. It also knows for how long a peer has acknowledged nothing of what was sent, but by
+itself it would retransmit for a quarter of an hour. A peer that merely reads slowly does acknowledge.
 """
 
 import asyncio
@@ -14,18 +14,18 @@ from typing import Any
 
 LOOK_SECONDS = 5.0
 LOST_SECONDS = 15.0
-"""How long a peer may acknowledge nothing of what was sent several times."""
+"""How long a peer may acknowledge nothing while the kernel retransmits."""
 
 LOST_RETRANSMITS = 3
 AT_A_TIME = 500
-"""Connections that are looked at before the loop may do something else."""
+"""How many connections are looked at in one turn of the event loop."""
 
 _TCP_INFO = struct.Struct("=BxB5x12I")  # From tcpi_state to tcpi_last_ack_recv, in milliseconds; see linux/tcp.h.
 _CLOSED = 7  # TCP_CLOSE: it was reset.
 
 
 def watch(listening: socket.socket, send_timeout_seconds: float) -> None:
-    """Set what all accepted sockets inherit: idle peers are asked, and stuck bytes end a connection in the end."""
+    """Set the options that accepted sockets inherit: keepalive probes, and a timeout of unacknowledged bytes."""
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     stuck_ms = max(1000, round(send_timeout_seconds * 1000))
     options = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": stuck_ms}
@@ -35,7 +35,7 @@ def watch(listening: socket.socket, send_timeout_seconds: float) -> None:
 
 
 class Peers(set[Any]):
-    """The open connections (protocols). While there are any, those of peers that are gone are cut every few seconds."""
+    """The open connections (protocols). While there are any, those of lost peers are cut every few seconds."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Peers(set[Any]):
             asyncio.get_running_loop().call_later(LOOK_SECONDS, self.look)
 
     def look(self) -> None:
-        """Cut off who is gone, a part of the connections in each turn of the loop; and look again later."""
+        """Cut off lost peers, a part of the connections in each turn of the event loop; and look again later."""
         self._look_on(iter(list(self)))
 
     def _look_on(self, left: Iterator[Any]) -> None:

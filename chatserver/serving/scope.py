@@ -1,4 +1,4 @@
-"""What ASGI tells the application of a connection and a request."""
+"""ASGI's scopes of a request and of a handshake."""
 
 import asyncio
 from typing import Any
@@ -15,7 +15,7 @@ def http_scope(config: Config, transport: asyncio.Transport, head: Head) -> dict
     """The scope of a request.
 
     Raises:
-        HttpParserInvalidURLError, UnicodeDecodeError: its target is no path.
+        HttpParserInvalidURLError, UnicodeDecodeError: the target is no path.
     """
     url = httptools.parse_url(head.target)
     return _scope(config, transport, url.path, url.query or b"", head.headers) | {

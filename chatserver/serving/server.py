@@ -19,7 +19,7 @@ from chatserver.settings import Settings
 
 BACKLOG = 2048
 LAST_TASKS_SECONDS = 2
-"""After the drain nothing of ours is left; what still hangs is cancelled."""
+"""How long tasks may go on after the drain, before uvicorn cancels them."""
 
 
 class Server(uvicorn.Server):
@@ -44,7 +44,7 @@ class Server(uvicorn.Server):
             self._drain_soon()
 
     async def main_loop(self) -> None:
-        """uvicorn wakes ten times a second to see whether it shall stop; this server is told."""
+        """Wait to be stopped. uvicorn's own loop would wake ten times a second."""
         await self._has_stopped.wait()
 
     def stop(self) -> None:
@@ -53,11 +53,11 @@ class Server(uvicorn.Server):
         self._has_stopped.set()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        # Never recorded as captured: uvicorn would raise the signal again at the end, and die of it.
+        # Not recorded as captured: uvicorn would raise the signal again at the end and die of it.
         if self._is_told or self._loop is None:
             os._exit(128 + sig)
         self._is_told = True
-        if self.started:  # Otherwise it drains as soon as there is something to drain.
+        if self.started:  # Otherwise the server drains as soon as it has started.
             self._drain_soon()
 
     def _drain_soon(self) -> None:
@@ -65,7 +65,7 @@ class Server(uvicorn.Server):
             self._loop.call_soon_threadsafe(self.begin_drain)
 
     def begin_drain(self) -> None:
-        """Stop taking runs, let those that go on end, then stop."""
+        """Take no more runs, let running runs end, then stop."""
         if self._draining is None:
             self._draining = asyncio.get_running_loop().create_task(self._drain())
 
@@ -77,7 +77,7 @@ class Server(uvicorn.Server):
 
 
 def config(settings: Settings, app: object) -> uvicorn.Config:
-    """uvicorn as it is set up here."""
+    """uvicorn's configuration."""
     return uvicorn.Config(
         cast(Any, app),
         host=settings.host,
@@ -100,7 +100,7 @@ def config(settings: Settings, app: object) -> uvicorn.Config:
 def bind(settings: Settings) -> socket.socket:
     """A listening socket; port 0 takes a free one."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    # Named as TCP, or asyncio would not switch Nagle's algorithm off: 40 ms for the second frame of an answer.
+    # The protocol is named, or asyncio would not switch Nagle's algorithm off: 40 ms for the second frame of an answer.
     sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -43,7 +43,7 @@ CLOSE_SECONDS = 10.0
 """How long a client may take to answer a close."""
 
 BRUSQUE_CLOSE_SECONDS = 1.0
-"""The same, of one that takes nothing or breaks the rules: cut off at once, it would never read why."""
+"""The same for a client that takes nothing or breaks the rules: cut off at once, it would never read the close."""
 
 
 class Stage(Enum):
@@ -52,7 +52,7 @@ class Stage(Enum):
     HANDSHAKE = auto()
     OPEN = auto()
     CLOSING = auto()
-    """A close frame was sent. What comes is thrown away, up to its answer."""
+    """A close frame was sent. What comes is thrown away, except for the client's close frame."""
 
     LOST = auto()
 
@@ -108,7 +108,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self.is_writable = False
 
     def resume_writing(self) -> None:
-        self._loop.call_soon(self._drained)  # asyncio's transports do not bear to be closed within this call.
+        self._loop.call_soon(self._drained)  # Later: asyncio's transports must not be closed within this call.
 
     def _drained(self) -> None:
         if self._stage is Stage.OPEN:
@@ -123,7 +123,7 @@ class WebSocketProtocol(asyncio.Protocol):
                 self._tell(message)
         conn = self._reader.conn
         if conn.handshake_exc is not None and self._response is None:
-            self.transport.write(refusal(BadHttp()))  # Too many headers, or too long ones.
+            self.transport.write(refusal(BadHttp()))  # Too many headers, or headers that are too long.
             self.transport.close()
         elif self._stage is Stage.OPEN:
             self._answer()
@@ -146,13 +146,13 @@ class WebSocketProtocol(asyncio.Protocol):
     # what the server tells
 
     def shutdown(self) -> None:
-        """The server goes down. Whoever speaks here has been told."""
+        """The server goes down; the owner of this peer has been told."""
         if self._stage is Stage.OPEN:
             self.close(GOING_DOWN.code, GOING_DOWN.reason)
         self.transport.close()
 
     def look(self) -> None:
-        """Find out now and then whether there is a program behind the peer's kernel."""
+        """Find out by pings whether a program still runs behind the peer's kernel."""
         now = monotonic()
         if self._stage is not Stage.OPEN:
             return
@@ -193,7 +193,7 @@ class WebSocketProtocol(asyncio.Protocol):
         except Exception:
             logger.exception("the application failed")
         except BaseException:
-            self.abort()  # Nobody has the connection who would ever close it.
+            self.abort()  # The connection has no owner that would ever close it.
             raise
         self._response = None
         if self._stage is Stage.HANDSHAKE:
@@ -203,7 +203,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self.close(FAILED.code, FAILED.reason)
 
     async def receive(self) -> AsgiMessage:
-        """Of the handshake: what comes behind it goes to whoever takes the connection over."""
+        """The handshake's messages; what comes behind the handshake goes to the peer's owner."""
         if self._came is None:
             self._came = self._loop.create_future()
             return {"type": "websocket.connect"}
@@ -275,7 +275,7 @@ class WebSocketProtocol(asyncio.Protocol):
         if conn.close_rcvd is not None:
             self.transport.close()
         else:
-            is_patient = self.is_writable and not conn.eof_sent  # Behind it, nothing is heard at all.
+            is_patient = self.is_writable and not conn.eof_sent  # Behind EOF nothing can come.
             self._timer = self._loop.call_later(CLOSE_SECONDS if is_patient else BRUSQUE_CLOSE_SECONDS, self.abort)
         self.is_writable = False
 
@@ -290,4 +290,4 @@ class WebSocketProtocol(asyncio.Protocol):
 
 
 def _unheard(_: str | None) -> None:
-    """Nobody listens yet, or any more."""
+    """Ignore a text: the peer has no owner yet, or is closing."""

@@ -18,23 +18,23 @@ FRAMES_AT_ONCE_LIMIT = 2000
 """How many frames, of whatever kind, one WebSocket may send in each second in the long run, and how many at once."""
 
 _quiet = logging.getLogger("chatserver.websocket.frames")
-_quiet.setLevel(logging.CRITICAL)  # The library would tell of each broken handshake.
+_quiet.setLevel(logging.CRITICAL)  # The library would log each broken handshake.
 
 
 class WebSocketReader:
-    """What one client has sent, and what the rules of the protocol answer by themselves."""
+    """The messages of one client, and the protocol's own answers to them."""
 
     def __init__(self, message_bytes_limit: int) -> None:
         self.conn = ServerProtocol(max_size=message_bytes_limit, logger=_quiet)
         self.has_pong = False
-        """Whether a pong has come since somebody set this to False."""
+        """Whether a pong has come since the owner set this to False."""
         self._frames_left = TokenBucket(FRAMES_AT_ONCE_LIMIT, FRAMES_PER_SECOND_LIMIT)
         self._fragments: list[bytes] = []
         self._is_text = True
 
     @property
     def has_closed(self) -> bool:
-        """A close frame is sent, or among the bytes that are to be sent."""
+        """Whether a close frame was sent, or is among the bytes to be sent."""
         return self.conn.close_sent is not None
 
     def read(self, data: bytes) -> Iterator[Request | str | None]:
@@ -47,15 +47,15 @@ class WebSocketReader:
                 yield from self._message(event)
 
     def answer(self) -> bytes:
-        """What is to be sent now: pongs, and the close of what is broken or was closed by the client."""
+        """The bytes to be sent now: pongs, and the close frame where the client broke a rule or closed."""
         return b"".join(self.conn.data_to_send())
 
     def fail(self, closing: Closing) -> None:
-        """Close, and throw away what comes without looking at it."""
+        """Close, and throw away unread what comes."""
         self.conn.fail(closing.code, closing.reason)
 
     def _message(self, frame: Frame) -> Iterator[str | None]:
-        """The message that is whole with this frame, if one is."""
+        """The message that this frame completes, if it completes one."""
         if self._frames_left.draw():
             return self.fail(TOO_MANY_FRAMES)
         if frame.opcode is Opcode.PONG:

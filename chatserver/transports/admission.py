@@ -1,4 +1,4 @@
-"""What one user takes of the server at a time: connections, requests on their way, bodies that are coming."""
+"""Admission: how many connections, open requests and body bytes one user has at a time."""
 
 from collections import Counter
 from math import inf
@@ -7,11 +7,11 @@ from typing import Self
 from chatserver.errors import TooMany
 
 ADMISSION = "chatserver.admission"
-"""Where the extensions of a request have its ``Admission``, from its head to the last byte of its answer."""
+"""The key of a request's ``Admission`` in its extensions, from its head to the last byte of its response."""
 
 
 class Admission:
-    """One of the connections or requests that a user may have, and what is held of a body that is still coming."""
+    """One connection or request of a user, counted, with the bytes of its body that have come so far."""
 
     __slots__ = ("_bytes_limit", "_held_bytes", "_is_released", "_user", "_user_bytes", "_users")
 
@@ -34,7 +34,7 @@ class Admission:
         """Count bytes of a body, which this process holds, until all of them are let go.
 
         Raises:
-            TooMany: the bodies of this user that are on their way hold as much as they may together.
+            TooMany: the incomplete bodies of this user hold as many bytes as they may together.
         """
         if self._user_bytes[self._user] + size > self._bytes_limit:
             raise TooMany(f"at most {self._bytes_limit} bytes of bodies at a time")
@@ -42,7 +42,7 @@ class Admission:
         self._held_bytes += size
 
     def release_bytes(self) -> None:
-        """The body has come, or will not."""
+        """The body has come whole, or will not."""
         _subtract(self._user_bytes, self._user, self._held_bytes)
         self._held_bytes = 0
 

@@ -1,4 +1,4 @@
-"""ASGI as its specification has it: with room for extensions."""
+"""ASGI's types, as in its specification, with room for extensions."""
 
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias
@@ -10,4 +10,4 @@ AsgiSend: TypeAlias = Callable[[AsgiMessage], Awaitable[None]]
 AsgiApp: TypeAlias = Callable[[AsgiScope, AsgiReceive, AsgiSend], Awaitable[None]]
 
 IS_OWN = "chatserver.is_own"
-"""In the scope of a request that this server has sent to itself, for the demo model: nobody has come."""
+"""In the scope of a request that this server has sent to itself, to its demo model: no client is behind it."""

@@ -1,4 +1,4 @@
-"""Peers under a server that is not ours: the same calls, carried over ASGI's messages by two tasks."""
+"""Peers under another ASGI server: the same calls, carried over ASGI's messages by two tasks."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -10,11 +10,11 @@ from chatserver.transports.frames import texts_of
 
 
 def nobody() -> None:
-    """Nobody wants to be told."""
+    """Do nothing: no callback is set."""
 
 
 class AsgiPeer(ABC):
-    """A ``Peer`` over ``send`` and ``receive``. It takes no more until ``send`` has returned."""
+    """A ``Peer`` over ``send`` and ``receive``; not writable until ``send`` has returned."""
 
     def __init__(self) -> None:
         self.is_writable = True
@@ -64,7 +64,7 @@ class AsgiPeer(ABC):
                 self.is_writable = True
                 self.on_writable()
         except (OSError, RuntimeError):
-            return  # It has left, or is closing.
+            return  # The peer has left, or the connection is closing.
 
     @abstractmethod
     def _messages(self, data: bytes) -> Iterable[AsgiMessage]: ...
@@ -103,7 +103,7 @@ class AsgiBody(AsgiPeer):
 
 
 class AsgiSocket(AsgiPeer):
-    """A ``SocketPeer`` over ASGI, which knows texts and no frames: those that are written are taken apart again."""
+    """A ``SocketPeer`` over ASGI. ASGI knows texts and no frames, so written frames are taken apart again."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,4 +129,4 @@ class AsgiSocket(AsgiPeer):
 
 
 def _unheard(_: str | None) -> None:
-    """What comes behind a close is not heard."""
+    """Ignore what comes behind a close."""

@@ -1,4 +1,4 @@
-"""How a WebSocket is closed: each code, who sends it and whether a client may come back; and each reason for one."""
+"""How a WebSocket is closed: each close code, who sends it, whether a client may come back; each reason to close."""
 
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -7,7 +7,7 @@ from msgspec import Struct
 from chatserver.errors import ChatError, Internal
 
 Sender: TypeAlias = Literal["client", "network", "websockets", "serving", "transports", "routes"]
-"""Who closes: the client, what lies between, the library that reads frames, or one of our rooms."""
+"""Who closes: the client, the network between, the library that reads frames, or one of our rooms."""
 
 LOST = 1006
 """No close frame was sent or has come."""
@@ -57,7 +57,7 @@ CLOSE_CODES = {
     )
 }
 PUBLISHED = tuple(each for each in CLOSE_CODES.values() if each.senders != {"network"})
-"""What a client can be sent by this server or another version of it."""
+"""The codes that this server, or another version of it, can send."""
 
 
 class Closing(Struct, frozen=True):
@@ -79,6 +79,6 @@ TOO_MANY_COMMANDS = Closing(4429, "more commands than can be answered")
 
 
 def closing_of(error: ChatError) -> Closing:
-    """How a connection is closed on which nothing can be asked for, because of this refusal."""
+    """How a connection is closed that this refusal makes useless."""
     code = 4000 + error.status
     return Closing(code, error.detail) if code in CLOSE_CODES else FAILED

@@ -1,4 +1,4 @@
-"""Open connections, whatever their transport: one way out each, and one clock that keeps them alive for all."""
+"""Open connections of all transports: one way to write to each, and one clock that keeps all of them alive."""
 
 import asyncio
 import logging
@@ -16,24 +16,24 @@ from chatserver.transports.peer import Peer, nobody
 logger = logging.getLogger(__name__)
 
 CHECKS_PER_INTERVAL = 4
-"""How often a connection is looked at in one heartbeat: a ping comes between 3/4 and a whole one."""
+"""How often the clock looks at a connection in one heartbeat: a ping comes after 3/4 of a heartbeat to a whole one."""
 
 SLOTS_LIMIT = 64
 SHORTEST_TICK_SECONDS = 0.01
-"""The connections are spread over slots, looked at one slot a tick, so that thousands of pings never come at once."""
+"""The connections are spread over slots. Each tick looks at one slot, so that thousands of pings never come at once."""
 
 EXPIRY_TICK_SECONDS = 2.0
-"""How long a connection may outlive what its user showed to get in: so often at least it is looked at."""
+"""How long a connection may outlive its user's credential: the clock looks at a connection at least so often."""
 
 FLUSH_SECONDS = 1.0
-"""How long a connection that is ended may take for its last words."""
+"""How long a connection that is being ended may take to receive its last bytes."""
 
 
 class Connection(ABC):
     """One peer, from its first byte to its last, watched by the clock. Whoever speaks to the peer extends it.
 
-    ``ping`` is what shows the peer, and every proxy between, that the connection lives; empty: there is no such thing.
-    Past ``expires_at`` (Unix time) nobody knows any more whose connection it is.
+    ``ping`` are the bytes of a keepalive, for the peer and every proxy between; empty: the format has none.
+    At ``expires_at`` (Unix time) the user's credential expires.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Connection(ABC):
         self.peer = peer
         self._admission = admission
         self.is_open = True
-        """Whether there may be more to say; if not, the peer has only to take what was said."""
+        """Whether more may be written; if not, the peer has only to take what was written."""
         self.wrote_at = monotonic()
         self.stuck_since: float | None = None
         self.expires_at = expires_at
@@ -64,7 +64,7 @@ class Connection(ABC):
             self._look_at_peer()
 
     def ping(self) -> None:
-        """Show that the connection lives; the clock asks for it where no other bytes show it."""
+        """Write a keepalive; the clock calls this where nothing else was written for a heartbeat."""
         if self._ping and self.is_open:
             self.write(self._ping)
 
@@ -83,7 +83,7 @@ class Connection(ABC):
 
     def _left(self) -> None:
         self.is_open = False
-        self.peer.on_writable = self.peer.on_leave = nobody  # They call us: a cycle, for the collector.
+        self.peer.on_writable = self.peer.on_leave = nobody  # They refer to this object: a cycle.
         self._connections.forget(self, self._slot)
         if self._admission is not None:
             self._connections.release(self._admission)
@@ -95,7 +95,7 @@ class Connection(ABC):
 
     @abstractmethod
     def left(self) -> None:
-        """All is over: let go of everything."""
+        """The connection is over: release what it holds."""
 
     @abstractmethod
     def drain(self) -> None:
@@ -103,11 +103,11 @@ class Connection(ABC):
 
     @abstractmethod
     def expire(self) -> None:
-        """Nobody knows any more whose connection it is."""
+        """The user's credential has expired."""
 
 
 class Connections:
-    """All open connections of the server. Leave it to stop its clock, which only goes while there are any."""
+    """All open connections of the server. Leaving stops the clock, which stands still while no connection is open."""
 
     def __init__(self, *, heartbeat_seconds: float, send_timeout_seconds: float) -> None:
         interval = min(min(heartbeat_seconds, send_timeout_seconds) / CHECKS_PER_INTERVAL, EXPIRY_TICK_SECONDS)
@@ -120,7 +120,7 @@ class Connections:
         self._next_slot = 0
         self._one_less = anyio.Event()
         self._timers: dict[int, asyncio.TimerHandle] = {}
-        """Of each slot that has a connection."""
+        """The timer of each slot that has a connection."""
         self._releasing = set[asyncio.Task[None]]()
 
     async def __aenter__(self) -> Self:
@@ -138,12 +138,12 @@ class Connections:
         return (connection for slot in list(self._slots) for connection in list(slot))
 
     def watch(self, connection: Connection) -> int:
-        """Keep a connection alive, and drop it when it is stuck, until it is forgotten; where it is looked at."""
+        """Keep a connection alive, and drop it when it is stuck, until it is forgotten; the slot of the connection."""
         index = self._next_slot = (self._next_slot + 1) % len(self._slots)
         self._slots[index].add(connection)
         if index not in self._timers:
             self._look_later(index)
-        if self._is_draining:  # As soon as it can hear.
+        if self._is_draining:  # Behind this call, when the connection is complete.
             asyncio.get_running_loop().call_soon(lambda: connection.is_open and connection.drain())
         return index
 
@@ -153,13 +153,13 @@ class Connections:
         self._one_less.set()
 
     def release(self, admission: Admission) -> None:
-        """Let go of a user's place. Nodes may share them: that takes a task, when the connection is over."""
+        """Release a user's admission, in a task, since nodes may share admissions."""
         task = asyncio.get_running_loop().create_task(admission.release())
         self._releasing.add(task)
         task.add_done_callback(self._releasing.discard)
 
     def drain(self) -> None:
-        """The server goes down: tell all connections that there are, and each that comes late."""
+        """The server goes down: tell all connections, and each connection that comes later."""
         self._is_draining = True
         for connection in self:
             connection.drain()
@@ -174,11 +174,11 @@ class Connections:
             connection.drop()
 
     def _look_later(self, slot: int) -> None:
-        """Look at a slot once in each interval, at a moment of its own: the slots take turns, whenever they filled."""
+        """Look at a slot once in each interval, at the slot's own moment, so that the slots take turns."""
         loop, tick_seconds = asyncio.get_running_loop(), self._interval / len(self._slots)
-        early = tick_seconds / 2  # A timer may be so early, and is not to come twice.
+        early = tick_seconds / 2  # A timer may go off early, and must not do so twice.
         wait_seconds = early + (slot * tick_seconds - loop.time() - early) % self._interval
-        # A timer's callback: a task that sleeps costs several times as much a tick.
+        # A timer: a sleeping task would cost several times as much a tick.
         self._timers[slot] = loop.call_later(wait_seconds, self._look, slot)
 
     def _look(self, slot: int) -> None:
@@ -190,7 +190,7 @@ class Connections:
         for connection in list(self._slots[slot]):
             try:
                 self._look_at(connection, now, moment)
-            except Exception:  # Others wait behind it.
+            except Exception:  # The other connections of the slot must be looked at too.
                 logger.exception("a connection could not be looked after")
                 connection.drop()
 

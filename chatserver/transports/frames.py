@@ -1,4 +1,4 @@
-"""Records as a WebSocket's text frames; and framing once what many readers are sent."""
+"""Records as text frames of a WebSocket; and framing once what many readers get."""
 
 import struct
 from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +38,7 @@ def text_frame(document: bytes) -> bytes:
 
 
 def _text_head(length: int) -> bytes:
-    """What stands before a payload: websockets takes 2 µs for it, this 0.7."""
+    """The bytes before a payload. The library takes 2 µs for them, this function 0.7 µs."""
     if length < 126:
         return bytes((0x81, length))
     return struct.pack("!BBH", 0x81, 126, length) if length < 65536 else struct.pack("!BBQ", 0x81, 127, length)

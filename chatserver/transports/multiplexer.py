@@ -1,4 +1,4 @@
-"""A dialogue over one WebSocket: any number of runs, commands that are obeyed in order, a pump a run."""
+"""The dialogue over one WebSocket: commands that are obeyed in order, and any number of runs with a pump each."""
 
 import asyncio
 import logging
@@ -36,19 +36,19 @@ from chatserver.transports.refusal import refusal_of
 logger = logging.getLogger(__name__)
 
 INBOX_BYTES_LIMIT = 1024 * 1024
-"""Commands that may wait while one is obeyed; a client that asks much faster than it is answered is no client."""
+"""The bytes of commands that wait while one is obeyed. No honest client is so much faster than its answers."""
 
 FRAME_OVERHEAD_BYTES = 100
-"""What a waiting frame takes beside its text."""
+"""How many bytes a waiting frame takes beside its text."""
 
 NO_COMMANDS_LIMIT = 10
-"""Frames in a row that are no commands at all, after which the peer is taken for something else."""
+"""After so many frames in a row that are no commands, the peer is taken for another kind of client."""
 
 PING_FRAME = text_frame(PING)
 
 
 class Multiplexer(Connection):
-    """What goes on over one WebSocket."""
+    """One WebSocket with its runs and its waiting commands."""
 
     def __init__(self, peer: SocketPeer, identity: Identity, components: Components, admission: Admission) -> None:
         self._socket = peer
@@ -64,10 +64,10 @@ class Multiplexer(Connection):
         peer.on_text = self._text_came
         super().__init__(peer, components.connections, admission, PING_FRAME, identity.expires_at)
 
-    # what the peer and the clock tell
+    # calls of the peer and the clock
 
     def _text_came(self, text: str | None) -> None:
-        """Take every frame as it comes: an unread one would keep the pongs behind it from being seen."""
+        """Take every frame as it comes: an unread frame would hide the pongs behind it."""
         if text is None:
             return self._close(BINARY_FRAME)
         self._inbox.append(text)
@@ -83,7 +83,7 @@ class Multiplexer(Connection):
 
     def left(self) -> None:
         self._stop()
-        if self._obeying is not None:  # A command that came right before the end is still begun.
+        if self._obeying is not None:  # A command that came before the end is obeyed.
             asyncio.get_running_loop().call_soon(self._obeying.cancel)
 
     def drain(self) -> None:
@@ -94,7 +94,7 @@ class Multiplexer(Connection):
         self._close(EXPIRED)
 
     def _close(self, closing: Closing) -> None:
-        """Say nothing more but why."""
+        """Close with the reason, and write nothing more."""
         if not self.is_open:
             return
         self._stop()
@@ -110,13 +110,13 @@ class Multiplexer(Connection):
         self._pumps.clear()
 
     def _close_if_drained(self) -> None:
-        if self._is_draining and not self._pumps:  # One whose run is over has still to say so.
+        if self._is_draining and not self._pumps:  # A pump whose run is over must still send the end.
             self._close(GOING_DOWN)
 
     # commands
 
     def _obey_soon(self) -> None:
-        """Obey what waits in a task that is over when nothing does; a peer that takes no answers gives no commands."""
+        """Obey the waiting commands in a task that ends with the last one, while the peer takes the answers."""
         if self._obeying is None and self._inbox and self.is_open and self.peer.is_writable:
             self._obeying = asyncio.get_running_loop().create_task(self._obey_all())
             self._obeying.add_done_callback(self._obeyed)
@@ -137,10 +137,10 @@ class Multiplexer(Connection):
             if self._identity.is_expired:
                 return self._close(EXPIRED)
             await self._obey_text(text)
-            await checkpoint()  # One that asks for much must not keep the loop for itself.
+            await checkpoint()  # A peer with many commands must not keep the event loop for itself.
 
     async def _obey_text(self, text: str) -> None:
-        """Obey one frame, or say why not."""
+        """Obey one frame, or reject it."""
         about: dict[str, Any] = {}
         try:
             text = json_text(text)
@@ -177,7 +177,7 @@ class Multiplexer(Connection):
                 self._reply(Pong())
 
     def _attach(self, subscription: Subscription, about: dict[str, Any]) -> None:
-        """Say so, then let a pump send what follows the cursor."""
+        """Accept, then let a pump send what follows the cursor."""
         run_id = subscription.run_id
         self._detach(run_id)
         self._reply(Accepted(**about | {"run_id": run_id}, ended=subscription.is_at_end))

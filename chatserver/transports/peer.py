@@ -1,4 +1,4 @@
-"""The far end of an open response or WebSocket: bytes go to it by plain calls, and it tells what it does."""
+"""The far end of an open response or WebSocket: plain calls write to it, and its callbacks tell of it."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -7,23 +7,23 @@ from chatserver.transports.asgi import AsgiReceive, AsgiScope, AsgiSend
 from chatserver.transports.asgi_peer import AsgiBody, AsgiSocket, nobody
 
 PEER = "chatserver.peer"
-"""The one ASGI extension of our server: a callable that takes a response that was started, or a WebSocket that was
-accepted, over from the ASGI call, and gives its peer. The call may return then: no task stays with an open stream."""
+"""The one ASGI extension of our server: a callable that takes over a started response or an accepted WebSocket and
+returns its peer. The ASGI call may return then, so no task stays with an open stream."""
 
 __all__ = ["PEER", "BodyPeer", "Peer", "SocketPeer", "nobody", "with_body", "with_socket"]
 
 
 class Peer(Protocol):
-    """Somebody who is being sent to."""
+    """A client that is being sent to."""
 
     is_writable: bool
-    """Whether the peer takes what is written. What is written all the same is held for it, in memory."""
+    """Whether the peer takes what is written. What is written nevertheless is held in memory."""
 
     on_writable: Callable[[], None]
     """Called when the peer takes bytes again."""
 
     on_leave: Callable[[], None]
-    """Called once: all was sent and taken, or the peer has left. Nothing can be written any more."""
+    """Called once: everything was sent and taken, or the peer has left. Nothing can be written any more."""
 
     def write(self, data: bytes) -> None:
         """Send bytes: a part of a body, or whole frames of a WebSocket."""
@@ -35,14 +35,14 @@ class Peer(Protocol):
 
 
 class BodyPeer(Peer, Protocol):
-    """Somebody who is being sent the body of a response."""
+    """A client that is being sent the body of a response."""
 
     def end(self, last: bytes = b"") -> None:
         """Send the last part: the body is whole."""
         ...
 
     def cut(self) -> None:
-        """Leave the body unfinished behind what was written, so that the peer sees a cut."""
+        """Break the body off behind what was written, so that the peer sees a cut."""
         ...
 
 
@@ -50,15 +50,15 @@ class SocketPeer(Peer, Protocol):
     """The client of a WebSocket."""
 
     on_text: Callable[[str | None], None]
-    """Called with each text that comes; None: with a binary frame."""
+    """Called with each text that comes, and with None for a binary frame."""
 
     def close(self, code: int, reason: str) -> None:
-        """Send a close frame behind what was written, and hear no more."""
+        """Send a close frame behind what was written, and ignore what comes."""
         ...
 
 
 async def with_body(scope: AsgiScope, receive: AsgiReceive, send: AsgiSend, begin: Callable[[BodyPeer], None]) -> None:
-    """Give ``begin`` the peer of a response whose head is sent. This returns at once, or at the end of the body."""
+    """Call ``begin`` with the peer of a started response. Returns at once; under another server, at its end."""
     if PEER in scope.get("extensions", {}):
         return begin(scope["extensions"][PEER]())
     body = AsgiBody()
@@ -69,7 +69,7 @@ async def with_body(scope: AsgiScope, receive: AsgiReceive, send: AsgiSend, begi
 async def with_socket(
     scope: AsgiScope, receive: AsgiReceive, send: AsgiSend, begin: Callable[[SocketPeer], None]
 ) -> None:
-    """Give ``begin`` the peer of a WebSocket that is accepted. This returns at once, or when it is closed."""
+    """Call ``begin`` with the peer of an accepted WebSocket. Returns at once; under another server, at its end."""
     if PEER in scope.get("extensions", {}):
         return begin(scope["extensions"][PEER]())
     socket = AsgiSocket()

@@ -1,4 +1,4 @@
-"""All of a transport's sending: what a log has ready goes to a peer, as long as the peer takes it."""
+"""Pumps: what a log has ready goes to a peer, as long as the peer takes bytes."""
 
 import asyncio
 import logging
@@ -37,7 +37,7 @@ class Pump:
         self._cursor.wake = self.run
 
     def run(self) -> None:
-        """Send what is ready: about a batch, then the loop has its turn."""
+        """Send what is ready: about one batch, then the event loop runs other callbacks."""
         if not self.is_open:
             return
         connection, cursor, last, sent_bytes = self._connection, self._cursor, None, 0

@@ -1,4 +1,4 @@
-"""Refusals on their way to a client: from any exception to bytes, also before a route has the connection."""
+"""Refusals: from any exception to the bytes of a response, also before a route has the connection."""
 
 import logging
 
@@ -14,7 +14,7 @@ MEDIA_TYPE = "application/problem+json"
 
 
 def refusal_of(error: Exception, what: str) -> ChatError:
-    """What a client is told of an exception in ``what``: one that was not foreseen is told to the log alone."""
+    """The refusal for an exception in ``what``. An unexpected exception is logged and becomes `internal`."""
     if isinstance(error, ChatError):
         return error
     logger.error("%s failed", what, exc_info=error)
@@ -27,7 +27,7 @@ def problem_bytes(error: ChatError) -> bytes:
 
 
 def response_of(error: ChatError) -> tuple[list[tuple[bytes, bytes]], bytes]:
-    """The headers and the body of a refusal that is a whole response."""
+    """The headers and the body of a refusal as a whole response."""
     body = problem_bytes(error)
     about = {"Content-Type": MEDIA_TYPE, "Content-Length": str(len(body))}
     return [(name.lower().encode(), value.encode()) for name, value in (about | error.headers()).items()], body

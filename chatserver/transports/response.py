@@ -1,4 +1,4 @@
-"""Responses that are no streams: private unless they say otherwise, and over when the peer has taken them."""
+"""Responses that are no streams: `no-store` unless they say otherwise, and over when the peer has taken them."""
 
 from chatserver.transports.admission import ADMISSION
 from chatserver.transports.asgi import AsgiMessage, AsgiScope, AsgiSend
@@ -6,10 +6,10 @@ from chatserver.transports.connections import Connection, Connections
 from chatserver.transports.peer import PEER, BodyPeer
 
 PRIVATE = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
-"""Headers of each response without a `Cache-Control` of its own: it belongs to a user, or is true for a moment only."""
+"""Headers of each response without a `Cache-Control` of its own: such a response is a user's, or soon out of date."""
 
 PIECE_BYTES = 64 * 1024
-"""What a peer must take of a response in CHATSERVER_SEND_TIMEOUT_SECONDS."""
+"""How many bytes of a response a peer must take within CHATSERVER_SEND_TIMEOUT_SECONDS."""
 
 
 class WatchedSend:
@@ -43,7 +43,7 @@ class WatchedSend:
 
 
 class _WholeBody(Connection):
-    """The body of a response, in pieces, each as soon as the one before was taken."""
+    """The body of a response, written in pieces, each when the peer has taken the one before."""
 
     def __init__(self, peer: BodyPeer, body: bytes, connections: Connections, scope: AsgiScope) -> None:
         self._peer = peer
@@ -66,7 +66,7 @@ class _WholeBody(Connection):
         self._body = b""
 
     def drain(self) -> None:
-        """A server that goes down waits for a whole response, and need not tell it."""
+        """Nothing to do: a server that goes down waits for the whole response."""
 
     def expire(self) -> None:
-        """It is as long as it was said to be."""
+        """Nothing to do: the response goes on to its announced length."""

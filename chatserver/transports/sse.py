@@ -12,7 +12,7 @@ from chatserver.replies import PING
 from chatserver.transports.frames import framed_once
 
 RETRY_MS = 1000
-"""What a browser's EventSource waits before it comes back."""
+"""How long a browser's EventSource waits before it comes back."""
 
 
 class Format(Protocol):
@@ -23,7 +23,7 @@ class Format(Protocol):
     ping: bytes
 
     def opening(self) -> bytes:
-        """The first bytes, sent before anything is known."""
+        """The first bytes, sent before any event."""
         ...
 
     def frame(self, records: Sequence[Record]) -> bytes:
@@ -47,12 +47,12 @@ def _event(each: Record) -> bytes:
 class EventStream:
     """`text/event-stream`, LF only: some clients split on nothing else.
 
-    An empty line stands behind events alone: some clients take each block for an event, also one without data.
-    `id:` stands behind `data:`: there are clients that believe to have handled an event as soon as they know its id.
+    An empty line stands only behind events: some clients take each block for an event, also a block without data.
+    `id:` stands behind `data:`: some clients take an event for handled as soon as they know its id.
     """
 
     media_type = "text/event-stream"
-    content_type = b"text/event-stream"  # Always UTF-8: a charset would only confuse clients that compare it.
+    content_type = b"text/event-stream"  # Always UTF-8. Some clients compare the whole header, so it names no charset.
     ping = b": ping\n"
 
     def opening(self) -> bytes:
@@ -62,7 +62,7 @@ class EventStream:
         return _events(records)
 
     def farewell(self) -> bytes:
-        # Spread out, or every reader would come back in the same moment.
+        # At random, or all readers would come back at the same moment.
         return b"retry: %d\n" % random.randint(RETRY_MS // 2, RETRY_MS * 2)  # noqa: S311
 
 
@@ -113,7 +113,7 @@ def _text(event: Event) -> str:
 FORMATS: tuple[Format, ...] = (EventStream(), JsonLines(), PlainText())
 
 
-@lru_cache(maxsize=16)  # Few: whoever asks chooses the text, and it may be long.
+@lru_cache(maxsize=16)  # Few entries: the client chooses the text, and it may be long.
 def chosen(accept: str) -> Format:
     """The format that an `Accept` header prefers; the first one where it does not care, or is empty.
 

@@ -19,7 +19,7 @@ STREAM_HEADERS = (
 
 
 class StreamHead:
-    """An ASGI response that is the head of a stream and nothing else; of None, that there is nothing to read."""
+    """An ASGI response with the head of a stream and no body; without a format, a 204: there is nothing to read."""
 
     def __init__(self, form: Format | None) -> None:
         self._form = form
@@ -49,7 +49,7 @@ class RunStream(StreamHead):
             raise
 
         def begin(peer: BodyPeer) -> None:
-            admission = scope["extensions"].pop(ADMISSION)  # From here on, the stream's to release.
+            admission = scope["extensions"].pop(ADMISSION)  # The stream releases it from here on.
             _Stream(peer, self._subscription, self._form, self._connections, admission, scope["auth"].expires_at)
 
         await with_body(scope, receive, send, begin)
@@ -96,7 +96,7 @@ class _Stream(Connection):
         self._end(is_cut=last.type == "error" and isinstance(self._form, PlainText), is_early=self._is_draining)
 
     def _end_early(self, is_cut: bool = False) -> None:
-        """End before the run: the reader shall come back. Its last words are not waited for as long as events are."""
+        """End the stream before its run, so that the reader comes back. Its last bytes get less time than events."""
         if self.is_open:
             self._end(is_cut, is_early=True)
             asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.drop)
@@ -112,8 +112,8 @@ class _Stream(Connection):
 
 
 def _start(form: Format | None) -> AsgiMessage:
-    """The head of a stream; None: there is nothing to read, and no need to come back."""
-    # A list for each: whoever passes it on may add to it.
+    """The head of a stream; without a format, a 204: there is nothing to read, and no need to come back."""
+    # A new list each time: whoever passes the list on may add to it.
     headers = [*STREAM_HEADERS] if form is None else [(b"content-type", form.content_type), *STREAM_HEADERS]
-    # 204 is the one answer after which a browser's EventSource stays away.
+    # 204 is the one status after which a browser's EventSource does not come back.
     return {"type": "http.response.start", "status": 204 if form is None else 200, "headers": headers}

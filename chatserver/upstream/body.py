@@ -1,4 +1,4 @@
-"""Bodies of responses that are documents, not streams: no server that is asked can make them as large as it likes."""
+"""Bodies of responses that are documents, not streams: read up to a limit, whatever the server sends."""
 
 from typing import TYPE_CHECKING
 
@@ -7,9 +7,9 @@ if TYPE_CHECKING:
 
 
 async def read_into(body: bytearray, response: "httpx2.Response", bytes_limit: int) -> bool:
-    """Add what comes to ``body`` up to the end of the response, or until there are more than so many bytes.
+    """Append the response's body to ``body``, to its end or until there are more than so many bytes.
 
-    Returns whether it is whole. What has come is there also when this is cancelled.
+    Returns whether the body is whole. What has come is in ``body`` also when this call is cancelled.
 
     Raises:
         httpx2.HTTPError: the connection broke.

@@ -13,20 +13,20 @@ from anyio.lowlevel import checkpoint_if_cancelled
 
 RESPONSE_HEAD_BYTES_LIMIT = 100 * 1024
 UNREAD_BYTES_LIMIT = 256 * 1024
-"""What waits for its reader at most, before the socket is left unread and the peer has to wait."""
+"""How many bytes wait for a reader at most, before the socket is left unread and the peer has to wait."""
 
 Sink: TypeAlias = Callable[[bytes], bool]
-"""Takes a part of a body. True: the deadline has come nearer, look at it again. What it raises ends the exchange."""
+"""Takes a part of a body. True: the deadline is nearer now and must be read again. An exception ends the exchange."""
 
 Deadline: TypeAlias = Callable[[], float]
-"""When waiting has been in vain, in the loop's time. It may move while somebody waits: silence is counted anew."""
+"""When waiting ends in vain, in the event loop's time. Signs of life move the deadline during the wait."""
 
 ADDRESS_SECONDS = 0.25
-"""The start that one address of a host gets before the next is tried too (RFC 8305, "Happy Eyeballs")."""
+"""How long one address of a host is tried before the next is tried too (RFC 8305, "Happy Eyeballs")."""
 
 
 class UpstreamConnection(asyncio.Protocol):
-    """A connection, and the response that it is at."""
+    """A connection, and the response that comes over it now."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -42,7 +42,7 @@ class UpstreamConnection(asyncio.Protocol):
         """Send a request and wait for the head of its response: its status and headers.
 
         Raises:
-            httpx2.TransportError: there will be none.
+            httpx2.TransportError: no response will come.
         """
         self._parser = httptools.HttpResponseParser(self)
         self._read_seconds = read_seconds
@@ -62,9 +62,9 @@ class UpstreamConnection(asyncio.Protocol):
         return self._status, self._headers
 
     async def pour(self, sink: Sink, deadline: Deadline) -> None:
-        """Hand each part of the body to ``sink`` as it comes, by a plain call; return when that was all.
+        """Hand each part of the body to ``sink`` as it comes, by a plain call; return at the end of the body.
 
-        To wake a task for each token takes 6 µs of CPU more, of 28 for the whole way of one.
+        To wake a task for each token would add 6 µs of CPU to the 28 of a token's whole way.
 
         Raises:
             httpx2.ReadTimeout: ``deadline`` has passed.
@@ -84,15 +84,15 @@ class UpstreamConnection(asyncio.Protocol):
         """All that has come of the body since the last read.
 
         Raises:
-            StopAsyncIteration: that was all.
-            httpx2.TransportError: it was cut off, or the peer is silent.
+            StopAsyncIteration: the body has ended.
+            httpx2.TransportError: the body was cut off, or the peer is silent.
         """
-        deadline = self._silence()  # Once: what comes without being a body, as trailers do, is silence.
+        deadline = self._silence()  # Set once: bytes that are no body, such as trailers, count as silence.
         while not self._parts:
             if self._is_complete:
                 raise StopAsyncIteration
             await self._news(deadline)
-            await checkpoint_if_cancelled()  # anyio cancels no task whose wait is over, as it is for a peer in haste.
+            await checkpoint_if_cancelled()  # anyio cancels only a task that waits, and with a fast peer it never does.
         return self._unread()
 
     def _unread(self) -> bytes:
@@ -110,7 +110,7 @@ class UpstreamConnection(asyncio.Protocol):
         return is_free and not self._is_lost and not self._transport.is_closing()
 
     def keep_idle(self, seconds: float | None) -> None:
-        """Wait for the next request, for so long; None: it is here."""
+        """Close the connection if no request comes for so long; None: a request has come."""
         self._stop_timer()
         if seconds is not None:
             self._timer = self._loop.call_later(seconds, self.close)
@@ -128,7 +128,7 @@ class UpstreamConnection(asyncio.Protocol):
         return lambda: until
 
     async def _news(self, deadline: Deadline | None) -> None:
-        """Wait until something has come that concerns whoever waits."""
+        """Wait until something has happened that concerns the waiting call."""
         self._check()
         self._waiter = self._loop.create_future()
         if deadline is not None:
@@ -145,7 +145,7 @@ class UpstreamConnection(asyncio.Protocol):
             raise self._error
 
     def _check_deadline(self, deadline: Deadline) -> None:
-        """A moment has come that was the deadline: it may have moved on, and the timer is set anew only now."""
+        """The timer has gone off. The deadline may have moved meanwhile; only now the timer is set anew."""
         if (until := deadline()) > self._loop.time():
             self._timer = self._loop.call_at(until, self._check_deadline, deadline)
         else:
@@ -172,7 +172,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._parser is None or self._is_complete:
-            return self._transport.abort()  # Nobody has asked.
+            return self._transport.abort()  # No request is open.
         error = None
         try:
             self._parser.feed_data(data)
@@ -190,7 +190,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._fail(error)
 
     def _hand_over(self) -> None:
-        """Give what has come of the body to who takes it; without such a one, it waits, and in the end the peer."""
+        """Give what has come of the body to the sink. Without a sink the bytes wait, and past a limit the peer does."""
         if self._sink is None:
             if self._unread_bytes > UNREAD_BYTES_LIMIT and not self._is_paused:
                 self._is_paused = True
@@ -199,12 +199,12 @@ class UpstreamConnection(asyncio.Protocol):
         try:
             if (self._parts and self._sink(self._unread())) or self._is_complete:
                 self._wake()
-        except Exception as error:  # noqa: BLE001 - whoever pours it out is told
+        except Exception as error:  # noqa: BLE001 - `pour` raises it
             self._fail(error)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._is_lost = True
-        is_asked, self._parser = self._parser is not None, None  # The parser knows us too: a cycle, for the collector.
+        is_asked, self._parser = self._parser is not None, None  # The parser refers to this object: a cycle.
         if not is_asked or self._is_complete or self._error is not None:
             return
         if self._status and not self._is_framed and error is None:
@@ -245,10 +245,10 @@ class UpstreamConnection(asyncio.Protocol):
 
 
 async def addresses(host: str, port: int) -> list[str]:
-    """A host's addresses, in the order in which the system would have them tried.
+    """A host's addresses, in the order in which the system wants them tried.
 
     Raises:
-        OSError: it has none.
+        OSError: the host has no address.
     """
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(each[4][0]) for each in found))
@@ -258,7 +258,7 @@ async def connected(host: str, port: int, tls: ssl.SSLContext | None) -> Upstrea
     """A connection to the first address of a host that answers, with its TLS handshake done.
 
     Raises:
-        OSError: none answers.
+        OSError: no address answers.
     """
     loop, found = asyncio.get_running_loop(), await addresses(host, port)
     first: UpstreamConnection | None = None

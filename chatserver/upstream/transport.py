@@ -16,25 +16,25 @@ import httpx2
 from chatserver.upstream.connection import Deadline, Sink, UpstreamConnection, connected
 
 KEEPALIVE_SECONDS = 4.0
-"""Less than the 5 s after which Node and uvicorn close: a request must not meet a connection that is just going."""
+"""Less than the 5 s after which Node and uvicorn close: a request must not meet a connection that is being closed."""
 
 KEEPALIVE_LIMIT = 100
 BODY = "chatserver.body"
-"""Extension of our responses: the ``Body``, which gives what the connection does, one `bytes` a read of the socket."""
+"""Extension of our responses: the ``Body``, which gives the connection's own bytes, undecoded."""
 
 Origin: TypeAlias = tuple[str, str, int]
 
 
 class HttpClient(httpx2.AsyncClient):
-    """httpx2's client on the lean transport. Given as an argument, a transport would switch off the proxies too."""
+    """httpx2's client on this transport. As an argument, the transport would replace proxies of the environment too."""
 
     def _init_transport(self, *_: Any, **__: Any) -> httpx2.AsyncBaseTransport:
         return HttpTransport(httpx2.create_ssl_context())
 
     def build_request(self, method: str, url: Any, **given: Any) -> httpx2.Request:
-        """As the client's own; what the SDK asks for goes without the client's headers and parameters.
+        """As the client's own, but a request of the SDK is not merged with the client's headers and parameters.
 
-        The SDK's are complete. To merge them again is a quarter of the time that a request takes in the SDK.
+        The SDK's request is complete. Merging again would be a quarter of the time that a request takes in the SDK.
         """
         match given:
             case {"content": content, "headers": headers, "timeout": httpx2.Timeout() as timeout, **rest}:
@@ -96,7 +96,7 @@ class HttpTransport(httpx2.AsyncBaseTransport):
             raise httpx2.ConnectError("no connection") from error
 
     def _take_idle(self, origin: Origin) -> UpstreamConnection | None:
-        """The connection that was used last, if one is left: the others may go to their rest."""
+        """The connection that was used last, if one is left: so the others can expire."""
         while kept := self._idle.get(origin):
             connection = kept.pop()
             if connection.is_reusable:
@@ -115,7 +115,7 @@ class HttpTransport(httpx2.AsyncBaseTransport):
 
 
 class Body(httpx2.AsyncByteStream):
-    """A response's body; closing it gives the connection back, or closes it when something is left to come."""
+    """A response's body. Closing it gives the connection back, or closes the connection when bytes are left to come."""
 
     def __init__(self, connection: UpstreamConnection, leave: Callable[[], None]) -> None:
         self._connection: UpstreamConnection | None = connection
@@ -128,7 +128,7 @@ class Body(httpx2.AsyncByteStream):
         return self._open().read()
 
     def pour(self, sink: Sink, deadline: Deadline) -> Awaitable[None]:
-        """The other way of reading it: what comes is pushed to ``sink``, see ``UpstreamConnection.pour``."""
+        """Push the body to ``sink`` in place of reading it, see ``UpstreamConnection.pour``."""
         return self._open().pour(sink, deadline)
 
     def _open(self) -> UpstreamConnection:
@@ -147,5 +147,5 @@ def _message(request: httpx2.Request, body: bytes) -> bytes:
     lines += [b"%b: %b\r\n" % header for header in request.headers.raw]
     head = b"".join(lines)
     if not head.count(b"\n") == head.count(b"\r") == len(lines):
-        raise httpx2.LocalProtocolError("a line end in a header")  # It would begin another one.
+        raise httpx2.LocalProtocolError("a line end in a header")  # A line end would begin another header.
     return b"%b\r\n%b" % (head, body)

@@ -1,4 +1,4 @@
-"""Thoughts that a model writes into its text, between tags: where no server in between has taken them out."""
+"""Thoughts that a model writes into its text, between tags, where its server has not separated them."""
 
 TAGS = (
     ("<think>", "</think>"),
@@ -8,10 +8,10 @@ TAGS = (
     ("[THINK]", "[/THINK]"),
     ("◁think▷", "◁/think▷"),
 )
-"""What models open their thoughts with, and close them."""
+"""The opening and closing tags of thoughts, of various models."""
 
 BLANK_CHARS = 100
-"""How many blanks before a tag are waited through; what begins with more is no thought."""
+"""How many blanks may stand before a tag; a text that begins with more is no thought."""
 
 
 class ThinkTags:
@@ -29,7 +29,7 @@ class ThinkTags:
         self._held = ""
 
     def split(self, text: str) -> list[tuple[bool, str]]:
-        """The parts of what comes next, as far as they are certain: whether it is a thought, and its text."""
+        """The next text split into parts, as far as they are certain: each whether it is a thought, and its text."""
         if self.is_past:
             return [(False, text)]
         text, self._held = self._held + text, ""

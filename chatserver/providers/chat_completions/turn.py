@@ -1,6 +1,6 @@
-"""One turn as its bytes come: what is said, how long the server may be silent, and how the turn ends.
+"""One turn from its bytes: the deltas, how long the server may be silent, and how the turn ends.
 
-``Turn`` does no I/O: it is given bytes, and asked for its deadline. ``finish_of`` gives it those of a response.
+``Turn`` does no I/O: it takes bytes and tells its deadline. ``finish_of`` feeds it with the bytes of a response.
 """
 
 from contextlib import aclosing, suppress
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     import httpx2
 
 LAST_WORDS_SECONDS = 2.0
-"""How long a turn that has its finish_reason waits for more, usage and [DONE]: some servers never send them."""
+"""How long a turn waits for usage and [DONE] behind its finish_reason: some servers never send these."""
 
 END_SECONDS = 0.1
-"""How long after [DONE] the end of the body is waited for: only then can the connection be used again."""
+"""How long the end of the body is waited for after [DONE]: only then can the connection be used again."""
 
 LIFE_LIMIT = 10
-"""For how many times the longest silence a server may say only that it lives: comments, blank lines, pings."""
+"""How many times the longest silence a server may send only signs of life: comments, blank lines, pings."""
 
 
 class Turn:
-    """What has come of a turn so far. Each delta is handed to ``on_delta`` from within ``receive`` or ``end``."""
+    """A turn as far as it has come. Each delta is handed to ``on_delta`` from within ``receive`` or ``end``."""
 
     __slots__ = ("_decoder", "_events", "_heard_at", "_idle_seconds", "_lived_at")
 
@@ -44,10 +44,10 @@ class Turn:
         return self._decoder.has_begun
 
     def receive(self, data: bytes) -> bool:
-        """Take in what has come of the body; whether the end of the answer was said, so that less is waited for.
+        """Read a part of the body; whether the end of the answer was said, which brings the deadline nearer.
 
         Raises:
-            Fault: the upstream tells of a failure, or makes no sense.
+            Fault: the upstream reports a failure, or sends what makes no sense.
             EventTooLong: an event has no end.
             Exception: what ``on_delta`` raised.
         """
@@ -59,7 +59,7 @@ class Turn:
                 decoder.feed(found)
         else:
             decoder.feed(found)
-        # The silence begins only now: how long whoever is told of a delta takes is no silence of the upstream.
+        # Silence begins only now: the time that `on_delta` took is no silence of the upstream.
         now = monotonic()
         if found or events.lines > lines:  # Bytes that end no line are silence.
             self._lived_at = now
@@ -69,27 +69,27 @@ class Turn:
         return is_ending
 
     def deadline(self) -> float:
-        """When too little has come for too long. Where the answer has ended, what may follow is not worth long."""
+        """When the wait for more bytes ends; behind the end of the answer, the wait is short."""
         decoder = self._decoder
         if decoder.is_over:
             return self._heard_at + END_SECONDS
         if decoder.has_finished:
-            # Of a server that went on behind an end, the next end is no better.
+            # A server that went on behind its finish_reason may do so again.
             return self._heard_at + (self._idle_seconds if decoder.went_on else LAST_WORDS_SECONDS)
         return min(self._lived_at + self._idle_seconds, self._heard_at + self._idle_seconds * LIFE_LIMIT)
 
     def silence(self) -> Fault | None:
-        """What is wrong with a turn whose deadline has passed: nothing, where its answer has ended."""
+        """The fault of a turn whose deadline has passed; None: its answer had ended."""
         if self._decoder.has_finished:
             return None
         times = LIFE_LIMIT if self._lived_at - self._heard_at > self._idle_seconds * (LIFE_LIMIT - 1) else 1
         return silent(self._idle_seconds * times)
 
     def end(self, fault: Fault | None) -> Finish:
-        """Nothing more will come, for a reason, or as it should: the last deltas, and how the turn has finished.
+        """The response has ended, by a ``fault`` or regularly: hand on the last deltas; how the turn has finished.
 
         Raises:
-            Fault: this was no end. An answer whose end was said is whole, whatever befalls the rest.
+            Fault: the answer had not ended. A fault behind the end of the answer changes nothing.
         """
         if fault is None:
             with suppress(EventTooLong):
@@ -100,10 +100,10 @@ class Turn:
 
 
 async def finish_of(response: "httpx2.Response", turn: Turn) -> Finish:
-    """Read a response to the end of its turn; leaving closes it at once.
+    """Read a response to the end of its turn; cancelling closes the response at once.
 
-    Where it can be, the bytes are the connection's own: without the response and its request, which would be 6 KB of an
-    open stream, and the whole dialogue once more.
+    Where possible, the bytes come from the connection itself. The response and its request are then let go of: they
+    take 6 KB of an open stream, and the whole dialogue once more.
 
     Raises:
         Fault: whatever went wrong with the response.
@@ -133,7 +133,7 @@ async def finish_of(response: "httpx2.Response", turn: Turn) -> Finish:
 
 
 async def _unpack(response: "httpx2.Response", turn: Turn) -> None:
-    """Read a body that is compressed, or that has come over a proxy."""
+    """Read a body that is compressed, or comes through a proxy."""
     import httpx2
 
     reads = response.aiter_bytes()

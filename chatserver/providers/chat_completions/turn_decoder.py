@@ -1,9 +1,9 @@
 """Chat Completions chunks: bytes to deltas, without I/O and without the SDK's models.
 
-Building the SDK's chunk objects is the most expensive thing a streaming proxy can do (about 150 µs a token against
-1 µs here, see `benchmarks/`), so the SDK sends the request and the answer is read here: nearly every chunk as one
-Struct that is nothing but text, the others as the trees that they are. Servers differ in every field that a client does
-not need; what is not needed is not looked at, and what is odd is not taken.
+To build the SDK's object of a chunk takes 65 µs, to read the chunk here 1.3 µs (`python -m benchmarks.libraries`). So
+the SDK sends the request, and the answer is read here: nearly every chunk as one Struct that holds only texts, any
+other as a JSON tree. Servers differ in every field that a client does not need: such fields are not read, and values of
+a wrong type are ignored.
 """
 
 import json
@@ -27,17 +27,17 @@ from chatserver.providers.faults import Fault, nonsense
 from chatserver.providers.refusals import given_up, in_stream
 
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
-"""The fields that reasoning comes in; the first that has any."""
+"""The fields that may hold reasoning; the first with any text counts."""
 
 PIECES_LIMIT = 1_000_000
-"""Chunks of a turn that say something: as many as a run has events, also where nothing is to be sent of them."""
+"""Chunks of a turn that say something: as many as a run may have events, also where they lead to no event."""
 
 TOKENS_BELIEVED = 10**9
-"""A usage over this is a mistake."""
+"""A usage above this number is a mistake."""
 
 
 class _TextDelta(Struct):
-    """Of a chunk that is nothing but texts, as nearly all are: whatever else has a meaning is absent or null."""
+    """The delta of a chunk that holds only texts, as nearly all do: every other meaningful field is absent or null."""
 
     content: str | None = None
     reasoning_content: str | None = None
@@ -72,10 +72,10 @@ _decode_texts = msgspec.json.Decoder(_TextChunk).decode
 
 
 class TurnDecoder:
-    """One turn's chunks to deltas, each handed to ``on_delta`` as soon as it is known.
+    """The chunks of one turn to deltas, each handed to ``on_delta`` as soon as it is known.
 
-    ``pieces``: how many have come of the answer; ``has_finished``: its end was said; ``went_on``: more came after that;
-    ``is_over``: nothing of it can follow.
+    ``pieces``: how many chunks said something; ``has_finished``: the end of the answer was said; ``went_on``: more of
+    the answer came behind its end; ``is_over``: nothing can follow.
     """
 
     def __init__(self, on_delta: OnDelta, maker: str = "") -> None:
