@@ -9,7 +9,7 @@ from playwright.async_api import Browser, expect
 
 from tests.browser import open_chromium
 from tests.clients import request
-from tests.fake_upstream import Done, call, finish, reasoning, refuse, role, say, token
+from tests.fake_upstream import Done, Gate, call, finish, reasoning, refuse, role, say, token
 from tests.live import live_server
 from tests.page_driver import chatting, opened, parts, words
 
@@ -293,6 +293,28 @@ async def test_reasoning_is_folded(chromium: Browser) -> None:
         await expect(thoughts.locator(".prose")).to_be_hidden()
         await thoughts.locator("summary").click()
         await expect(thoughts.locator(".prose")).to_have_text("First this, then that.")
+
+
+async def test_an_answer_looks_after_a_reload_as_when_it_was_written(chromium: Browser) -> None:
+    """Thoughts, texts and tools in the order in which they happened."""
+    gate = asyncio.Event()
+    async with chatting(chromium) as (page, _, upstream):
+        for thought, text, sum_ in (("First this.", "I look.", "6 * 7"), ("Then that.", "Once more.", "1 / 0")):
+            upstream.script(role(), reasoning(thought), token(text), *call("calculator", {"expression": sum_})[1:])
+        upstream.script(role(), reasoning("So."), token("It "), Gate(gate), token("is **42**."), finish(), Done())
+        await page.send("Work it out")
+        await expect(page.answer.locator(".parts > *").last).to_have_text("It")
+        await page.page.reload()
+        await expect(page.answer.locator(".parts > *").last).to_have_text("It")
+        gate.set()
+        await page.answered("It is 42.")
+        kinds = ["reasoning", "prose", "tool", "reasoning", "prose", "tool", "reasoning", "prose"]
+        for _ in range(2):
+            shown = await page.page.evaluate("[...document.querySelectorAll('.parts > *')].map((each) => each.className)")
+            assert shown == kinds
+            await expect(page.answer.locator(".parts > .prose")).to_have_text(["I look.", "Once more.", "It is 42."])
+            await page.page.reload()
+            await page.answered("It is 42.")
 
 
 async def test_code_is_coloured_and_copied(chromium: Browser) -> None:

@@ -313,19 +313,19 @@ class Wrong:
 
 DEAF = (('listen?.("online"', 'listen?.("outline"'),)
 WITHOUT_A_WATCH = (("if (left > 0) this.#timer", "if (left > 0 || this.hasHeard) this.#timer"),)
-CURSOR_TOO_HIGH = (("new Run(this, {}, runId, after)", "new Run(this, {}, runId, after + 1)"),)
-CURSOR_TOO_LOW = (("new Run(this, {}, runId, after)", "new Run(this, {}, runId, after - 1)"),)
+CURSOR_TOO_HIGH = (("runId, after, parts)", "runId, after + 1, parts)"),)
+CURSOR_TOO_LOW = (("runId, after, parts)", "runId, after - 1, parts)"),)
 STARTS_AGAIN = (("const path = run.id ?", "run.id = null; const path = run.id ?"),)
 MINDS_NOTHING = (
     ("event.seq <= this.cursor", "false"),
-    ('event.seq > this.cursor + 1 && event.type !== "snapshot"', "false"),
+    ('first !== this.cursor + 1 && event.type !== "snapshot"', "false"),
 )
-FROM_THE_START = (("after }", "after: 0 }"), *MINDS_NOTHING)
+FROM_THE_START = (("after: run.cursor }", "after: 0 }"), *MINDS_NOTHING)
 WRONG = [
     Wrong(comes_online, "sse", DEAF, backoff_ms=NEVER_MS),
     Wrong(reloads, "sse", CURSOR_TOO_HIGH, "gap|assert ''"),
     Wrong(reloads, "ws", CURSOR_TOO_LOW, "assert '0 1"),
-    Wrong(thaws, "sse", STARTS_AGAIN, "POST /chat/stream"),
+    Wrong(thaws, "sse", STARTS_AGAIN, "gap|POST /chat/stream"),
     Wrong(goes_back, "ws", FROM_THE_START, "assert '0 1"),
 ]
 SLOW_TO_FIND = [  # Without a watch it hangs in Node too: tests/test_web_cuts.py.

@@ -41,9 +41,9 @@ async def test_every_answer_survives_cuts_at_any_byte(transport: str, hops: int,
 # ---- clients that are wrong -----------------------------------------------------------------------------------------
 
 ATTACH_SSE = '"Last-Event-ID": String(run.cursor)'
-ATTACH_WS = "after }"
+ATTACH_WS = "after: run.cursor }"
 DROP_DUPLICATE = "event.seq <= this.cursor"
-MIND_THE_GAP = 'event.seq > this.cursor + 1 && event.type !== "snapshot"'
+MIND_THE_GAP = 'first !== this.cursor + 1 && event.type !== "snapshot"'
 NO_MIND = (MIND_THE_GAP, "false"), (DROP_DUPLICATE, "false")
 
 
@@ -66,7 +66,7 @@ LOST = f"bad_cursor|{MISCOUNTED}"
 
 WRONG = [
     Wrong("cursor too high", "sse", ((ATTACH_SSE, '"Last-Event-ID": String(run.cursor + 1)'),), f"gap: event|{LOST}"),
-    Wrong("cursor too high", "ws", ((ATTACH_WS, "after: after + 1 }"),), f"gap: event|{LOST}"),
+    Wrong("cursor too high", "ws", ((ATTACH_WS, "after: run.cursor + 1 }"),), f"gap: event|{LOST}"),
     Wrong("event lost", "sse", ((ATTACH_SSE, '"Last-Event-ID": String(run.cursor + 1)'), *NO_MIND), LOST),
     Wrong(
         "event doubled",
@@ -74,7 +74,7 @@ WRONG = [
         ((ATTACH_SSE, '"Last-Event-ID": String(Math.max(0, run.cursor - 1))'), *NO_MIND),
         MISCOUNTED,
     ),
-    Wrong("event doubled", "ws", ((ATTACH_WS, "after: Math.max(0, after - 1) }"), *NO_MIND), MISCOUNTED),
+    Wrong("event doubled", "ws", ((ATTACH_WS, "after: Math.max(0, run.cursor - 1) }"), *NO_MIND), MISCOUNTED),
     Wrong("always from the start", "ws", ((ATTACH_WS, "after: 0 }"), *NO_MIND), MISCOUNTED),
 ]
 

@@ -68,7 +68,7 @@ def test_it_is_typed_strictly() -> None:
 
 
 def test_a_wrong_type_is_found(tmp_path: Path) -> None:
-    wrong(tmp_path, ("this.text += event.content", "this.text += event.contents"))
+    wrong(tmp_path, ('this.#say("text", event.content)', 'this.#say("text", event.contents)'))
     for name in ("tsconfig.json", "events.d.ts", "records.d.ts"):
         (tmp_path / name).write_bytes((WEB / name).read_bytes())
     assert "TS2551" in run(tool("tsc"), "--project", tmp_path).stdout

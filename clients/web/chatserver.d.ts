@@ -10,8 +10,9 @@
  * over: one for all runs over WebSocket, one for each over SSE. What differs between the two is in `overWebSocket` and
  * `overFetch`, and nowhere else. PROTOCOL.md of the server is the contract.
  */
-import type { ChatEvent, DoneEvent, ErrorEvent, ToolCallPart, Usage } from "./events.js";
+import type { ChatEvent, DoneEvent, ErrorEvent, ReasoningPart, TextPart, ToolCallPart, Usage } from "./events.js";
 import type { FieldProblem } from "./records.js";
+export type Part = TextPart | ReasoningPart | ToolCallPart;
 export type Transport = "auto" | "ws" | "sse";
 export type State = "idle" | "connecting" | "open" | "stalled" | "waiting" | "offline" | "closed";
 export type Options = {
@@ -152,11 +153,14 @@ export declare class Chat {
         signal?: AbortSignal | undefined;
     }): Run;
     /**
-     * Read a run that exists: after a reload, in another tab. Without `after` it is read from its start.
-     * @param {string} runId @param {{ after?: number | undefined, signal?: AbortSignal | undefined }} [where]
+     * Read a run that exists: after a reload, in another tab. Without `after` it is read from its start; `parts` is what was
+     * read up to there, and grows on.
+     * @param {string} runId
+     * @param {{ after?: number | undefined, parts?: Part[] | undefined, signal?: AbortSignal | undefined }} [where]
      */
-    attach(runId: string, { after, signal }?: {
+    attach(runId: string, { after, parts, signal }?: {
         after?: number | undefined;
+        parts?: Part[] | undefined;
         signal?: AbortSignal | undefined;
     }): Run;
     /** What is asked for; setting it moves every answer that is going over, and none loses or repeats an event. */
@@ -194,12 +198,12 @@ export declare class Run implements AsyncIterable<ChatEvent> {
     /** @type {string | null} */ sessionId: string | null;
     /** @type {string | null} */ messageId: string | null;
     /** @type {string | null} */ userMessageId: string | null;
-    text: string;
-    reasoning: string;
-    /** @type {ToolCallPart[]} */ toolCalls: ToolCallPart[];
+    /** The answer in the order in which it happened; it grows in place, and a part that changes is a new object. @type {Part[]} */ parts: Part[];
     /** @type {Usage | null} */ usage: Usage | null;
     /** The terminal event. @type {DoneEvent | ErrorEvent | null} */ end: DoneEvent | ErrorEvent | null;
     /** Why it has to wait, until the server takes it; a `state` event tells of each change. @type {Wait | null} */ waits: Wait | null;
+    /** The text of the answer so far: its text parts, joined. */
+    get text(): string;
     /** End the run, for every reader. @returns {Promise<void>} the server has obeyed; the end comes as an event */
     cancel(): Promise<void>;
     /** Stop reading, as leaving the loop does. The run goes on. */

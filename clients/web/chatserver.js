@@ -11,9 +11,10 @@
  * `overFetch`, and nowhere else. PROTOCOL.md of the server is the contract.
  */
 
-/** @import { ChatEvent, DoneEvent, ErrorEvent, ToolCallPart, Usage } from "./events.js" */
+/** @import { ChatEvent, DoneEvent, ErrorEvent, ReasoningPart, TextPart, ToolCallPart, Usage } from "./events.js" */
 /** @import { FieldProblem } from "./records.js" */
 
+/** @typedef {TextPart | ReasoningPart | ToolCallPart} Part what an answer is made of */
 /** @typedef {"auto" | "ws" | "sse"} Transport `auto`: WebSocket, or SSE where no WebSocket gets through */
 /** @typedef {"idle" | "connecting" | "open" | "stalled" | "waiting" | "offline" | "closed"} State */
 /**
@@ -169,31 +170,35 @@ export class Chat {
     for (const [name, value] of Object.entries(rest)) {
       request[name.replace(/[A-Z]/g, (capital) => "_" + capital.toLowerCase())] = value;
     }
-    return this.#begin(new Run(this, request, null, 0), signal);
+    return this.#begin(new Run(this, request, null), signal);
   }
 
   /**
-   * Read a run that exists: after a reload, in another tab. Without `after` it is read from its start.
-   * @param {string} runId @param {{ after?: number | undefined, signal?: AbortSignal | undefined }} [where]
+   * Read a run that exists: after a reload, in another tab. Without `after` it is read from its start; `parts` is what was
+   * read up to there, and grows on.
+   * @param {string} runId
+   * @param {{ after?: number | undefined, parts?: Part[] | undefined, signal?: AbortSignal | undefined }} [where]
    */
-  attach(runId, { after = 0, signal } = {}) {
-    return this.#begin(new Run(this, {}, runId, after), signal);
+  attach(runId, { after, parts, signal } = {}) {
+    return this.#begin(new Run(this, {}, runId, after, parts), signal);
   }
 
   /** @param {Run} run @param {AbortSignal} [signal] */
   #begin(run, signal) {
-    if (this.#state === "closed") throw new ChatError("the chat is closed", { code: "closed", isFinal: true });
-    const leave = () => run.fail(signal?.reason ?? new ChatError("aborted", { code: "aborted", isFinal: true }));
+    if (this.#state === "closed") throw over("the chat is closed", "closed");
+    const leave = () => run.fail(signal?.reason ?? over("aborted", "aborted"));
     signal?.addEventListener("abort", leave, { once: true });
     if (signal?.aborted) leave();
-    else this.#place(run);
+    else this.place(run);
     return run;
   }
 
-  /** Put a run on the line that carries it, a new one if need be. @param {Run} run */
-  #place(run) {
+  /** @internal Put a run on a line that can carry it, a new one if need be: on a connection the server has one cursor for
+   *  a run. @param {Run} run */
+  place(run) {
     const via = this.via;
-    let line = [...this.#lines].find((each) => via === "ws" && each.via === via);
+    run.line?.runs.delete(run);
+    let line = [...this.#lines].find((each) => via === "ws" && each.via === via && !each.reader(run.id));
     if (!line) this.#lines.add((line = new Line(this, via)));
     line.add(run);
   }
@@ -222,7 +227,7 @@ export class Chat {
   /** @internal A line's runs go on over the transport of now. @param {Line} line */
   move(line) {
     this.#lines.delete(line);
-    for (const run of line.runs) this.#place(run);
+    for (const run of line.runs) this.place(run);
     line.leave();
   }
 
@@ -307,7 +312,7 @@ export class Chat {
   close() {
     this.#closing.abort();
     for (const line of [...this.#lines]) {
-      for (const run of line.runs) run.fail(new ChatError("the chat is closed", { code: "closed", isFinal: true }));
+      for (const run of line.runs) run.fail(over("the chat is closed", "closed"));
       line.leave();
     }
     this.update();
@@ -326,8 +331,10 @@ export class Chat {
       if (init.body) headers.set("Content-Type", "application/json");
       if (token) headers.set("Authorization", `Bearer ${await token(refused)}`);
       const response = await (this.options.fetch ?? fetch)(this.url + path, { cache: "no-store", ...init, headers });
-      if (response.ok) this.hasMet = true;
-      if (response.ok) return response;
+      if (response.ok) {
+        this.hasMet = true;
+        return response;
+      }
       const problem = await response.json().catch(() => ({}));
       const { status } = response;
       const facts = { retry_after: response.headers.get("Retry-After"), ...problem, status, message: problem.detail };
@@ -363,9 +370,7 @@ export class Run {
   /** @type {string | null} */ sessionId = null;
   /** @type {string | null} */ messageId = null;
   /** @type {string | null} */ userMessageId = null;
-  text = "";
-  reasoning = "";
-  /** @type {ToolCallPart[]} */ toolCalls = [];
+  /** The answer in the order in which it happened; it grows in place, and a part that changes is a new object. @type {Part[]} */ parts;
   /** @type {Usage | null} */ usage = null;
   /** The terminal event. @type {DoneEvent | ErrorEvent | null} */ end = null;
   /** Why it has to wait, until the server takes it; a `state` event tells of each change. @type {Wait | null} */ waits = null;
@@ -386,14 +391,20 @@ export class Run {
   #stir = () => {};
   #name = () => {};
 
-  /** @internal @param {Chat} chat @param {Record<string, unknown>} request @param {string | null} id @param {number} after */
-  constructor(chat, request, id, after) {
+  /** @internal @param {Chat} chat @param {Record<string, unknown>} request @param {string | null} id @param {number} [after] @param {Part[]} [parts] */
+  constructor(chat, request, id, after = 0, parts = []) {
     this.#chat = chat;
     this.id = id;
     this.seq = after;
+    this.parts = parts;
     this.request = request;
     this.cursor = after;
     this.named = id ? Promise.resolve() : new Promise((resolve) => (this.#name = resolve));
+  }
+
+  /** The text of the answer so far: its text parts, joined. */
+  get text() {
+    return this.parts.map((part) => (part.type === "text" ? part.text : "")).join("");
   }
 
   /** End the run, for every reader. @returns {Promise<void>} the server has obeyed; the end comes as an event */
@@ -408,7 +419,7 @@ export class Run {
 
   /** The events, once. @returns {AsyncGenerator<ChatEvent, void, void>} @throws {ChatError} there is a loop already */
   [Symbol.asyncIterator]() {
-    if (this.#isRead) throw new ChatError("a run is read once: attach to it again", { code: "read", isFinal: true });
+    if (this.#isRead) throw over("a run is read once: attach to it again", "read");
     this.#isRead = true;
     return this.#read();
   }
@@ -436,30 +447,25 @@ export class Run {
         this.userMessageId = event.user_message_id;
         break;
       case "token":
-        this.text += event.content;
+        this.#say("text", event.content);
         break;
       case "reasoning":
-        this.reasoning += event.content;
+        this.#say("reasoning", event.content);
         break;
       case "tool_call": {
         const { run_id, seq, ...call } = event;
-        const open = { ...call, result: null, is_error: null, truncated: null, duration_ms: null };
-        this.toolCalls = [...this.toolCalls, open];
+        this.parts.push({ ...call, result: null, is_error: null, truncated: null, duration_ms: null });
         break;
       }
       case "tool_result": {
-        const { type, run_id, seq, ...result } = event;
-        this.toolCalls = this.toolCalls.map((call) => (call.call_id === event.call_id ? { ...call, ...result } : call));
+        const { run_id, seq, ...result } = event;
+        const at = this.parts.findLastIndex((part) => part.type === "tool_call" && part.call_id === event.call_id);
+        const call = /** @type {ToolCallPart | undefined} */ (this.parts[at]);
+        if (call) this.parts[at] = { ...call, ...result, type: call.type };
         break;
       }
       case "snapshot":
-        this.text = this.reasoning = "";
-        this.toolCalls = [];
-        for (const part of event.parts) {
-          if (part.type === "text") this.text += part.text;
-          else if (part.type === "reasoning") this.reasoning += part.text;
-          else this.toolCalls.push(part);
-        }
+        this.parts = [...event.parts];
         break;
       case "done":
         this.sessionId = event.session_id;
@@ -471,11 +477,19 @@ export class Run {
     return event;
   }
 
+  /** Texts of one kind that follow each other are one part. @param {"text" | "reasoning"} type @param {string} text */
+  #say(type, text) {
+    const last = this.parts.at(-1);
+    if (last?.type === type) this.parts[this.parts.length - 1] = { type, text: last.text + text };
+    else if (text) this.parts.push({ type, text });
+  }
+
   /** @internal Take an event that arrived. @param {ChatEvent} event @returns {boolean} whether it was a new one */
   take(event) {
     if (this.#isOver || event.seq <= this.cursor) return false;
-    if (event.seq > this.cursor + 1 && event.type !== "snapshot") {
-      this.fail(new ChatError(`event ${event.seq} follows ${this.cursor}`, { code: "gap", isFinal: true }));
+    const first = /** @type {{ first_seq?: number | undefined }} */ (event).first_seq ?? event.seq; // It may be several, merged.
+    if (first !== this.cursor + 1 && event.type !== "snapshot") {
+      this.fail(over(`event ${first} follows ${this.cursor}`, "gap"));
       return false;
     }
     this.cursor = event.seq;
@@ -578,6 +592,11 @@ class Line {
     return this.state === "open" && [...this.runs].some((run) => run.waits) ? "waiting" : this.state;
   }
 
+  /** Who reads a run. @param {string | null} id */
+  reader(id) {
+    return [...this.runs].find((run) => id && run.id === id);
+  }
+
   /** @param {Run} run */
   add(run) {
     this.runs.add(run);
@@ -592,9 +611,8 @@ class Line {
   drop(run, isLeft) {
     this.runs.delete(run);
     run.line = null;
-    const isShared = [...this.runs].some((other) => other.id === run.id);
     if (isLeft && this.via === "sse") this.leave();
-    else if (isLeft && run.id && !isShared) this.order?.({ type: "detach", run_id: run.id });
+    else if (isLeft && run.id) this.order?.({ type: "detach", run_id: run.id });
     if (!this.runs.size) this.#hurry?.();
     this.chat.update();
   }
@@ -828,13 +846,13 @@ async function overWebSocket(line, signal) {
 /** Ask for a run over a line's WebSocket: start it, or go on where it was. @param {Line} line @param {Run} run */
 function ask(line, run) {
   const order = /** @type {Order} */ (line.order);
-  const same = [...line.runs].filter((other) => other.id && other.id === run.id);
-  const after = Math.min(run.cursor, ...same.map((other) => other.cursor)); // The server has one cursor for all of them.
   order(
-    run.id ? { type: "attach", run_id: run.id, after } : { type: "send", ...run.request },
+    run.id ? { type: "attach", run_id: run.id, after: run.cursor } : { type: "send", ...run.request },
     ({ run_id, ended }) => {
       if (!line.runs.has(run)) return order({ type: "detach", run_id });
+      const other = line.reader(run_id);
       run.is(run_id);
+      if (other && other !== run) line.chat.place(other); // A key was used twice.
       run.serve();
       if (ended) run.finish();
     },
@@ -933,6 +951,9 @@ function waitFor(reason, ms) {
   const delayMs = waitMs(reason) ?? ms;
   return { reason, delayMs, until: Date.now() + delayMs };
 }
+
+/** Nothing more is read. @param {string} message @param {string} code */
+const over = (message, code) => new ChatError(message, { code, isFinal: true });
 
 /** Whatever was thrown, as why a connection was lost. @param {unknown} error */
 const lossOf = (error) => (error instanceof ChatError ? error : new ChatError("the connection was lost", { cause: error }));

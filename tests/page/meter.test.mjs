@@ -43,6 +43,19 @@ test("what is lost, and what comes twice", () => {
   assert.deepEqual(told(meter), { cuts: 1, backMs: null, lost: 3, twice: 2 });
 });
 
+test("merged events count as all that they stand for", () => {
+  const meter = new Meter();
+  arrive(meter, 1, 10);
+  meter.resume(10, 12, "ws");
+  meter.arrive({ type: "token", first_seq: 11, seq: 30 }, 20, "ws");
+  assert.deepEqual(told(meter), { cuts: 1, backMs: null, lost: 0, twice: 0 });
+  assert.equal(meter.gaps.at(-1).tokens, 20);
+  assert.equal(meter.tokensPerSecond, (1000 * 28) / 18);
+  meter.arrive({ type: "token", first_seq: 29, seq: 32 }, 21, "ws");
+  meter.arrive({ type: "token", first_seq: 35, seq: 36 }, 22, "ws");
+  assert.deepEqual(told(meter), { cuts: 1, backMs: null, lost: 2, twice: 2 });
+});
+
 test("what is asked for again on purpose is not twice", () => {
   const meter = new Meter();
   arrive(meter, 1, 10);

@@ -68,7 +68,7 @@ test("a meter knows first token, gaps, pace and where it resumed", () => {
   meter.arrive({ type: "token", seq: 4 }, 250, "sse");
   meter.arrive({ type: "done", seq: 5 }, 260, "sse");
   assert.equal(meter.firstTokenMs, 30);
-  assert.deepEqual(meter.gaps, [{ ms: 20, via: "ws", isResumed: false }, { ms: 100, via: "sse", isResumed: true }]);
+  assert.deepEqual(meter.gaps, [{ ms: 20, via: "ws", isResumed: false, tokens: 1 }, { ms: 100, via: "sse", isResumed: true, tokens: 1 }]);
   assert.equal(Math.round(meter.tokensPerSecond ?? 0), 17);
   assert.deepEqual([...meter.vias], ["ws", "sse"]);
 });

@@ -767,37 +767,70 @@ describe("a run", () => {
     chat.close();
   });
 
-  test("holds what the loop has been given", async () => {
-    const call = { call_id: "c", tool: "t", args: {}, needs_approval: false };
+  test("holds what the loop has been given, in the order in which it happened", async () => {
+    const call = { call_id: "c", tool: "t", args: {}, needs_approval: false, executor: "server" };
     const result = { call_id: "c", tool: "t", result: 1, is_error: false, truncated: false, duration_ms: 2 };
     const { run, chat } = await opened(
       start(),
       { type: "reasoning", run_id: RUN, seq: 2, content: "hm" },
       token(3, "a"),
-      { type: "tool_call", run_id: RUN, seq: 4, ...call },
-      { type: "tool_result", run_id: RUN, seq: 5, ...result },
-      { type: "of tomorrow", run_id: RUN, seq: 6 },
-      token(7, "b"),
+      token(4, ""),
+      { type: "tool_call", run_id: RUN, seq: 5, ...call },
+      { type: "tool_result", run_id: RUN, seq: 6, ...result },
+      { type: "tool_result", run_id: RUN, seq: 7, ...result, call_id: "of nobody" },
+      { type: "of tomorrow", run_id: RUN, seq: 8 },
+      token(9, ""),
+      token(10, "b"),
+      { ...token(15, "cdefg"), first_seq: 11 },
       { type: "snapshot", run_id: RUN, seq: 20, parts: [{ type: "reasoning", text: "hmm" }, { type: "text", text: "abc" }] },
-      done(21),
+      token(21, "d"),
+      done(22),
     );
     const seen = [];
-    for await (const event of run) seen.push([event.seq, run.seq, run.text, run.reasoning, run.toolCalls]);
-    const whole = { type: "tool_call", ...call, ...result };
+    for await (const event of run) seen.push([event.seq, run.seq, run.text, [...run.parts]]);
+    const [hm, a] = [{ type: "reasoning", text: "hm" }, { type: "text", text: "a" }];
     const open = { type: "tool_call", ...call, result: null, is_error: null, truncated: null, duration_ms: null };
+    const before = [hm, a, { type: "tool_call", ...call, ...result }];
+    const [hmm, abc] = [{ type: "reasoning", text: "hmm" }, { type: "text", text: "abc" }];
+    const abcd = [hmm, { type: "text", text: "abcd" }];
     assert.deepEqual(seen, [
-      [1, 1, "", "", []],
-      [2, 2, "", "hm", []],
-      [3, 3, "a", "hm", []],
-      [4, 4, "a", "hm", [open]],
-      [5, 5, "a", "hm", [whole]],
-      [6, 6, "a", "hm", [whole]],
-      [7, 7, "ab", "hm", [whole]],
-      [20, 20, "abc", "hmm", []],
-      [21, 21, "abc", "hmm", []],
+      [1, 1, "", []],
+      [2, 2, "", [hm]],
+      [3, 3, "a", [hm, a]],
+      [4, 4, "a", [hm, a]],
+      [5, 5, "a", [hm, a, open]],
+      ...[6, 7, 8, 9].map((seq) => [seq, seq, "a", before]),
+      [10, 10, "ab", [...before, { type: "text", text: "b" }]],
+      [15, 15, "abcdefg", [...before, { type: "text", text: "bcdefg" }]],
+      [20, 20, "abc", [hmm, abc]],
+      [21, 21, "abcd", abcd],
+      [22, 22, "abcd", abcd],
     ]);
     assert.deepEqual([run.id, run.sessionId, run.usage, run.end.type], [RUN, "s", { output_tokens: 1 }, "done"]);
     chat.close();
+  });
+
+  test("attached to with what was read before goes on with that", async () => {
+    const http = requests();
+    const chat = connect(url, { transport: "sse", fetch: http.fetch });
+    const run = chat.attach(RUN, { after: 2, parts: [{ type: "text", text: "a" }] });
+    await pass();
+    http.last.stream(frames(token(3, "b"), done(4)));
+    await reading(run).over;
+    assert.deepEqual([run.parts, run.text], [[{ type: "text", text: "ab" }], "ab"]);
+    chat.close();
+  });
+
+  test("takes merged events: what it knows is dropped, what begins elsewhere than behind it is a gap", async () => {
+    const merged = (first, seq) => ({ ...token(seq, "x".repeat(seq - first + 1)), first_seq: first });
+    for (const [first, seq] of [[5, 6], [3, 6], [4, 5]]) {
+      const { run, chat } = await opened(start(), merged(2, 4), merged(2, 3), token(4), merged(first, seq), merged(5, 8), done(9));
+      const read = reading(run);
+      await read.over;
+      if (first === 5) assert.deepEqual([read.events, read.error?.code], [[1, 4, 6], "gap"], "5 to 8 again, behind 6");
+      else assert.deepEqual([read.events, read.error?.code], [[1, 4], "gap"]);
+      chat.close();
+    }
   });
 
   test("is read by one loop: the next one is told, and takes nothing from it", async () => {
@@ -915,14 +948,36 @@ describe("a run", () => {
     }
   });
 
-  test("read twice on one WebSocket: the server's one cursor is that of the slower reader", async () => {
+  test("read twice: each reader has a connection of its own, since on one the server has one cursor for a run", async () => {
     const { ws, run, chat } = await opened(start(), token(2));
     const first = reading(run);
     const second = reading(chat.attach(RUN));
+    assert.equal(ws.length, 2);
+    ws.last.open();
     assert.equal(ws.last.sent.at(-1).after, 0);
-    ws.last.say(start(), token(2), token(3), done(4));
+    ws.last.accept();
+    ws.last.say(start(), { ...token(3), first_seq: 2 }, done(4));
+    ws[0].say(token(3), done(4));
     await Promise.all([first.over, second.over]);
-    assert.deepEqual([first.events, second.events], [[1, 2, 3, 4], [1, 2, 3, 4]]);
+    assert.deepEqual([first.events, second.events], [[1, 2, 3, 4], [1, 3, 4]]);
+    chat.close();
+  });
+
+  test("asked for twice with one key: who was first goes on over another connection, from where it is", async () => {
+    const { ws, run, chat } = await opened(start(), token(2));
+    const first = reading(run);
+    const second = reading(chat.send("Hi", { idempotencyKey: "the same" }));
+    ws[0].accept();
+    ws[0].say(start(), { ...token(3), first_seq: 2 }, done(4));
+    await second.over;
+    assert.equal(ws.length, 2);
+    ws.last.open();
+    assert.deepEqual([ws.last.sent.at(-1).type, ws.last.sent.at(-1).after], ["attach", 2]);
+    ws.last.accept();
+    ws.last.say(token(3), done(4));
+    await first.over;
+    assert.deepEqual([first.events, first.error], [[1, 2, 3, 4], null]);
+    assert.deepEqual([second.events, second.error], [[1, 3, 4], null]);
     chat.close();
   });
 });

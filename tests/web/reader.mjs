@@ -32,15 +32,15 @@ const answers = await Promise.all(
     let refusal = null;
     try {
       for await (const event of run) {
-        events++;
+        events += event.seq - (event.first_seq ?? event.seq) + 1; // Merged, it is several.
         if (hops && event.seq % hops === 0) chat.transport = chat.via === "ws" ? "sse" : "ws";
       }
     } catch (thrown) {
       error = `${thrown.name} ${thrown.code}: ${thrown.message}`;
       refusal = [thrown.status, thrown.code, thrown.message];
     }
-    const { id, sessionId, seq, text, reasoning, toolCalls, usage, end } = run;
-    return { id, sessionId, seq, events, text, reasoning, toolCalls, usage, end, error, refusal };
+    const { id, sessionId, seq, text, parts, usage, end } = run;
+    return { id, sessionId, seq, events, text, parts, usage, end, error, refusal };
   }),
 );
 chat.close();

@@ -2,11 +2,11 @@
 
 import { announce, copyButton, duration, el, iconButton } from "./dom.js";
 import { facts } from "./facts.js";
-import { Flow } from "./flow.js";
 import { keep, kept } from "./kept.js";
-import { ToolCard } from "./tools.js";
+import { PartsView } from "./parts.js";
 
-/** @import { ChatEvent, DoneEvent, ErrorEvent, ReasoningPart, TextPart, ToolCallPart, Usage } from "../events.js" */
+/** @import { Part } from "../chatserver.js" */
+/** @import { ChatEvent, DoneEvent, ErrorEvent, Usage } from "../events.js" */
 /** @import { MessageRecord } from "../records.js" */
 /** @import { Child } from "./dom.js" */
 /** @import { Measured, Meter } from "./meter.js" */
@@ -26,16 +26,12 @@ export class AnswerView {
   /** What a meter said of it before the page was loaded. @type {Measured | null} */ #measured = null;
   /** @type {Usage | null} */ #usage = null;
   #note = "";
-  #thoughtMs = 0;
-  #parts = el("div", { class: "parts" });
+  #view = new PartsView();
+  /** @type {readonly Part[]} */ #parts = [];
   #why = el("p", { class: "why", hidden: true });
   /** Where its versions are shown. */ corner = el("div", { class: "corner" });
   #foot = el("footer", {});
   #failure = el("div", { class: "failure", role: "alert", hidden: true });
-  /** @type {Flow[]} */ #flows = [];
-  /** @type {Flow | null} */ #flow = null;
-  /** @type {{ flow: Flow, details: HTMLDetailsElement, summary: HTMLElement, since: number } | null} */ #thoughts = null;
-  /** @type {Map<string, ToolCard>} */ #tools = new Map();
   /** @type {string | null} */ runId = null;
   #isOpen = true;
   #isDue = false;
@@ -47,39 +43,32 @@ export class AnswerView {
    */
   constructor(hooks) {
     this.hooks = hooks;
-    this.element.append(this.#parts, this.#why, this.#failure, this.#foot);
+    this.element.append(this.#view.element, this.#why, this.#failure, this.#foot);
     this.element.dataset.state = "waiting";
-    this.#parts.append(el("p", { class: "pending" }, el("span", { class: "unseen" }, "The answer is on its way"), el("i"), el("i"), el("i")));
+    this.#view.element.append(el("p", { class: "pending" }, el("span", { class: "unseen" }, "The answer is on its way"), el("i"), el("i"), el("i")));
   }
 
-  /** @param {ChatEvent} event */
-  apply(event) {
+  /** @param {ChatEvent} event @param {readonly Part[]} parts the answer after it */
+  apply(event, parts) {
     this.runId = event.run_id;
+    this.#parts = parts;
     if (event.type !== "start") this.#begin();
-    switch (event.type) {
-      case "token": this.#text(event.content); break;
-      case "reasoning": this.#reason(event.content); break;
-      case "tool_call": this.#call(event); break;
-      case "tool_result": this.#tools.get(event.call_id)?.finish(event); break;
-      case "snapshot": this.#restore(event); break;
-      case "done": this.#usage = event.usage; return this.end(ENDINGS[event.finish_reason] ?? event.finish_reason);
-      case "error": return this.fail(event);
-    }
-    this.#soon();
+    if (event.type === "error") return this.fail(event);
+    if (event.type !== "done") return this.#soon();
+    this.#usage = event.usage;
+    this.end(ENDINGS[event.finish_reason] ?? event.finish_reason);
   }
 
   /** Show a stored answer. @param {MessageRecord} message */
   show(message) {
-    this.#begin();
     this.#measured = kept("session", `measured.${message.run_id}`);
-    this.#thoughtMs = this.#measured?.thoughtMs ?? 0;
-    this.#restore(message);
+    this.#parts = message.parts;
     this.#usage = message.usage;
     this.end(message.finish_reason ? ENDINGS[message.finish_reason] : message.status === "complete" ? "" : "incomplete");
   }
 
   get text() {
-    return this.#flows.map((flow) => flow.text).join("\n\n").trim();
+    return this.#view.text;
   }
 
   get isOpen() {
@@ -93,9 +82,9 @@ export class AnswerView {
 
   /** The connection was cut, or left, at what there is of the text. */
   mark() {
-    if (!this.#isOpen || !this.#flow) return;
-    this.#flow.draw(true);
-    this.#flow.mark();
+    if (!this.#isOpen) return;
+    this.#draw();
+    this.#view.mark();
   }
 
   /** Why nothing comes, while nothing does. @param {string} text empty: it comes */
@@ -139,7 +128,7 @@ export class AnswerView {
   #begin() {
     if (this.element.dataset.state !== "waiting") return;
     this.element.dataset.state = "writing";
-    this.#parts.replaceChildren();
+    this.#view.clear();
   }
 
   /** @param {string} state */
@@ -147,76 +136,8 @@ export class AnswerView {
     this.#begin();
     this.#isOpen = false;
     this.wait("");
-    for (const card of this.#tools.values()) card.leave();
-    this.#endThoughts();
     this.#draw();
     this.element.dataset.state = state;
-  }
-
-  /** @param {string} text */
-  #text(text) {
-    this.#endThoughts();
-    if (!this.#flow) {
-      this.#flow = new Flow(el("div", { class: "prose" }));
-      this.#flows.push(this.#flow);
-      this.#parts.append(this.#flow.element);
-    }
-    this.#flow.append(text);
-  }
-
-  /** @param {string} text */
-  #reason(text) {
-    if (!this.#thoughts) {
-      this.#endFlow();
-      const summary = el("summary", {}, "Thinking…");
-      const flow = new Flow(el("div", { class: "prose" }));
-      const details = el("details", { class: "reasoning" }, summary, flow.element);
-      this.#thoughts = { flow, details, summary, since: performance.now() };
-      this.#parts.append(details);
-    }
-    this.#thoughts.flow.append(text);
-  }
-
-  #endFlow() {
-    this.#flow?.draw(false);
-    this.#flow = null;
-  }
-
-  #endThoughts() {
-    if (!this.#thoughts) return;
-    const { flow, summary, since } = this.#thoughts;
-    flow.draw(false);
-    if (this.meter) this.#thoughtMs += performance.now() - since;
-    summary.textContent = this.#thoughtMs > 100 ? `Thought for ${duration(this.#thoughtMs)}` : "Thoughts";
-    this.#thoughts = null;
-  }
-
-  /** @param {Omit<ToolCallPart, "type" | "result" | "is_error" | "truncated" | "duration_ms">} call */
-  #call(call) {
-    this.#endThoughts();
-    this.#endFlow();
-    const card = new ToolCard(call);
-    this.#tools.set(call.call_id, card);
-    this.#parts.append(card.element);
-    return card;
-  }
-
-  /** Everything so far at once. @param {{ parts: (TextPart | ReasoningPart | ToolCallPart)[] }} state */
-  #restore({ parts }) {
-    for (const card of this.#tools.values()) card.leave();
-    this.#tools.clear();
-    this.#parts.replaceChildren();
-    this.#flows = [];
-    this.#flow = this.#thoughts = null;
-    for (const part of parts) {
-      if (part.type === "text") this.#text(part.text);
-      else if (part.type === "reasoning") this.#reason(part.text);
-      else {
-        const card = this.#call(part);
-        if (part.duration_ms !== null) card.finish(part);
-      }
-    }
-    this.#endThoughts();
   }
 
   #soon() {
@@ -229,8 +150,7 @@ export class AnswerView {
   }
 
   #draw() {
-    if (this.#thoughts?.flow.isDirty) this.#thoughts.flow.draw(true);
-    if (this.#flow) this.#flow.draw(this.#isOpen);
+    if (this.element.dataset.state !== "waiting") this.#view.show(this.#parts, this.#isOpen, this.#measured?.thoughtsMs);
     const now = performance.now();
     if (this.#isOpen && now - this.#plottedAt > PLOT_MS) {
       this.#plottedAt = now;
@@ -238,14 +158,14 @@ export class AnswerView {
     }
     if (this.meter && (!this.#isOpen || now - this.#announcedAt > ANNOUNCE_MS)) {
       this.#announcedAt = now;
-      const said = this.#flows.map((flow) => flow.unannounced(this.#isOpen)).join(" ").trim();
+      const said = this.#view.unannounced(this.#isOpen);
       if (said) announce(said);
     }
     this.hooks.onDrawn();
   }
 
   #drawFoot() {
-    const measured = this.meter ? { ...this.meter.measured, thoughtMs: this.#thoughtMs } : this.#measured;
+    const measured = this.meter ? { ...this.meter.measured, thoughtsMs: this.#view.thoughtsMs } : this.#measured;
     if (!this.#isOpen && this.meter) keep("session", `measured.${this.runId}`, measured);
     const actions = [];
     if (!this.#isOpen && this.text) actions.push(copyButton("Copy the answer", () => this.text));

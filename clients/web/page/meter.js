@@ -3,7 +3,7 @@
 import { quantile } from "./statistics.js";
 
 /** @typedef {"ws" | "sse"} Via */
-/** @typedef {{ ms: number, via: Via, isResumed: boolean }} Gap `isResumed`: a connection was lost or left within it */
+/** @typedef {{ ms: number, via: Via, isResumed: boolean, tokens: number }} Gap before so many tokens, that came in one event; `isResumed`: a connection was lost or left within it */
 /**
  * @typedef {object} Measured what is shown of an answer, and kept
  * @property {Via[]} vias
@@ -16,7 +16,7 @@ import { quantile } from "./statistics.js";
  * @property {number | null} backMs the longest time from a loss to the server's word that the run goes on
  * @property {number} lost events that were asked for and never came
  * @property {number} twice events that came although they had not been asked for
- * @property {number} [thoughtMs]
+ * @property {number[]} [thoughtsMs] how long each thought took
  */
 
 const BARS_LIMIT = 66;
@@ -40,9 +40,9 @@ export class Meter {
   #twice = 0;
   /** @type {number | null} */ #backMs = null;
 
-  /** @param {{ type: string, seq: number }} event @param {number} at @param {Via} via */
-  arrive({ type, seq }, at, via) {
-    this.#count(type, seq);
+  /** @param {{ type: string, seq: number, first_seq?: number | undefined }} event `first_seq`: it stands for all from there @param {number} at @param {Via} via */
+  arrive({ type, seq, first_seq: first = seq }, at, via) {
+    this.#count(type, first, seq);
     if (seq <= this.#seq) return;
     const isLive = seq > this.liveAfter;
     this.#seq = seq;
@@ -51,16 +51,16 @@ export class Meter {
     this.firstEventAt ??= at;
     if (type === "snapshot") this.#before = null;
     if (type !== "token") return;
-    if (isLive && this.#before !== null) this.gaps.push({ ms: at - this.#before, via, isResumed: this.#isResumed });
+    if (isLive && this.#before !== null) this.gaps.push({ ms: at - this.#before, via, isResumed: this.#isResumed, tokens: seq - first + 1 });
     this.#isResumed = false;
     this.firstTokenAt ??= at;
     this.#before = isLive ? at : null;
   }
 
-  /** @param {string} type @param {number} seq */
-  #count(type, seq) {
-    if (seq <= this.#cursor) this.#twice++;
-    else if (type !== "snapshot") this.#lost += seq - this.#cursor - 1;
+  /** @param {string} type @param {number} first @param {number} seq */
+  #count(type, first, seq) {
+    this.#twice += Math.max(0, Math.min(seq, this.#cursor) - first + 1);
+    if (type !== "snapshot") this.#lost += Math.max(0, first - this.#cursor - 1);
     this.#cursor = Math.max(this.#cursor, seq);
   }
 
@@ -85,7 +85,8 @@ export class Meter {
 
   get tokensPerSecond() {
     const total = this.gaps.reduce((sum, gap) => sum + gap.ms, 0);
-    return this.gaps.length > 1 && total > 0 ? (1000 * this.gaps.length) / total : null;
+    const tokens = this.gaps.reduce((sum, gap) => sum + gap.tokens, 0);
+    return this.gaps.length > 1 && total > 0 ? (1000 * tokens) / total : null;
   }
 
   /** @returns {Measured} */

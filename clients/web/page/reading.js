@@ -42,7 +42,7 @@ export class Reading {
       for await (const event of run) {
         view.meter ??= this.wire.meter(event.run_id);
         if (event.type === "start") this.#began(event, view, sentAt);
-        view.apply(event);
+        view.apply(event, run.parts);
       }
       if (this.#run === run && view.isOpen) view.leave();
     } catch (error) {
@@ -61,8 +61,8 @@ export class Reading {
   }
 
   /** @param {Run} run @param {() => Run} begin @param {AnswerView} view @param {number | null} sentAt */
-  #shut({ id, seq }, begin, view, sentAt) {
-    this.#goOn = () => void this.follow(id ? () => this.chat.attach(id, { after: seq }) : begin, view, sentAt);
+  #shut({ id, seq, parts }, begin, view, sentAt) {
+    this.#goOn = () => void this.follow(id ? () => this.chat.attach(id, { after: seq, parts }) : begin, view, sentAt);
     view.wait("You are signed out. It goes on when you have signed in.");
     this.hooks.onSignedOut();
   }

@@ -14,7 +14,7 @@ export class ToolCard {
   #body = el("div", { class: "body" });
   element = el("details", { class: "tool" });
 
-  /** @param {Omit<ToolCallPart, "type" | "result" | "is_error" | "truncated" | "duration_ms">} call */
+  /** @param {ToolCallPart} call */
   constructor(call) {
     this.element.setAttribute("aria-label", `Tool call: ${call.tool}`);
     const name = el("code", { class: "name" }, call.tool);
@@ -24,14 +24,17 @@ export class ToolCard {
     this.#run();
   }
 
-  /** @param {Pick<ToolCallPart, "result" | "is_error" | "truncated" | "duration_ms">} end */
-  finish({ result, is_error, truncated, duration_ms }) {
-    if (this.element.dataset.state === "done" || this.element.dataset.state === "failed") return;
-    this.leave();
+  /** @param {ToolCallPart} call */
+  update({ result, is_error, truncated, duration_ms }) {
+    if (is_error === null) return;
+    clearInterval(this.#clock);
     this.#state(is_error ? "failed" : "done", is_error ? "cross" : "check", duration_ms == null ? "" : duration(duration_ms));
     this.#body.append(section(is_error ? "Failed with" : truncated ? "Result, cut" : "Result", result));
     if (is_error) this.element.open = true;
   }
+
+  /** It grows in no frame: what is told of it is told at once. */
+  draw() {}
 
   /** The run is over without a result, or is no longer read. */
   leave() {

@@ -163,6 +163,6 @@ const foldable = (text) => text.split(/(?<=,)(?="|$)/).flatMap((piece, i) => (i 
 
 /** What one reads of a frame stands out from what repeats; ids are begun only. @param {string} text */
 function lit(text) {
-  const parts = text.replace(/("(?:run_id|session_id|message_id|user_message_id|parent_id|regenerate|idempotency_key)":"[\w-]{6})[\w-]+/g, "$1…").split(/("(?:type|content|code|message)":"(?:[^"\\]|\\.)*"|"(?:seq|after)":\d+)/);
+  const parts = text.replace(/("(?:run_id|session_id|message_id|user_message_id|parent_id|regenerate|idempotency_key)":"[\w-]{6})[\w-]+/g, "$1…").split(/("(?:type|content|code|message)":"(?:[^"\\]|\\.)*"|"(?:first_seq|seq|after)":\d+)/);
   return parts.flatMap((part, i) => (i % 2 ? [el("b", {}, part)] : foldable(part)));
 }
