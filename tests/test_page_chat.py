@@ -310,7 +310,9 @@ async def test_an_answer_looks_after_a_reload_as_when_it_was_written(chromium: B
         await page.answered("It is 42.")
         kinds = ["reasoning", "prose", "tool", "reasoning", "prose", "tool", "reasoning", "prose"]
         for _ in range(2):
-            shown = await page.page.evaluate("[...document.querySelectorAll('.parts > *')].map((each) => each.className)")
+            shown = await page.page.evaluate(
+                "[...document.querySelectorAll('.parts > *')].map((each) => each.className)"
+            )
             assert shown == kinds
             await expect(page.answer.locator(".parts > .prose")).to_have_text(["I look.", "Once more.", "It is 42."])
             await page.page.reload()

@@ -19,7 +19,19 @@ from chatserver.errors import Unavailable
 from chatserver.log.memory import MemoryLogs
 from chatserver.runs.places import Places
 from chatserver.sessions import Begun, Sessions
-from tests.clients import SSE, Reading, RefusedError, Transport, documents_of, get_run, request, text_of
+from tests.clients import (
+    BOTH,
+    SSE,
+    Reading,
+    RefusedError,
+    Transport,
+    Wire,
+    WsReader,
+    documents_of,
+    get_run,
+    request,
+    text_of,
+)
 from tests.fake_upstream import Gate, role, say, token
 from tests.life import begun, end_of, in_time, is_cut
 from tests.proving import Stage, each_transport, held, staged
@@ -140,6 +152,36 @@ async def begun_in_the_end(stage: Stage, transport: Transport, body: dict[str, A
             if refusal.code != "run_active":
                 raise
             await anyio.sleep(0.01)
+
+
+@pytest.mark.parametrize("transport", BOTH, ids=str)
+@in_time
+async def test_a_run_whose_starter_leaves_while_it_is_stored_is_there_for_who_asks_again(transport: Transport) -> None:
+    """As when the connection is cut right behind the request: the client asks again, with the same key."""
+    body = {"message": "Hi", "idempotency_key": "k"}
+    async with staged() as stage:
+        stage.upstream.always(*say("Whole"))
+        with held(Sessions, "begin", done=True) as commit:
+            wire = await Wire.open(stage.server) if transport is SSE else (await WsReader.connect(stage.server)).wire
+            said = json.dumps(body).encode()
+            wire.write(post(said) if transport is SSE else masked(json.dumps({"type": "send"} | body).encode()))
+            await commit.come.wait()
+            wire.cut()
+            for _ in range(3):  # Meanwhile the server hears of it.
+                await request(stage.server, "GET", "/livez")
+            commit.let.set()
+        documents = await documents_of(await transport.start(stage.server, body))
+        assert (text_of(documents), len(stage.upstream.requests)) == ("Whole", 1)
+
+
+def post(body: bytes) -> bytes:
+    head = "POST /chat/stream HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def masked(text: bytes) -> bytes:
+    """A text frame, short, from a client."""
+    return bytes([0x81, 0x80 | len(text), 0, 0, 0, 0]) + text
 
 
 # ---- the model is asked while the disk commits ----------------------------------------------------------------------

@@ -83,8 +83,6 @@ class Multiplexer(Connection):
 
     def left(self) -> None:
         self._stop()
-        if self._obeying is not None:  # A command that came before the end is obeyed.
-            asyncio.get_running_loop().call_soon(self._obeying.cancel)
 
     def drain(self) -> None:
         self._is_draining = True
@@ -98,12 +96,11 @@ class Multiplexer(Connection):
         if not self.is_open:
             return
         self._stop()
-        if self._obeying is not None:
-            self._obeying.cancel()
         self._socket.close(closing.code, closing.reason)
         self._look_at_peer()
 
     def _stop(self) -> None:
+        """Obey no further command; one that has begun ends by itself: a run in mid commit would be lost."""
         self.is_open = False
         for pump in self._pumps.values():
             pump.close()
@@ -123,7 +120,7 @@ class Multiplexer(Connection):
 
     def _obeyed(self, task: "asyncio.Task[None]") -> None:
         self._obeying = None
-        if task.cancelled():
+        if task.cancelled():  # By the end of the loop.
             return
         if error := task.exception():
             logger.error("a WebSocket failed", exc_info=error)
