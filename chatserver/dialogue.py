@@ -87,6 +87,14 @@ Dialogue: TypeAlias = Sequence[Item]
 """The user and the model alternate, where the outputs of all its calls stand behind each turn that has any."""
 
 
+class ToolSpecification(Struct, frozen=True):
+    """A tool as a model is told of it; ``parameters`` is the JSON Schema of its arguments."""
+
+    name: str
+    description: str
+    parameters: dict[str, Any]
+
+
 class PastMessage(Struct, frozen=True):
     """A message of a session, as far as a dialogue needs it."""
 

@@ -22,7 +22,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatserver.dialogue import Dialogue, Leavings, SystemText, UserText
+from chatserver.dialogue import Dialogue, Leavings, SystemText, ToolSpecification, UserText
 from chatserver.errors import UpstreamError
 from chatserver.events import ErrorCode, Usage
 from chatserver.providers import (
@@ -333,7 +333,7 @@ async def test_an_answer_is_what_was_said_before_it_ends(upstream: FakeUpstream,
 
 
 async def test_the_request_is_what_chat_completions_takes(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
-    tools = [{"type": "function", "function": {"name": "clock", "parameters": {"type": "object"}}}]
+    tools = [ToolSpecification("clock", "Tell the time.", {"type": "object"})]
     asked: Dialogue = [SystemText("Be kind"), UserText("Grüße 👋 \u2028")]
     upstream.script(*say("Hi"))
     await ask(
@@ -355,7 +355,12 @@ async def test_the_request_is_what_chat_completions_takes(upstream: FakeUpstream
         ],
         "stream": True,
         "stream_options": {"include_usage": True},
-        "tools": tools,
+        "tools": [
+            {
+                "type": "function",
+                "function": {"name": "clock", "description": "Tell the time.", "parameters": {"type": "object"}},
+            }
+        ],
         "temperature": 0.5,
     }
 

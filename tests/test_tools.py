@@ -16,8 +16,9 @@ import anyio
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, to_builtins
 
+from chatserver.dialogue import ToolSpecification
 from chatserver.errors import SettingsError
 from chatserver.tools import BadArguments, Tool, load_tools, tool
 from chatserver.tools.builtin import NUMBER_LIMIT, calculator, clock
@@ -62,35 +63,32 @@ def nothing() -> None:
 # ---- what the model is told -----------------------------------------------------------------------------------------
 
 
-def test_a_function_is_told_as_chat_completions_has_it() -> None:
-    assert tool(everything).specification() == {
-        "type": "function",
-        "function": {
-            "name": "everything",
-            "description": "Do everything.\n\nMore words.",
-            "parameters": {
-                "type": "object",
-                "properties": {
-                    "name": {"type": "string", "description": "who", "minLength": 1},
-                    "count": {"type": "integer"},
-                    "ratio": {"type": "number", "default": 0.5},
-                    "mode": {"enum": ["fast", "slow"], "default": "fast"},
-                    "tags": {"type": "array", "items": {"type": "string"}, "default": []},
-                    "at": {"anyOf": [{"$ref": "#/$defs/Point"}, {"type": "null"}], "default": None},
-                    "color": {"$ref": "#/$defs/Color", "default": "red"},
-                    "flag": {"type": "boolean", "default": False},
+def test_a_function_is_told_by_its_name_its_words_and_the_schema_of_its_arguments() -> None:
+    assert to_builtins(tool(everything).specification()) == {
+        "name": "everything",
+        "description": "Do everything.\n\nMore words.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "name": {"type": "string", "description": "who", "minLength": 1},
+                "count": {"type": "integer"},
+                "ratio": {"type": "number", "default": 0.5},
+                "mode": {"enum": ["fast", "slow"], "default": "fast"},
+                "tags": {"type": "array", "items": {"type": "string"}, "default": []},
+                "at": {"anyOf": [{"$ref": "#/$defs/Point"}, {"type": "null"}], "default": None},
+                "color": {"$ref": "#/$defs/Color", "default": "red"},
+                "flag": {"type": "boolean", "default": False},
+            },
+            "required": ["name", "count"],
+            "additionalProperties": False,
+            "$defs": {
+                "Point": {
+                    "title": "Point",
+                    "type": "object",
+                    "properties": {"x": {"type": "number"}, "y": {"type": "number", "default": 0.0}},
+                    "required": ["x"],
                 },
-                "required": ["name", "count"],
-                "additionalProperties": False,
-                "$defs": {
-                    "Point": {
-                        "title": "Point",
-                        "type": "object",
-                        "properties": {"x": {"type": "number"}, "y": {"type": "number", "default": 0.0}},
-                        "required": ["x"],
-                    },
-                    "Color": {"title": "Color", "enum": ["blue", "red"]},
-                },
+                "Color": {"title": "Color", "enum": ["blue", "red"]},
             },
         },
     }
@@ -99,8 +97,7 @@ def test_a_function_is_told_as_chat_completions_has_it() -> None:
 def test_a_function_without_parameters_or_words_is_a_tool_too() -> None:
     made = tool(nothing)
     parameters = {"type": "object", "properties": {}, "required": [], "additionalProperties": False}
-    function = {"name": "nothing", "description": "", "parameters": parameters}
-    assert made.specification() == {"type": "function", "function": function}
+    assert made.specification() == ToolSpecification("nothing", "", parameters)
     assert made.bind({}) == {}
 
 

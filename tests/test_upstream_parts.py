@@ -8,13 +8,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from chatserver.dialogue import AssistantTurn, Leavings, ToolSpecification, TurnCall
 from chatserver.providers import ModelRequest
 from chatserver.providers.chat_completions.parameters import MODELS_LIMIT, NAMES, Parameters
 from chatserver.providers.chat_completions.repetition import Told
 from chatserver.providers.chat_completions.thinking import BLANK_CHARS, TAGS, ThinkTags
 from chatserver.providers.chat_completions.tool_calls import ARGUMENTS_CHARS_LIMIT, Arguments
 from chatserver.providers.words import LINE_CHARS, WORDS_CHARS, loggable, words_of
-from chatserver.settings import PARAMETERS
+from chatserver.settings import FIELDS_SENT_BACK, PARAMETERS
 
 NONE: frozenset[str] = frozenset()
 
@@ -149,7 +150,11 @@ def test_a_message_that_holds_the_rest_adds_the_rest(pieces: list[str]) -> None:
 
 # ---- parameters -----------------------------------------------------------------------------------------------------
 
-ALL = ModelRequest(model="m", messages=[], tools=[{"type": "function"}], temperature=0.5, max_output_tokens=9)
+LEFT = dict.fromkeys(FIELDS_SENT_BACK, "x")
+TURN = AssistantTurn("", (TurnCall("c", "f", {}),), Leavings("maker", {"message": LEFT, "calls": [LEFT]}))
+ALL = ModelRequest(
+    model="m", messages=[TURN], tools=[ToolSpecification("f", "", {})], temperature=0.5, max_output_tokens=9
+)
 REFUSALS: list[tuple[str, str | None]] = [
     ("m does not support tools", "tools"),
     ("registry.ollama.ai/library/gemma:2b does not support tools", "tools"),
@@ -171,16 +176,20 @@ REFUSALS: list[tuple[str, str | None]] = [
     ("max_tokens is too large: 100000", None),
     ("string too long. Expected a string with maximum length 64, but got 70 instead. tools[0].function.name", None),
     ("the server is overloaded", None),
+    ("'messages.1' : property 'reasoning_content' is unsupported", "reasoning_content"),
+    ("property 'reasoning' is unsupported, did you mean 'role'?", "reasoning"),
+    ("messages.1.assistant.reasoning_details: Extra inputs are not permitted", "reasoning_details"),
+    ('Invalid JSON payload received. Unknown name "extra_content": Cannot find field.', "extra_content"),
 ]
 
 
 @pytest.mark.parametrize(("words", "name"), REFUSALS)
 def test_the_parameter_that_a_refusal_is_about(words: str, name: str | None) -> None:
-    assert Parameters(NONE, is_foreign=True).in_words(ALL, NONE, words) == name
+    assert Parameters(NONE, is_foreign=True).in_words(ALL, NONE, "maker", words) == name
 
 
 def test_what_can_be_left_out_is_what_settings_name() -> None:
-    assert set(NAMES) == set(PARAMETERS)
+    assert set(NAMES) == {*PARAMETERS, *FIELDS_SENT_BACK}
 
 
 def sent(
@@ -203,6 +212,19 @@ def test_what_is_refused_is_left_out_and_the_limit_has_two_names() -> None:
     assert sent(ALL, "stream")["stream"] is False
     for name in PARAMETERS:
         assert name not in sent(ALL, name) or name == "stream"
+
+
+def test_a_field_that_a_server_does_not_want_back_is_left_out_of_its_messages() -> None:
+    def fields(*refused: str, maker: str = "maker") -> list[set[str]]:
+        body = json.loads(Parameters(NONE, is_foreign=True).body(ALL, frozenset(refused), maker))
+        (message,) = body["messages"]
+        return [each.keys() & LEFT.keys() for each in (message, *message["tool_calls"])]
+
+    assert fields() == [set(LEFT)] * 2
+    assert fields("reasoning") == [set(LEFT) - {"reasoning"}] * 2
+    assert fields(maker="another") == [set()] * 2
+    words = "property 'reasoning' is unsupported"
+    assert Parameters(NONE, is_foreign=True).in_words(ALL, NONE, "another", words) is None
 
 
 def test_models_are_remembered_up_to_a_limit() -> None:

@@ -1,11 +1,11 @@
 """Providers: where a model's deltas come from. A provider streams one turn; it knows no run, no event and no tool."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 from msgspec import Struct
 
-from chatserver.dialogue import Dialogue, Leavings
+from chatserver.dialogue import Dialogue, Leavings, ToolSpecification
 from chatserver.events import Usage
 
 WANTED_CALLS_LIMIT = 256
@@ -13,14 +13,11 @@ WANTED_CALLS_LIMIT = 256
 
 
 class ModelRequest(Struct, frozen=True, kw_only=True):
-    """What a model is asked in one turn; ``tools`` as Chat Completions has them.
-
-    ``run_id`` is for the log alone.
-    """
+    """What a model is asked in one turn. ``run_id`` is for the log alone."""
 
     model: str
     messages: Dialogue
-    tools: Sequence[dict[str, Any]] = ()
+    tools: Sequence[ToolSpecification] = ()
     temperature: float | None = None
     max_output_tokens: int | None = None
     run_id: str = ""

@@ -51,7 +51,7 @@ class Tries:
         """
         parameter = None
         if not has_begun and not fault.is_filter and fault.error.code in ("llm_error", "upstream_unavailable"):
-            parameter = self._parameters.in_words(self._request, self._refused, fault.words)
+            parameter = self._parameters.in_words(self._request, self._refused, self._maker, fault.words)
         if parameter is not None:
             self._refused |= {parameter}
             self._log(f"{fault.cause} - tried again without {parameter}")

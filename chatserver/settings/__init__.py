@@ -16,6 +16,8 @@ NotNegative = Annotated[float, Meta(ge=0, le=SECONDS_LIMIT)]
 Count = Annotated[int, Meta(ge=1)]
 
 PARAMETERS = ("stream", "stream_options", "tools", "temperature", "max_tokens", "max_completion_tokens")
+FIELDS_SENT_BACK = ("reasoning_content", "reasoning", "reasoning_details", "extra_content")
+"""Fields of a model's own messages that go back to it."""
 """The parameters of a request to the upstream that can be left out."""
 
 PREFIX = "CHATSERVER_"

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from chatserver.errors import SettingsError
-from chatserver.settings import DEMO_MODEL, LOOPBACK_HOSTS, PARAMETERS, VARIABLES, Settings, variable
+from chatserver.settings import DEMO_MODEL, FIELDS_SENT_BACK, LOOPBACK_HOSTS, PARAMETERS, VARIABLES, Settings, variable
 from chatserver.syntax import headers_of, is_header_value, is_host, is_http_url, is_link, is_origin, is_utf8
 
 HEADER_VALUES = ("openai_api_key", "openai_org_id", "openai_project_id")
@@ -61,8 +61,9 @@ def _possible(settings: Settings) -> Settings:
     _possible_auth(settings)
     if settings.redis_url:
         raise SettingsError(f"{variable('redis_url')}: a shared event log is not available in this version")
-    if not set(settings.upstream_omit) <= set(PARAMETERS):
-        raise SettingsError(f"{variable('upstream_omit')}: only of {', '.join(PARAMETERS)}")
+    omittable = (*PARAMETERS, *FIELDS_SENT_BACK)
+    if not set(settings.upstream_omit) <= set(omittable):
+        raise SettingsError(f"{variable('upstream_omit')}: only of {', '.join(omittable)}")
     if settings.workers > 1:
         raise SettingsError(f"{variable('workers')}: more than one worker needs {variable('redis_url')}")
     if settings.login_url is not None and not is_link(settings.login_url):

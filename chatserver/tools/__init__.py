@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from chatserver.commands import is_id
+from chatserver.dialogue import ToolSpecification
 from chatserver.errors import SettingsError
 
 
@@ -29,8 +30,8 @@ class Tool(Struct, frozen=True):
     arguments: type[Struct]
     is_async: bool
 
-    def specification(self) -> dict[str, Any]:
-        """The tool as Chat Completions describes it; made once, since every turn sends all tools."""
+    def specification(self) -> ToolSpecification:
+        """What a model is told of the tool; made once, since every turn tells of all tools."""
         return _specification(self)
 
     def bind(self, args: dict[str, Any]) -> dict[str, Any]:
@@ -47,14 +48,13 @@ class Tool(Struct, frozen=True):
 
 
 @cache
-def _specification(tool: Tool) -> dict[str, Any]:
+def _specification(tool: Tool) -> ToolSpecification:
     _, definitions = msgspec.json.schema_components([tool.arguments], ref_template="#/$defs/{name}")
     parameters = definitions.pop(tool.arguments.__name__)
     parameters.pop("title", None)
     if definitions:
         parameters["$defs"] = definitions
-    function = {"name": tool.name, "description": tool.description, "parameters": parameters}
-    return {"type": "function", "function": function}
+    return ToolSpecification(tool.name, tool.description, parameters)
 
 
 def tool(function: Callable[..., Any]) -> Tool:

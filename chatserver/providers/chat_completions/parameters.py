@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from chatserver.providers import ModelRequest
-from chatserver.providers.chat_completions.requests import messages_of
+from chatserver.providers.chat_completions.requests import fields_sent_back, messages_of, tools_of
 
 MODELS_LIMIT = 1000
 """How many models are remembered by what they refuse; past it, the one that was asked least lately is forgotten."""
@@ -22,6 +22,10 @@ NAMES: dict[str, re.Pattern[str]] = {
     "temperature": re.compile(r"temperature"),
     "tools": re.compile(r"\btools?\b|tool[_ -](use|call|choice)|function[_ ]call"),
     "stream": re.compile(r"\bstream(ing)?\b"),
+    "reasoning_content": re.compile(r"reasoning_content"),
+    "reasoning": re.compile(r"\breasoning\b"),
+    "reasoning_details": re.compile(r"reasoning_details"),
+    "extra_content": re.compile(r"extra_content"),
 }
 """What can be left out, and how a refusal of it is known; the first that was sent and fits."""
 
@@ -61,23 +65,26 @@ class Parameters:
 
     def body(self, request: ModelRequest, refused: frozenset[str], maker: str) -> bytes:
         """The request's JSON, encoded once: given a dict, the SDK would walk through every message of the session."""
-        messages = messages_of(request.messages, maker)
+        messages = messages_of(request.messages, maker, refused)
         body = {"model": request.model, "messages": messages, "stream": "stream" not in refused}
         return msgspec.json.encode(body | self._optional(request, refused))
 
-    def in_words(self, request: ModelRequest, refused: frozenset[str], words: str) -> str | None:
-        """The parameter of a request that a refusal in these words is about; None: about no parameter."""
+    def in_words(self, request: ModelRequest, refused: frozenset[str], maker: str, words: str) -> str | None:
+        """The parameter of a request, or the field of its messages, that a refusal in these words is about.
+
+        None: the refusal is about none of them.
+        """
         words = words.lower()
         if not REFUSED.search(words):
             return None
-        sent = {*self._optional(request, refused), "stream"} - refused
+        sent = {*self._optional(request, refused), "stream", *fields_sent_back(request.messages, maker)} - refused
         return next((name for name, pattern in NAMES.items() if name in sent and pattern.search(words)), None)
 
     def _optional(self, request: ModelRequest, refused: frozenset[str]) -> dict[str, Any]:
         limit = next((name for name in self._limits if name not in refused), "max_tokens")
         optional: dict[str, Any] = {
             "stream_options": None if "stream" in refused else {"include_usage": True},
-            "tools": request.tools or None,
+            "tools": tools_of(request.tools) or None,
             "temperature": request.temperature,
             limit: request.max_output_tokens,
         }

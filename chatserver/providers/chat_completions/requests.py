@@ -6,37 +6,63 @@ from typing import Any
 
 import msgspec
 
-from chatserver.dialogue import AssistantTurn, Dialogue, Item, SystemText, ToolOutput, TurnCall, UserText
+from chatserver.dialogue import (
+    AssistantTurn,
+    Dialogue,
+    Item,
+    SystemText,
+    ToolOutput,
+    ToolSpecification,
+    TurnCall,
+    UserText,
+)
 
 TOOL_NAME_CHARS = 64
 _NO_NAME = re.compile("[^A-Za-z0-9_-]")
 
 
-def messages_of(dialogue: Dialogue, maker: str) -> list[dict[str, Any]]:
-    """The messages; of what turns have left, ``maker``'s own goes with them."""
-    return [_message(item, maker) for item in dialogue]
+def messages_of(dialogue: Dialogue, maker: str, refused: frozenset[str] = frozenset()) -> list[dict[str, Any]]:
+    """The messages. What a turn has left goes with it if ``maker`` made it, but for the fields that are ``refused``."""
+    return [_message(item, maker, refused) for item in dialogue]
 
 
-def _message(item: Item, maker: str) -> dict[str, Any]:
+def fields_sent_back(dialogue: Dialogue, maker: str) -> set[str]:
+    """The names of all fields that go with ``maker``'s own turns."""
+    found: set[str] = set()
+    for item in dialogue:
+        if isinstance(item, AssistantTurn) and item.leavings is not None and item.leavings.maker == maker:
+            found.update(item.leavings.items["message"], *item.leavings.items["calls"])
+    return found
+
+
+def tools_of(tools: Sequence[ToolSpecification]) -> list[dict[str, Any]]:
+    """The tools on offer."""
+    return [{"type": "function", "function": each} for each in tools]
+
+
+def _message(item: Item, maker: str, refused: frozenset[str]) -> dict[str, Any]:
     match item:
         case UserText():
             return {"role": "user", "content": item.text}
         case AssistantTurn():
-            return _turn(item, maker)
+            return _turn(item, maker, refused)
         case ToolOutput():
             return {"role": "tool", "tool_call_id": item.call_id, "content": item.text}
         case SystemText():
             return {"role": "system", "content": item.text}
 
 
-def _turn(turn: AssistantTurn, maker: str) -> dict[str, Any]:
+def _turn(turn: AssistantTurn, maker: str, refused: frozenset[str]) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": turn.text or None}
     calls = [_call(call) for call in turn.calls]
     if turn.leavings is not None and turn.leavings.maker == maker:
-        message |= turn.leavings.items["message"]
-        fields: Sequence[dict[str, Any]] = turn.leavings.items["calls"]
-        calls = [call | left for call, left in zip(calls, fields, strict=True)]
+        message |= _without(turn.leavings.items["message"], refused)
+        calls = [call | _without(left, refused) for call, left in zip(calls, turn.leavings.items["calls"], strict=True)]
     return message | ({"tool_calls": calls} if calls else {})
+
+
+def _without(fields: dict[str, Any], refused: frozenset[str]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in refused}
 
 
 def _call(call: TurnCall) -> dict[str, Any]:
