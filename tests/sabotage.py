@@ -24,8 +24,9 @@ from chatserver.runs.run import Run
 from chatserver.runs.subscription import Subscription
 from chatserver.sessions import Sessions
 from chatserver.transports.connections import Connection
+from chatserver.transports.formats.ndjson import JsonLines
+from chatserver.transports.formats.sse import EventStream
 from chatserver.transports.multiplexer import Multiplexer
-from chatserver.transports.sse import EventStream, JsonLines
 
 SEQ = 30
 """Where a fault that hits one event hits."""

@@ -13,7 +13,7 @@ import pytest
 import sseclient
 from openai._streaming import SSEDecoder
 
-from chatserver.transports.sse import EventStream
+from chatserver.transports.formats.sse import EventStream
 from tests.clients import HttpReader
 from tests.fake_upstream import FakeUpstream, Gate, call, say, token
 from tests.live import live_server

@@ -41,8 +41,8 @@ from chatserver.routes.openapi import (
 )
 from chatserver.transports.admission import ADMISSION
 from chatserver.transports.asgi import AsgiScope
+from chatserver.transports.formats import Format, chosen
 from chatserver.transports.refusal import MEDIA_TYPE, problem_bytes, refusal_of
-from chatserver.transports.sse import Format, chosen
 from chatserver.transports.stream import RunStream, StreamHead
 
 OPEN_WHILE_DRAINING = "open_while_draining"

@@ -275,7 +275,7 @@ class WebSocketProtocol(asyncio.Protocol):
         if conn.close_rcvd is not None:
             self.transport.close()
         else:
-            is_patient = self.is_writable and not conn.eof_sent  # Behind EOF nothing can come.
+            is_patient = self.is_writable and not self._reader.is_broken
             self._timer = self._loop.call_later(CLOSE_SECONDS if is_patient else BRUSQUE_CLOSE_SECONDS, self.abort)
         self.is_writable = False
 

@@ -28,6 +28,8 @@ class WebSocketReader:
         self.conn = ServerProtocol(max_size=message_bytes_limit, logger=_quiet)
         self.has_pong = False
         """Whether a pong has come since the owner set this to False."""
+        self.is_broken = False
+        """Whether the connection was failed: what comes is thrown away, the answer to the close too."""
         self._frames_left = TokenBucket(FRAMES_AT_ONCE_LIMIT, FRAMES_PER_SECOND_LIMIT)
         self._fragments: list[bytes] = []
         self._is_text = True
@@ -40,6 +42,7 @@ class WebSocketReader:
     def read(self, data: bytes) -> Iterator[Request | str | None]:
         """The head of the handshake, then each text; None: a binary message."""
         self.conn.receive_data(data)
+        self.is_broken = self.is_broken or self.conn.parser_exc is not None
         for event in self.conn.events_received():
             if isinstance(event, Request):
                 yield event
@@ -52,6 +55,7 @@ class WebSocketReader:
 
     def fail(self, closing: Closing) -> None:
         """Close, and throw away unread what comes."""
+        self.is_broken = True
         self.conn.fail(closing.code, closing.reason)
 
     def _message(self, frame: Frame) -> Iterator[str | None]:

@@ -7,9 +7,9 @@ from chatserver.runs.subscription import Subscription
 from chatserver.transports.admission import ADMISSION, Admission
 from chatserver.transports.asgi import AsgiMessage, AsgiReceive, AsgiScope, AsgiSend
 from chatserver.transports.connections import FLUSH_SECONDS, Connection, Connections
+from chatserver.transports.formats import Format
 from chatserver.transports.peer import BodyPeer, with_body
 from chatserver.transports.pump import Pump
-from chatserver.transports.sse import Format, PlainText
 
 STREAM_HEADERS = (
     (b"cache-control", b"no-cache, no-transform"),
@@ -88,12 +88,12 @@ class _Stream(Connection):
             self._end_early()
 
     def expire(self) -> None:
-        self._end_early(is_cut=isinstance(self._form, PlainText))
+        self._end_early(is_cut=not self._form.shows_failure)
 
     def _run_is_over(self, _: Pump, last: Record | None) -> None:
         if last is None:
             return self.drop()
-        self._end(is_cut=last.type == "error" and isinstance(self._form, PlainText), is_early=self._is_draining)
+        self._end(is_cut=last.type == "error" and not self._form.shows_failure, is_early=self._is_draining)
 
     def _end_early(self, is_cut: bool = False) -> None:
         """End the stream before its run, so that the reader comes back. Its last bytes get less time than events."""
