@@ -1,8 +1,6 @@
 """Each close code stands once, in one table, and the table is true: who sends a code, and no other code is sent."""
 
 import ast
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -10,24 +8,23 @@ from chatserver import errors
 from chatserver.errors import ChatError, Internal, TooMany, Unauthenticated
 from chatserver.transports import close_codes
 from chatserver.transports.close_codes import CLOSE_CODES, FAILED, Closing, closing_of
+from tests.package import modules
 
-PACKAGE = Path(close_codes.__file__).parents[1]
+TABLE = "transports/close_codes.py"
 CLOSINGS = {name: each.code for name, each in vars(close_codes).items() if isinstance(each, Closing)}
 ROOMS = ("serving", "transports", "routes")
 BY_REFUSAL = {4000 + kind.status for kind in (TooMany, Unauthenticated)}
 
 
-def modules() -> Iterator[tuple[str, ast.Module]]:
-    """The name of the room and the code of each module but the table."""
-    for path in sorted(PACKAGE.rglob("*.py")):
-        if path != Path(close_codes.__file__):
-            yield path.relative_to(PACKAGE).parts[0], ast.parse(path.read_text())
-
-
 def used(room: str) -> set[int]:
     """The codes with which a room closes."""
-    nodes = [node for name, tree in modules() if name == room for node in ast.walk(tree)]
-    names = {node.id for node in nodes if isinstance(node, ast.Name)}
+    names = {
+        node.id
+        for module, nodes in modules().items()
+        if module.startswith(f"{room}/") and module != TABLE
+        for node in nodes
+        if isinstance(node, ast.Name)
+    }
     codes = {code for name, code in CLOSINGS.items() if name in names}
     return codes | (BY_REFUSAL | {FAILED.code} if "closing_of" in names else set())
 
@@ -41,9 +38,10 @@ def test_the_table_says_who_closes(room: str) -> None:
 def test_no_code_stands_anywhere_else() -> None:
     codes = CLOSE_CODES.keys() - {1000}  # As a number, that one is in any program.
     found = [
-        (room, node.lineno, node.value)
-        for room, tree in modules()
-        for node in ast.walk(tree)
+        (module, node.lineno, node.value)
+        for module, nodes in modules().items()
+        if module != TABLE
+        for node in nodes
         if isinstance(node, ast.Constant) and node.value in codes and type(node.value) is int
     ]
     assert found == []

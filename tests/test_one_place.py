@@ -1,34 +1,27 @@
 """What is said to clients is made in one place each: the end of a run that fails, a refusal, what shows life."""
 
 import ast
-from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
 import pytest
 
-from chatserver import endings, errors
+from chatserver import errors
 from chatserver.endings import INTERNAL, INTERRUPTED, UNREAD, ending_of
 from chatserver.errors import BadRequest, ChatError, MethodNotAllowed, RunActive, RunLost, Unavailable, UpstreamError
 from chatserver.events import Error
 from chatserver.replies import PING, problem_of, rejected
+from tests.package import modules
 
-PACKAGE = Path(endings.__file__).parent
 KINDS = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, ChatError)]
 
 
-def nodes() -> Iterator[tuple[str, ast.AST]]:
-    """Whatever is in the code of the package, but documentation, with the module that has it."""
-    for path in sorted(PACKAGE.rglob("*.py")):
-        tree = ast.parse(path.read_text())
-        documented = {id(each.value) for each in ast.walk(tree) if isinstance(each, ast.Expr)}
-        for node in ast.walk(tree):
-            if id(node) not in documented:
-                yield path.relative_to(PACKAGE).as_posix(), node
-
-
 def test_an_error_event_is_made_in_one_place() -> None:
-    made = {module for module, node in nodes() if isinstance(node, ast.Call) and ast.unparse(node.func) == "Error"}
+    made = {
+        module
+        for module, nodes in modules().items()
+        for node in nodes
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Error"
+    }
     assert made == {"endings.py"}
 
 
@@ -45,7 +38,12 @@ def test_an_error_event_is_made_in_one_place() -> None:
 )
 def test_a_word_of_the_wire_stands_in_one_place(text: str, home: str) -> None:
     """The measuring clients and the providers, which know words of other servers, are no part of the server's wire."""
-    found = {module for module, node in nodes() if isinstance(node, ast.Constant) and node.value == text}
+    found = {
+        module
+        for module, nodes in modules().items()
+        for node in nodes
+        if isinstance(node, ast.Constant) and node.value == text
+    }
     assert {module for module in found if not module.startswith(("bench/", "providers/"))} == {home}
     assert msgspec.json.decode(PING) == {"type": "ping"}
 
