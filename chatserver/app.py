@@ -125,7 +125,7 @@ async def _running(
         provider = await stack.enter_async_context(_provider(settings, demo_key))
         threads = ToolThreads(settings.tool_timeout_seconds, settings.max_tool_result_bytes)
         agent = ToolAgent(provider, tools, threads, settings.max_turns, settings.max_tool_calls_per_run)
-        logs = MemoryLogs(settings.max_logs_bytes, sessions.records)
+        logs = MemoryLogs(settings.max_logs_bytes, sessions.log)
         connections = await stack.enter_async_context(
             Connections(
                 heartbeat_seconds=settings.heartbeat_seconds, send_timeout_seconds=settings.send_timeout_seconds

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
+from msgspec.structs import fields
 
 from chatserver.parts import Executor, Parts
 
@@ -68,14 +69,16 @@ class Start(BaseEvent, frozen=True, kw_only=True, tag="start"):
 
 
 class Token(BaseEvent, frozen=True, kw_only=True, tag="token", gc=False):
-    """Text to append to the answer."""
+    """Text to append to the answer; with a ``first_seq`` that of several events, from this number to ``seq``."""
 
+    first_seq: int | UnsetType = UNSET
     content: str
 
 
 class Reasoning(BaseEvent, frozen=True, kw_only=True, tag="reasoning", gc=False):
-    """Reasoning text to append, where the model gives any."""
+    """Reasoning text to append, where the model gives any; ``first_seq`` as in a `token`."""
 
+    first_seq: int | UnsetType = UNSET
     content: str
 
 
@@ -161,7 +164,12 @@ def to_json(value: object) -> bytes:
 
 def record(event: Event) -> Record:
     """Encode an event that has its ``seq``. Only here and in ``token_writer`` does one become bytes."""
-    return Record(event.seq, event.__struct_config__.tag, to_json(event))  # type: ignore[arg-type]  # our tags are text
+    return Record(event.seq, type_of(event), to_json(event))
+
+
+def type_of(event: Event) -> str:
+    """As it stands in the document."""
+    return event.__struct_config__.tag  # type: ignore[return-value]  # our tags are text
 
 
 def appended(draft: Event, run_id: str, seq: int) -> Record:
@@ -177,20 +185,6 @@ def token_writer(run_id: str) -> Callable[[str, int], Record]:
         return Record(seq, "token", document % (seq, to_json(content)))
 
     return write
-
-
-class _Head(Struct):
-    seq: int
-    type: str
-
-
-_head = msgspec.json.Decoder(_Head)
-
-
-def as_record(document: bytes) -> Record:
-    """The record of a document that was kept."""
-    head = _head.decode(document)
-    return Record(head.seq, head.type, document)
 
 
 def decode(document: bytes) -> Event:
@@ -214,11 +208,13 @@ def pieces(draft: Event) -> Sequence[Event]:
 
 
 def schema(reference: str = "#/$defs/{name}") -> dict[str, Any]:
-    """JSON Schema (2020-12) of the events. Every field is always on the wire, so all are required."""
+    """JSON Schema (2020-12) of the events. All fields are always on the wire, but for those that may be UNSET."""
     (union,), definitions = msgspec.json.schema_components([Event], ref_template=reference)
-    for definition in definitions.values():
+    kinds = {each.__name__: each for each in EVENT_TYPES}
+    for name, definition in definitions.items():
+        absent = {each.name for each in fields(kinds[name]) if each.default is UNSET} if name in kinds else set()
         for field in definition.get("properties", {}).values():
             field.pop("default", None)
-        definition["required"] = list(definition["properties"])
+        definition["required"] = [each for each in definition["properties"] if each not in absent]
     header = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Event"}
     return header | union | {"$defs": definitions}

@@ -4,13 +4,22 @@ from typing import Any
 
 from chatserver.answer import Answer
 from chatserver.commands import ChatRequest, new_id
-from chatserver.events import Done, FinishReason, Record, Terminal, Token, Usage, record
+from chatserver.events import Done, Event, FinishReason, Terminal, Token, Usage, decode, record
+from chatserver.log import StoredLog
 from chatserver.parts import Part, ReasoningPart, TextPart, ToolCallPart, text_of
 from chatserver.sessions import Begun, Sessions
 
 
-def said(*texts: str, run_id: str = "run") -> list[Record]:
-    return [record(Token(run_id=run_id, seq=seq, content=content)) for seq, content in enumerate(texts, 1)]
+def said(*texts: str, run_id: str = "run") -> StoredLog:
+    return StoredLog.of(
+        [record(Token(run_id=run_id, seq=seq, content=content)) for seq, content in enumerate(texts, 1)]
+    )
+
+
+def events_of(log: StoredLog | None) -> list[Event]:
+    """The events of a stored log, as they are there."""
+    assert log is not None
+    return [decode(document) for document in log.documents.split(b"\n")]
 
 
 def answer_of(text: str = "", reasoning: str = "", *calls: ToolCallPart) -> Answer:
@@ -36,7 +45,7 @@ async def ended(sessions: Sessions, begun: Begun, content: str = "Hi", ending: T
         begun.run.run_id,
         ending=ending or done(),
         answer=answer_of(content),
-        records=said(content),
+        log=said(content),
         usage=Usage(1, 2),
     )
     return begun

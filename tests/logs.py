@@ -1,16 +1,17 @@
 """What tests of event logs share. They know only ``EventLogs``: a shared store joins by a line in ``STORES``."""
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from typing import TypeAlias
 
 import anyio
 import pytest
+from msgspec.structs import replace
 
 from chatserver.commands import new_id
-from chatserver.events import Error, Event, Reasoning, Record, Start, Token, ToolCall, ToolResult
+from chatserver.events import Error, Event, Reasoning, Record, Start, Token, ToolCall, ToolResult, record
 from chatserver.log import EventLog, EventLogs
-from chatserver.log.memory import MemoryLogs
+from chatserver.log.memory import MemoryLog, MemoryLogs
 
 WAIT_SECONDS = 20.0
 ENDLESS = 2**40
@@ -25,8 +26,8 @@ async def memory() -> AsyncIterator[Nodes]:
     yield logs, logs
 
 
-async def nothing_stored(run_id: str) -> list[Record]:
-    return []
+async def nothing_stored(run_id: str) -> None:
+    """As a database in which no run has ended."""
 
 
 Store: TypeAlias = Callable[[], AbstractAsyncContextManager[Nodes]]
@@ -66,6 +67,28 @@ async def appended(log: EventLog, count: int) -> None:
 async def all_of(log: EventLog, after: int = 0) -> list[Record]:
     with anyio.fail_after(WAIT_SECONDS):
         return [each async for batch in log.read(after) for each in batch]
+
+
+def kept(log: EventLog, after: int = 0) -> list[Record]:
+    """All that there is to read behind a cursor now."""
+    with closing(log.cursor(after)) as cursor:
+        return [each for batch in iter(cursor.take, ()) for each in batch]
+
+
+def documents_of(drafts: Iterable[Event], run_id: str) -> list[bytes]:
+    """What is appended of these drafts, none of which is long."""
+    return [record(replace(draft, run_id=run_id, seq=seq)).data for seq, draft in enumerate(drafts, 1)]
+
+
+def watched_log(run_id: str = "run") -> MemoryLog:
+    """A log with a reader who never leaves, so that its events stay fresh when it is over, as they were appended."""
+    log = MemoryLog(run_id)
+    log.cursor(0)
+    return log
+
+
+def data(records: Iterable[Record]) -> list[bytes]:
+    return [each.data for each in records]
 
 
 def a_run(count: int) -> Iterator[Event]:

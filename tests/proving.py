@@ -36,6 +36,7 @@ from tests.clients import (
 from tests.fake_upstream import Chunk, Done, FakeUpstream, Gate, Reply, Step, finish, reasoning, role, token
 from tests.fake_upstream import tool_call as call_chunks
 from tests.live import LiveServer, live_server
+from tests.merging import numbers_of, seq_of, unmerged
 
 PATIENCE_SECONDS = 20.0
 """How long one round of a proof may take before it counts as a hang."""
@@ -153,7 +154,11 @@ class Stage:
         return Told(reading.run_id, documents)
 
     async def rest(self, transport: Transport, run: "Told", after: int) -> list[bytes]:
-        """All that a reader of a finished run gets from a cursor; the stream ends by itself."""
+        """All that a reader of a finished run gets from a cursor, merged texts as what they stand for."""
+        return unmerged(await self.sent(transport, run, after), run.documents)
+
+    async def sent(self, transport: Transport, run: "Told", after: int) -> list[bytes]:
+        """All that a reader of a finished run is sent from a cursor; the stream ends by itself."""
         with anyio.fail_after(PATIENCE_SECONDS):
             reading = await transport.attach(self.server, run.run_id, after)
             if after < run.last:
@@ -188,7 +193,7 @@ class Told:
 
     @property
     def last(self) -> int:
-        return len(self.documents)
+        return seq_of(self.documents[-1])
 
 
 @asynccontextmanager
@@ -211,9 +216,9 @@ def check_same(documents: Sequence[bytes], expected: Sequence[bytes]) -> None:
 
 
 def check_once(documents: Sequence[bytes]) -> None:
-    """Numbered 1, 2, 3 … without a gap, of one run, with one terminal event, the last one."""
+    """Numbered 1, 2, 3 … without a gap, merged or not, of one run, with one terminal event, the last one."""
     messages = [json.loads(each) for each in documents]
-    seqs = [each["seq"] for each in messages]
+    seqs = [seq for each in documents for seq in numbers_of(each)]
     assert seqs == list(range(1, len(seqs) + 1)), f"seqs are {seqs}"
     assert len({each["run_id"] for each in messages}) == 1
     ends = [each["seq"] for each in messages if each["type"] in TERMINAL]
@@ -223,7 +228,7 @@ def check_once(documents: Sequence[bytes]) -> None:
 def check_whole(documents: Sequence[bytes], story: Story) -> None:
     """All of the story, and nothing else."""
     check_once(documents)
-    types = [json.loads(each)["type"] for each in documents]
+    types = [json.loads(each)["type"] for each in documents for _ in numbers_of(each)]
     assert types == story.types, f"types are {types}"
     answer = answer_of(documents)
     assert (answer["content"], said_in(answer["parts"], "reasoning")) == (story.text, story.reasoning)
@@ -235,15 +240,9 @@ async def check_silence(reader: WsReader) -> None:
     assert (frame := await reader.frame()).type == "pong", f"behind the terminal event: {frame.raw!r}"
 
 
-def check_rest(documents: Sequence[bytes], after: int, whole: Sequence[bytes]) -> bool:
-    """The documents go on from a cursor, or with a snapshot that stands for what is missing; whether it was needed."""
-    if not documents or (first := json.loads(documents[0]))["type"] != "snapshot":
-        check_same(documents, whole[after : after + len(documents)])
-        return False
-    assert after < first["seq"] <= len(whole), f"a snapshot at {first['seq']} for a cursor at {after}"
-    assert answer_of(documents[:1]) == answer_of(whole[: first["seq"]]), f"the snapshot at {first['seq']} is wrong"
-    check_same(documents[1:], whole[first["seq"] : first["seq"] + len(documents) - 1])
-    return True
+def check_rest(documents: Sequence[bytes], after: int, whole: Sequence[bytes]) -> None:
+    """The documents are all that follows a cursor; texts may be merged."""
+    check_same(unmerged(documents, whole), whole[after:])
 
 
 def answer_of(documents: Iterable[bytes]) -> dict[str, Any]:

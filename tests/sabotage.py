@@ -11,12 +11,10 @@ from weakref import WeakSet
 from msgspec.structs import replace
 
 from chatserver.agent import Step
-from chatserver.answer import Answer
-from chatserver.compaction import compact
-from chatserver.events import Record, Snapshot, Token, decode, record
-from chatserver.log import segments
+from chatserver.events import Reasoning, Record, Token, decode, record
+from chatserver.log import StoredLog
 from chatserver.log.memory import MemoryCursor, MemoryLog
-from chatserver.parts import ToolCallPart
+from chatserver.log.merged import Texts
 from chatserver.providers import Finish, ModelRequest, OnDelta
 from chatserver.providers.chat_completions.provider import OpenAIProvider
 from chatserver.runs.life import Life
@@ -27,6 +25,7 @@ from chatserver.transports.connections import Connection
 from chatserver.transports.formats.ndjson import JsonLines
 from chatserver.transports.formats.sse import EventStream
 from chatserver.transports.multiplexer import Multiplexer
+from tests.merging import first_seq_of
 
 SEQ = 30
 """Where a fault that hits one event hits."""
@@ -63,19 +62,23 @@ async def _read_as(change: Callable[[Record], Iterable[Record]], *, from_start: 
 
 
 def event_dropped() -> Fault:
-    return _read_as(lambda each: [] if each.seq == SEQ else [each])
+    return _read_as(lambda each: [] if _stands_for(each, SEQ) else [each])
 
 
 def event_dropped_on_resume() -> Fault:
-    return _read_as(lambda each: [] if each.seq == SEQ else [each], from_start=False)
+    return _read_as(lambda each: [] if _stands_for(each, SEQ) else [each], from_start=False)
 
 
 def event_doubled() -> Fault:
-    return _read_as(lambda each: [each, each] if each.seq == SEQ else [each])
+    return _read_as(lambda each: [each, each] if _stands_for(each, SEQ) else [each])
 
 
 def event_doubled_on_resume() -> Fault:
-    return _read_as(lambda each: [each, each] if each.seq == SEQ else [each], from_start=False)
+    return _read_as(lambda each: [each, each] if _stands_for(each, SEQ) else [each], from_start=False)
+
+
+def _stands_for(each: Record, seq: int) -> bool:
+    return first_seq_of(each.data) <= seq <= each.seq
 
 
 def second_terminal_event() -> Fault:
@@ -122,44 +125,31 @@ async def wake_up_lost() -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def snapshot_without_tool_results() -> AsyncIterator[None]:
-    def snapshot(self: Answer, run_id: str, seq: int) -> Snapshot:
-        parts = tuple(
-            replace(part, result=None, is_error=None) if isinstance(part, ToolCallPart) else part for part in self.parts
-        )
-        return Snapshot(run_id=run_id, seq=seq, parts=parts)
+async def text_cut_one_too_late() -> AsyncIterator[None]:
+    """Of a merged text a cursor is given all but what comes next."""
+    original = Texts.event
 
-    with patch.object(Answer, "snapshot", snapshot):
+    def event(self: Texts, run_id: str, after: int = 0) -> Token | Reasoning:
+        right, late = original(self, run_id, after), original(self, run_id, after + (after >= self.first_seq))
+        return replace(right, content=late.content)
+
+    with patch.object(Texts, "event", event):
         yield
-
-
-@asynccontextmanager
-async def segment_written_anew() -> AsyncIterator[None]:
-    """What is read of a segment is the same JSON, in other bytes."""
-    original = segments._unsealed
-
-    def unsealed(segment: bytes) -> Sequence[Record]:
-        return [Record(each.seq, each.type, each.data.replace(b":", b": ", 1)) for each in original(segment)]
-
-    with patch.object(segments, "_unsealed", unsealed):
-        yield
-
-
-def snapshot_numbered_too_low() -> Fault:
-    """A reader that has all the snapshot says gets its last event again."""
-    return _stored_as(lambda each: [_renumbered(each, each.seq - 1)] if each.type == "snapshot" else [each])
 
 
 def end_not_stored() -> Fault:
-    return _stored_as(lambda each: [] if each.is_terminal else [each])
+    return _stored_as(lambda log: replace(log, documents=log.documents.rpartition(b"\n")[0]))
+
+
+def lengths_stored_wrong() -> Fault:
+    return _stored_as(lambda log: replace(log, lengths=bytes(len(log.lengths))))
 
 
 @asynccontextmanager
-async def _stored_as(change: Callable[[Record], Iterable[Record]]) -> AsyncIterator[None]:
-    def changed(records: list[Record], run_id: str, whole: Answer) -> list[Record]:
-        return [new for old in compact(records, run_id, whole=whole) for new in change(old)]
+async def _stored_as(change: Callable[[StoredLog], StoredLog]) -> AsyncIterator[None]:
+    original = MemoryLog.stored
 
-    with patch("chatserver.runs.life.compact", changed):
+    with patch.object(MemoryLog, "stored", lambda self, *last: change(original(self, *last))):
         yield
 
 
@@ -232,9 +222,9 @@ async def cancel_says_its_own_end() -> AsyncIterator[None]:
     def cancel(self: Life) -> None:
         log = self.log
         assert isinstance(log, MemoryLog)
-        waiting, log.waiting = log.waiting, {}
+        readers, log._readers = log._readers, {}
         log.append(self.run.ending(0.0))
-        log.is_over, log.waiting = False, waiting  # Nobody has seen the log over.
+        log.is_over, log._readers = False, readers  # Nobody has seen the log over.
         log._wake()
         original(self)
 

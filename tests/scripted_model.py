@@ -24,6 +24,7 @@ from chatserver.runs.run import Run
 from chatserver.sessions import Sessions
 from chatserver.tools import tool
 from chatserver.tools.execution import ToolThreads
+from tests.logs import kept, watched_log
 
 WAIT_SECONDS = 15.0
 ASKED = ModelRequest(model="m", messages=[UserText("Hi")], temperature=0.5, max_output_tokens=9)
@@ -137,7 +138,7 @@ def life_of(
 ) -> Life:
     """A run in its life, stored nowhere, as if it were on disk where ``is_settled``."""
     sessions = cast(Sessions, kept or Store())
-    run = Run(RECORD, MemoryLog("run"), meter or Meter(), grace_seconds, 0.0)
+    run = Run(RECORD, watched_log(), meter or Meter(), grace_seconds, 0.0)
     life = Life("ann", run, sessions, Checkpoints(sessions))
     if is_settled:
         life.settle()
@@ -170,7 +171,7 @@ def told(life: Life) -> list[Step]:
     """What a run was told so far, as it was told."""
     log = life.log
     assert isinstance(log, MemoryLog)
-    events = [decode(each.data) for part in log._kept.parts() for each in part]
+    events = [decode(each.data) for each in kept(log)]
     return [still(replace(each, run_id="", seq=0)) for each in events if isinstance(each, Step)]
 
 

@@ -14,7 +14,6 @@ ROOMS = (
     "dialogue",
     "events",
     "answer",
-    "compaction",
     "errors",
     "endings",
     "strict_json",

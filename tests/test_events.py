@@ -1,4 +1,4 @@
-"""Events: one document for each, one fold for all; compacting a log changes how it is told and not what it says."""
+"""Events: one document for each, one fold for all."""
 
 from typing import Any
 
@@ -11,7 +11,6 @@ from msgspec.structs import replace
 
 from chatserver.answer import Answer, fold, retold, unfold
 from chatserver.commands import new_id
-from chatserver.compaction import compact
 from chatserver.events import (
     EVENT_BYTES_LIMIT,
     EVENT_TYPES,
@@ -30,7 +29,6 @@ from chatserver.events import (
     pieces,
     record,
     schema,
-    to_json,
 )
 from chatserver.parts import ReasoningPart, TextPart, ToolCallPart
 
@@ -262,7 +260,7 @@ def test_an_event_without_long_text_stays_one(draft: Event) -> None:
     assert list(pieces(draft)) == [draft]
 
 
-# ---- fold and compact -----------------------------------------------------------------------------------------------
+# ---- fold -----------------------------------------------------------------------------------------------------------
 
 
 def by_hand(log: list[Event]) -> list[list[Any]]:
@@ -346,89 +344,3 @@ def test_a_fold_may_begin_at_any_snapshot_of_the_log(log: list[Event], data: st.
 
 def test_a_fold_of_nothing_is_empty() -> None:
     assert fold([]) == Answer()
-
-
-@given(logs())
-@of_logs
-def test_a_compacted_log_says_the_same(log: list[Event]) -> None:
-    assert_compacts(log)
-
-
-@pytest.mark.parametrize("log", [[], many_calls(300), many_calls(5000), escaped(100)], ids=len)
-def test_a_compacted_log_of_any_size_says_the_same(log: list[Event]) -> None:
-    assert_compacts(log)
-
-
-def assert_compacts(log: list[Event]) -> None:
-    """At most one snapshot, at the front; behind it every event byte for byte; nothing over the limit."""
-    records = [record(event) for event in log]
-    compacted = compact(records, RUN_ID)
-    assert compact(records, RUN_ID, whole=fold(log)) == compacted
-    assert fold(decode(each.data) for each in compacted) == fold(log)
-    assert all(len(each.data) <= EVENT_BYTES_LIMIT for each in compacted)
-    if compacted == records:
-        return
-    snapshot, *rest = compacted
-    assert snapshot.type == "snapshot"
-    assert rest == records[len(records) - len(rest) :]
-    assert snapshot.seq == records[len(records) - len(rest) - 1].seq == decode(snapshot.data).seq
-    assert not [each for each in rest if each.type == "snapshot"]
-    assert not records[-1].is_terminal or compacted[-1] == records[-1]
-
-
-def last(seq: int) -> Error:
-    return Error(run_id=RUN_ID, seq=seq, code="interrupted", message="", retryable=True)
-
-
-def test_an_answer_that_fits_is_compacted_to_its_snapshot() -> None:
-    """Otherwise all properties above would hold for a ``compact`` that never does anything."""
-    events: list[Event] = [Token(run_id=RUN_ID, seq=seq, content=f"{seq} ") for seq in range(1, 3001)]
-    compacted = compact([record(event) for event in [*events, last(3001)]], RUN_ID)
-    assert [(each.seq, each.type) for each in compacted] == [(3000, "snapshot"), (3001, "error")]
-
-
-def test_a_single_event_is_no_less_than_its_snapshot_and_stays() -> None:
-    records = [record(Token(run_id=RUN_ID, seq=1, content="x")), record(last(2))]
-    assert compact(records, RUN_ID) == records
-    assert compact(records[1:], RUN_ID) == records[1:]
-
-
-@pytest.mark.parametrize("text", ["x", '"', "\x01", "\u2028", "é", "🦜"])
-@pytest.mark.parametrize("kind", [Token, Reasoning])
-def test_a_snapshot_takes_what_fits_into_one_event_to_the_byte(text: str, kind: type[Token] | type[Reasoning]) -> None:
-    """Of one character an event: what stands around it must not be counted, neither too much of it nor too little."""
-    events = [kind(run_id=RUN_ID, seq=seq, content=text) for seq in range(10_000, 80_000)]
-    snapshot, following, *_ = compact([record(event) for event in events], RUN_ID)
-    size = len(to_json(text)) - 2
-    assert EVENT_BYTES_LIMIT - size < len(snapshot.data) <= EVENT_BYTES_LIMIT
-    assert (snapshot.type, following.type, following.seq) == ("snapshot", record(events[0]).type, snapshot.seq + 1)
-
-
-@pytest.mark.parametrize("result", [None, False, "", {}, "r" * 50])
-def test_calls_with_and_without_results_never_make_a_snapshot_too_large(result: Any) -> None:
-    events: list[Event] = []
-    for number in range(900):
-        call_id = f"c{number}"
-        events.append(ToolCall(run_id=RUN_ID, seq=2 * number, call_id=call_id, tool="t", args={}))
-        if result != "":
-            events.append(
-                ToolResult(
-                    run_id=RUN_ID,
-                    seq=2 * number + 1,
-                    call_id=call_id,
-                    tool="t",
-                    result=result,
-                    is_error=False,
-                    truncated=False,
-                    duration_ms=1,
-                )
-            )
-    snapshot, *rest = compact([record(event) for event in events], RUN_ID)
-    assert rest and EVENT_BYTES_LIMIT * 0.3 < len(snapshot.data) <= EVENT_BYTES_LIMIT
-
-
-def test_what_would_make_a_snapshot_too_large_stays_event_by_event() -> None:
-    events = [Token(run_id=RUN_ID, seq=seq, content="x" * 5000) for seq in range(1, 101)]
-    snapshot, *rest = compact([record(event) for event in events], RUN_ID)
-    assert EVENT_BYTES_LIMIT * 0.8 < len(snapshot.data) <= EVENT_BYTES_LIMIT
-    assert [each.seq for each in rest] == list(range(snapshot.seq + 1, 101))

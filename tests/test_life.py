@@ -20,6 +20,7 @@ from chatserver.runs.life import Life
 from chatserver.runs.run import Run, State
 from chatserver.runs.subscription import Subscription
 from chatserver.sessions import Sessions
+from tests.logs import kept as logged
 from tests.scripted_model import RECORD, WAIT_SECONDS, ScriptedModel, Store, agent, asking, life_of, stop, told, wants
 
 pytestmark = pytest.mark.anyio
@@ -44,7 +45,7 @@ def says(*steps: Any) -> Agent:
 
 
 async def types_of(life: Life) -> list[str]:
-    return [each.type for each in await life.log.records()]
+    return [each.type for each in logged(life.log)]
 
 
 # ---- the task -------------------------------------------------------------------------------------------------------
@@ -184,7 +185,7 @@ async def test_the_end_of_a_run_that_was_lost_says_so_and_is_not_stored_again() 
     life = life_of(kept=Store({"run": RunLost("another one ended the answer")}))
     assert await life.live(says(WORD), asking())
     assert life.run.state is State.OVER and await types_of(life) == ["token", "error"]
-    assert b"another one ended the answer" in (await life.log.records())[-1].data
+    assert b"another one ended the answer" in logged(life.log)[-1].data
 
 
 async def test_a_failure_of_the_last_resort_is_told_once_and_it_is_tried_again(

@@ -5,9 +5,8 @@ import random
 import sys
 import tracemalloc
 import weakref
-import zlib
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import anyio
 import pytest
@@ -17,15 +16,40 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from chatserver.answer import fold
-from chatserver.events import Event, Reasoning, Record, Token, ToolCall, ToolResult, decode, record
-from chatserver.log import READ_BYTES_LIMIT, READ_RECORDS_LIMIT, segments
+from chatserver.events import (
+    EVENT_BYTES_LIMIT,
+    TEXT_CHARS_PER_EVENT,
+    Event,
+    Reasoning,
+    Record,
+    Token,
+    ToolCall,
+    ToolResult,
+    appended,
+    decode,
+    record,
+)
+from chatserver.log import READ_BYTES_LIMIT, READ_RECORDS_LIMIT, StoredLog, fresh, merged
 from chatserver.log.memory import READERS_PER_TURN, MemoryCursor, MemoryLog, MemoryLogs
-from chatserver.log.segments import Segments
 from chatserver.parts import ToolCallPart
 from tests.counting import calls_of
-from tests.logs import ENDLESS, a_run, all_of, end, nothing_stored, seqs, start
+from tests.logs import ENDLESS, a_run, all_of, data, documents_of, end, kept, nothing_stored, seqs, start
+from tests.merging import unmerged
 
 pytestmark = pytest.mark.anyio
+
+
+def log_of(drafts: Sequence[Event], run_id: str = "r") -> MemoryLog:
+    log = MemoryLog(run_id)
+    for draft in drafts:
+        log.append(draft)
+    return log
+
+
+async def restored(stored: StoredLog, run_id: str = "r") -> MemoryLog:
+    log = MemoryLog(run_id)
+    await log.restore(stored)
+    return log
 
 
 async def test_a_forgotten_log_can_be_read_to_its_end_by_who_has_it() -> None:
@@ -36,15 +60,14 @@ async def test_a_forgotten_log_can_be_read_to_its_end_by_who_has_it() -> None:
         log.append(draft)
     logs.forget("one")
     assert await logs.open("one") is None
-    assert [seqs(batch) async for batch in reading] == [[1, 2, 3, 4, 5]]
+    assert [each.seq async for batch in reading for each in batch][-1] == 5
 
 
 async def test_a_log_that_a_crash_left_is_read_from_any_cursor() -> None:
     """It is numbered above every seq that can have been sent."""
     snapshot = fold([Token(content="kept")]).snapshot("r", 1_000_000)
     records = [record(snapshot), record(replace(end(), run_id="r", seq=1_000_001))]
-    log = MemoryLog("r")
-    await log.restore(records)
+    log = await restored(StoredLog.of(records))
     for cursor in (0, 1, 77, 999_999):
         assert await all_of(log, cursor) == records
     assert await all_of(log, 1_000_000) == records[1:]
@@ -63,109 +86,136 @@ async def test_what_a_tool_does_to_the_arguments_it_was_given_changes_no_event_a
     (call,) = log.answer().parts
     assert isinstance(call, ToolCallPart)
     assert (call.args, call.result) == ({"path": ["a"]}, {"rows": [1]})
-    assert fold(decode(each.data) for each in await log.records()) == log.answer()
+    assert fold(decode(each.data) for each in kept(log)) == log.answer()
 
 
-# ---- segments -------------------------------------------------------------------------------------------------------
-
-
-def token(seq: int, text: str = "word ") -> Record:
-    return record(Token(run_id="r" * 22, seq=seq, content=text))
-
-
-def kept(records: Sequence[Record]) -> Segments:
-    found = Segments()
-    for each in records:
-        found.append(each)
-    return found
-
-
-def read_to_the_end(log: Segments, cursor: int, last: int) -> list[Record]:
-    found: list[Record] = []
-    while cursor < last:
-        batch = log.after(cursor)
-        assert 0 < len(batch) <= READ_RECORDS_LIMIT
-        assert len(batch) == 1 or sum(len(each.data) for each in batch) <= READ_BYTES_LIMIT
-        found += batch
-        cursor = batch[-1].seq
-    return found
-
+# ---- merged ---------------------------------------------------------------------------------------------------------
 
 texts = st.text(st.characters(codec="utf-8") | st.sampled_from("\n\r\x85\u2028\0"), max_size=30)
-drafts = st.builds(Token, content=texts) | st.builds(Reasoning, content=texts)
+others = st.builds(start) | st.builds(ToolCall, call_id=st.just("c"), tool=texts, args=st.just({}))
+drafts = st.builds(Token, content=texts) | st.builds(Reasoning, content=texts) | others
 
 
-@given(
-    st.data(), st.lists(drafts, min_size=1, max_size=60), st.integers(1, 900), st.integers(1, 12), st.integers(1, 700)
-)
-@settings(deadline=None)
-def test_however_a_log_is_cut_into_segments_every_cursor_reads_what_was_appended(
-    data: st.DataObject, texts: list[Event], open_bytes: int, records_limit: int, bytes_limit: int
-) -> None:
-    first = data.draw(st.sampled_from([1, 1000]), label="first seq: behind what is not kept")
-    records = [record(replace(each, run_id="r", seq=seq)) for seq, each in enumerate(texts, first)]
-    if first > 1:
-        records[0] = record(fold(texts[:1]).snapshot("r", first))
+@contextmanager
+def small(events: int, chars: int, records: int, size: int, fresh_records: int, fresh_bytes: int) -> Iterator[None]:
+    """Limits that small logs meet too."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segments, "OPEN_BYTES", open_bytes)
-        patch.setattr(segments, "READ_RECORDS_LIMIT", records_limit)
-        patch.setattr(segments, "READ_BYTES_LIMIT", bytes_limit)
-        log = kept(records)
-        last = records[-1].seq
-        for cursor in (*range(min(3, first)), *range(first - 1, last)):
-            assert read_to_the_end(log, cursor, last) == [each for each in records if each.seq > cursor]
-        assert [each for part in log.parts() for each in part] == records
+        patch.setattr(merged, "TEXTS_PER_EVENT", events)
+        patch.setattr(merged, "TEXT_CHARS_PER_EVENT", chars)
+        patch.setattr("chatserver.log.READ_RECORDS_LIMIT", records)
+        patch.setattr("chatserver.log.READ_BYTES_LIMIT", size)
+        patch.setattr(fresh, "FRESH_RECORDS", fresh_records)
+        patch.setattr(fresh, "FRESH_BYTES", fresh_bytes)
+        yield
 
 
-def test_a_long_log_is_kept_whole_in_a_few_bytes_an_event() -> None:
-    """Of texts that say something: some that repeats itself would prove nothing."""
+limits = st.tuples(*(st.integers(1, most) for most in (12, 90, 12, 700, 12, 900)))
+
+
+@given(st.lists(drafts, min_size=1, max_size=60), limits)
+@settings(deadline=None)
+async def test_every_cursor_of_every_log_is_served_what_follows_it(
+    drafts: list[Event], limits: tuple[int, int, int, int, int, int]
+) -> None:
+    """While it is written, when it is over, and as it was stored: numbering and answer are the same for all."""
+    drafts, documents = [*drafts, end()], documents_of([*drafts, end()], "r")
+    with small(*limits):
+        log = log_of(drafts[:-1])
+        stored = log.stored(record(replace(end(), run_id="r", seq=len(drafts))))
+        check_all_cursors(log, documents[:-1])
+        log.append(end())
+        check_all_cursors(log, documents)
+        again = await restored(stored)
+        check_all_cursors(again, documents)
+        for cursor in range(len(documents)):
+            assert data(kept(again, cursor)) == data(kept(log, cursor)), "a client sees no difference"
+        assert log.answer() == again.answer() == fold(drafts)
+        assert again.stored() == log.stored() == stored
+
+
+def check_all_cursors(log: MemoryLog, documents: list[bytes]) -> None:
+    for cursor in range(len(documents) + 1):
+        assert unmerged(data(kept(log, cursor)), documents) == documents[cursor:]
+
+
+async def test_a_batch_is_bounded_in_events_and_in_bytes_merged_or_fresh() -> None:
+    for draft, count in ((Token(content="x" * 9_000), 300), (ToolCall(call_id="c", tool="t", args={}), 2_000)):
+        log = log_of([draft] * count)
+        for after in (0, count - 50):
+            cursor = log.cursor(after)
+            for batch in iter(cursor.take, ()):
+                assert len(batch) <= READ_RECORDS_LIMIT
+                assert len(batch) == 1 or sum(len(each.data) for each in batch) <= READ_BYTES_LIMIT
+
+
+@pytest.mark.parametrize("char", ["x", '"', "\x01", "\x85", "\u2028", "日", "👩"])
+async def test_no_merged_event_is_too_large_whatever_json_makes_of_its_text(char: str) -> None:
+    log = log_of([Token(content=char * 7)] * 5_000)
+    assert max(len(each.data) for each in kept(log)) <= EVENT_BYTES_LIMIT
+    assert len(kept(log)) == -(-5_000 // (TEXT_CHARS_PER_EVENT // 7))
+
+
+async def test_a_log_of_a_database_of_old_is_read_as_it_was_stored() -> None:
+    """With a snapshot in place of its beginning, and texts that were not merged."""
+    answer = fold([Token(content="before ")])
+    rest: list[Event] = [Token(content="and "), Token(content="after"), Reasoning(content="hm"), end()]
+    records = [record(answer.snapshot("r", 7))]
+    records += [appended(each, "r", seq) for seq, each in enumerate(rest, 8)]
+    log = await restored(StoredLog.of(records))
+    assert log.answer() == fold([Token(content="before and after"), Reasoning(content="hm")])
+    whole = [b""] * 6 + data(records)
+    for cursor in range(12):
+        assert unmerged(data(kept(log, cursor)), whole) == whole[max(6, cursor) :]
+
+
+def test_a_long_log_costs_its_text_and_a_few_bytes_an_event() -> None:
+    """Text that the log has for itself: the words that are appended are shared."""
     chance = random.Random(1)
-    words = ["".join(chance.choices("etaoinshrdlu", k=chance.randrange(1, 8))) + " " for _ in range(3000)]
+    words = [Token(content="".join(chance.choices("etaoinshrdlu", k=4)) + " ") for _ in range(3000)]
     gc.collect()
     tracemalloc.start()
     try:
-        log = kept([])
-        for seq in range(1, 40_001):
-            log.append(token(seq, chance.choice(words)))
+        log = MemoryLog("r" * 22)
+        for _ in range(40_000):
+            log.append(chance.choice(words))
+        log.append(end())
         taken = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
-    assert taken < 40_000 * 16 + 2 * segments.OPEN_BYTES
-    assert 0.7 < log.size_bytes / taken < 1.4, "what it says of its size is what it takes"
+    assert taken < 40_000 * (5 + 8)
+    assert 0.9 < log.size_bytes / taken < 1.1, "what it says of its size is what it takes"
 
 
-def test_what_a_log_costs_grows_as_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    packed = 0
-
-    def compress(data: bytes, level: int) -> bytes:
-        nonlocal packed
-        packed += len(data)
-        return zlib.compress(data, level)
-
-    class Zlib:
-        decompress = staticmethod(zlib.decompress)
-
-    Zlib.compress = staticmethod(compress)  # type: ignore[attr-defined]
-    monkeypatch.setattr(segments, "zlib", Zlib)
-    for open_bytes in (1, 1000, segments.OPEN_BYTES):
-        monkeypatch.setattr(segments, "OPEN_BYTES", open_bytes)
-        records = [token(seq) for seq in range(1, 8001)]
-        costs: list[int] = []
-        for count in (2000, 4000, 8000):
-            packed = 0
-            costs.append(calls_of(partial(kept, records[:count])))
-            assert packed <= sum(len(each.data) + 1 for each in records[:count]), "an event is sealed once"
-        assert costs[2] < 2.2 * costs[1] < 2.2**2 * 1.1 * costs[0]
+def test_what_a_log_costs_grows_as_it_does() -> None:
+    """Also what is read of it, and that it is stored."""
+    costs = {"append": list[int](), "read": list[int](), "store": list[int]()}
+    for count in (2000, 4000, 8000):
+        drafts = [Token(content="word ")] * count
+        log = log_of(drafts)
+        costs["append"].append(calls_of(lambda drafts=drafts: log_of(drafts)))  # type: ignore[misc]
+        costs["read"].append(calls_of(lambda log=log: kept(log)))  # type: ignore[misc]
+        costs["store"].append(calls_of(log.stored))
+    for found in costs.values():
+        assert found[2] < 2.2 * found[1] < 2.2**2 * 1.1 * found[0]
 
 
-def test_readers_that_keep_up_are_given_nothing_that_was_sealed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segments, "_unsealed", None)
-    log = Segments()
-    for seq in range(1, 5001):
-        log.append(token(seq))
-        assert log.after(seq - 1) == [token(seq)]
-        if seq > 200:
-            assert seqs(log.after(seq - 200)) == list(range(seq - 199, seq + 1))
+async def test_a_reader_that_is_a_little_behind_is_sent_events_as_they_were_appended() -> None:
+    log = MemoryLog("r")
+    for count in range(1, 1001):
+        log.append(word())
+        behind = min(count, fresh.FRESH_RECORDS - 1)
+        assert seqs(kept(log, count - behind)) == list(range(count - behind + 1, count + 1))
+
+
+async def test_who_reads_a_log_as_it_is_written_gets_its_end_as_it_is_and_who_comes_later_merged() -> None:
+    log = log_of([start(), word(), word(), word()])
+    reader = log.cursor(1)
+    log.append(end())
+    assert seqs(kept(log)) == [1, 2, 3, 4, 5]
+    assert seqs(reader.take()) == [2, 3, 4, 5]
+    for _ in range(2):
+        reader.close()
+        assert seqs(kept(log)) == [1, 4, 5]
 
 
 # ---- readers --------------------------------------------------------------------------------------------------------
@@ -288,7 +338,7 @@ async def test_readers_that_leave_together_cost_no_more_each_than_one_that_leave
     monkeypatch.setattr(MemoryCursor, "__hash__", object.__hash__)
     for reader in readers:
         reader.cursor.close()
-    assert not log.waiting and looks <= len(readers)
+    assert not log._readers and looks <= len(readers)
 
 
 async def test_readers_are_woken_in_the_order_of_their_coming_also_after_some_have_left() -> None:
@@ -334,14 +384,12 @@ async def test_a_reader_that_fails_when_it_is_woken_takes_nothing_from_the_other
     assert caplog.text.count("could not be woken") == 3
 
 
-async def test_a_batch_is_held_by_nobody_but_its_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_batch_is_held_by_nobody_but_its_reader() -> None:
     """One that has stopped reading would hold it for as long as the log allows."""
-    monkeypatch.setattr(segments, "OPEN_BYTES", 1)
     log = MemoryLog("r")
     for _ in range(10):
         log.append(Token(content="x" * 10_000))
     batch = log.cursor(0).take()
-    segments._unsealed.cache_clear()
     assert sys.getrefcount(batch) == 2, "this function's own, and that of the argument"
 
 
@@ -384,11 +432,10 @@ async def test_readers_of_a_stored_run_share_one_log_while_there_is_one() -> Non
     loads: list[str] = []
     gate = anyio.Event()
 
-    async def stored(run_id: str) -> list[Record]:
+    async def stored(run_id: str) -> StoredLog | None:
         loads.append(run_id)
         await gate.wait()
-        draft = replace(end(), run_id=run_id, seq=700)
-        return [*(token(seq) for seq in range(1, 700)), record(draft)] if run_id != "none" else []
+        return log_of([*[word()] * 699, end()], run_id).stored() if run_id != "none" else None
 
     logs, found = MemoryLogs(ENDLESS, stored), list[MemoryLog | None]()
 
@@ -404,7 +451,7 @@ async def test_readers_of_a_stored_run_share_one_log_while_there_is_one() -> Non
     assert len({id(each) for each in found}) == 2
     again = await logs.open("a")
     assert again in found and sorted(loads) == ["a", "b"]
-    assert again is not None and seqs(await all_of(again)) == list(range(1, 701))
+    assert again is not None and seqs(await all_of(again)) == [699, 700]
     assert await logs.open("none") is None
     left = weakref.ref(again)
     found.clear()

@@ -10,11 +10,11 @@ from sqlalchemy import Connection, text
 
 from chatserver.answer import fold
 from chatserver.dialogue import PastMessage, dialogue, told_bytes
-from chatserver.events import decode
+from chatserver.events import Done, Snapshot, ToolCall
 from chatserver.parts import ReasoningPart, TextPart, ToolCallPart
 from chatserver.providers.chat_completions.requests import messages_of
 from chatserver.sessions import database, open_sessions
-from tests.databases import ask
+from tests.databases import ask, events_of
 
 pytestmark = pytest.mark.anyio
 
@@ -80,11 +80,12 @@ async def test_messages_and_logs_of_before_are_carried_over(url: str) -> None:
         question, answer = (await sessions.session("ann", "s")).messages
         assert (question.content, question.parts) == ("When?", (TextPart("When?"),))
         assert (answer.content, answer.parts) == (SAID["content"], PARTS)
-        log = await sessions.records("r")
-        assert [(each.seq, each.type) for each in log] == [(9, "snapshot"), (10, "tool_call"), (11, "done")]
-        assert all(len(each.data.decode().splitlines()) == 1 for each in log)
+        stored = await sessions.log("r")
+        log = events_of(stored)
+        assert [(each.seq, type(each)) for each in log] == [(9, Snapshot), (10, ToolCall), (11, Done)]
+        assert stored is not None and len(stored.documents.decode().splitlines()) == 3
         called = ToolCallPart(call_id="d", tool="clock", args={"zone": "UTC"})
-        assert fold(decode(each.data) for each in log).parts == (*PARTS, called)
+        assert fold(log).parts == (*PARTS, called)
         again = await ask(sessions, "And now?", session_id="s")
         context = await sessions.context(again.user_message_id, 10**9)
         assert context[1] == PastMessage(False, PARTS, ())

@@ -205,7 +205,7 @@ async def attaches_around_the_end(stage: Stage, transport: Transport, point: str
                     await transport.attach(stage.server, run.run_id, LAST)
         check_once(run.documents)
         for after, reading in readings:
-            check_same(await documents_of(reading), run.documents[after:])
+            check_rest(await documents_of(reading), after, run.documents)
 
 
 async def cancels_around_the_end(stage: Stage, transport: Transport, point: str) -> None:

@@ -12,10 +12,11 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from chatserver.log import segments
-from tests.clients import SSE, TRANSPORTS, HttpReader, Reading, RefusedError, Transport, documents_of
+from chatserver.log import fresh
+from tests.clients import SSE, TRANSPORTS, WS, HttpReader, Reading, RefusedError, Transport, documents_of
 from tests.conftest import Scale
 from tests.fake_upstream import say
+from tests.merging import seq_of, unmerged
 from tests.proving import (
     PATIENCE_SECONDS,
     ROUTE,
@@ -35,9 +36,6 @@ from tests.proving import (
 
 pytestmark = pytest.mark.proof
 
-FEW_OPEN_BYTES = 500
-"""Two or three events; the others of a log are sealed."""
-
 
 @pytest.fixture(scope="module")
 async def stage() -> AsyncIterator[Stage]:
@@ -49,25 +47,28 @@ async def stage() -> AsyncIterator[Stage]:
 
 
 async def resumes_after_every_event(stage: Stage, first: Transport, second: Transport) -> None:
-    """Cut after each event, take the rest elsewhere: together it is the uncut run."""
+    """From each cursor take one event, the rest elsewhere: together it is the uncut run."""
     run = await stage.told(transport=first)
     assert run.last == 60
-    for count in range(run.last + 1):
+    for after in range(run.last):
         with anyio.fail_after(PATIENCE_SECONDS):
-            async with await first.attach(stage.server, run.run_id) as reading:
-                head = await reading.take(count)
-                await leave(reading, count)
-        check_same(head + await stage.rest(second, run, count), run.documents)
+            async with await first.attach(stage.server, run.run_id, after) as reading:
+                (head,) = await reading.take(1)
+                await leave(reading, after)
+        documents = [head, *await stage.rest(second, run, seq_of(head))]
+        check_same(run.documents[:after] + unmerged(documents, run.documents), run.documents)
 
 
 async def resumes_at_random_bytes(stage: Stage, first: Transport, second: Transport, cuts: int, rng: Random) -> None:
     """Cut the stream at any byte; the last whole document is the cursor."""
     run = await stage.told()
     async with await first.attach(stage.server, run.run_id) as reading:
-        check_same(await reading.take(run.last), run.documents)
+        while seq_of((await reading.take(1))[0]) < run.last:
+            pass
     for _ in range(cuts):
         head = await _cut_at_byte(stage, first, run.run_id, rng.randrange(reading.consumed + 1), rng)
-        check_same(head + await stage.rest(second, run, len(head)), run.documents)
+        rest = await stage.rest(second, run, seq_of(head[-1]) if head else 0)
+        check_same(unmerged(head, run.documents) + rest, run.documents)
 
 
 async def _cut_at_byte(stage: Stage, transport: Transport, run_id: str, size: int, rng: Random) -> list[bytes]:
@@ -79,11 +80,12 @@ async def _cut_at_byte(stage: Stage, transport: Transport, run_id: str, size: in
 
 
 async def frames_to_the_byte(stage: Stage) -> None:
-    """SSE: `id`, `event` and `data`, ended by line feeds alone; NDJSON: the documents, a line each."""
+    """SSE: `id`, `event` and `data`, ended by line feeds alone; NDJSON: the documents, a line each; as on WebSocket."""
     run = await stage.told()
-    framed = [b"event: %b\ndata: %b\nid: %d\n\n" % _framed(each) for each in run.documents]
+    sent = await stage.sent(WS, run, 0)
+    framed = [b"event: %b\ndata: %b\nid: %d\n\n" % _framed(each) for each in sent]
     bodies = {"text/event-stream": b"retry: 1000\n" + b"".join(framed)}
-    bodies["application/x-ndjson"] = b"".join(each + b"\n" for each in run.documents)
+    bodies["application/x-ndjson"] = b"".join(each + b"\n" for each in sent)
     for accept, body in bodies.items():
         path = f"/chat/runs/{run.run_id}/events"
         async with await HttpReader.get(stage.server, path, {"Accept": accept}) as reader:
@@ -125,9 +127,8 @@ async def test_last_event_id_wins_over_the_query(stage: Stage) -> None:
     for after in range(run.last):
         with anyio.fail_after(PATIENCE_SECONDS):
             header = {"Last-Event-ID": str(after)}
-            check_same(
-                await documents_of(await SSE.attach(stage.server, run.run_id, 7, headers=header)), run.documents[after:]
-            )
+            found = await documents_of(await SSE.attach(stage.server, run.run_id, 7, headers=header))
+            check_rest(found, after, run.documents)
 
 
 # ---- a run that goes on ---------------------------------------------------------------------------------------------
@@ -175,7 +176,7 @@ async def resumes_in_mid_stream(stage: Stage, first: Transport, second: Transpor
             story.tell(story.last)
             taken = head + await documents_of(resumed)
         check_whole(taken, story)
-        check_same(await stage.rest(first, Told(reading.run_id, taken), 0), taken)
+        check_whole(await stage.sent(first, Told(reading.run_id, taken), 0), story)
 
 
 @pytest.mark.parametrize("start", range(len(ROUTE)))
@@ -191,13 +192,13 @@ async def test_cut_at_any_byte_of_a_run_that_goes_on(
     await resumes_in_mid_stream(stage, first, second, scale(3, 100), seeded())
 
 
-# ---- a log in segments ----------------------------------------------------------------------------------------------
+# ---- a log that is merged -------------------------------------------------------------------------------------------
 
 
-async def resumes_from_a_sealed_log(stage: Stage, stands: tuple[int, ...], step: int) -> None:
-    """What is sealed is read as it was sent first: from each cursor, on each transport, also while it grows."""
+async def resumes_from_a_merged_log(stage: Stage, stands: tuple[int, ...], step: int) -> None:
+    """What is merged is what was sent first: from each cursor, on each transport, also while it grows."""
     story, whole = stage.story(), list[bytes]()
-    with anyio.fail_after(PATIENCE_SECONDS), patch.object(segments, "OPEN_BYTES", FEW_OPEN_BYTES):
+    with anyio.fail_after(PATIENCE_SECONDS), patch.object(fresh, "FRESH_RECORDS", 2):
         async with AsyncExitStack() as stack:
             follower = await stack.enter_async_context(await SSE.start(stage.server, story.body))
             companions: list[tuple[int, Reading]] = []
@@ -207,7 +208,7 @@ async def resumes_from_a_sealed_log(stage: Stage, stands: tuple[int, ...], step:
                     whole += await follower.take(1)
                 for after, transport in itertools.product(range(0, stand, step), TRANSPORTS):
                     async with await transport.attach(stage.server, follower.run_id, after) as reading:
-                        check_same(await _read_until(reading, stand), whole[after:])
+                        check_rest(await _read_until(reading, stand), after, whole)
                 for after, transport in itertools.product((0, stand), TRANSPORTS):
                     companion = await transport.attach(stage.server, follower.run_id, after)
                     companions.append((after, await stack.enter_async_context(companion)))
@@ -215,7 +216,7 @@ async def resumes_from_a_sealed_log(stage: Stage, stands: tuple[int, ...], step:
             whole += await documents_of(follower)
             check_whole(whole, story)
             for after, reading in companions:
-                check_same(await documents_of(reading), whole[after:])
+                check_rest(await documents_of(reading), after, whole)
         run = Told(follower.run_id, whole)
         for after, transport in itertools.product(range(0, run.last + 1, step), TRANSPORTS):
             check_same(await stage.rest(transport, run, after), whole[after:])
@@ -228,23 +229,20 @@ async def _read_until(reading: Reading, seq: int) -> list[bytes]:
     return documents
 
 
-async def test_a_sealed_log_gives_the_same_events_from_every_cursor(stage: Stage, scale: Scale) -> None:
-    await resumes_from_a_sealed_log(stage, (30, 45, 59), scale(3, 1))
+async def test_a_merged_log_gives_the_same_events_from_every_cursor(stage: Stage, scale: Scale) -> None:
+    await resumes_from_a_merged_log(stage, (30, 45, 59), scale(3, 1))
 
 
 # ---- after the retention --------------------------------------------------------------------------------------------
 
 
 async def resumes_from_the_store(stage: Stage, run: Told, step: int = 1) -> None:
-    """Every cursor is valid: all but the end is a snapshot and the terminal document, the same as it was live."""
-    whole = run.documents
+    """From every cursor comes the rest of the run, in few events."""
     for after, transport in itertools.product(range(0, run.last + 1, step), TRANSPORTS):
-        documents = await stage.rest(transport, run, after)
-        check_rest(documents, after, whole)
-        assert documents[-1:] == (whole[-1:] if after < run.last else [])
-        if run.last <= 60:
-            assert len(documents) == min(2, run.last - after), f"{len(documents)} documents from {after}"
-    await stage.check_stored(whole)
+        sent = await stage.sent(transport, run, after)
+        check_rest(sent, after, run.documents)
+        assert len(sent) <= 9, "start, reasoning, text, calls, results, text, done"
+    await stage.check_stored(run.documents)
 
 
 async def test_after_the_retention_every_cursor_is_valid() -> None:
@@ -252,23 +250,26 @@ async def test_after_the_retention_every_cursor_is_valid() -> None:
         await resumes_from_the_store(stage, await stage.told())
 
 
-async def test_after_a_restart_every_cursor_is_valid(tmp_path: Path) -> None:
+async def test_after_a_restart_every_cursor_is_served_as_before(tmp_path: Path) -> None:
     async with staged(tmp_path) as stage:
         run = await stage.told()
+        before = [await stage.sent(SSE, run, after) for after in range(run.last)]
     async with staged(tmp_path) as stage:
         await resumes_from_the_store(stage, run)
+        for after, sent in enumerate(before):
+            check_same(await stage.sent(SSE, run, after), sent)
 
 
 @each_transport
-async def test_an_answer_too_large_for_one_snapshot_resumes_from_the_store(transport: Transport) -> None:
+async def test_a_long_answer_resumes_from_the_store(transport: Transport) -> None:
     text = "".join(f"{n} 👩\u200d👧 日本語\n" for n in range(9000))
     async with staged(retention_seconds=0) as stage:
-        stage.upstream.always(*say(text, 40))
+        stage.upstream.always(*say(text, 20))  # So long that no two are merged.
         with anyio.fail_after(PATIENCE_SECONDS):
             whole = await documents_of(await transport.start(stage.server, {"message": "much"}))
         check_once(whole)
         assert answer_of(whole)["content"] == text
         run = Told(json.loads(whole[0])["run_id"], whole)
         for after in range(run.last + 1):
-            check_rest(await stage.rest(transport, run, after), after, whole)
+            check_rest(await stage.sent(transport, run, after), after, whole)
         await stage.check_stored(whole)

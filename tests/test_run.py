@@ -16,6 +16,7 @@ from chatserver.meter import Meter
 from chatserver.parts import ReasoningPart, TextPart
 from chatserver.runs import run as machine
 from chatserver.runs.run import TRANSITIONS, CannotHappen, Cause, Run, State
+from tests.logs import kept, watched_log
 from tests.scripted_model import RECORD
 
 CALL = ToolCall(call_id="c", tool="clock", args={}, needs_approval=False)
@@ -46,7 +47,7 @@ GRACE_SECONDS, KEPT_SECONDS = 10.0, 300.0
 
 
 def run_of(meter: Meter | None = None, grace_seconds: float | None = GRACE_SECONDS) -> Run:
-    return Run(RECORD, MemoryLog("run"), meter or Meter(), grace_seconds, 0.0)
+    return Run(RECORD, watched_log(), meter or Meter(), grace_seconds, 0.0)
 
 
 DOES: dict[Cause, Callable[[Run, float], None]] = {
@@ -71,7 +72,7 @@ def in_state(state: State, **options: Any) -> Run:
 def types_of(run: Run) -> list[str]:
     log = run.log
     assert isinstance(log, MemoryLog)
-    return [each.type for part in log._kept.parts() for each in part]
+    return [each.type for each in kept(log)]
 
 
 # ---- the table ------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import Connection, Engine, event
 
 from chatserver.events import Reasoning, record
+from chatserver.log import StoredLog
 from chatserver.sessions import Sessions, open_sessions
 from chatserver.sessions.database import Database
 from tests.databases import answer_of, answered, ask, contents, done, ended
@@ -73,9 +74,9 @@ async def test_what_does_not_fit_ends_the_context_and_the_question_is_always_the
 async def test_reasoning_and_empty_answers_take_no_room_from_what_is_told(sessions: Sessions) -> None:
     for number in range(3):
         begun = await ask(sessions, f"Question {number}", session_id="s")
-        log = [record(Reasoning(run_id=begun.run.run_id, seq=1, content="hm"))]
+        log = StoredLog.of([record(Reasoning(run_id=begun.run.run_id, seq=1, content="hm"))])
         answer = answer_of("Yes", "hm" * 10_000)
-        await sessions.finish(begun.run.run_id, ending=done(), answer=answer, records=log, usage=None)
+        await sessions.finish(begun.run.run_id, ending=done(), answer=answer, log=log, usage=None)
     begun = await ask(sessions, "Now?", session_id="s")
     context = await sessions.context(begun.user_message_id, 1000)
     assert len(context) == 7
@@ -91,7 +92,7 @@ async def life(sessions: Sessions) -> None:
     named = await ask(sessions, "Two", parent_id=first.run.message_id)
     await sessions.context(named.user_message_id, 1000)
     await sessions.interrupt(named.run.run_id)
-    await sessions.records(named.run.run_id)
+    await sessions.log(named.run.run_id)
     await sessions.run("ann", named.run.run_id)
     for all_branches in (True, False):
         page = await sessions.session("ann", "s", all_branches, 1)

@@ -108,7 +108,7 @@ async def test_a_page_is_bounded_in_bytes_and_has_one_message_at_least(
         pairs, single = divmod(size - len(AROUND_TEXT), len("ü".encode()))
         begun = await ask(sessions, "ü" * pairs + "u" * single, session_id="s")
         answer = Answer((TextPart("r" * (size - len(AROUND_TEXT))),))
-        await sessions.finish(begun.run.run_id, ending=done(), answer=answer, records=said("r"), usage=None)
+        await sessions.finish(begun.run.run_id, ending=done(), answer=answer, log=said("r"), usage=None)
     found = [
         [len(AROUND_TEXT) + len(message.content.encode()) for message in page]
         for page in await pages_of(sessions, 9, all_branches)

@@ -31,17 +31,16 @@ from chatserver.events import (
     Error,
     Snapshot,
     Usage,
-    decode,
     record,
 )
-from chatserver.log import SEQ_LIMIT
+from chatserver.log import SEQ_LIMIT, StoredLog
 from chatserver.parts import ToolCallPart
 from chatserver.records import MessageRecord, RunFailure, RunStatus, SessionPage
 from chatserver.sessions import Begun, Quota, Sessions, begin, end, open_sessions
 from chatserver.sessions.database import Database, open_database
 from chatserver.sessions.schema import metadata, runs, spendings
 from chatserver.sessions.schema import sessions as chats
-from tests.databases import answer_of, answered, ask, contents, done, ended, said, texts
+from tests.databases import answer_of, answered, ask, contents, done, ended, events_of, said, texts
 
 pytestmark = pytest.mark.anyio
 
@@ -423,16 +422,13 @@ async def test_regenerate_waits_for_the_active_run_too(sessions: Sessions) -> No
 
 async def test_the_end_of_a_run_is_kept_whole(sessions: Sessions) -> None:
     begun = await ask(sessions)
-    log = [
-        *said("Hi", " you", run_id=begun.run.run_id),
-        record(Snapshot(seq=3, parts=())),
-    ]
+    log = StoredLog(3, said("Hi", " you", run_id=begun.run.run_id).documents, b"\x01\0\xff\xff")
     answer = replace(answer_of("Hi you", "hm", CALL), transcript=(ORIGIN,))
-    await sessions.finish(begun.run.run_id, ending=done("length"), answer=answer, records=log, usage=Usage(5, 7, True))
+    await sessions.finish(begun.run.run_id, ending=done("length"), answer=answer, log=log, usage=Usage(5, 7, True))
     run = await sessions.run("ann", begun.run.run_id)
     assert (run.status, run.last_seq, run.usage, run.error) == ("completed", 3, Usage(5, 7, True), None)
     assert run.finished_at is not None and run.finished_at >= run.created_at
-    assert await sessions.records(begun.run.run_id) == log
+    assert await sessions.log(begun.run.run_id) == log
     detail = await sessions.session("ann", begun.run.session_id)
     assert detail.active_run_id is None
     message = detail.messages[-1]
@@ -446,7 +442,7 @@ async def test_what_a_cancelled_or_failed_run_said_is_kept_and_marked(sessions: 
     begun = await ask(sessions)
     failure = Error(code="llm_error", message="no", retryable=False)
     ending = failure if status == "failed" else done("cancelled")
-    await sessions.finish(begun.run.run_id, ending=ending, answer=answer_of("Ha"), records=said("Ha"), usage=None)
+    await sessions.finish(begun.run.run_id, ending=ending, answer=answer_of("Ha"), log=said("Ha"), usage=None)
     run = await sessions.run("ann", begun.run.run_id)
     assert (run.status, run.error) == (status, RunFailure("llm_error", "no") if status == "failed" else None)
     message = (await sessions.session("ann", begun.run.session_id)).messages[-1]
@@ -461,7 +457,7 @@ async def test_the_first_end_counts(sessions: Sessions, monkeypatch: pytest.Monk
     monkeypatch.setattr(end, "timestamp", lambda: "2100-01-01T00:00:00.000Z")
     await ended(sessions, begun, "second", done("cancelled"))  # As if nobody had heard that the first was kept.
     assert await sessions.run("ann", begun.run.run_id) == run
-    assert await sessions.records(begun.run.run_id) == said("first")
+    assert await sessions.log(begun.run.run_id) == said("first")
     assert await sessions.session("ann", begun.run.session_id) == session
 
 
@@ -473,13 +469,13 @@ async def test_the_end_of_a_run_whose_session_was_deleted_is_refused_in_words(se
     await sessions.checkpoint({begun.run.run_id: answer_of("late")})
     with pytest.raises(NotFound):
         await sessions.run("ann", begun.run.run_id)
-    assert await sessions.records(begun.run.run_id) == []
+    assert await sessions.log(begun.run.run_id) is None
 
 
 async def test_an_unfinished_or_unknown_run_has_no_log(sessions: Sessions) -> None:
     begun = await ask(sessions)
-    assert await sessions.records(begun.run.run_id) == []
-    assert await sessions.records("unknown") == []
+    assert await sessions.log(begun.run.run_id) is None
+    assert await sessions.log("unknown") is None
 
 
 async def test_a_nul_that_a_model_says_is_kept(sessions: Sessions) -> None:
@@ -488,12 +484,12 @@ async def test_a_nul_that_a_model_says_is_kept(sessions: Sessions) -> None:
         begun.run.run_id,
         ending=Error(code="internal", message="\0", retryable=False),
         answer=answer_of("a\0b", "\0", CALL),
-        records=said("a\0b"),
+        log=said("a\0b"),
         usage=None,
     )
     message = (await sessions.session("ann", begun.run.session_id)).messages[-1]
     assert (message.content, message.parts) == ("a\0b", answer_of("a\0b", "\0", CALL).parts)
-    assert await sessions.records(begun.run.run_id) == said("a\0b")
+    assert await sessions.log(begun.run.run_id) == said("a\0b")
 
 
 # Checkpoints and crashes
@@ -529,8 +525,8 @@ async def test_what_a_dead_process_left_is_ended_as_interrupted(url: str) -> Non
         failure = RunFailure("interrupted", "the server stopped before the answer was complete")
         assert (run.status, run.error, run.last_seq) == ("failed", failure, SEQ_LIMIT + 2)
         assert run.finished_at is not None
-        log = await after.records(kept.run.run_id)
-        assert [decode(each.data) for each in log] == [
+        log = events_of(await after.log(kept.run.run_id))
+        assert log == [
             answer.snapshot(kept.run.run_id, SEQ_LIMIT + 1),
             Error(
                 run_id=kept.run.run_id,
@@ -540,7 +536,6 @@ async def test_what_a_dead_process_left_is_ended_as_interrupted(url: str) -> Non
                 retryable=True,
             ),
         ]
-        assert [(each.seq, each.type) for each in log] == [(SEQ_LIMIT + 1, "snapshot"), (SEQ_LIMIT + 2, "error")]
         detail = await after.session("ann", kept.run.session_id)
         assert (detail.active_run_id, detail.messages[-1].status) == (None, "partial")
         assert detail.messages[-1].finish_reason is None
@@ -563,12 +558,12 @@ async def test_an_interrupted_answer_of_any_size_is_read_in_events_of_the_allowe
         begun = await ask(dead)
         await dead.checkpoint({begun.run.run_id: answer})
     assert await sessions.interrupt_abandoned() == [begun.run.run_id]
-    log = await sessions.records(begun.run.run_id)
-    assert max(len(each.data) for each in log) <= EVENT_BYTES_LIMIT
+    log = events_of(await sessions.log(begun.run.run_id))
+    assert max(len(record(each).data) for each in log) <= EVENT_BYTES_LIMIT
     assert [each.seq for each in log] == list(range(SEQ_LIMIT + 1, SEQ_LIMIT + len(log) + 1))
-    assert (log[0].type, log[-1].type) == ("snapshot", "error")
+    assert (type(log[0]), type(log[-1])) == (Snapshot, Error)
     before = answer_of("what a reader had before").snapshot(begun.run.run_id, SEQ_LIMIT)
-    folded = fold([before, *(decode(each.data) for each in log)])
+    folded = fold([before, *log])
     assert folded.parts == answer.parts
 
 
@@ -753,7 +748,7 @@ async def test_what_was_written_is_there_after_a_restart(url: str) -> None:
     for _ in range(2):
         async with open_sessions(url) as sessions:
             assert await sessions.session("ann", "s") == before
-            assert await sessions.records(begun.run.run_id) == said("Hi")
+            assert await sessions.log(begun.run.run_id) == said("Hi")
 
 
 async def test_a_database_of_a_newer_version_is_left_alone(url: str) -> None:

@@ -145,7 +145,7 @@ async def told(**settings: Any) -> AsyncIterator[tuple[LiveServer, Telling, Read
     async with FakeUpstream() as upstream, live_server(upstream.url, **settings) as server:
         for listener in server.server.servers[0].sockets:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL_BYTES)  # what it accepts inherits it
-        telling = Telling(upstream, events=40, text="€" * 3_000)
+        telling = Telling(upstream, events=40, text="€" * 5_000)  # So long that no two are merged.
         async with await WS.start(server, {"message": "Tell"}) as reading:
             await read_up_to(2, reading)
             yield server, telling, reading

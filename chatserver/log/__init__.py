@@ -5,8 +5,12 @@ and a switch of transport are all ``cursor(after)``. A reader takes from the log
 only after that, so no wake-up can be lost.
 """
 
-from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import Protocol
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from itertools import islice
+from struct import pack
+from typing import Protocol, Self
+
+from msgspec import Struct
 
 from chatserver.answer import Answer
 from chatserver.events import Event, Record
@@ -20,6 +24,34 @@ SEQ_LIMIT = 1_000_000
 
 EVENTS_LIMIT = SEQ_LIMIT - 1000
 """Where a run is ended: what is appended last must still be numbered below what a crash leaves."""
+
+
+def batch_of(records: Iterable[Record]) -> Sequence[Record]:
+    """As many of the records as one batch holds, at least the first; the others are not asked for."""
+    found, room = list[Record](), READ_BYTES_LIMIT
+    for each in islice(records, READ_RECORDS_LIMIT):
+        room -= len(each.data)
+        if room < 0 and found:
+            break
+        found.append(each)
+    return found
+
+
+class StoredLog(Struct, frozen=True):
+    """A log as it is stored."""
+
+    last_seq: int
+    documents: bytes
+    """The documents of its events, merged, one a line: JSON has no line end of its own."""
+
+    lengths: bytes = b""
+    """The characters of each text that was merged, in their order, as 16 bits with the low byte first."""
+
+    @classmethod
+    def of(cls, records: Sequence[Record], lengths: Sequence[int] = ()) -> Self:
+        """A log of records, of which there is one at least, with the lengths of what they have merged."""
+        documents = b"\n".join([each.data for each in records])
+        return cls(records[-1].seq, documents, pack(f"<{len(lengths)}H", *lengths))
 
 
 class Fenced(Exception):
@@ -72,9 +104,9 @@ class EventLog(Protocol):
         ...
 
     def cursor(self, after: int) -> Cursor:
-        """A reader of all records with a ``seq`` over ``after``.
+        """A reader of all events with a ``seq`` over ``after``; old ones come merged, cut where the reader is.
 
-        Where ``after`` is older than what is kept, a snapshot comes first.
+        Where ``after`` is in what a crash took, a snapshot comes first.
         """
         ...
 
@@ -86,8 +118,8 @@ class EventLog(Protocol):
         """The fold of all that was appended."""
         ...
 
-    async def records(self) -> list[Record]:
-        """All that is kept, the oldest first."""
+    def stored(self, *last: Record) -> StoredLog:
+        """The log as it is stored, with records behind it that are not appended yet."""
         ...
 
     def close(self) -> None:

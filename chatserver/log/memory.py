@@ -9,23 +9,25 @@ from weakref import WeakValueDictionary
 
 from anyio.lowlevel import checkpoint
 
-from chatserver.answer import Answer, Folding
+from chatserver.answer import Answer, fold
 from chatserver.events import (
-    TERMINAL_TYPES,
-    TEXTS,
     Event,
+    Reasoning,
     Record,
     Token,
     appended,
-    decode,
     pieces,
     token_writer,
 )
-from chatserver.log import READ_RECORDS_LIMIT
-from chatserver.log.segments import Segments
+from chatserver.log import StoredLog
+from chatserver.log.fresh import Fresh
+from chatserver.log.merged import Merged
 from chatserver.log.waking import WAKES
 
 logger = logging.getLogger(__name__)
+
+RESTORED_PER_TURN = 64
+"""How many events of a stored log are read in one turn of the loop; one takes up to 50 µs."""
 
 READERS_PER_TURN = 64
 """How many readers one callback of the loop wakes: a log with many of them does not hold up all others."""
@@ -34,11 +36,12 @@ READERS_PER_TURN = 64
 class MemoryCursor:
     """A ``Cursor`` in a ``MemoryLog``."""
 
-    __slots__ = ("__weakref__", "_log", "after", "wake")
+    __slots__ = ("__weakref__", "_log", "after", "is_waiting", "wake")
 
     def __init__(self, log: "MemoryLog", after: int) -> None:
         self._log = log
         self.after = after
+        self.is_waiting = False
         self.wake: Callable[[], None] = _nobody
 
     @property
@@ -51,13 +54,12 @@ class MemoryCursor:
             batch = log.batch(self.after)
             self.after = batch[-1].seq
             return batch
-        if not log.is_over:
-            log.waiting[self] = None
+        self.is_waiting = not log.is_over
         return ()
 
     def close(self) -> None:
-        self.wake = _nobody
-        self._log.waiting.pop(self, None)
+        self.is_waiting = False
+        self._log.left(self)
 
 
 def _nobody() -> None:
@@ -65,60 +67,80 @@ def _nobody() -> None:
 
 
 class MemoryLog:
-    """An ``EventLog`` in memory, where all that was appended can be read for as long as the log is kept."""
+    """An ``EventLog`` in memory: all its events merged, and beside them the fresh ones, the newest, as they are."""
 
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
         self.last_seq = 0
         self.is_over = False
-        self.waiting: dict[MemoryCursor, None] = {}
-        """The cursors that wait, in the order of their coming; any of them leaves at one go."""
-        self._kept = Segments()
-        self._folding = Folding()
+        self._readers: dict[MemoryCursor, None] = {}  # In the order of their coming; any of them leaves at one go.
+        self._merged = Merged(run_id)
         self._token_record = token_writer(run_id)
-        self._newest: Sequence[Record] = ()
+        self._fresh = Fresh()
+        self._newest_after, self._newest = -1, ()  # type: tuple[int, Sequence[Record]]
         self._batch_after, self._batch = -1, ()  # type: tuple[int, Sequence[Record]]
-        self._is_waking = False
+        self._is_waking = self._has_news = False
 
     @property
     def size_bytes(self) -> int:
-        """About what it takes of the memory."""
-        return self._kept.size_bytes + self._folding.size_bytes
+        """About what it takes of the memory, without what is fresh."""
+        return self._merged.size_bytes
 
     def append(self, draft: Event) -> Record:
         if self.is_over:
             raise RuntimeError("a terminal event is the last one")
         for part in pieces(draft):
             self._append(part)
-        if self.waiting and not self._is_waking:
+        if self._readers:
             WAKES.tell(self._wake)
         return self._newest[0]
 
     def _append(self, part: Event) -> None:
         seq = self.last_seq + 1
-        if type(part) is Token:
-            self._keep(self._token_record(part.content, seq), part)
+        if type(part) is Token:  # As nearly all are.
+            new = self._token_record(part.content, seq)
+            self._merged.add_text(Token, seq, part.content)
         else:
-            new = appended(part, self.run_id, seq)
-            # Texts cannot be changed; a tool may change the arguments that it is given.
-            self._keep(new, part if isinstance(part, TEXTS) else decode(new.data))
+            new = self._appended(part, seq)
+        self.last_seq = seq
+        self._newest_after, self._newest = seq - 1, (new,)
+        self._fresh.append(new)
+        if self.is_over:
+            self._settle()
 
-    def _keep(self, new: Record, event: Event) -> None:
-        self._folding.add(event)  # First: what it refuses is not in the log either.
-        self._kept.append(new)
-        self._newest = (new,)
-        self.last_seq = new.seq
-        self.is_over = new.type in TERMINAL_TYPES
+    def _appended(self, part: Event, seq: int) -> Record:
+        new = appended(part, self.run_id, seq)
+        if isinstance(part, Reasoning):
+            self._merged.add_text(Reasoning, seq, part.content)
+        else:
+            self._merged.add(new)
+        self.is_over = new.is_terminal
+        return new
 
-    async def restore(self, records: Sequence[Record]) -> None:
-        """Begin with what another log has told."""
-        for count, each in enumerate(records, 1):
-            self._keep(each, decode(each.data))
-            if count % READ_RECORDS_LIMIT == 0:
+    def _settle(self) -> None:
+        """Of a log that is over nothing is fresh any more, as soon as those have left who read it as it was written."""
+        if not self._readers:
+            self._fresh.clear(self.last_seq)
+
+    async def restore(self, stored: StoredLog) -> None:
+        """Begin with what was stored of a log that is over."""
+        for count, seq in enumerate(self._merged.restore(stored), 1):
+            self.last_seq = seq
+            if count % RESTORED_PER_TURN == 0:
                 await checkpoint()
+        self.is_over = True
+        self._settle()
 
     def cursor(self, after: int) -> MemoryCursor:
-        return MemoryCursor(self, after)
+        cursor = MemoryCursor(self, after)
+        self._readers[cursor] = None
+        return cursor
+
+    def left(self, cursor: MemoryCursor) -> None:
+        """A reader has gone."""
+        self._readers.pop(cursor, None)
+        if self.is_over:
+            self._settle()
 
     async def read(self, after: int) -> AsyncGenerator[Sequence[Record], None]:
         with closing(self.cursor(after)) as cursor:
@@ -134,48 +156,49 @@ class MemoryLog:
 
     def batch(self, after: int) -> Sequence[Record]:
         """What one batch holds of the records behind ``after``, of which there is one at least."""
-        if after == self.last_seq - 1:
+        if after == self._newest_after:
             return self._newest
         if not self._is_waking:
-            return self._kept.after(after)
+            return self._batched(after)
         if after != self._batch_after:  # Else this reader is as far as the one that was woken before it.
-            self._batch_after, self._batch = after, self._kept.after(after)
+            self._batch_after, self._batch = after, self._batched(after)
         return self._batch
 
-    def answer(self) -> Answer:
-        return self._folding.answer()
+    def _batched(self, after: int) -> Sequence[Record]:
+        return (self._fresh.following if after >= self._fresh.after else self._merged.after)(after)
 
-    async def records(self) -> list[Record]:
-        found: list[Record] = []
-        for part in self._kept.parts():
-            if found:
-                await checkpoint()  # A long log is unpacked in many parts.
-            found += part
-        return found
+    def answer(self) -> Answer:
+        return fold(self._merged.events())
+
+    def stored(self, *last: Record) -> StoredLog:
+        return self._merged.stored(last)
 
     def close(self) -> None:
         self.is_over = True
-        if self.waiting and not self._is_waking:
-            self._wake()
+        self._wake()
 
     def _wake(self) -> None:
-        """Wake all that wait now. An append meanwhile wakes nobody: whoever waits again by then is woken afterwards."""
-        self._is_waking = True
-        due = list(self.waiting)
-        self.waiting.clear()
-        self._wake_some(due, 0, self.last_seq)
+        """Wake all that wait, the first ones at once; an append meanwhile does it again when all have been woken."""
+        self._has_news = True
+        if not self._is_waking:
+            self._wake_all()
 
-    def _wake_some(self, due: list[MemoryCursor], start: int, woken_seq: int) -> None:
-        end = start + READERS_PER_TURN
-        for cursor in due[start:end]:
-            try:
-                cursor.wake()
-            except Exception:  # Others wait behind it.
-                logger.exception("a reader of run %s could not be woken", self.run_id)
-        if end < len(due):
-            asyncio.get_running_loop().call_soon(self._wake_some, due, end, woken_seq)
-        elif self.waiting and (self.is_over or self.last_seq > woken_seq):
-            asyncio.get_running_loop().call_soon(self._wake)
+    def _wake_all(self) -> None:
+        self._is_waking, self._has_news = True, False
+        self._wake_some(list(self._readers))
+
+    def _wake_some(self, readers: list[MemoryCursor]) -> None:
+        for cursor in readers[:READERS_PER_TURN]:
+            if cursor.is_waiting:
+                cursor.is_waiting = False
+                try:
+                    cursor.wake()
+                except Exception:  # Others wait behind it.
+                    logger.exception("a reader of run %s could not be woken", self.run_id)
+        if len(readers) > READERS_PER_TURN:
+            asyncio.get_running_loop().call_soon(self._wake_some, readers[READERS_PER_TURN:])
+        elif self._has_news:
+            asyncio.get_running_loop().call_soon(self._wake_all)
         else:
             self._is_waking = False
             self._batch_after, self._batch = -1, ()  # A reader that has stopped would not be the only one to hold it.
@@ -184,8 +207,8 @@ class MemoryLog:
 class MemoryLogs:
     """The ``EventLogs`` of one process. Those of runs that are over take ``over_bytes_limit`` at most, all together."""
 
-    def __init__(self, over_bytes_limit: int, stored: Callable[[str], Awaitable[Sequence[Record]]]) -> None:
-        """``stored`` gives the records of a run whose log was forgotten, or none."""
+    def __init__(self, over_bytes_limit: int, stored: Callable[[str], Awaitable[StoredLog | None]]) -> None:
+        """``stored`` gives the log of a run that was forgotten, None: there is none."""
         self._over_bytes_limit = over_bytes_limit
         self._stored = stored
         self._logs: dict[str, MemoryLog] = {}
@@ -206,9 +229,9 @@ class MemoryLogs:
         lock = self._restoring.setdefault(run_id, asyncio.Lock())
         async with lock:
             log = self._restored.get(run_id)
-            if log is None and (records := await self._stored(run_id)):
+            if log is None and (stored := await self._stored(run_id)):
                 log = MemoryLog(run_id)
-                await log.restore(records)
+                await log.restore(stored)
                 self._restored[run_id] = log
             return log
 

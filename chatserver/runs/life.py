@@ -9,10 +9,10 @@ from typing import TypeAlias
 import anyio
 
 from chatserver.agent import Agent, Step
-from chatserver.compaction import compact
 from chatserver.endings import INTERNAL, INTERRUPTED, UNSTORED, ending_of
 from chatserver.errors import RunLost, Unavailable, UpstreamError
-from chatserver.events import Error, FinishReason, Record, Terminal, ToolResult, appended
+from chatserver.events import Error, FinishReason, Terminal, ToolResult, appended
+from chatserver.log import StoredLog
 from chatserver.meter import Spent
 from chatserver.providers import ModelRequest
 from chatserver.runs.checkpoints import Checkpoints
@@ -162,7 +162,7 @@ class Life:
         terminal, is_stored = self.run.ending(monotonic()), False
         try:
             last = appended(terminal, self.run_id, self.log.last_seq + 1)
-            await self._store(terminal, [*await self.log.records(), last])
+            await self._store(terminal, self.log.stored(last))
             is_stored = True
         except RunLost as lost:
             logger.warning("run %s was lost: %s", self.run_id, lost)
@@ -191,7 +191,7 @@ class Life:
             await anyio.sleep(wait_seconds)
             wait_seconds = min(2 * wait_seconds, STORE_AGAIN_AT_MOST_SECONDS)
             try:
-                return await self._store(UNSTORED, await self.log.records())
+                return await self._store(UNSTORED, self.log.stored())
             except RunLost:
                 return
             except Unavailable:
@@ -208,8 +208,6 @@ class Life:
                     logger.exception("run %s cannot be stored as ended: its session takes no other", self.run_id)
             is_told = True
 
-    async def _store(self, terminal: Terminal, records: list[Record]) -> None:
-        answer = self.run.said()
-        kept = compact(records, self.run_id, whole=answer)
-        usage = self.run.meter.usage()
-        await self._sessions.finish(self.run_id, ending=terminal, answer=answer, records=kept, usage=usage)
+    async def _store(self, terminal: Terminal, log: StoredLog) -> None:
+        answer, usage = self.run.said(), self.run.meter.usage()
+        await self._sessions.finish(self.run_id, ending=terminal, answer=answer, log=log, usage=usage)

@@ -5,7 +5,7 @@ user is not found, as if there were none. Nothing is written per token, and no t
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from time import monotonic
@@ -17,7 +17,8 @@ from chatserver.answer import Answer
 from chatserver.commands import ChatRequest
 from chatserver.dialogue import PastMessage
 from chatserver.errors import Unavailable
-from chatserver.events import Record, Terminal, Usage
+from chatserver.events import Terminal, Usage
+from chatserver.log import StoredLog
 from chatserver.records import PAGE_LIMIT, RunRecord, SessionDetail, SessionPage, SessionRecord
 from chatserver.sessions import begin, branches, edit, end, leases, read
 from chatserver.sessions.begin import Begun
@@ -119,15 +120,15 @@ class Sessions:
         *,
         ending: Terminal,
         answer: Answer,
-        records: Sequence[Record],
+        log: StoredLog,
         usage: Usage | None,
     ) -> None:
-        """Keep a run's end: its outcome, its log as it shall be read from now on, its answer. The first end counts.
+        """Keep a run's end: its outcome, its whole log, its answer. The first end counts.
 
         Raises:
             RunLost: another process has ended the run, or deleted it with its session; nothing is kept.
         """
-        work = partial(end.finish, ending=ending, answer=answer, records=records, usage=usage, owner=self._lease.owner)
+        work = partial(end.finish, ending=ending, answer=answer, log=log, usage=usage, owner=self._lease.owner)
         await self._database.write(partial(work, run_id=run_id))
 
     async def checkpoint(self, answers: Mapping[str, Answer]) -> None:
@@ -154,9 +155,9 @@ class Sessions:
         """
         return await self._database.read(partial(read.run, user=user, run_id=run_id))
 
-    async def records(self, run_id: str) -> list[Record]:
-        """The log that a finished run left; empty for any other. Whose it is has been asked before (``run``)."""
-        return await self._database.read(partial(read.records, run_id=run_id))
+    async def log(self, run_id: str) -> StoredLog | None:
+        """The log that a finished run left; None for any other. Whose it is has been asked before (``run``)."""
+        return await self._database.read(partial(read.log, run_id=run_id))
 
     async def spent_on(self, user: str, day: str) -> int:
         """The model tokens of the user's runs that ended on this day (UTC, ISO 8601), deleted ones too."""

@@ -1,6 +1,6 @@
 """How a run ends, in front of its readers or by a crash, and what is kept of one that goes on."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from typing import Any
@@ -12,8 +12,8 @@ from chatserver.answer import Answer, retold
 from chatserver.dialogue import json_bytes, told_bytes
 from chatserver.endings import INTERRUPTED
 from chatserver.errors import RunLost
-from chatserver.events import Error, Event, Record, Terminal, Usage, record
-from chatserver.log import SEQ_LIMIT
+from chatserver.events import Error, Event, Terminal, Usage, record
+from chatserver.log import SEQ_LIMIT, StoredLog
 from chatserver.records import RunFailure, status_after, timestamp
 from chatserver.sessions.holdings import add_to_run
 from chatserver.sessions.schema import USER_OF_RUN, insert_or_update, messages, runs, sessions, spendings
@@ -38,7 +38,7 @@ def finish(
     run_id: str,
     ending: Terminal,
     answer: Answer,
-    records: Sequence[Record],
+    log: StoredLog,
     usage: Usage | None,
     owner: str,
 ) -> None:
@@ -49,12 +49,13 @@ def finish(
     """
     now, status = timestamp(), status_after(ending)
     error = RunFailure(ending.code, ending.message) if isinstance(ending, Error) else None
-    said, log = _said(answer), b"\n".join(each.data for each in records)
-    size = len(log) + json_bytes(answer.parts) + json_bytes(answer.transcript)
+    said = _said(answer)
+    size = len(log.documents) + len(log.lengths) + json_bytes(answer.parts) + json_bytes(answer.transcript)
     # The session first: everybody locks in this order, so that PostgreSQL meets no deadlock with a deletion.
     connection.execute(_TOUCH, {"run": run_id, "now": now, "size": size})
-    ended = {"status": status, "last_seq": records[-1].seq, "usage": usage, "finished_at": now, "error": error}
-    if connection.execute(_END, {"run": run_id, "events": log, "owner": owner} | ended).rowcount == 0:
+    ended = {"status": status, "last_seq": log.last_seq, "usage": usage, "finished_at": now, "error": error}
+    kept = {"events": log.documents, "lengths": log.lengths}
+    if connection.execute(_END, {"run": run_id, "owner": owner} | kept | ended).rowcount == 0:
         return _check_owner(connection, run_id, owner)
     if usage is not None:
         spent = {"run": run_id, "day": now[:10], "tokens": usage.input_tokens + usage.output_tokens}
@@ -109,7 +110,7 @@ def interrupt(connection: Connection, run_ids: Iterable[str], owner: str) -> Non
         if (said := connection.execute(_LEFT, {"run": run_id}).one_or_none()) is None:
             continue
         left = Answer(*said)
-        log = [record(each) for each in _remains(run_id, left)]
+        log = StoredLog.of([record(each) for each in _remains(run_id, left)])
         with suppress(RunLost), connection.begin_nested():
             finish(connection, run_id, INTERRUPTED, left, log, None, owner)
 

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, select, tuple_
 
 from chatserver.commands import checked_id
 from chatserver.errors import BadCursor, NotFound
-from chatserver.events import Record, as_record
+from chatserver.log import StoredLog
 from chatserver.records import RunRecord, SessionDetail, SessionPage, SessionRecord
 from chatserver.sessions import branches
 from chatserver.sessions.schema import folded, runs, sessions, spendings
@@ -50,11 +50,11 @@ def spent_on(connection: Connection, user: str, day: str) -> int:
     return connection.execute(query).scalar() or 0
 
 
-def records(connection: Connection, run_id: str) -> list[Record]:
-    """The log of a finished run, as it was given to ``finish``; empty where there is none."""
-    events = connection.execute(select(runs.c.events).where(runs.c.run_id == run_id)).scalar()
-    documents = events.split(b"\n") if events else []  # JSON has no line end of its own.
-    return [as_record(document) for document in documents]
+def log(connection: Connection, run_id: str) -> StoredLog | None:
+    """The log of a finished run, as it was given to ``finish``; None where there is none."""
+    query = select(runs.c.last_seq, runs.c.events, runs.c.lengths).where(runs.c.run_id == run_id)
+    row = connection.execute(query).one_or_none()
+    return StoredLog(row.last_seq, row.events, row.lengths or b"") if row and row.events else None
 
 
 def session_record(connection: Connection, user: str, session_id: str) -> SessionRecord:

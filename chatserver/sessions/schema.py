@@ -144,7 +144,8 @@ runs = Table(
     Column("finished_at", Text),
     Column("error", Document(RunFailure)),
     # Behind most columns, so that SQLite reads past it only where it is asked for.
-    Column("events", LargeBinary),  # the documents of a finished run, one a line
+    Column("events", LargeBinary),  # of a finished run; as the lengths, see ``StoredLog``
+    Column("lengths", LargeBinary),
     Column("owner", Text),  # the process that goes on with the run, or that has ended it
     PrimaryKeyConstraint("run_id", name="pk_runs"),
     ForeignKeyConstraint(

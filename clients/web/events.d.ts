@@ -13,19 +13,21 @@ export interface StartEvent {
   heartbeat_ms: number;
 }
 
-/** Text to append to the answer. */
+/** Text to append to the answer; with a `first_seq` that of several events, from this number to `seq`. */
 export interface TokenEvent {
   type: "token";
   run_id: string;
   seq: number;
+  first_seq?: number | undefined;
   content: string;
 }
 
-/** Reasoning text to append, where the model gives any. */
+/** Reasoning text to append, where the model gives any; `first_seq` as in a `token`. */
 export interface ReasoningEvent {
   type: "reasoning";
   run_id: string;
   seq: number;
+  first_seq?: number | undefined;
   content: string;
 }
 

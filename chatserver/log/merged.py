@@ -1,0 +1,156 @@
+"""The merged form of a log: adjacent texts of one kind are one text, with the length of each, so that none is lost.
+
+A token of a few characters takes 250 bytes as a record; here it takes its text and 2 bytes.
+"""
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from struct import unpack
+from typing import TypeAlias
+
+from msgspec import UNSET
+
+from chatserver.events import (
+    TEXT_CHARS_PER_EVENT,
+    TEXTS,
+    Event,
+    Reasoning,
+    Record,
+    Token,
+    decode,
+    record,
+    type_of,
+)
+from chatserver.log import StoredLog, batch_of
+
+TEXTS_PER_EVENT = 10_000
+"""How many texts are merged into one event at most: a reader who has some of them makes the server count up to them."""
+
+BLOCK_BYTES = 250
+"""What a block takes beside its text and the lengths, or beside its document."""
+
+
+class Texts:
+    """Adjacent texts of one kind, joined; cut between any two of them."""
+
+    __slots__ = ("chars", "first_seq", "kind", "lengths", "text")
+
+    def __init__(self, kind: type[Token | Reasoning], first_seq: int) -> None:
+        self.kind = kind
+        self.first_seq = first_seq
+        self.text = bytearray()  # UTF-8
+        self.lengths = array("H")  # in characters; one event has no more than 10,000
+        self.chars = 0
+
+    def event(self, run_id: str, after: int = 0) -> Token | Reasoning:
+        """What follows a cursor, which is before the last of them."""
+        skipped = max(0, after + 1 - self.first_seq)
+        first, last = self.first_seq + skipped, self.first_seq + len(self.lengths) - 1
+        content = self.text.decode()[sum(self.lengths[:skipped]) :]
+        return self.kind(run_id=run_id, seq=last, first_seq=first if first < last else UNSET, content=content)
+
+    def seal(self) -> None:
+        """Nothing more is added: let go of the room for it."""
+        self.text, self.lengths = bytearray(self.text), self.lengths[:]
+
+
+Block: TypeAlias = Texts | Record
+
+
+class Merged:
+    """All events of a log in their order. Only the first can be a snapshot; from there on no ``seq`` is missing."""
+
+    __slots__ = ("_blocks", "_run_id", "_texts")
+
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
+        self._blocks: list[Block] = []
+        self._texts: Texts | None = None  # The last block, where it is texts.
+
+    @property
+    def size_bytes(self) -> int:
+        """About what it takes of the memory."""
+        return sum(map(_size_bytes, self._blocks))
+
+    def add(self, new: Record) -> None:
+        """Add an event that is no text."""
+        self.seal()
+        self._blocks.append(new)
+
+    def add_text(self, kind: type[Token | Reasoning], seq: int, content: str) -> None:
+        chars = len(content)
+        texts = self._with_room(kind, seq, 1, chars)
+        texts.text += content.encode()
+        texts.lengths.append(chars)
+        texts.chars += chars
+
+    def _with_room(self, kind: type[Token | Reasoning], seq: int, count: int, chars: int) -> Texts:
+        texts = self._texts
+        if (
+            texts is None
+            or texts.kind is not kind
+            or texts.chars + chars > TEXT_CHARS_PER_EVENT
+            or len(texts.lengths) + count > TEXTS_PER_EVENT
+        ):
+            self.seal()
+            self._texts = texts = Texts(kind, seq)
+            self._blocks.append(texts)
+        return texts
+
+    def seal(self) -> None:
+        """What is added from now on is not joined to what there is."""
+        if self._texts is not None:
+            self._texts.seal()
+            self._texts = None
+
+    def after(self, cursor: int) -> Sequence[Record]:
+        """What one batch holds of the events behind a cursor, of which there is one at least."""
+        start = max(0, bisect_right(self._blocks, cursor + 1, key=_first_seq) - 1)
+        return batch_of(self._record(block, cursor) for block in islice(self._blocks, start, None))
+
+    def _record(self, block: Block, after: int = 0) -> Record:
+        return block if isinstance(block, Record) else record(block.event(self._run_id, after))
+
+    def events(self) -> Iterator[Event]:
+        """All events, the oldest first."""
+        for block in self._blocks:
+            yield decode(block.data) if isinstance(block, Record) else block.event(self._run_id)
+
+    def stored(self, last: Sequence[Record] = ()) -> StoredLog:
+        """The log as it is stored, with some events behind it that are not in it."""
+        records, lengths = list[Record](), array("H")
+        for block in self._blocks:
+            records.append(self._record(block))
+            if isinstance(block, Texts) and len(block.lengths) > 1:
+                lengths.extend(block.lengths)
+        return StoredLog.of([*records, *last], lengths)
+
+    def restore(self, stored: StoredLog) -> Iterator[int]:
+        """Add what was stored, an event for each ``seq`` that is asked for: a long log takes a while."""
+        lengths = unpack(f"<{len(stored.lengths) // 2}H", stored.lengths)
+        start = 0
+        for document in stored.documents.split(b"\n"):
+            event = decode(document)
+            if not isinstance(event, TEXTS):
+                self.add(Record(event.seq, type_of(event), document))
+            elif event.first_seq is UNSET:
+                self.add_text(type(event), event.seq, event.content)
+            else:
+                count = event.seq - event.first_seq + 1
+                texts = self._with_room(type(event), event.first_seq, count, len(event.content))
+                texts.text += event.content.encode()
+                texts.lengths.extend(lengths[start : start + count])
+                texts.chars += len(event.content)
+                start += count
+            yield event.seq
+        self.seal()
+
+
+def _first_seq(block: Block) -> int:
+    return block.seq if isinstance(block, Record) else block.first_seq
+
+
+def _size_bytes(block: Block) -> int:
+    return BLOCK_BYTES + (len(block.data) if isinstance(block, Record) else len(block.text) + 2 * len(block.lengths))
