@@ -1,9 +1,12 @@
 """The WebSocket endpoint: who comes in, and what a dialogue is begun with."""
 
+from functools import partial
+
 from litestar import asgi
 
 from chatserver.auth import Identity
 from chatserver.errors import Draining, Unauthenticated, UpgradeRequired
+from chatserver.transports.admission import Admission
 from chatserver.transports.asgi import AsgiReceive, AsgiScope, AsgiSend
 from chatserver.transports.close_codes import closing_of
 from chatserver.transports.components import Components
@@ -45,14 +48,15 @@ async def websocket(scope: AsgiScope, receive: AsgiReceive, send: AsgiSend) -> N
     except Exception as error:  # noqa: BLE001 - logged by `refusal_of`
         closing = closing_of(refusal_of(error, "a WebSocket"))
         return await send({"type": "websocket.close", "code": closing.code, "reason": closing.reason})
+    # Nothing is awaited before the dialogue has the admission: no cancellation could come between.
+    await with_socket(scope, receive, send, partial(_begin, components, identity, admission))
 
-    def begin(peer: SocketPeer) -> None:
-        """Nothing escapes from here: Litestar would close with 4500, which is no code of the protocol."""
-        try:
-            Multiplexer(peer, identity, components, admission)
-        except Exception as error:  # noqa: BLE001 - logged by `refusal_of`
-            components.connections.release(admission)
-            closing = closing_of(refusal_of(error, "a WebSocket"))
-            peer.close(closing.code, closing.reason)
 
-    await with_socket(scope, receive, send, begin)
+def _begin(components: Components, identity: Identity, admission: Admission, peer: SocketPeer) -> None:
+    """Nothing escapes from here: Litestar would close with 4500, which is no code of the protocol."""
+    try:
+        Multiplexer(peer, identity, components, admission)
+    except Exception as error:  # noqa: BLE001 - logged by `refusal_of`
+        components.connections.release(admission)
+        closing = closing_of(refusal_of(error, "a WebSocket"))
+        peer.close(closing.code, closing.reason)
