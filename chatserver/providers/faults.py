@@ -1,45 +1,49 @@
 """Failures of an upstream: what the run's `error` event says of them, and what the log says."""
 
 import ssl
+from enum import Enum, auto
 
 from chatserver.errors import UpstreamError
 
 UNAVAILABLE = "the model server is not available: whoever runs this server should see that it runs, and its log"
 
 
+class Kind(Enum):
+    """What is to be done about a fault."""
+
+    FINAL = auto()
+    """Nothing: the same request would fail again, or too much of the answer has been told."""
+
+    PASSING = auto()
+    """The same request may succeed at once, as long as nothing of the answer has come."""
+
+    STALE = auto()
+    """As ``PASSING``, over another connection."""
+
+    FILTERED = auto()
+    """The upstream's filter refused the dialogue: that is an end, and no failure."""
+
+    NO_MODEL = auto()
+    """The upstream does not have the model: the models that it has can be named."""
+
+
 class Fault(Exception):
     """A failure of the upstream, raised and caught within the providers; ``error`` leaves them.
 
-    ``cause`` is for the log and may quote the upstream's ``words``. ``is_worth_a_try``: the same request may succeed at
-    once, as long as nothing of the answer has come. ``is_stale``: a retry needs another connection. ``is_filter``: the
-    upstream's filter refused the dialogue. ``lacks_model``: the upstream does not have the model.
+    ``cause`` is for the log and may quote the upstream's ``words``.
     """
 
-    def __init__(
-        self,
-        error: UpstreamError,
-        cause: str,
-        *,
-        words: str = "",
-        is_worth_a_try: bool = False,
-        is_stale: bool = False,
-        is_filter: bool = False,
-        lacks_model: bool = False,
-    ) -> None:
+    def __init__(self, error: UpstreamError, cause: str, kind: Kind = Kind.FINAL, words: str = "") -> None:
         super().__init__(error.message)
         self.error = error
         self.cause = cause
+        self.kind = kind
         self.words = words
-        self.is_worth_a_try = is_worth_a_try
-        self.is_stale = is_stale
-        self.is_filter = is_filter
-        self.lacks_model = lacks_model
 
 
-def unavailable(cause: str, message: str = UNAVAILABLE, *, is_stale: bool) -> Fault:
-    """The connection or the server failed."""
-    error = UpstreamError("upstream_unavailable", message, retryable=True)
-    return Fault(error, cause, is_worth_a_try=True, is_stale=is_stale)
+def unavailable(cause: str, message: str = UNAVAILABLE) -> Fault:
+    """The connection failed."""
+    return Fault(UpstreamError("upstream_unavailable", message, retryable=True), cause, Kind.STALE)
 
 
 def unreachable(error: BaseException) -> Fault:
@@ -50,7 +54,7 @@ def unreachable(error: BaseException) -> Fault:
     root, message = causes[-1], UNAVAILABLE
     if any(isinstance(each, ssl.SSLError) for each in causes):
         message = "no safe connection to the model server: check OPENAI_BASE_URL, its certificate and SSL_CERT_FILE"
-    return unavailable(f"cannot be reached: {type(root).__name__}: {root}", message, is_stale=True)
+    return unavailable(f"cannot be reached: {type(root).__name__}: {root}", message)
 
 
 def silent(seconds: float) -> Fault:
@@ -62,7 +66,7 @@ def silent(seconds: float) -> Fault:
 def cut(has_begun: bool) -> Fault:
     """The response ended before the answer did."""
     if not has_begun:
-        return unavailable("ended before the answer began", is_stale=True)
+        return unavailable("ended before the answer began")
     error = UpstreamError("upstream_truncated", "the model server ended in mid answer", retryable=True)
     return Fault(error, "ended in mid answer")
 

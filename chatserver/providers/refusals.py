@@ -10,7 +10,7 @@ import anyio
 import msgspec
 
 from chatserver.errors import UpstreamError
-from chatserver.providers.faults import UNAVAILABLE, Fault
+from chatserver.providers.faults import UNAVAILABLE, Fault, Kind
 from chatserver.providers.words import words_of
 from chatserver.upstream.body import read_into
 
@@ -120,18 +120,19 @@ def given_up(reason: str) -> Fault:
 
 def _fault(status: int | None, words: str, after: float | None, cause: str) -> Fault:
     said = words.lower()
-    is_filter = status in (None, 400, 403, 422, 451) and bool(FILTER.search(said))
     error = _error(status, said)
     error.retry_after = after if error.retryable else None
-    return Fault(
-        error,
-        cause,
-        words=words,
-        is_worth_a_try=error.code == "upstream_unavailable",
-        is_stale=status in (408, 409),
-        is_filter=is_filter,
-        lacks_model=error.message == NO_MODEL,
-    )
+    return Fault(error, cause, _kind(status, said, error), words)
+
+
+def _kind(status: int | None, said: str, error: UpstreamError) -> Kind:
+    if status in (None, 400, 403, 422, 451) and FILTER.search(said):
+        return Kind.FILTERED
+    if error.message == NO_MODEL:
+        return Kind.NO_MODEL
+    if error.code == "upstream_unavailable":
+        return Kind.STALE if status in (408, 409) else Kind.PASSING
+    return Kind.FINAL
 
 
 def _error(status: int | None, said: str) -> UpstreamError:

@@ -7,7 +7,7 @@ from time import monotonic
 
 from chatserver.providers import ModelRequest
 from chatserver.providers.chat_completions.parameters import Parameters
-from chatserver.providers.faults import Fault
+from chatserver.providers.faults import Fault, Kind
 from chatserver.providers.words import loggable
 
 logger = logging.getLogger(__name__)
@@ -49,16 +49,17 @@ class Tries:
 
         ``has_begun``: something of the answer had come.
         """
-        parameter = None
-        if not has_begun and not fault.is_filter and fault.error.code in ("llm_error", "upstream_unavailable"):
+        parameter, is_about_request = None, fault.error.code in ("llm_error", "upstream_unavailable")
+        if is_about_request and not has_begun and fault.kind is not Kind.FILTERED:
             parameter = self._parameters.in_words(self._request, self._refused, self._maker, fault.words)
         if parameter is not None:
             self._refused |= {parameter}
             self._log(f"{fault.cause} - tried again without {parameter}")
             return 0.0
-        delay = self._delay(fault) if fault.is_worth_a_try and not has_begun else None
+        may_pass = fault.kind in (Kind.PASSING, Kind.STALE) and not has_begun
+        delay = self._delay(fault) if may_pass else None
         self._log(fault.cause if delay is None else f"{fault.cause} - tried again in {delay:.2f} s")
-        self.is_fresh = fault.is_stale
+        self.is_fresh = fault.kind is Kind.STALE
         return delay
 
     def _delay(self, fault: Fault) -> float | None:

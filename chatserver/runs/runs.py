@@ -15,7 +15,7 @@ from chatserver.log import EventLog, EventLogs
 from chatserver.records import MessageRecord, RunRecord, SessionDetail
 from chatserver.runs.life import Life
 from chatserver.runs.lives import Lives
-from chatserver.runs.places import Places
+from chatserver.runs.places import Place, Places
 from chatserver.runs.subscription import Subscription
 from chatserver.sessions import Sessions
 from chatserver.settings import Settings
@@ -62,6 +62,10 @@ class Runs:
             if found := await self._sessions.earlier(user, request):
                 return await self.subscribe(user, found.run.run_id, 0)
             raise
+        return await self._begin(user, request, place)
+
+    async def _begin(self, user: str, request: ChatRequest, place: Place) -> Subscription:
+        """Begin a run, which has the place from then on; of a run that is not begun, nothing stays."""
         reader, foreseen, run_id = None, None, new_id()
         try:
             await self._deleted(user)  # Nothing is awaited behind this: a deletion from now on knows of this run.

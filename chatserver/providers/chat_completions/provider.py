@@ -16,7 +16,7 @@ from chatserver.providers import Finish, ModelRequest, OnDelta
 from chatserver.providers.chat_completions.parameters import Parameters
 from chatserver.providers.chat_completions.turn import Turn, close, finish_of
 from chatserver.providers.client import OPENAI_URL, address, make_client
-from chatserver.providers.faults import Fault, nonsense, silent, unreachable
+from chatserver.providers.faults import Fault, Kind, nonsense, silent, unreachable
 from chatserver.providers.models import offered_beside
 from chatserver.providers.refusals import refusal
 from chatserver.providers.tries import Tries
@@ -110,10 +110,10 @@ class OpenAIProvider:
             else:
                 tries.succeeded()
                 return finish
-            if failure.is_filter:
+            if failure.kind is Kind.FILTERED:
                 return Finish("content_filter", None)
             if delay is None:
-                if failure.lacks_model:
+                if failure.kind is Kind.NO_MODEL:
                     await self._name_models(failure, request)
                 raise failure.error
             await anyio.sleep(delay)
