@@ -64,7 +64,7 @@ def generated(steps: Callable[[ModelRequest], AsyncGenerator[Step, None]]) -> Ag
 
     async def answer(request: ModelRequest, meter: Meter, emit: Emit, settled: Settled) -> FinishReason:
         await settled()
-        meter.ask(request)
+        meter.begin_turn(request)
         async with aclosing(steps(request)) as theirs:
             async for step in theirs:
                 emit(step)
@@ -88,10 +88,10 @@ class ToolAgent(Struct, frozen=True):
         """The ``Agent``. A model that wants too many tools at once has failed."""
         request, call_ids = replace(request, tools=[each.specification() for each in self.tools.values()]), set[str]()
         for _ in range(self.turns_limit):
-            meter.ask(request)
+            meter.begin_turn(request)
             turn = _Turn(meter, emit)
             finish = await self.provider.stream(request, turn.on_delta)
-            meter.told(finish.usage)
+            meter.end_turn(finish.usage)
             made = len(call_ids)
             calls = [_checked(each, self.tools, call_ids) for each in turn.wanted]
             origin = _origin(turn.wanted, calls, finish.leavings)
@@ -163,7 +163,7 @@ class _Turn:
         elif isinstance(delta, ToolCallRequest):
             if len(self.wanted) == WANTED_CALLS_LIMIT:
                 raise UpstreamError("llm_error", f"the model wants over {WANTED_CALLS_LIMIT} tool calls at once")
-            self._meter.call(delta.arguments)
+            self._meter.add_arguments(delta.arguments)
             self.wanted.append(delta)
 
 

@@ -39,7 +39,7 @@ class Meter:
         self.spent = 0
         """All tokens of the run, kept as a sum, like those of the day: both sums are needed with every delta."""
 
-    def ask(self, request: ModelRequest) -> None:
+    def begin_turn(self, request: ModelRequest) -> None:
         """Count a request to the model.
 
         Raises:
@@ -50,7 +50,7 @@ class Meter:
         self._asked_tokens, self._said_bytes = estimated_tokens([*request.messages, *request.tools]), 0
         self._count()
 
-    def say(self, text: str) -> str:
+    def add_text(self, text: str) -> str:
         """Count a text of the answer or of its reasoning; the part of the text that may be said.
 
         Raises:
@@ -67,7 +67,7 @@ class Meter:
         self._count()
         return text
 
-    def call(self, arguments: str) -> None:
+    def add_arguments(self, arguments: str) -> None:
         """Count the arguments of a tool call.
 
         Raises:
@@ -78,7 +78,7 @@ class Meter:
         self._said_bytes += text_bytes(arguments)
         self._count()
 
-    def told(self, usage: Usage | None) -> None:
+    def end_turn(self, usage: Usage | None) -> None:
         self._told, self._asked_tokens = self._told + (usage or self._estimate()), None
         self._count()
 

@@ -66,7 +66,7 @@ class Parsing:
 
     def feed(self, data: bytes) -> None:
         self.unread.add(data)
-        while piece := self.unread.take(self.left):
+        while piece := self.unread.next_piece(self.left):
             self.left -= min(self.left, len(piece))
             before = self.ended
             self.parser.feed_data(piece)

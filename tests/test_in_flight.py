@@ -14,7 +14,7 @@ from chatserver.auth import Gate
 from chatserver.errors import TooSlow
 from chatserver.runs.runs import Runs
 from chatserver.serving import lost_peers
-from chatserver.serving.http_bytes import refusal
+from chatserver.serving.http_bytes import refusal_response
 from tests import users
 from tests.clients import HttpReader, SseReader, Wire, WsReader, request
 from tests.fake_upstream import FakeUpstream, say
@@ -191,7 +191,7 @@ async def test_no_answer_of_a_user_is_kept_by_anybody() -> None:
             for headers in (users.of("ann"), {}, {"Host": "evil.example"}):
                 found = (await request(server, method, path, headers=headers)).headers
                 assert {name: found.get(name) for name in PRIVATE} == PRIVATE, (method, path, headers)
-    head = refusal(TooSlow()).partition(b"\r\n\r\n")[0].decode().lower().split("\r\n")
+    head = refusal_response(TooSlow()).partition(b"\r\n\r\n")[0].decode().lower().split("\r\n")
     assert {f"{name}: {value}" for name, value in PRIVATE.items()} <= set(head)
 
 

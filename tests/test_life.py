@@ -262,7 +262,7 @@ async def test_what_a_tool_has_done_is_stored_at_once() -> None:
     checkpoints.add(life.run)
     life.settle()
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(checkpoints.keep)
+        tasks.start_soon(checkpoints.store_forever)
         tasks.start_soon(life.live, says(WORD, CALL, RESULT, gate), asking())
         with anyio.fail_after(1.5):  # Sooner than any other checkpoint would come.
             await kept.is_asked.wait()

@@ -258,14 +258,14 @@ ASKED = ModelRequest(model="m", messages=[UserText("x" * 364)])
 def test_a_meter_knows_when_the_run_or_the_day_is_spent() -> None:
     day = Day("2026-11-22", 1000, spent=600)
     ann, bob = Meter(290, day), Meter(10_000, day)
-    ann.ask(ASKED)
+    ann.begin_turn(ASKED)
     before = ann.spent
     assert 90 < before < 110 and not ann.is_spent()
-    ann.say("x" * 800)
+    ann.add_text("x" * 800)
     assert ann.spent == before + 200 and ann.is_spent() and not bob.is_spent()
-    bob.told(Usage(50, 60))
+    bob.end_turn(Usage(50, 60))
     assert bob.is_spent(), "of both together"
-    ann.told(Usage(100, 1))
+    ann.end_turn(Usage(100, 1))
     assert (ann.spent, bob.is_spent()) == (101, False)
     assert day.spent == 600 + 101 + 110
 
@@ -273,10 +273,10 @@ def test_a_meter_knows_when_the_run_or_the_day_is_spent() -> None:
 @pytest.mark.parametrize("text", ["word", "日本語です", "naïve", "🦜" * 50, "", "\0\n"])
 def test_what_is_said_is_estimated_as_what_is_asked_is(text: str) -> None:
     meter = Meter()
-    meter.ask(ASKED)
+    meter.begin_turn(ASKED)
     before = meter.spent
-    meter.say(text)
-    meter.call(text)
+    meter.add_text(text)
+    meter.add_arguments(text)
     assert meter.spent - before == meter.usage().output_tokens == estimated_tokens(text + text)
 
 
@@ -287,13 +287,13 @@ def test_whether_a_day_is_spent_costs_the_same_with_any_number_of_runs() -> None
         meter = chance.choice(meters)
         match chance.randrange(4):
             case 0:
-                meter.ask(ASKED)
+                meter.begin_turn(ASKED)
             case 1:
-                meter.say("x" * chance.randrange(100))
+                meter.add_text("x" * chance.randrange(100))
             case 2:
-                meter.call("{}")
+                meter.add_arguments("{}")
             case _:
-                meter.told(chance.choice([None, Usage(7, 9)]))
+                meter.end_turn(chance.choice([None, Usage(7, 9)]))
     assert day.spent == 5 + sum(meter.spent for meter in meters)
     assert calls_of(meters[0].is_spent) <= 4
 
@@ -347,7 +347,7 @@ async def test_calls_that_are_refused_together_are_stored_together() -> None:
     life = Life("ann", Run(RECORD, MemoryLog("run"), Meter(), None, 0.0), sessions, checkpoints)
     calls = wants(*((f"c{n}", "nothing", "{}") for n in range(200)))
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(checkpoints.keep)
+        tasks.start_soon(checkpoints.store_forever)
         checkpoints.add(life.run)
         life.settle()
         await life.live(agent(ScriptedModel(calls, [stop()])).answer, asking())

@@ -291,7 +291,7 @@ def test_a_text_is_cut_where_the_answer_is_full(text: type[Token | Reasoning]) -
 def test_no_text_is_taken_once_the_tokens_are_spent() -> None:
     meter = Meter(limit=10)
     run = run_of(meter)
-    meter.told(None)
+    meter.end_turn(None)
     meter.spent = 10
     with pytest.raises(CannotHappen):
         run.say(WORD)

@@ -166,7 +166,7 @@ CASES = [
     Case(lambda: patch.object(RateLimiter, "count", _uncounted), requests_are_counted),
     Case(lambda: patch.object(TokenBucket, "draw", lambda _: 0.0), floods_are_shut_off),
     Case(lambda: patch.object(Meter, "is_spent", lambda _: False), runs_end_when_spent),
-    Case(lambda: patch.object(http_protocol.HttpProtocol, "_look", lambda _: None), slow_requests_end),
+    Case(lambda: patch.object(http_protocol.HttpProtocol, "_on_timeout", lambda _: None), slow_requests_end),
 ]
 
 

@@ -137,8 +137,8 @@ def test_runs_that_begin_at_once_count_on_one_day() -> None:
     first, second = acquired(places(), "a", "a")
     assert first is not None and second is not None
     assert not first.meter.is_spent()
-    first.meter.call("x" * 4 * DAY_TOKENS * 2)
-    first.meter.told(None)
+    first.meter.add_arguments("x" * 4 * DAY_TOKENS * 2)
+    first.meter.end_turn(None)
     assert first.meter._day is second.meter._day is not None
 
 

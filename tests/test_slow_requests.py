@@ -258,7 +258,7 @@ class Silent:
     def abort(self) -> None:
         self.is_aborted = True
 
-    def look(self) -> None:
+    def check_peer(self) -> None:
         pass
 
 
@@ -267,7 +267,7 @@ async def test_who_acknowledges_nothing_is_cut_off_and_who_only_reads_slowly_is_
     peers = lost_peers.Peers()
     for peer in (lost, busy, slow):
         peers.add(peer)
-    peers.look()
+    peers.check()
     assert [each.is_aborted for each in (lost, busy, slow)] == [True, False, False]
 
 
@@ -276,7 +276,7 @@ async def test_of_thousands_of_peers_some_are_looked_at_in_each_turn(monkeypatch
     peers, lost = lost_peers.Peers(), [Silent(3, 15) for _ in range(5)]
     for peer in lost:
         peers.add(peer)
-    peers.look()
+    peers.check()
     seen = []
     for _ in range(3):
         seen.append(sum(each.is_aborted for each in lost))

@@ -61,7 +61,7 @@ class Checkpoints:
             self._urgent[run_id] = None
             self._call.set()
 
-    async def keep(self) -> None:
+    async def store_forever(self) -> None:
         """Store what grows, for ever."""
         rest_seconds = LONGEST_REST_SECONDS
         while True:

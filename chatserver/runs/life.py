@@ -126,7 +126,7 @@ class Life:
         """
         await self._answer(agent, ask)
         await self._settled()
-        self.run.meter.told(None)
+        self.run.meter.end_turn(None)
         return await self._finish()
 
     async def _answer(self, agent: Agent, ask: Ask) -> None:

@@ -45,7 +45,7 @@ class Lives:
 
     def open(self) -> None:
         """Start the checkpoints."""
-        _spawn(self._checkpoints.keep(), self._chores)
+        _spawn(self._checkpoints.store_forever(), self._chores)
 
     async def close(self) -> None:
         """Interrupt what still goes on, and wait until it is stored."""

@@ -149,7 +149,7 @@ class Run:
 
     def _say_text(self, text: Token | Reasoning) -> None:
         try:
-            fitting = self.meter.say(text.content)
+            fitting = self.meter.add_text(text.content)
         except Spent:
             self._stop("length")
         if fitting:

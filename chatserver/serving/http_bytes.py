@@ -37,7 +37,7 @@ class Unread:
     def add(self, data: bytes) -> None:
         self._data, self._at = self._data[self._at :] + data, 0
 
-    def take(self, body_bytes_left: int) -> bytes:
+    def next_piece(self, body_bytes_left: int) -> bytes:
         """The next bytes, none of them behind the end of a message; empty: more must come first.
 
         A message ends with its last header or trailer, or after the ``body_bytes_left`` that it has announced.
@@ -64,7 +64,7 @@ def is_too_much(headers: int, size_bytes: int) -> bool:
     return headers > HEADERS_LIMIT or size_bytes > HEAD_BYTES_LIMIT
 
 
-def refusal(error: ChatError) -> bytes:
+def refusal_response(error: ChatError) -> bytes:
     """A refusal as the bytes of a whole response, the last one on its connection."""
     headers, body = response_of(error)
     lines = [b"%b: %b\r\n" % header for header in (*headers, *PRIVATE, (b"connection", b"close"))]

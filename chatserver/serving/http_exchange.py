@@ -37,7 +37,7 @@ class Progress(Enum):
     OVER = auto()
 
 
-class Connection(Protocol):
+class ExchangeConnection(Protocol):
     """What an exchange needs of the connection that it is on."""
 
     transport: asyncio.Transport
@@ -79,7 +79,7 @@ class Exchange:
 
     def __init__(
         self,
-        connection: Connection,
+        connection: ExchangeConnection,
         scope: AsgiScope,
         keep_alive: bool,
         expects_continue: bool,
@@ -126,11 +126,11 @@ class Exchange:
         self._body += data
         if len(self._body) > WAITING_BODY_BYTES_LIMIT:
             self._connection.pause_reading()
-        self._tell()
+        self._notify()
 
     def all_came(self) -> None:
         self._has_all = True
-        self._tell()
+        self._notify()
 
     def shutdown(self) -> None:
         """The server goes down: abort a response that a peer writes, since its owner has been told to end it."""
@@ -156,16 +156,16 @@ class Exchange:
         if self.progress is not Progress.OVER and not self.has_left:
             self.has_left = True
             self.is_writable = False
-            self._say_left()
-        self._tell()
+            self._report_left()
+        self._notify()
         _wake(self._writable)
 
-    def _say_left(self) -> None:
+    def _report_left(self) -> None:
         if self._line is not None:
             self._line.over(is_whole=self.progress is Progress.OVER)
         self.on_leave()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         self._has_news = True
         _wake(self._news)
 
@@ -224,12 +224,12 @@ class Exchange:
         transport = self._connection.transport
         self.progress = Progress.OVER
         self.is_writable = False
-        self._tell()
+        self._notify()
         if not self._keep_alive:
             transport.close()
         elif not transport.is_closing():
             transport.set_write_buffer_limits()
-        self._say_left()
+        self._report_left()
         self._connection.exchange_is_over()
 
     # as a peer
@@ -242,7 +242,7 @@ class Exchange:
             self._connection.resume_reading()  # A large body may have paused it: then nobody sees the peer leave.
         self.is_writable = not (self.has_left or self._connection.is_write_paused)
         if self.has_left:
-            asyncio.get_running_loop().call_soon(self._say_left)
+            asyncio.get_running_loop().call_soon(self._report_left)
         return self
 
     def write(self, body: bytes) -> None:

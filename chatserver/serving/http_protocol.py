@@ -19,7 +19,7 @@ from uvicorn.server import ServerState
 from chatserver.errors import BadHttp, ChatError, HeadTooLarge, Overloaded, TooSlow
 from chatserver.serving import http_reader
 from chatserver.serving.access_log import AccessLine
-from chatserver.serving.http_bytes import refusal
+from chatserver.serving.http_bytes import refusal_response
 from chatserver.serving.http_exchange import Exchange, Progress
 from chatserver.serving.http_reader import Head, RequestReader
 from chatserver.serving.lost_peers import is_lost
@@ -143,7 +143,7 @@ class HttpProtocol(asyncio.Protocol):
 
     # what the server tells
 
-    def look(self) -> None:
+    def check_peer(self) -> None:
         """Nothing to do: HTTP has no pings."""
 
     def shutdown(self) -> None:
@@ -185,7 +185,7 @@ class HttpProtocol(asyncio.Protocol):
         self._stage = Stage.DEAF
         self._reader.unread.clear()
         if error is not None and (exchange is None or exchange.progress is Progress.ASKED):
-            self.transport.write(refusal(error))
+            self.transport.write(refusal_response(error))
         if exchange is not None:
             exchange.peer_left()
         if self.transport.can_write_eof():
@@ -234,7 +234,7 @@ class HttpProtocol(asyncio.Protocol):
                 self._wait(PATIENCE_SECONDS)
 
     def _wait(self, seconds: float) -> None:
-        self._timer = self._loop.call_later(seconds, self._look)
+        self._timer = self._loop.call_later(seconds, self._on_timeout)
 
     def _stop_waiting(self) -> None:
         if self._timer is not None:
@@ -245,7 +245,7 @@ class HttpProtocol(asyncio.Protocol):
         self._stop_waiting()
         self._wait(seconds)
 
-    def _look(self) -> None:
+    def _on_timeout(self) -> None:
         """The timer has gone off: the peer took too long, unless this server has paused it."""
         if self._is_half_closed:
             if is_lost(self.transport):

@@ -49,7 +49,7 @@ class Head(Struct, frozen=True):
         return request_head(self.method, self.target, self.version, self.headers)
 
 
-class Requests(Protocol):
+class RequestEvents(Protocol):
     """The receiver of the requests."""
 
     def request_began(self, head: Head) -> None: ...
@@ -64,7 +64,7 @@ class Requests(Protocol):
 class RequestReader:
     """The requests of one connection, read a head or a piece of a body at a time."""
 
-    def __init__(self, requests: Requests) -> None:
+    def __init__(self, requests: RequestEvents) -> None:
         self.stage = Stage.BETWEEN
         self.unread = Unread()
         self.came_bytes = 0
@@ -95,7 +95,7 @@ class RequestReader:
         Raises:
             BadHttp, HeadTooLarge: nothing more can be read.
         """
-        piece = self.unread.take(self._body_bytes_left)
+        piece = self.unread.next_piece(self._body_bytes_left)
         if not piece:
             return False
         self._useless_bytes += len(piece)

@@ -39,31 +39,31 @@ class Peers(set[Any]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._is_looking = False
+        self._is_checking = False
 
     def add(self, connection: Any) -> None:
         super().add(connection)
-        if not self._is_looking:
-            self._is_looking = True
-            asyncio.get_running_loop().call_later(LOOK_SECONDS, self.look)
+        if not self._is_checking:
+            self._is_checking = True
+            asyncio.get_running_loop().call_later(LOOK_SECONDS, self.check)
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Cut off lost peers, a part of the connections in each turn of the event loop; and look again later."""
-        self._look_on(iter(list(self)))
+        self._check_on(iter(list(self)))
 
-    def _look_on(self, left: Iterator[Any]) -> None:
+    def _check_on(self, left: Iterator[Any]) -> None:
         loop, some = asyncio.get_running_loop(), list(islice(left, AT_A_TIME))
         for connection in some:
             if is_lost(connection.transport):
                 connection.transport.abort()
             else:
-                connection.look()
+                connection.check_peer()
         if some:
-            loop.call_soon(self._look_on, left)
+            loop.call_soon(self._check_on, left)
         elif self:
-            loop.call_later(LOOK_SECONDS, self.look)
+            loop.call_later(LOOK_SECONDS, self.check)
         else:
-            self._is_looking = False
+            self._is_checking = False
 
 
 def is_lost(transport: Transport) -> bool:

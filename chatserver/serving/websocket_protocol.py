@@ -19,7 +19,7 @@ from websockets.http11 import Request, Response
 
 from chatserver.errors import BadHttp, Internal
 from chatserver.serving.access_log import AccessLine
-from chatserver.serving.http_bytes import refusal
+from chatserver.serving.http_bytes import refusal_response
 from chatserver.serving.http_head import date_header
 from chatserver.serving.scope import websocket_scope
 from chatserver.serving.websocket_reader import WebSocketReader
@@ -118,28 +118,28 @@ class WebSocketProtocol(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         for message in self._reader.read(data):
             if isinstance(message, Request):
-                self._shake(message)
+                self._answer_handshake(message)
             elif self._stage is Stage.OPEN:
-                self._tell(message)
+                self._deliver(message)
         conn = self._reader.conn
         if conn.handshake_exc is not None and self._response is None:
-            self.transport.write(refusal(BadHttp()))  # Too many headers, or headers that are too long.
+            self.transport.write(refusal_response(BadHttp()))  # Too many headers, or headers that are too long.
             self.transport.close()
         elif self._stage is Stage.OPEN:
-            self._answer()
+            self._flush()
         elif self._stage is Stage.CLOSING and conn.close_rcvd is not None:
             self.transport.close()
 
-    def _tell(self, text: str | None) -> None:
+    def _deliver(self, text: str | None) -> None:
         try:
             self.on_text(text)
         except Exception:
             logger.exception("a WebSocket failed")
             self.close(FAILED.code, FAILED.reason)
 
-    def _answer(self) -> None:
-        if answer := self._reader.answer():
-            self.transport.write(answer)
+    def _flush(self) -> None:
+        if data := self._reader.data_to_send():
+            self.transport.write(data)
         if self._reader.has_closed:
             self._hear_no_more()
 
@@ -151,26 +151,26 @@ class WebSocketProtocol(asyncio.Protocol):
             self.close(GOING_DOWN.code, GOING_DOWN.reason)
         self.transport.close()
 
-    def look(self) -> None:
+    def check_peer(self) -> None:
         """Find out by pings whether a program still runs behind the peer's kernel."""
         now = monotonic()
         if self._stage is not Stage.OPEN:
             return
         if not self._reader.has_pong and now - self._pinged_at >= PONG_SECONDS:
             self._reader.fail(NO_PONG)
-            self._answer()
+            self._flush()
             self.abort()
         elif now - self._pinged_at >= PING_SECONDS:
             self._pinged_at, self._reader.has_pong = now, False
             self._reader.conn.send_ping(b"")
-            self._answer()
+            self._flush()
 
     # the handshake
 
-    def _shake(self, request: Request) -> None:
+    def _answer_handshake(self, request: Request) -> None:
         self._response = self._reader.conn.accept(request)
         if self._response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
-            self._say_no(self._response)
+            self._send_refusal(self._response)
             return
         scope = websocket_scope(self._config, self.transport, request)
         scope |= {"state": self._app_state.copy(), "extensions": {"websocket.http.response": {}, PEER: self.take_over}}
@@ -180,9 +180,9 @@ class WebSocketProtocol(asyncio.Protocol):
         self._server.tasks.add(task)
         task.add_done_callback(self._server.tasks.discard)
 
-    def _say_no(self, response: Response) -> None:
+    def _send_refusal(self, response: Response) -> None:
         self._reader.conn.send_response(response)
-        self.transport.write(self._reader.answer())
+        self.transport.write(self._reader.data_to_send())
         self._stage = Stage.CLOSING
         self.transport.close()
 
@@ -197,7 +197,7 @@ class WebSocketProtocol(asyncio.Protocol):
             raise
         self._response = None
         if self._stage is Stage.HANDSHAKE:
-            self.transport.write(refusal(Internal()))
+            self.transport.write(refusal_response(Internal()))
             self.transport.close()
         elif self._stage is Stage.OPEN and self.on_leave is nobody:
             self.close(FAILED.code, FAILED.reason)
@@ -236,7 +236,7 @@ class WebSocketProtocol(asyncio.Protocol):
         if subprotocol := message.get("subprotocol"):
             response.headers["Sec-WebSocket-Protocol"] = subprotocol
         self._reader.conn.send_response(response)
-        self.transport.write(self._reader.answer())
+        self.transport.write(self._reader.data_to_send())
         self._stage = Stage.OPEN
         self._reader.has_pong = True
 
@@ -245,7 +245,7 @@ class WebSocketProtocol(asyncio.Protocol):
         said = Headers((name.decode("latin-1"), value.decode("latin-1")) for name, value in headers)
         said["Connection"] = "close"
         said.setdefault("Content-Length", str(len(body)))
-        self._say_no(Response(status, HTTPStatus(status).phrase, said, body))
+        self._send_refusal(Response(status, HTTPStatus(status).phrase, said, body))
 
     # as a peer
 
@@ -264,7 +264,7 @@ class WebSocketProtocol(asyncio.Protocol):
         """Send a close frame behind what was written, and hear no more."""
         if self._stage is Stage.OPEN:
             self._reader.conn.send_close(code, reason)
-            self._answer()
+            self._flush()
 
     def _hear_no_more(self) -> None:
         conn = self._reader.conn

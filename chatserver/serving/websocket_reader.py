@@ -49,7 +49,7 @@ class WebSocketReader:
             elif isinstance(event, Frame) and not self.has_closed:
                 yield from self._message(event)
 
-    def answer(self) -> bytes:
+    def data_to_send(self) -> bytes:
         """The bytes to be sent now: pongs, and the close frame where the client broke a rule or closed."""
         return b"".join(self.conn.data_to_send())
 

@@ -46,8 +46,8 @@ class Troubled:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._logged_at = -inf
-        self._is_logged = False
+        self._reported_at = -inf
+        self._is_reported = False
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         with self._translated():
@@ -70,16 +70,16 @@ class Troubled:
         except Exception as error:
             if not _is_trouble(error):
                 raise
-            self._log(error)
+            self._report(error)
             raise Unavailable("the database cannot be used now") from None
-        if self._is_logged:
-            self._is_logged = False
+        if self._is_reported:
+            self._is_reported = False
             logger.warning("the database can be used again")
 
-    def _log(self, error: Exception) -> None:
+    def _report(self, error: Exception) -> None:
         now = monotonic()
-        if now - self._logged_at >= LOG_AGAIN_SECONDS:
-            self._logged_at, self._is_logged = now, True
+        if now - self._reported_at >= LOG_AGAIN_SECONDS:
+            self._reported_at, self._is_reported = now, True
             reason = " ".join(str(error.orig if isinstance(error, DBAPIError) else error).split())
             logger.error("the database cannot be used, what needs it is refused: %s", reason or type(error).__name__)
 

@@ -142,7 +142,7 @@ class Connections:
         index = self._next_slot = (self._next_slot + 1) % len(self._slots)
         self._slots[index].add(connection)
         if index not in self._timers:
-            self._look_later(index)
+            self._check_later(index)
         if self._is_draining:  # Behind this call, when the connection is complete.
             asyncio.get_running_loop().call_soon(lambda: connection.is_open and connection.drain())
         return index
@@ -173,28 +173,28 @@ class Connections:
         for connection in self:
             connection.drop()
 
-    def _look_later(self, slot: int) -> None:
+    def _check_later(self, slot: int) -> None:
         """Look at a slot once in each interval, at the slot's own moment, so that the slots take turns."""
         loop, tick_seconds = asyncio.get_running_loop(), self._interval / len(self._slots)
         early = tick_seconds / 2  # A timer may go off early, and must not do so twice.
         wait_seconds = early + (slot * tick_seconds - loop.time() - early) % self._interval
         # A timer: a sleeping task would cost several times as much a tick.
-        self._timers[slot] = loop.call_later(wait_seconds, self._look, slot)
+        self._timers[slot] = loop.call_later(wait_seconds, self._check_slot, slot)
 
-    def _look(self, slot: int) -> None:
+    def _check_slot(self, slot: int) -> None:
         if not self._slots[slot]:
             del self._timers[slot]  # Without a connection the clock stands still.
             return
-        self._look_later(slot)
+        self._check_later(slot)
         now, moment = monotonic(), time()
         for connection in list(self._slots[slot]):
             try:
-                self._look_at(connection, now, moment)
+                self._check(connection, now, moment)
             except Exception:  # The other connections of the slot must be looked at too.
                 logger.exception("a connection could not be looked after")
                 connection.drop()
 
-    def _look_at(self, connection: Connection, now: float, moment: float) -> None:
+    def _check(self, connection: Connection, now: float, moment: float) -> None:
         if connection.is_open and moment >= connection.expires_at:
             connection.expire()
         elif connection.stuck_since is None:
