@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from chatserver.answer import fold
 from chatserver.commands import NAME_CHARS_LIMIT, is_id, new_id
-from chatserver.dialogue import Leavings, TurnOrigin, told_turn
+from chatserver.dialogue import NO_ORIGIN, Leavings, TurnOrigin, told_turn
 from chatserver.errors import UpstreamError
 from chatserver.events import FinishReason, Reasoning, Token, ToolCall, ToolResult, to_json
 from chatserver.meter import Meter
@@ -95,7 +95,7 @@ class ToolAgent(Struct, frozen=True):
             made = len(call_ids)
             calls = [_checked(each, self.tools, call_ids) for each in turn.wanted]
             origin = _origin(turn.wanted, calls, finish.leavings)
-            if origin != TurnOrigin():
+            if origin != NO_ORIGIN:
                 emit(origin)
             if not calls:
                 return "stop" if finish.reason == "tool_calls" else finish.reason

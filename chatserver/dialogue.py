@@ -46,6 +46,9 @@ class TurnOrigin(Struct, frozen=True, omit_defaults=True):
     leavings: Leavings | None = None
 
 
+NO_ORIGIN = TurnOrigin()
+
+
 class SystemText(Struct, frozen=True, tag="system"):
     """What the model is told to be."""
 
@@ -134,7 +137,7 @@ def dialogue(messages: Sequence[PastMessage], system: str | None, tokens_limit: 
     kept: list[list[Item]] = []
     left = tokens_limit - (estimated_tokens(system) if system else 0)
     for message in reversed(messages):
-        items = list(_told(message))
+        items = _told(message)
         left -= estimated_tokens(items)
         if kept and left < 0:
             break
@@ -152,23 +155,24 @@ def _alternating(items: Iterable[Item]) -> Iterator[Item]:
             yield from together
 
 
-def _told(message: PastMessage) -> Iterator[Item]:
+def _told(message: PastMessage) -> list[Item]:
     """What a user said; or an answer's turns, each with the outputs of its calls: behind the last ones, a sentence."""
     if message.is_of_user:
-        yield UserText(text_of(message.parts))
-        return
+        return [UserText(text_of(message.parts))]
     origins = {call_id: origin for origin in message.transcript for call_id in origin.call_ids}
+    items: list[Item] = []
     lacks_words = False
     for parts in _turns(message.parts, origins):
         if isinstance(call := parts[-1], ToolCallPart):
             lacks_words = True
-            yield from told_turn(parts, origins.get(call.call_id, TurnOrigin()))
+            items += told_turn(parts, origins.get(call.call_id, NO_ORIGIN))
         elif text_of(parts).strip():
             lacks_words = False
-            last = message.transcript[-1] if message.transcript else TurnOrigin()
-            yield from told_turn(parts, TurnOrigin() if last.call_ids else last)
+            last = message.transcript[-1] if message.transcript else NO_ORIGIN
+            items += told_turn(parts, NO_ORIGIN if last.call_ids else last)
     if lacks_words:
-        yield AssistantTurn(INTERRUPTED_TEXT)
+        items.append(AssistantTurn(INTERRUPTED_TEXT))
+    return items
 
 
 def _turns(parts: Parts, origins: Mapping[str, TurnOrigin]) -> Iterator[list[Part]]:
@@ -186,15 +190,17 @@ def _turns(parts: Parts, origins: Mapping[str, TurnOrigin]) -> Iterator[list[Par
         yield turn
 
 
-def told_turn(parts: Sequence[Part], origin: TurnOrigin) -> Iterator[Item]:
+def told_turn(parts: Sequence[Part], origin: TurnOrigin) -> list[Item]:
     """One turn, and what its calls have come to."""
-    calls = [part for part in parts if isinstance(part, ToolCallPart)]
-    ids = {call.call_id: origin.call_ids.get(call.call_id, call.call_id) for call in calls}
-    made = tuple(TurnCall(ids[call.call_id], call.tool, call.args) for call in calls)
-    yield AssistantTurn(text_of(parts), made, origin.leavings)
-    for call in calls:
-        output = INTERRUPTED_CALL if call.is_error is None else as_text(call.result)
-        yield ToolOutput(ids[call.call_id], call.tool, output)
+    made: list[TurnCall] = []
+    outputs: list[Item] = []
+    for part in parts:
+        if isinstance(part, ToolCallPart):
+            own_id = origin.call_ids.get(part.call_id, part.call_id)
+            made.append(TurnCall(own_id, part.tool, part.args))
+            output = INTERRUPTED_CALL if part.is_error is None else as_text(part.result)
+            outputs.append(ToolOutput(own_id, part.tool, output))
+    return [AssistantTurn(text_of(parts), tuple(made), origin.leavings), *outputs]
 
 
 def as_text(result: Any) -> str:
