@@ -44,13 +44,15 @@ def resident_bytes(pid: int) -> int:
 
 
 def wakes(pid: int) -> int:
-    """How often the threads of a process tree have gone to sleep: each time, something woke them."""
+    """How often the event loops of a process tree, its main threads, have gone to sleep: something woke each of them.
+
+    The threads that a loop wakes are no wakes of their own.
+    """
     total = 0
     for each in tree(pid):
         with suppress(OSError):
-            for task in Path(f"/proc/{each}/task").iterdir():
-                status = (task / "status").read_text()
-                total += int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
+            status = Path(f"/proc/{each}/status").read_text()
+            total += int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
     return total
 
 
