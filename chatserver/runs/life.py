@@ -25,6 +25,10 @@ STORE_AGAIN_SECONDS = 0.5
 STORE_AGAIN_AT_MOST_SECONDS = 5.0
 """Between tries to store an answer that the database refuses (a full disk, a lost server). Each wait is longer."""
 
+EARLY_SECONDS = 0.001
+"""How much too early uvloop's timers may be, whose clock counts whole milliseconds: a timer that is early would be set
+again, dozens of times, until the deadline has passed."""
+
 Ask: TypeAlias = Callable[[], Awaitable[ModelRequest]]
 """Builds the request to the model."""
 
@@ -107,7 +111,7 @@ class Life:
     def _set_timer(self) -> None:
         self.stop()
         if (deadline := self.run.deadline) is not None:
-            self._timer = asyncio.get_running_loop().call_at(deadline, self._pass_time)
+            self._timer = asyncio.get_running_loop().call_at(deadline + EARLY_SECONDS, self._pass_time)
 
     def _pass_time(self) -> None:
         self.run.pass_time(monotonic())
