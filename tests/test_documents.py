@@ -282,6 +282,20 @@ def test_a_file_that_does_not_exist_is_found(file: str) -> None:
         assert missing_files(f"{ARCHITECTURE}\nSee {mention}.\n") == [file]
 
 
+def unknown_names(document: str) -> list[str]:
+    """The names in code font that stand nowhere in the sources; a setting's variable is a name of the program too."""
+    sources = [*PACKAGE.rglob("*.py"), *(ROOT / "tests").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
+    known = set(re.findall(r"\w+", "\n".join(path.read_text() for path in sources if path != Path(__file__))))
+    known |= {variable(each.name) for each in fields(Settings)}
+    named = re.findall(r"`([A-Za-z]\w*(?:\.[A-Za-z_]\w*)*)(?:\(\w*\))?`", document)
+    return sorted({name for name in named if not set(name.split(".")) <= known})
+
+
+def test_every_name_in_architecture_is_one_of_the_program() -> None:
+    assert unknown_names(ARCHITECTURE) == []
+    assert unknown_names(f"{ARCHITECTURE}\n`Attic.rummage` `CHATSERVER_ATTIC`") == ["Attic.rummage", "CHATSERVER_ATTIC"]
+
+
 def test_the_pictures_of_readme_exist_in_light_and_dark() -> None:
     shown = re.findall(r'(?:src|srcset)="([^"]+)"', README) + re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
     assert len(shown) == 3 and "prefers-color-scheme: dark" in README
