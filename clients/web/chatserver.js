@@ -11,7 +11,7 @@
  * `overFetch`, and nowhere else. PROTOCOL.md of the server is the contract.
  */
 
-/** @import { ChatEvent, DoneEvent, ErrorEvent, ReasoningPart, TextPart, ToolCallPart, Usage } from "./events.js" */
+/** @import { ChatEvent, DoneEvent, ErrorEvent, ReasoningPart, TextPart, TokenEvent, ToolCallPart, Usage } from "./events.js" */
 /** @import { FieldProblem } from "./records.js" */
 
 /** @typedef {TextPart | ReasoningPart | ToolCallPart} Part what an answer is made of */
@@ -487,7 +487,7 @@ export class Run {
   /** @internal Take an event that arrived. @param {ChatEvent} event @returns {boolean} whether it was a new one */
   take(event) {
     if (this.#isOver || event.seq <= this.cursor) return false;
-    const first = /** @type {{ first_seq?: number | undefined }} */ (event).first_seq ?? event.seq; // It may be several, merged.
+    const first = /** @type {TokenEvent} */ (event).first_seq ?? event.seq; // It may be several, merged.
     if (first !== this.cursor + 1 && event.type !== "snapshot") {
       this.fail(over(`event ${first} follows ${this.cursor}`, "gap"));
       return false;
