@@ -47,6 +47,8 @@ class ExchangeConnection(Protocol):
 
     def resume_reading(self) -> None: ...
 
+    def rest(self) -> None: ...
+
     def refuse(self, error: ChatError | None) -> None: ...
 
     def exchange_is_over(self) -> None: ...
@@ -240,6 +242,8 @@ class Exchange:
         self._body = bytearray()
         if not self._has_all:
             self._connection.resume_reading()  # A large body may have paused it: then nobody sees the peer leave.
+        elif self._framing is not Framing.LENGTH:
+            self._connection.rest()
         self.is_writable = not (self.has_left or self._connection.is_write_paused)
         if self.has_left:
             asyncio.get_running_loop().call_soon(self._report_left)

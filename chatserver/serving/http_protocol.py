@@ -13,12 +13,10 @@ from enum import Enum, auto
 from math import inf
 from typing import Any, cast
 
-from uvicorn import Config
-from uvicorn.server import ServerState
-
 from chatserver.errors import BadHttp, ChatError, HeadTooLarge, Overloaded, TooSlow
 from chatserver.serving import http_reader
 from chatserver.serving.access_log import AccessLine
+from chatserver.serving.connection import ServedProtocol
 from chatserver.serving.http_bytes import refusal_response
 from chatserver.serving.http_exchange import Exchange, Progress
 from chatserver.serving.http_reader import Head, RequestReader
@@ -61,30 +59,14 @@ class Stage(Enum):
     LOST = auto()
 
 
-class HttpProtocol(asyncio.Protocol):
+class HttpProtocol(ServedProtocol):
     """One connection. Of more than ``limit_concurrency``, each further one is told so."""
 
-    transport: asyncio.Transport
-
-    def __init__(
-        self,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-        *,
-        has_access_log: bool = False,
-    ) -> None:
-        self._has_access_log = has_access_log
-        self._config = config
-        self._server = server_state
-        self._connections: set[Any] = server_state.connections  # uvicorn names its own classes.
-        self._app_state = app_state
-        self._loop = _loop or asyncio.get_running_loop()
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self._stage = Stage.READING
         self._reader = RequestReader(self)
         self._exchange: Exchange | None = None
-        self._timer: asyncio.TimerHandle | None = None
         self._is_half_closed = False
         """The peer asks for no more, and takes what it has asked for."""
         self.is_read_paused = self.is_write_paused = False
@@ -143,9 +125,6 @@ class HttpProtocol(asyncio.Protocol):
 
     # what the server tells
 
-    def check_peer(self) -> None:
-        """Nothing to do: HTTP has no pings."""
-
     def shutdown(self) -> None:
         """The server goes down: close when the open request is answered."""
         if self._exchange is None or self._exchange.progress is Progress.OVER:
@@ -165,6 +144,10 @@ class HttpProtocol(asyncio.Protocol):
             self.is_read_paused = False
             if not self.transport.is_closing():
                 self.transport.resume_reading()
+
+    def rest(self) -> None:
+        """The response is a stream: nothing is read for as long as it lasts."""
+        self._reader.rest()
 
     def exchange_is_over(self) -> None:
         self._server.total_requests += 1
@@ -267,9 +250,7 @@ class HttpProtocol(asyncio.Protocol):
         line = AccessLine(scope) if self._has_access_log else None
         self._exchange = exchange = Exchange(self, scope, head.keep_alive, expects_continue, line)
         scope["extensions"] = {PEER: exchange.take_over}
-        task = self._loop.create_task(exchange.run(self._config.loaded_app, scope))
-        self._server.tasks.add(task)
-        task.add_done_callback(self._server.tasks.discard)
+        self._start(exchange.run(self._config.loaded_app, scope))
 
     def body_came(self, data: bytes) -> None:
         if self._exchange is not None:

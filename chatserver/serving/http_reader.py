@@ -73,17 +73,25 @@ class RequestReader:
         self._target = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._trailers = self._trailer_bytes = self._useless_bytes = self._body_bytes_left = 0
-        self._new_parser()
+        self._made: httptools.HttpRequestParser | None = None
 
-    def _new_parser(self) -> None:
-        self._parser = httptools.HttpRequestParser(self)
-        # More may come behind a request that closes the connection: it is read, and not answered.
-        self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
+    @property
+    def _parser(self) -> httptools.HttpRequestParser:
+        if self._made is None:
+            self._made = httptools.HttpRequestParser(self)
+            # More may come behind a request that closes the connection: it is read, and not answered.
+            self._made.set_dangerous_leniencies(lenient_data_after_close=True)
+        return self._made
+
+    def rest(self) -> None:
+        """Do without a parser until the next request: it takes 0.9 KB, and knows nothing between two requests."""
+        if self.stage is Stage.BETWEEN:
+            self._made = None
 
     def close(self) -> None:
         """Read no more, and break the reference cycle with the parser."""
         self.unread.clear()
-        del self._parser, self._requests
+        del self._made, self._requests
 
     @property
     def is_in_request(self) -> bool:
@@ -119,7 +127,7 @@ class RequestReader:
         """Behind the head of a request for another protocol."""
         if self.stage is Stage.OFFER:
             head = self._head()
-            self._new_parser()  # The old parser would take a body for the other protocol.
+            self._made = None  # The old parser would take a body for the other protocol.
             self._parser.feed_data(without_offers(head.method, head.target, head.version, head.headers))
         elif self.stage is Stage.WEBSOCKET:
             if self.unread:

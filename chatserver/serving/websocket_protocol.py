@@ -12,13 +12,12 @@ from http import HTTPStatus
 from time import monotonic, time
 from typing import Any, cast
 
-from uvicorn import Config
-from uvicorn.server import ServerState
 from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
 from chatserver.errors import BadHttp, Internal
 from chatserver.serving.access_log import AccessLine
+from chatserver.serving.connection import ServedProtocol
 from chatserver.serving.http_bytes import refusal_response
 from chatserver.serving.http_head import date_header
 from chatserver.serving.scope import websocket_scope
@@ -57,34 +56,18 @@ class Stage(Enum):
     LOST = auto()
 
 
-class WebSocketProtocol(asyncio.Protocol):
+class WebSocketProtocol(ServedProtocol):
     """One connection, from the head of its handshake on; as a peer, once it is taken over."""
 
-    transport: asyncio.Transport
-
-    def __init__(
-        self,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-        *,
-        has_access_log: bool = False,
-    ) -> None:
-        self._has_access_log = has_access_log
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self._line: AccessLine | None = None
-        self._config = config
-        self._server = server_state
-        self._connections: set[Any] = server_state.connections  # uvicorn names its own classes.
-        self._app_state = app_state
-        self._loop = _loop or asyncio.get_running_loop()
         self._stage = Stage.HANDSHAKE
-        self._reader = WebSocketReader(config.ws_max_size)
+        self._reader = WebSocketReader(self._config.ws_max_size)
         self._response: Response | None = None
         self._refusal: AsgiMessage = {}
         self._came: asyncio.Future[None] | None = None
         self._pinged_at = monotonic()
-        self._timer: asyncio.TimerHandle | None = None
         self.is_writable = True
         self.on_writable = self.on_leave = nobody
         self.on_text: Callable[[str | None], None] = _unheard
@@ -173,12 +156,11 @@ class WebSocketProtocol(asyncio.Protocol):
             self._send_refusal(self._response)
             return
         scope = websocket_scope(self._config, self.transport, request)
+        request.headers.clear()  # The library holds the request as long as the connection: 2 KB of a browser's.
         scope |= {"state": self._app_state.copy(), "extensions": {"websocket.http.response": {}, PEER: self.take_over}}
         if self._has_access_log:
             self._line = AccessLine(scope)
-        task = self._loop.create_task(self._run(scope))
-        self._server.tasks.add(task)
-        task.add_done_callback(self._server.tasks.discard)
+        self._start(self._run(scope))
 
     def _send_refusal(self, response: Response) -> None:
         self._reader.conn.send_response(response)
@@ -195,7 +177,7 @@ class WebSocketProtocol(asyncio.Protocol):
         except BaseException:
             self.abort()  # The connection has no owner that would ever close it.
             raise
-        self._response = None
+        self._response = self._came = None
         if self._stage is Stage.HANDSHAKE:
             self.transport.write(refusal_response(Internal()))
             self.transport.close()

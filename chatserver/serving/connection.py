@@ -1,0 +1,45 @@
+"""What both protocols have of uvicorn: its settings, its counts of connections and tasks, and what it calls."""
+
+import asyncio
+from abc import abstractmethod
+from collections.abc import Coroutine
+from typing import Any
+
+from uvicorn import Config
+from uvicorn.server import ServerState
+
+
+class ServedProtocol(asyncio.Protocol):
+    """One connection of the server, as uvicorn makes it."""
+
+    transport: asyncio.Transport
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        has_access_log: bool = False,
+    ) -> None:
+        self._config = config
+        self._server = server_state
+        self._connections: set[Any] = server_state.connections  # uvicorn names its own classes.
+        self._app_state = app_state
+        self._loop = _loop or asyncio.get_running_loop()
+        self._has_access_log = has_access_log
+        self._timer: asyncio.TimerHandle | None = None
+
+    @abstractmethod
+    def shutdown(self) -> None:
+        """The server goes down."""
+
+    def check_peer(self) -> None:
+        """Called every few seconds: find out whether a program is behind the peer's kernel, where that can be done."""
+
+    def _start(self, call: Coroutine[Any, Any, None]) -> None:
+        """Start a call of the application."""
+        task = self._loop.create_task(call)
+        self._server.tasks.add(task)
+        task.add_done_callback(self._server.tasks.discard)
