@@ -342,5 +342,20 @@ def test_a_fold_may_begin_at_any_snapshot_of_the_log(log: list[Event], data: st.
     assert decode(record(snapshot).data) == snapshot
 
 
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_snapshot_takes_what_fits_into_one_event_to_the_byte(more: int) -> None:
+    around = len(record(Answer((ReasoningPart("hm"), TextPart(""))).snapshot(RUN_ID, 10**6)).data)
+    parts = (ReasoningPart("hm"), TextPart("x" * (EVENT_BYTES_LIMIT - around + more)))
+    snapshot, *rest = retold(parts, RUN_ID, 10**6)
+    assert isinstance(snapshot, Snapshot) and snapshot.parts == (parts[:1] if more else parts)
+    assert fold([snapshot, *rest]).parts == parts
+
+
+def test_a_call_that_is_told_twice_is_one_part() -> None:
+    call = ToolCall(call_id="c", tool="t", args={})
+    parts = fold([call, Token(content="so"), replace(call, args={"a": 1})]).parts
+    assert parts == (ToolCallPart(call_id="c", tool="t", args={"a": 1}), TextPart("so"))
+
+
 def test_a_fold_of_nothing_is_empty() -> None:
     assert fold([]) == Answer()
