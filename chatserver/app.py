@@ -19,6 +19,7 @@ from chatserver.auth import Gate
 from chatserver.auth.origins import is_probe
 from chatserver.errors import ChatError, NotFound, SettingsError
 from chatserver.limits import RateLimiter
+from chatserver.log.journal import LocalJournal
 from chatserver.log.memory import MemoryLogs
 from chatserver.providers.chat_completions.provider import OpenAIProvider
 from chatserver.routes import contract, demo, http, page
@@ -125,7 +126,7 @@ async def _running(
         provider = await stack.enter_async_context(_provider(settings, demo_key))
         threads = ToolThreads(settings.tool_timeout_seconds, settings.max_tool_result_bytes)
         agent = ToolAgent(provider, tools, threads, settings.max_turns, settings.max_tool_calls_per_run)
-        logs = MemoryLogs(settings.max_logs_bytes, sessions.log)
+        logs = MemoryLogs(settings.max_logs_bytes, sessions.log, LocalJournal())
         connections = await stack.enter_async_context(
             Connections(
                 heartbeat_seconds=settings.heartbeat_seconds, send_timeout_seconds=settings.send_timeout_seconds

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from chatserver.commands import new_id
 from chatserver.events import Error, Event, Reasoning, Record, Start, Token, ToolCall, ToolResult, record
 from chatserver.log import EventLog, EventLogs
+from chatserver.log.journal import LocalJournal
 from chatserver.log.memory import MemoryLog, MemoryLogs
 
 WAIT_SECONDS = 20.0
@@ -22,8 +23,9 @@ Nodes: TypeAlias = tuple[EventLogs, EventLogs]
 
 @asynccontextmanager
 async def memory() -> AsyncIterator[Nodes]:
-    logs = MemoryLogs(ENDLESS, nothing_stored)
-    yield logs, logs
+    """Two nodes in one process."""
+    journal = LocalJournal()
+    yield MemoryLogs(ENDLESS, nothing_stored, journal), MemoryLogs(ENDLESS, nothing_stored, journal)
 
 
 async def nothing_stored(run_id: str) -> None:

@@ -13,7 +13,7 @@ from anyio.lowlevel import checkpoint
 
 from chatserver.answer import fold
 from chatserver.events import EVENT_BYTES_LIMIT, Done, Event, Record, Token, ToolCall, ToolResult, Usage, decode
-from chatserver.log import READ_RECORDS_LIMIT
+from chatserver.log import READ_RECORDS_LIMIT, Fenced
 from tests.logs import (
     Store,
     a_run,
@@ -260,6 +260,11 @@ async def test_a_log_is_found_by_its_run_until_it_is_forgotten(store: Store) -> 
         found = await other.open("one")
         assert found is not None and found.run_id == "one" and seqs(kept(found)) == [1]
         assert await other.open("three") is None
+        with pytest.raises(Fenced):
+            await other.create("two")
+        other.forget("one")
+        assert await other.open("one") is found, "it is its owner's to forget"
         for _ in range(2):
             owner.forget("one")
+        assert await other.open("one") is None
         assert await other.open("two") is not None

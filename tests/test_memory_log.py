@@ -29,7 +29,8 @@ from chatserver.events import (
     decode,
     record,
 )
-from chatserver.log import READ_BYTES_LIMIT, READ_RECORDS_LIMIT, StoredLog, fresh, merged
+from chatserver.log import READ_BYTES_LIMIT, READ_RECORDS_LIMIT, EventLog, StoredLog, fresh, merged
+from chatserver.log.journal import LocalJournal
 from chatserver.log.memory import READERS_PER_TURN, MemoryCursor, MemoryLog, MemoryLogs
 from chatserver.parts import ToolCallPart
 from tests.counting import calls_of
@@ -53,7 +54,7 @@ async def restored(stored: StoredLog, run_id: str = "r") -> MemoryLog:
 
 
 async def test_a_forgotten_log_can_be_read_to_its_end_by_who_has_it() -> None:
-    logs = MemoryLogs(ENDLESS, nothing_stored)
+    logs = MemoryLogs(ENDLESS, nothing_stored, LocalJournal())
     log = await logs.create("one")
     reading = log.read(0)
     for draft in a_run(5):
@@ -406,9 +407,9 @@ async def finished(logs: MemoryLogs, run_id: str, text: str, forget: Callable[[s
 
 
 async def test_logs_that_are_over_are_forgotten_the_oldest_first_when_there_is_no_room_for_all() -> None:
-    one = MemoryLogs(ENDLESS, nothing_stored)
+    one = MemoryLogs(ENDLESS, nothing_stored, LocalJournal())
     size = (await finished(one, "x", "x" * 1000, one.forget)).size_bytes
-    logs, forgotten = MemoryLogs(3 * size + size // 2, nothing_stored), list[str]()
+    logs, forgotten = MemoryLogs(3 * size + size // 2, nothing_stored, LocalJournal()), list[str]()
 
     def forget(run_id: str) -> None:
         forgotten.append(run_id)
@@ -437,7 +438,7 @@ async def test_readers_of_a_stored_run_share_one_log_while_there_is_one() -> Non
         await gate.wait()
         return log_of([*[word()] * 699, end()], run_id).stored() if run_id != "none" else None
 
-    logs, found = MemoryLogs(ENDLESS, stored), list[MemoryLog | None]()
+    logs, found = MemoryLogs(ENDLESS, stored, LocalJournal()), list[EventLog | None]()
 
     async def read(run_id: str) -> None:
         found.append(await logs.open(run_id))

@@ -19,8 +19,9 @@ from chatserver.events import (
     pieces,
     token_writer,
 )
-from chatserver.log import StoredLog
+from chatserver.log import EventLog, StoredLog
 from chatserver.log.fresh import Fresh
+from chatserver.log.journal import Journal
 from chatserver.log.merged import Merged
 from chatserver.log.waking import WAKES
 
@@ -205,12 +206,15 @@ class MemoryLog:
 
 
 class MemoryLogs:
-    """The ``EventLogs`` of one process. Those of runs that are over take ``over_bytes_limit`` at most, all together."""
+    """The ``EventLogs`` of one node. Its logs that are over take ``over_bytes_limit`` at most, all together."""
 
-    def __init__(self, over_bytes_limit: int, stored: Callable[[str], Awaitable[StoredLog | None]]) -> None:
+    def __init__(
+        self, over_bytes_limit: int, stored: Callable[[str], Awaitable[StoredLog | None]], journal: Journal
+    ) -> None:
         """``stored`` gives the log of a run that was forgotten, None: there is none."""
         self._over_bytes_limit = over_bytes_limit
         self._stored = stored
+        self._journal = journal
         self._logs: dict[str, MemoryLog] = {}
         self._over = OrderedDict[str, int]()  # The bytes of each that is over, the oldest first.
         self._over_bytes = 0
@@ -218,11 +222,14 @@ class MemoryLogs:
         self._restoring = WeakValueDictionary[str, asyncio.Lock]()
 
     async def create(self, run_id: str) -> MemoryLog:
-        log = self._logs[run_id] = MemoryLog(run_id)
+        self.forget(run_id)  # The store may have undone a beginning, and the run begins once more.
+        log = MemoryLog(run_id)
+        await self._journal.own(log)
+        self._logs[run_id] = log
         return log
 
-    async def open(self, run_id: str) -> MemoryLog | None:
-        return self._logs.get(run_id) or await self._restore(run_id)
+    async def open(self, run_id: str) -> EventLog | None:
+        return self._logs.get(run_id) or await self._journal.follow(run_id) or await self._restore(run_id)
 
     async def _restore(self, run_id: str) -> MemoryLog | None:
         """A stored log: one for all who read it at the same time, or each would take as much memory again."""
@@ -242,5 +249,6 @@ class MemoryLogs:
             forget(next(iter(self._over)))
 
     def forget(self, run_id: str) -> None:
-        self._logs.pop(run_id, None)
+        if self._logs.pop(run_id, None):
+            self._journal.release(run_id)
         self._over_bytes -= self._over.pop(run_id, 0)
