@@ -60,6 +60,7 @@ class MemoryCursor:
 
     def close(self) -> None:
         self.is_waiting = False
+        self.wake = _nobody  # Else it, and what it belongs to, would be left to the collector.
         self._log.left(self)
 
 
