@@ -63,6 +63,7 @@ from tests.fake_upstream import (
 )
 from tests.fake_upstream import Wire as WireStep
 from tests.live import CANARY, ServerProcess, live_server
+from tests.merging import unmerged
 
 pytestmark = pytest.mark.anyio
 
@@ -595,7 +596,7 @@ async def test_a_live_server_answers_through_the_fake_upstream(transport: Transp
             assert json.loads(documents[0])["heartbeat_ms"] == 7000
             assert upstream.requests[0].headers["authorization"] == f"Bearer {CANARY}"
             run_id = json.loads(documents[0])["run_id"]
-            assert await documents_of(await transport.attach(server, run_id, 2)) == documents[2:]
+            assert unmerged(await documents_of(await transport.attach(server, run_id, 2)), documents) == documents[2:]
             with pytest.raises(RefusedError) as refused:
                 await transport.attach(server, "unknown")
             assert (refused.value.status, refused.value.code) == (404, "not_found")
