@@ -34,7 +34,8 @@ NEVER_MS = 10**8
 
 CONNECT_MS = 7000
 """More than the 5 s for which Chromium holds WebSockets back where a dozen handshakes have failed for each that went
-well. A few cuts are far from that: a test of few cuts takes less, since each handshake that freezes costs it."""
+well, or a busy machine an answer. A few cuts are far from that: a test of few cuts takes less, since each handshake
+that freezes costs it."""
 
 each_transport = pytest.mark.parametrize("transport", ["sse", "ws"])
 
@@ -107,9 +108,7 @@ async def open_page(
 
 async def new_tab(context: BrowserContext, chaos: Chaos, **options: Any) -> Page:
     page = await context.new_page()
-    if options["transport"] == "ws":
-        options = {"connectMs": CONNECT_MS} | options
-    options = PACE | options
+    options = PACE | {"connectMs": CONNECT_MS} | options
     await page.goto(f"{chaos.url}/web/{PAGE}#{quote(json.dumps(options))}")
     await is_ready(page)
     return page
