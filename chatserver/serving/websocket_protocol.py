@@ -245,7 +245,8 @@ class WebSocketProtocol(ServedProtocol):
     def close(self, code: int, reason: str) -> None:
         """Send a close frame behind what was written, and hear no more."""
         if self._stage is Stage.OPEN:
-            self._reader.conn.send_close(code, reason)
+            if not self._reader.has_closed:
+                self._reader.conn.send_close(code, reason)
             self._flush()
 
     def _hear_no_more(self) -> None:

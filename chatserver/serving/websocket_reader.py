@@ -41,13 +41,14 @@ class WebSocketReader:
 
     def read(self, data: bytes) -> Iterator[Request | str | None]:
         """The head of the handshake, then each text; None: a binary message."""
+        had_closed = self.has_closed  # By what comes now, the connection may answer a close behind other frames.
         self.conn.receive_data(data)
-        self.is_broken = self.is_broken or self.conn.parser_exc is not None
         for event in self.conn.events_received():
             if isinstance(event, Request):
                 yield event
-            elif isinstance(event, Frame) and not self.has_closed:
+            elif isinstance(event, Frame) and not had_closed and not self.is_broken:
                 yield from self._message(event)
+        self.is_broken = self.is_broken or self.conn.parser_exc is not None
 
     def data_to_send(self) -> bytes:
         """The bytes to be sent now: pongs, and the close frame where the client broke a rule or closed."""

@@ -83,6 +83,7 @@ class Multiplexer(Connection):
 
     def left(self) -> None:
         self._stop()
+        self._obey_soon()  # A client may cancel a run and leave: what came before the end counts.
 
     def drain(self) -> None:
         self._is_draining = True
@@ -96,11 +97,12 @@ class Multiplexer(Connection):
         if not self.is_open:
             return
         self._stop()
+        self._inbox.clear()
         self._socket.close(closing.code, closing.reason)
         self._look_at_peer()
 
     def _stop(self) -> None:
-        """Obey no further command; one that has begun ends by itself: a run in mid commit would be lost."""
+        """Send nothing more. A command that has begun ends by itself: a run in mid commit would be lost."""
         self.is_open = False
         for pump in self._pumps.values():
             pump.close()
@@ -113,10 +115,14 @@ class Multiplexer(Connection):
     # commands
 
     def _obey_soon(self) -> None:
-        """Obey the waiting commands in a task that ends with the last one, while the peer takes the answers."""
-        if self._obeying is None and self._inbox and self.is_open and self.peer.is_writable:
+        """Obey the waiting commands in a task that ends with the last one."""
+        if self._obeying is None and self._may_obey():
             self._obeying = asyncio.get_running_loop().create_task(self._obey_all())
             self._obeying.add_done_callback(self._obeyed)
+
+    def _may_obey(self) -> bool:
+        """Whether a command waits, and a peer that is still there takes the answer."""
+        return bool(self._inbox) and (self.peer.is_writable or not self.is_open)
 
     def _obeyed(self, task: "asyncio.Task[None]") -> None:
         self._obeying = None
@@ -128,7 +134,7 @@ class Multiplexer(Connection):
         self._obey_soon()
 
     async def _obey_all(self) -> None:
-        while self._inbox and self.is_open and self.peer.is_writable:
+        while self._may_obey():
             text = self._inbox.pop(0)
             self._inbox_bytes -= len(text) + FRAME_OVERHEAD_BYTES
             if self._identity.is_expired:
