@@ -166,7 +166,7 @@ class RequestReader:
         size = len(self._target) + sum(len(name) + len(value) for name, value in self._headers)
         if is_too_much(len(self._headers), size):
             raise HeadTooLarge
-        if b"://" in self._target:
+        if not self._target.startswith(b"/") and b"://" in self._target:  # A path, or its query, may hold a URL.
             self._target, self._headers = in_origin_form(self._target, self._headers)
         if self._parser.should_upgrade() and self._parser.get_method() != b"CONNECT":
             # Another protocol than WebSocket (h2c, offered by curl and Java): answered as if there were no offer.
