@@ -12,7 +12,7 @@ from chatserver import auth
 from chatserver.limits import RateLimiter
 from chatserver.runs.runs import Runs
 from chatserver.runs.subscription import Subscription
-from chatserver.transports.admission import Admissions
+from chatserver.transports.admission import Admission, Admissions
 from chatserver.transports.connections import Connections
 from chatserver.transports.multiplexer import Multiplexer
 from tests.clients import HandshakeRefusedError, WsReader, request
@@ -164,3 +164,23 @@ async def test_a_handshake_that_fails_is_refused_as_a_request_is(
         assert (await request(server, "GET", "/chat/sessions")).status == 500
     assert (refused.value.status, refused.value.code) == (500, "internal")
     assert tracebacks(caplog) == [fault, fault]
+
+
+async def test_what_comes_while_the_dialogue_is_being_begun_is_obeyed(
+    server: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client may speak as soon as it reads the answer to its handshake; nodes that share limits may still be asked."""
+    gate, admit = anyio.Event(), Admissions.admit
+
+    async def admit_later(self: Admissions, user: str) -> Admission:
+        await gate.wait()
+        return await admit(self, user)
+
+    with anyio.fail_after(WAIT_SECONDS), monkeypatch.context() as patch:
+        patch.setattr(Admissions, "admit", admit_later)
+        reader = await WsReader.connect(server)
+        reader.send({"type": "ping"})
+        await request(server, "GET", "/livez")  # The ping has come by now.
+        gate.set()
+        await reader.until("pong")
+        reader.wire.cut()

@@ -160,6 +160,7 @@ class WebSocketProtocol(ServedProtocol):
         scope |= {"state": self._app_state.copy(), "extensions": {"websocket.http.response": {}, PEER: self.take_over}}
         if self._has_access_log:
             self._line = AccessLine(scope)
+        self.transport.pause_reading()  # Until the application's call has returned: no text comes before its owner.
         self._start(self._run(scope))
 
     def _send_refusal(self, response: Response) -> None:
@@ -178,6 +179,8 @@ class WebSocketProtocol(ServedProtocol):
             self.abort()  # The connection has no owner that would ever close it.
             raise
         self._response = self._came = None
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
         if self._stage is Stage.HANDSHAKE:
             self.transport.write(refusal_response(Internal()))
             self.transport.close()
