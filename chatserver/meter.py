@@ -82,6 +82,11 @@ class Meter:
         self._told, self._asked_tokens = self._told + (usage or self._estimate()), None
         self._count()
 
+    def void(self) -> None:
+        """There is no such run: nothing was spent."""
+        self._told, self._asked_tokens = Usage(), None
+        self._count()
+
     def usage(self) -> Usage:
         return self._told + self._estimate()
 

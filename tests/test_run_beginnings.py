@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
+from chatserver.auth import LOCAL_USER
 from chatserver.commands import ChatRequest
 from chatserver.errors import Unavailable
 from chatserver.log.memory import MemoryLogs
@@ -226,8 +227,9 @@ async def test_a_run_that_the_disk_refuses_leaves_its_model_at_once_and_nothing_
         cause.sqlite_errorcode = sqlite3.SQLITE_FULL
         raise OperationalError("COMMIT", None, cause)
 
-    async with staged() as stage:
+    async with staged(max_tokens_per_day=1000) as stage:
         runs = stage.server.runs
+        another = await runs._places.acquire(LOCAL_USER)
         engine = runs._sessions._database._database._engine
         stage.upstream.always(token("Too early"), Gate(anyio.Event()))
         event.listen(engine, "commit", refuse)
@@ -237,7 +239,11 @@ async def test_a_run_that_the_disk_refuses_leaves_its_model_at_once_and_nothing_
             asked.set()
         await stage.upstream.until(lambda: [each.state for each in stage.upstream.replies] == ["cut"])
         event.remove(engine, "commit", refuse)
-        assert (runs._logs._logs, runs._lives.lives, runs._places._acquired_in_all) == ({}, {}, 0)
+        assert (runs._logs._logs, runs._lives.lives, runs._places._acquired_in_all) == ({}, {}, 1)
+        await stage.upstream.until(lambda: runs._lives._tasks == set())
+        day = await runs._places._days.today(LOCAL_USER)
+        assert day is not None and day.spent == 0
+        await another.release()
         assert (await request(stage.server, "GET", "/chat/sessions/s")).status == 404
         stage.upstream.always(*say("Now"))
         again = await documents_of(await transport.start(stage.server, {"message": "Hi", "session_id": "s"}))
@@ -262,12 +268,20 @@ async def test_what_the_store_has_to_begin_anew_is_asked_anew() -> None:
             on_begun(begun)
             return begun
 
+        rest = anyio.Event()
         upstream.script(token("Void"), Gate(anyio.Event()))
-        upstream.script(*say("Right"))
+        upstream.script(role(), token("Right"), Gate(rest), *say("!"))
         with patch.object(Sessions, "begin", begin_twice):
-            documents = await documents_of(await SSE.start(stage.server, {"message": "Hi"}))
-        assert (text_of(documents), json.loads(documents[0])["seq"]) == ("Right", 1)
+            reading = await SSE.start(stage.server, {"message": "Hi"})
         await upstream.until(lambda: [each.state for each in upstream.replies][:1] == ["cut"])
+        await reading.take(2)
+        runs = stage.server.runs
+        cared_for = [list(runs._lives._unfinished), list(runs._lives._checkpoints._growing)]
+        assert (cared_for, runs._places._acquired_in_all) == ([[reading.run_id]] * 2, 1)
+        rest.set()
+        documents = await documents_of(reading)
+        assert (text_of(documents), json.loads(documents[-1])["seq"]) == ("!", 4)
+        assert runs._places._acquired_in_all == 0
 
 
 @in_time

@@ -89,6 +89,11 @@ class Life:
             self._settling.set()
             self._settling = None
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether the run is on disk; before that, it may never be."""
+        return self._settling is None
+
     async def _settled(self) -> None:
         if self._settling is not None:
             await self._settling.wait()

@@ -123,7 +123,7 @@ class Lives:
             )
         )
         grace_seconds = settings.grace_seconds if request.on_disconnect == "cancel" else None
-        run = Run(begun.run, log, place.meter, grace_seconds, monotonic())
+        run = Run(begun.run, log, place.meter(), grace_seconds, monotonic())
         life = Life(user, run, self._sessions, self._checkpoints)
         return life, _spawn(self._live(life, partial(self._asked, begun, request), place), self._tasks)
 
@@ -145,9 +145,12 @@ class Lives:
         try:
             is_stored = await life.live(self._agent, ask)
         finally:
-            self._unfinished.pop(life.run_id, None)
-            self._checkpoints.remove(life.run_id)
-            await place.release()
+            if life.is_settled:
+                self._unfinished.pop(life.run_id, None)
+                self._checkpoints.remove(life.run_id)
+                await place.release()
+            else:  # There is no such run; one that was begun anew has its id and its place.
+                life.run.meter.void()
         if is_stored:
             self._keep(life)
         else:

@@ -12,9 +12,9 @@ from chatserver.settings import Settings
 
 
 class Place:
-    """The place of one run among those that go on, with its meter."""
+    """The place of one run among those that go on; ``meter`` makes the run's meter."""
 
-    def __init__(self, meter: Meter, release: Callable[[], None]) -> None:
+    def __init__(self, meter: Callable[[], Meter], release: Callable[[], None]) -> None:
         self.meter = meter
         self._release = release
         self._is_released = False
@@ -60,7 +60,7 @@ class Places:
         except BaseException:
             self._release(user)
             raise
-        meter = Meter(settings.max_tokens_per_run, day, settings.max_answer_bytes)
+        meter = partial(Meter, settings.max_tokens_per_run, day, settings.max_answer_bytes)
         return Place(meter, partial(self._release, user))
 
     def _release(self, user: str) -> None:
