@@ -250,7 +250,8 @@ async def test_after_tools_the_dialogue_goes_on_and_is_told_whole(tmp_path: Path
     assert (said(thought)[:6], said(counted)) == ("I have", "1 2 3")
     told = [(each["role"], each["content"]) for each in heard[-1].messages]
     at = of_type(tools, "tool_call")[0]["seq"]
-    before, behind = (said([event for event in tools if (event["seq"] > at) is is_behind]) for is_behind in (False, True))
+    before = said([event for event in tools if event["seq"] <= at])
+    behind = said([event for event in tools if event["seq"] > at])
     assert told == [
         ("user", "What is 17 * 23?"),
         ("assistant", before),

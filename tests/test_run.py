@@ -310,6 +310,17 @@ def test_a_run_ends_where_its_log_is_full(step: Step, monkeypatch: pytest.Monkey
     assert EVENTS_LIMIT > 3
 
 
+def test_a_run_ends_where_its_answer_has_too_many_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that alternates at each token: every checkpoint would build as many parts as there are tokens."""
+    monkeypatch.setattr(machine, "PARTS_LIMIT", 4)
+    run, thought = run_of(), Reasoning(content="hm")
+    for step in (WORD, WORD, thought, thought, WORD, CALL, WORD, WORD):
+        run.say(step)
+    with pytest.raises(CannotHappen):
+        run.say(thought)
+    assert (len(types_of(run)), ends(run)) == (8, "length")
+
+
 def ends(run: Run) -> str:
     done = run.ending(0.0)
     assert isinstance(done, Done)

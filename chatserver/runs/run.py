@@ -41,6 +41,10 @@ ADDRESS_BYTES = 100
 """How many bytes an event is longer than its draft, by its run's id and its number."""
 
 
+PARTS_LIMIT = 10_000
+"""Texts of an answer at most, where words and reasoning alternate: each checkpoint builds and stores them all."""
+
+
 class State(StrEnum):
     """Where a run is in its life."""
 
@@ -95,8 +99,8 @@ class Run:
     """One run, from its start until its log is forgotten."""
 
     __slots__ = (
-        "_began", "_calls", "_ending", "_forget_at", "_grace_seconds", "_left_at", "_transcript", "log", "meter",
-        "record", "state", "subscribers",
+        "_began", "_calls", "_ending", "_forget_at", "_grace_seconds", "_kind", "_left_at", "_parts", "_transcript",
+        "log", "meter", "record", "state", "subscribers",
     )  # fmt: skip
 
     def __init__(self, record: RunRecord, log: EventLog, meter: Meter, grace_seconds: float | None, now: float) -> None:
@@ -113,6 +117,8 @@ class Run:
         self._ending: FinishReason | Error | None = None
         self._calls: dict[str, bool] = {}  # The tool calls, and whether each has its result.
         self._transcript: list[TurnOrigin] = []
+        self._kind: type[Event] | None = None  # Of the newest step, while it is text that may grow.
+        self._parts = 0
 
     def _happens(self, cause: Cause) -> None:
         after = TRANSITIONS[self.state].get(cause)
@@ -134,7 +140,7 @@ class Run:
         if isinstance(step, TurnOrigin):
             return self._transcript.append(step)
         if isinstance(step, ToolCall) and is_id(step.call_id) and step.call_id not in self._calls:
-            self._calls[step.call_id] = False
+            self._calls[step.call_id], self._kind = False, None
         elif isinstance(step, ToolResult) and self._calls.get(step.call_id) is False:
             self._calls[step.call_id] = True
         else:
@@ -148,6 +154,10 @@ class Run:
         return replace(self.log.answer(), transcript=tuple(self._transcript))
 
     def _say_text(self, text: Token | Reasoning) -> None:
+        if type(text) is not self._kind:
+            if self._parts == PARTS_LIMIT:
+                self._stop("length")
+            self._kind, self._parts = type(text), self._parts + 1
         try:
             fitting = self.meter.add_text(text.content)
         except Spent:
