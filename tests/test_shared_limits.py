@@ -136,10 +136,11 @@ def test_who_is_cancelled_while_asking_has_no_place() -> None:
 def test_runs_that_begin_at_once_count_on_one_day() -> None:
     first, second = acquired(places(), "a", "a")
     assert first is not None and second is not None
-    assert not first.meter.is_spent()
-    first.meter.add_arguments("x" * 4 * DAY_TOKENS * 2)
-    first.meter.end_turn(None)
-    assert first.meter._day is second.meter._day is not None
+    meter, another = first.meter(), second.meter()
+    assert not meter.is_spent()
+    meter.add_arguments("x" * 4 * DAY_TOKENS * 2)
+    meter.end_turn(None)
+    assert meter._day is another._day is not None
 
 
 def test_whose_day_is_spent_has_no_place() -> None:
