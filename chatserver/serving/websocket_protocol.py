@@ -105,9 +105,8 @@ class WebSocketProtocol(ServedProtocol):
             elif self._stage is Stage.OPEN:
                 self._deliver(message)
         conn = self._reader.conn
-        if conn.handshake_exc is not None and self._response is None:
-            self.transport.write(refusal_response(BadHttp()))  # Too many headers, or headers that are too long.
-            self.transport.close()
+        if conn.handshake_exc is not None and self._stage is Stage.HANDSHAKE:
+            self._refuse_to_read(BadHttp())  # Too many headers, or headers that are too long.
         elif self._stage is Stage.OPEN:
             self._flush()
         elif self._stage is Stage.CLOSING and conn.close_rcvd is not None:
@@ -153,8 +152,7 @@ class WebSocketProtocol(ServedProtocol):
     def _answer_handshake(self, request: Request) -> None:
         self._response = self._reader.conn.accept(request)
         if self._response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
-            self._send_refusal(self._response)
-            return
+            return self._refuse_to_read(BadHttp(str(self._reader.conn.handshake_exc)))
         scope = websocket_scope(self._config, self.transport, request)
         request.headers.clear()  # The library holds the request as long as the connection: 2 KB of a browser's.
         scope |= {"state": self._app_state.copy(), "extensions": {"websocket.http.response": {}, PEER: self.take_over}}
@@ -167,6 +165,11 @@ class WebSocketProtocol(ServedProtocol):
         self._reader.conn.send_response(response)
         self.transport.write(self._reader.data_to_send())
         self._stage = Stage.CLOSING
+        self.transport.close()
+
+    def _refuse_to_read(self, error: BadHttp) -> None:
+        self._stage = Stage.CLOSING
+        self.transport.write(refusal_response(error))
         self.transport.close()
 
     async def _run(self, scope: dict[str, Any]) -> None:
