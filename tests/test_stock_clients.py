@@ -17,6 +17,7 @@ from chatserver.transports.formats.sse import EventStream
 from tests.clients import HttpReader
 from tests.fake_upstream import FakeUpstream, Gate, call, say, token
 from tests.live import live_server
+from tests.merging import numbers_of, seq_of
 from tests.web_client import TOOLS, node
 
 pytestmark = pytest.mark.anyio
@@ -81,9 +82,10 @@ def lost(data: bytes) -> Iterator[bytes]:
 
 
 def check(seen: list[Seen], count: int) -> None:
-    assert [json.loads(data)["seq"] for _, data, _ in seen] == list(range(1, count + 1))
-    assert [int(id) for _, _, id in seen] == list(range(1, count + 1))
-    assert [type for type, _, _ in seen] == [json.loads(data)["type"] for _, data, _ in seen]
+    documents = [data.encode() for _, data, _ in seen]
+    assert [number for each in documents for number in numbers_of(each)] == list(range(1, count + 1))
+    assert [int(id) for _, _, id in seen] == [seq_of(each) for each in documents]
+    assert [type for type, _, _ in seen] == [json.loads(each)["type"] for each in documents]
 
 
 @pytest.mark.parametrize("read", [by_httpx_sse, by_openai, by_sseclient])
