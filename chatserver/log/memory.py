@@ -189,16 +189,17 @@ class MemoryLog:
         self._is_waking, self._has_news = True, False
         self._wake_some(list(self._readers))
 
-    def _wake_some(self, readers: list[MemoryCursor]) -> None:
-        for cursor in readers[:READERS_PER_TURN]:
+    def _wake_some(self, readers: list[MemoryCursor], start: int = 0) -> None:
+        end = start + READERS_PER_TURN
+        for cursor in readers[start:end]:
             if cursor.is_waiting:
                 cursor.is_waiting = False
                 try:
                     cursor.wake()
                 except Exception:  # Others wait behind it.
                     logger.exception("a reader of run %s could not be woken", self.run_id)
-        if len(readers) > READERS_PER_TURN:
-            asyncio.get_running_loop().call_soon(self._wake_some, readers[READERS_PER_TURN:])
+        if end < len(readers):
+            asyncio.get_running_loop().call_soon(self._wake_some, readers, end)
         elif self._has_news:
             asyncio.get_running_loop().call_soon(self._wake_all)
         else:
