@@ -104,6 +104,8 @@ class PastMessage(Struct, frozen=True):
     is_of_user: bool
     parts: Parts
     transcript: tuple[TurnOrigin, ...]
+    is_growing: bool = False
+    """Its run has not ended on disk."""
 
 
 def text_bytes(text: str) -> int:

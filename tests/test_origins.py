@@ -296,7 +296,11 @@ async def test_of_a_target_that_names_a_host_that_one_counts(place: Place) -> No
         ("http:///schema", "localhost", 403),
         ("http://[::1/schema", "localhost", 400),
         ("/schema?of=http://evil.example/", "localhost", 200),
-        ("//localhost/schema?of=http://localhost/", "evil.example", 403),  # A path: a page of a rebound name may ask so.
+        (
+            "//localhost/schema?of=http://localhost/",
+            "evil.example",
+            403,
+        ),  # A path: a page of a rebound name may ask so.
     ):
         head = f"GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
         assert statuses(await said(place.server, head.encode())) == [status], target

@@ -18,6 +18,7 @@ from chatserver.auth import LOCAL_USER
 from chatserver.commands import ChatRequest
 from chatserver.errors import Unavailable
 from chatserver.log.memory import MemoryLogs
+from chatserver.runs.checkpoints import Checkpoints
 from chatserver.runs.places import Places
 from chatserver.sessions import Begun, Sessions
 from tests.clients import (
@@ -116,6 +117,10 @@ async def test_a_run_that_begins_while_its_session_is_deleted_waits_for_that(
     assert [each["content"] for each in (await request(stage.server, "GET", path)).json["messages"]] == ["Hi", "Two"]
 
 
+async def nothing(*_: Any) -> None:
+    """Nothing is stored."""
+
+
 async def fail(*_: Any) -> None:
     raise OSError("nothing goes")
 
@@ -126,7 +131,7 @@ async def begin_and_lose(self: Sessions, *args: Any) -> Begun:
     raise Unavailable
 
 
-BEGIN = Sessions.begin
+BEGIN, CONTEXT = Sessions.begin, Sessions.context
 FAULTS = {
     "the log cannot be made": partial(patch.object, MemoryLogs, "create", fail),
     "the answer of the store is lost": partial(patch.object, Sessions, "begin", begin_and_lose),
@@ -254,6 +259,49 @@ async def refused(stage: Stage, transport: Transport) -> None:
     with pytest.raises(RefusedError) as refusal:
         await transport.start(stage.server, {"message": "Hi", "session_id": "s"})
     assert (refusal.value.status, refusal.value.code) == (503, "unavailable")
+
+
+@in_time
+async def test_a_model_is_told_an_answer_whose_end_is_in_the_commit_that_its_own_run_waits_for() -> None:
+    """Somebody stops an answer and says the next word at once, while the disk is busy: one commit takes both."""
+    is_busy, are_queued, are_read = threading.Event(), threading.Event(), threading.Event()
+
+    def busy(_: object) -> None:
+        if threading.current_thread().name != "sqlite-writer":
+            return
+        is_busy.set()
+        assert (are_read if are_queued.is_set() else are_queued).wait(WAIT_SECONDS)
+
+    async def context(self: Sessions, *args: Any) -> Any:
+        try:
+            return await CONTEXT(self, *args)
+        finally:
+            are_read.set()
+
+    async with staged() as stage:
+        runs, body = stage.server.runs, {"message": "Hi", "session_id": "s"}
+        sqlite = runs._sessions._database._database
+        stage.upstream.script(role(), token("Half"), Gate(anyio.Event()))
+        reading = await SSE.start(stage.server, body)
+        await reading.take(2)
+        stage.upstream.script(*say("Next"))
+
+        async def ask_again() -> None:
+            await documents_of(await SSE.start(stage.server, body))
+
+        with patch.object(Sessions, "context", context), patch.object(Checkpoints, "store", nothing):
+            event.listen(sqlite._engine, "commit", busy)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(runs._sessions._lease.touch)
+                await anyio.to_thread.run_sync(is_busy.wait, WAIT_SECONDS)
+                await runs.cancel(LOCAL_USER, reading.run_id)
+                tasks.start_soon(ask_again)
+                while sqlite._writes.qsize() < 2:  # noqa: ASYNC110 - a queue of threads tells no loop
+                    await anyio.sleep(0.01)
+                are_queued.set()
+        await documents_of(reading)
+        told = [(each["role"], each["content"]) for each in stage.upstream.requests[-1].json["messages"]]
+        assert told == [("user", "Hi"), ("assistant", "Half"), ("user", "Hi")]
 
 
 @in_time

@@ -169,7 +169,7 @@ async def test_a_handshake_that_fails_is_refused_as_a_request_is(
 async def test_what_comes_while_the_dialogue_is_being_begun_is_obeyed(
     server: LiveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A client may speak as soon as it reads the answer to its handshake; nodes that share limits may still be asked."""
+    """A client may speak as soon as it reads the answer to its handshake; who shares its limits may still be asked."""
     gate, admit = anyio.Event(), Admissions.admit
 
     async def admit_later(self: Admissions, user: str) -> Admission:

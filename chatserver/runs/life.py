@@ -94,7 +94,8 @@ class Life:
         """Whether the run is on disk; before that, it may never be."""
         return self._settling is None
 
-    async def _settled(self) -> None:
+    async def settled(self) -> None:
+        """Wait until the run is on disk."""
         if self._settling is not None:
             await self._settling.wait()
 
@@ -134,7 +135,7 @@ class Life:
         Nothing is stored, and no end is said, before the run itself is on disk (``settle``).
         """
         await self._answer(agent, ask)
-        await self._settled()
+        await self.settled()
         self.run.meter.end_turn(None)
         return await self._finish()
 
@@ -143,7 +144,7 @@ class Life:
         try:
             with anyio.CancelScope() as self._scope:
                 if run.state is not State.ENDING:
-                    run.end(await agent(await ask(), run.meter, self._say, self._settled))
+                    run.end(await agent(await ask(), run.meter, self._say, self.settled))
             self._scope = None
         except Spent:
             run.end("length")

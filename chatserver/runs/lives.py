@@ -7,7 +7,7 @@ from time import monotonic
 
 import anyio
 
-from chatserver.agent import Agent
+from chatserver.agent import Agent, Settled
 from chatserver.commands import ChatRequest
 from chatserver.dialogue import BYTES_PER_TOKEN, PastMessage, dialogue
 from chatserver.events import PROTOCOL_VERSION, Start
@@ -125,12 +125,16 @@ class Lives:
         grace_seconds = settings.grace_seconds if request.on_disconnect == "cancel" else None
         run = Run(begun.run, log, place.meter(), grace_seconds, monotonic())
         life = Life(user, run, self._sessions, self._checkpoints)
-        return life, _spawn(self._live(life, partial(self._asked, begun, request), place), self._tasks)
+        return life, _spawn(self._live(life, partial(self._asked, begun, request, life.settled), place), self._tasks)
 
-    async def _asked(self, begun: Begun, request: ChatRequest) -> ModelRequest:
+    async def _asked(self, begun: Begun, request: ChatRequest, settled: Settled) -> ModelRequest:
         tokens_limit, messages = self._settings.max_context_tokens, list[PastMessage]()
         if begun.follows is not None:
-            messages += await self._sessions.context(begun.follows, BYTES_PER_TOKEN * tokens_limit)
+            context = partial(self._sessions.context, begun.follows, BYTES_PER_TOKEN * tokens_limit)
+            messages += await context()
+            if messages and messages[-1].is_growing:  # It has ended in the very commit that this run waits for.
+                await settled()
+                messages = await context()
         if begun.message is not None:
             messages.append(begun.message)
         return ModelRequest(

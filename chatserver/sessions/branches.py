@@ -65,7 +65,12 @@ def _backwards(is_branch: bool, size: ColumnElement[int], columns: list[ColumnEl
 
 # Made once: to build a statement costs as much as to run it.
 _PAGE = {is_branch: _backwards(is_branch, _Bytes(messages.c.parts), _COLUMNS) for is_branch in (True, False)}
-_TOLD: list[ColumnElement[Any]] = [messages.c.role == "user", messages.c.parts, messages.c.transcript]
+_TOLD: list[ColumnElement[Any]] = [
+    messages.c.role == "user",
+    messages.c.parts,
+    messages.c.transcript,
+    messages.c.status == "streaming",
+]
 _CONTEXT = _backwards(True, cast(ColumnElement[int], messages.c.told_bytes), _TOLD)
 _HERE = (messages.c.user_id == bindparam("user"), messages.c.session_id == bindparam("session"))
 _NEWEST = select(messages.c.message_id).where(*_HERE).order_by(messages.c.position.desc()).limit(1)
@@ -111,7 +116,7 @@ def context(connection: Connection, message_id: str, bytes_limit: int) -> list[P
     """The branch that ends with this message, oldest first: the newest messages that fit."""
     limit = min(bytes_limit, MOST_BYTES)
     rows = connection.execute(_CONTEXT, {"newest": message_id, "limit": limit, "bytes_limit": limit}).all()
-    return [PastMessage(bool(is_of_user), parts, transcript) for _, is_of_user, parts, transcript in rows]
+    return [PastMessage(bool(row[1]), row.parts, row.transcript, bool(row[-1])) for row in rows]
 
 
 def _message(row: Sequence[Any]) -> MessageRecord:
