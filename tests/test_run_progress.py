@@ -13,7 +13,7 @@ from msgspec.structs import asdict
 from chatserver.auth import LOCAL_USER
 from chatserver.errors import Unavailable
 from chatserver.records import MessageRecord
-from chatserver.runs import run
+from chatserver.runs import checkpoints, run
 from chatserver.sessions import Sessions, open_sessions
 from tests.clients import (
     Reading,
@@ -82,6 +82,23 @@ async def test_pings_come_while_a_tool_is_called(transport: Transport) -> None:
         reading = await transport.start(stage.server, {"message": "Hang"})
         await reading.take(2)
         await hears_pings(reading, 3)
+        await cancelled_from(stage, transport, reading.run_id)
+        assert types_of(await documents_of(reading)) == ["done"]
+
+
+@each_transport
+@in_time
+async def test_a_tool_that_is_called_is_on_disk_long_before_its_result(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed now, the server would else leave no trace of a call that may have changed the world."""
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 1000.0)
+    async with staged(tools="tests.life:TOOLS") as stage:
+        stage.upstream.always(*call("hang", {}))
+        reading = await transport.start(stage.server, {"message": "Hang", "session_id": "s"})
+        await reading.take(2)
+        while not (await on_disk(stage, "s"))[-1].parts:  # noqa: ASYNC110 - another process is told of nothing
+            await anyio.sleep(0.02)
         await cancelled_from(stage, transport, reading.run_id)
         assert types_of(await documents_of(reading)) == ["done"]
 

@@ -11,7 +11,7 @@ import anyio
 from chatserver.agent import Agent, Step
 from chatserver.endings import INTERNAL, INTERRUPTED, UNSTORED, ending_of
 from chatserver.errors import RunLost, Unavailable, UpstreamError
-from chatserver.events import Error, FinishReason, Terminal, ToolResult, appended
+from chatserver.events import Error, FinishReason, Terminal, ToolCall, ToolResult, appended
 from chatserver.log import StoredLog
 from chatserver.meter import Spent
 from chatserver.providers import ModelRequest
@@ -161,7 +161,7 @@ class Life:
         except CannotHappen:
             self._cancel()  # So that an agent that catches this exception ends too.
             raise
-        if isinstance(step, ToolResult):
+        if isinstance(step, ToolCall | ToolResult):
             self._checkpoints.hasten(self.run_id)
 
     async def _finish(self) -> bool:
