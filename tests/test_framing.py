@@ -12,8 +12,9 @@ import pytest
 from jsonschema import Draft202012Validator, ValidationError
 
 from chatserver.answer import Answer
-from chatserver.events import record
-from chatserver.parts import TextPart
+from chatserver.events import Snapshot, Token, record
+from chatserver.parts import ReasoningPart, TextPart
+from chatserver.transports.formats.text import PlainText
 from tests.clients import (
     NDJSON,
     SSE,
@@ -410,6 +411,12 @@ async def test_plain_text_of_a_stored_run_is_all_its_text() -> None:
             reader = await HttpReader.get(server, events_path(documents), TEXT)
             assert (await reader.read_all()).decode() == text
     assert reader.has_ended
+
+
+def test_plain_text_of_what_a_crash_left_begins_with_the_texts_of_the_snapshot() -> None:
+    parts = (ReasoningPart("Not this."), TextPart("Grüße, "), TextPart("😀 "))
+    events = (Snapshot(run_id="r", seq=7, parts=parts), Token(run_id="r", seq=8, content="here"))
+    assert PlainText().frame([record(each) for each in events]).decode() == "Grüße, 😀 here"
 
 
 @pytest.mark.parametrize(
