@@ -8,6 +8,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from chatserver.serving.websocket_protocol import WebSocketProtocol
 from tests.clients import Wire, WsReader
 from tests.live import LiveServer, live_server
 from tests.test_bad_input import BINARY, CLOSE, CONTINUATION, PING, TEXT, closing, masked
@@ -242,3 +243,22 @@ async def test_one_broken_connection_closes_no_other(server: LiveServer) -> None
         reader.send({"type": "ping"})
         with anyio.fail_after(WAIT_SECONDS):
             await reader.until("pong")
+
+
+# ---- the buffer of what is to be sent --------------------------------------------------------------------------------
+
+
+async def test_a_buffer_that_is_full_again_at_once_takes_nothing(server: LiveServer) -> None:
+    """No further call would tell that it is full: what the runs have would all go into it."""
+    wire = await shaken(server)
+    (peer,) = server.server.server_state.connections
+    assert isinstance(peer, WebSocketProtocol)
+    writable = []
+    peer.pause_writing()
+    peer.resume_writing()
+    for change in (peer.pause_writing, peer.resume_writing):
+        change()
+        await anyio.lowlevel.checkpoint()
+        writable.append(peer.is_writable)
+    assert writable == [False, True]
+    wire.cut()
