@@ -120,7 +120,7 @@ async def test_an_idle_websocket_is_pinged_and_answers_pings(stage: Stage) -> No
 async def test_start_comes_before_the_model_answers_and_after_the_question_is_on_disk(
     stage: Stage, transport: Transport
 ) -> None:
-    session_id = f"question-{transport}"
+    session_id, replies = f"question-{transport}", len(stage.upstream.replies)
     stage.upstream.script(Hang())
     reading = await transport.start(stage.server, {"message": "A question", "session_id": session_id})
     start = json.loads((await reading.take(1))[0])
@@ -128,6 +128,7 @@ async def test_start_comes_before_the_model_answers_and_after_the_question_is_on
     assert (question.message_id, question.role, question.content) == (start["user_message_id"], "user", "A question")
     assert (answer.message_id, answer.status, answer.content) == (start["message_id"], "streaming", "")
     assert start | {"session_id": session_id, "model": "gpt-4o-mini", "protocol": 1, "heartbeat_ms": 200} == start
+    await stage.upstream.until(lambda: len(stage.upstream.replies) > replies)
     await cancelled_from(stage, transport, reading.run_id)
     await documents_of(reading)
     assert stage.upstream.replies[-1].bytes_written == 0
