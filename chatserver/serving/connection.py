@@ -30,6 +30,22 @@ class ServedProtocol(asyncio.Protocol):
         self._loop = _loop or asyncio.get_running_loop()
         self._has_access_log = has_access_log
         self._timer: asyncio.TimerHandle | None = None
+        self.is_write_paused = False
+
+    def pause_writing(self) -> None:
+        self.is_write_paused = True
+
+    def resume_writing(self) -> None:
+        self.is_write_paused = False
+        self._loop.call_soon(self._resume)  # Later: asyncio's transports must not be closed within this call.
+
+    def _resume(self) -> None:
+        if not self.is_write_paused:  # The buffer may have been filled again.
+            self._drained()
+
+    @abstractmethod
+    def _drained(self) -> None:
+        """The peer takes bytes again."""
 
     @abstractmethod
     def shutdown(self) -> None:

@@ -69,7 +69,7 @@ class HttpProtocol(ServedProtocol):
         self._exchange: Exchange | None = None
         self._is_half_closed = False
         """The peer asks for no more, and takes what it has asked for."""
-        self.is_read_paused = self.is_write_paused = False
+        self.is_read_paused = False
 
     # what the transport tells
 
@@ -108,16 +108,12 @@ class HttpProtocol(ServedProtocol):
         return True
 
     def pause_writing(self) -> None:
-        self.is_write_paused = True
+        super().pause_writing()
         if self._exchange is not None:
             self._exchange.is_writable = False
 
-    def resume_writing(self) -> None:
-        self.is_write_paused = False
-        self._loop.call_soon(self._drained)  # Later: asyncio's transports must not be closed within this call.
-
     def _drained(self) -> None:
-        if self.is_write_paused or self._stage is Stage.LOST:
+        if self._stage is Stage.LOST:
             return
         if self._exchange is not None:
             self._exchange.drained()

@@ -68,7 +68,6 @@ class WebSocketProtocol(ServedProtocol):
         self._refusal: AsgiMessage = {}
         self._came: asyncio.Future[None] | None = None
         self._pinged_at = monotonic()
-        self._is_write_paused = False
         self.is_writable = True
         self.on_writable = self.on_leave = nobody
         self.on_text: Callable[[str | None], None] = _unheard
@@ -89,15 +88,11 @@ class WebSocketProtocol(ServedProtocol):
         self._leave()
 
     def pause_writing(self) -> None:
-        self._is_write_paused = True
+        super().pause_writing()
         self.is_writable = False
 
-    def resume_writing(self) -> None:
-        self._is_write_paused = False
-        self._loop.call_soon(self._drained)  # Later: asyncio's transports must not be closed within this call.
-
     def _drained(self) -> None:
-        if self._stage is Stage.OPEN and not self._is_write_paused:  # Pongs may have filled the buffer again.
+        if self._stage is Stage.OPEN:
             self.is_writable = True
             self.on_writable()
 
