@@ -63,7 +63,7 @@ schema: _package _node
     #!/usr/bin/env bash
     set -euo pipefail
     chatserver schema clients
-    mv clients/events.d.ts clients/records.d.ts clients/web/
+    mv clients/events.d.ts clients/resources.d.ts clients/web/
     made=$(mktemp -d) && trap 'rm -r "$made"' EXIT
     tests/web/node_modules/.bin/tsc --project clients/web --noEmit false --declaration --emitDeclarationOnly --stripInternal --outDir "$made"
     mv "$made/chatserver.d.ts" clients/web/

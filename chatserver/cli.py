@@ -105,13 +105,13 @@ def config(**flags: Any) -> None:
 @main.command("schema")
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path), default=Path())
 def write_schema(folder: Path) -> None:
-    """Write events.json, asyncapi.json, events.d.ts and records.d.ts, the contract for programs, into a folder."""
-    from chatserver.routes.openapi import RECORDS
+    """Write events.json, asyncapi.json, events.d.ts and resources.d.ts, the contract for programs, into a folder."""
+    from chatserver.routes.openapi import RESOURCES
 
     if not folder.is_dir():
         raise click.ClickException(f"there is no folder {folder}")
     (folder / "events.d.ts").write_text(schema.typescript())
-    (folder / "records.d.ts").write_text(schema.typescript_of(RECORDS))
+    (folder / "resources.d.ts").write_text(schema.typescript_of(RESOURCES))
     for name, document in {"events.json": schema.events(), "asyncapi.json": schema.asyncapi()}.items():
         (folder / name).write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
 

@@ -46,9 +46,9 @@ def typescript() -> str:
     return "\n".join(lines) + "\n"
 
 
-def typescript_of(records: Sequence[type[Struct]]) -> str:
+def typescript_of(resources: Sequence[type[Struct]]) -> str:
     """What requests are answered with as TypeScript; what the events have too is imported from theirs."""
-    _, definitions = msgspec.json.schema_components(records)
+    _, definitions = msgspec.json.schema_components(resources)
     shared = definitions.keys() & schema()["$defs"].keys()
     lines = ["// Written by `chatserver schema` from what the server's routes answer.\n"]
     lines += [f'import type {{ {", ".join(sorted(shared))} }} from "./events.js";\n']

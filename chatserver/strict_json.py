@@ -85,7 +85,7 @@ def _check_numbers(bare: bytes) -> None:
 def texts_of(text: str, kind: Any) -> dict[str, str]:
     """The fields of a JSON object that are texts, unchecked, whatever else the object holds; of no object, {}."""
     try:
-        given = _reader(kind, False).decode(text)
+        given = _decoder(kind, False).decode(text)
     except msgspec.ValidationError:
         return {}
     return {name: json.loads(raw) for name, raw in _given(given) if raw[:1] == b'"'}
@@ -99,7 +99,7 @@ def convert(text: str, kind: type[T]) -> T:
             control characters; ``pointer`` says which field.
     """
     try:
-        raws = _reader(cast(Any, kind), True).decode(text)
+        raws = _decoder(cast(Any, kind), True).decode(text)
     except msgspec.ValidationError as error:
         name = str(error).removeprefix(_UNKNOWN_FIELD)
         if name == str(error):
@@ -125,7 +125,7 @@ def _required(kind: Any) -> list[str]:
 
 
 @cache
-def _reader(kind: Any, is_strict: bool) -> msgspec.json.Decoder[Any]:
+def _decoder(kind: Any, is_strict: bool) -> msgspec.json.Decoder[Any]:
     """A decoder that cuts an object into the bytes of its fields; the tag counts as a field."""
     names = [each.name for each in msgspec.structs.fields(kind)]
     names += [tag for tag in [kind.__struct_config__.tag_field] if tag]

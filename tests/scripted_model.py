@@ -17,7 +17,7 @@ from chatserver.log.memory import MemoryLog
 from chatserver.meter import Meter
 from chatserver.providers import Delta, Finish, ModelRequest, OnDelta, TextDelta, ToolCallRequest
 from chatserver.providers.chat_completions.requests import messages_of
-from chatserver.records import RunRecord
+from chatserver.resources import RunResource
 from chatserver.runs.checkpoints import Checkpoints
 from chatserver.runs.life import Life
 from chatserver.runs.run import Run
@@ -103,7 +103,7 @@ def agent(
     return ToolAgent(model, {each.name: each for each in tools}, threads, turns_limit, calls_limit)
 
 
-RECORD = RunRecord(
+RESOURCE = RunResource(
     run_id="run", session_id="s", message_id="m", status="running", last_seq=0, usage=None, created_at="2026"
 )
 
@@ -138,7 +138,7 @@ def life_of(
 ) -> Life:
     """A run in its life, stored nowhere, as if it were on disk where ``is_settled``."""
     sessions = cast(Sessions, kept or Store())
-    run = Run(RECORD, watched_log(), meter or Meter(), grace_seconds, 0.0)
+    run = Run(RESOURCE, watched_log(), meter or Meter(), grace_seconds, 0.0)
     life = Life("ann", run, sessions, Checkpoints(sessions))
     if is_settled:
         life.settle()

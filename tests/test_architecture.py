@@ -19,7 +19,7 @@ ROOMS = (
     "strict_json",
     "commands",
     "replies",
-    "records",
+    "resources",
     "syntax",
     "settings",
     "log",

@@ -123,7 +123,7 @@ def test_schema_writes_the_documents_that_are_served(elsewhere: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(inside)
         assert run("schema").exit_code == 0
-    for name in ("events.json", "asyncapi.json", "events.d.ts", "records.d.ts"):
+    for name in ("events.json", "asyncapi.json", "events.d.ts", "resources.d.ts"):
         assert (inside / name).read_bytes() == (elsewhere / name).read_bytes()
 
 

@@ -27,17 +27,17 @@ from chatserver.errors import ChatError
 from chatserver.events import EVENT_TYPES, BaseEvent, ErrorCode, FinishReason, Usage, decode
 from chatserver.parts import ToolCallPart
 from chatserver.providers.demo import FAULTS
-from chatserver.records import (
-    MessageRecord,
+from chatserver.replies import REPLY_TYPES
+from chatserver.resources import (
+    MessageResource,
     MessageStatus,
     ModelList,
-    RunRecord,
+    RunResource,
     RunStatus,
     SessionDetail,
     SessionPage,
-    SessionRecord,
+    SessionResource,
 )
-from chatserver.replies import REPLY_TYPES
 from chatserver.runs.run import TRANSITIONS, Cause, State
 from chatserver.settings import Settings, variable
 from chatserver.strict_json import convert
@@ -154,9 +154,9 @@ def of_routes() -> list[Claim]:
             claims += [
                 Claim("HTTP routes", (f"| `{method} {path}` |",)) for method in route.methods - {"HEAD", "OPTIONS"}
             ]
-    records = [*names(RunRecord, "Run"), *names(SessionDetail, "Session"), *names(MessageRecord, "Session")]
+    resources = [*names(RunResource, "Run"), *names(SessionDetail, "Session"), *names(MessageResource, "Session")]
     statuses = [("Run", each) for each in get_args(RunStatus)] + [("Session", each) for each in get_args(MessageStatus)]
-    return claims + records + [Claim(section, (f"`{status}`",)) for section, status in statuses]
+    return claims + resources + [Claim(section, (f"`{status}`",)) for section, status in statuses]
 
 
 def of_settings() -> list[Claim]:
@@ -174,7 +174,7 @@ def _shown(default: object) -> str:
 INSIDE = {
     "providers/models.py": "how much of a list is read, and how much of it a log says",
     "providers/demo.py": "what the demo model does is no contract",
-    "sessions/read.py": "the routes ask for less",
+    "sessions/queries.py": "the routes ask for less",
     "tools/builtin.py": "a tool says in its result what it refuses",
     "routes/access_log.py": "how much of a path the log has",
     "transports/connections.py": "only spreads the clock's work",
@@ -339,7 +339,7 @@ def fault(document: dict[str, Any]) -> str | None:
         case str(kind) if kind in ANSWERS:
             return None if document.keys() <= ANSWERS[kind] | {"type"} else f"an `{kind}` has other fields"
         case None:
-            kinds = (ModelList, RunRecord, SessionDetail, SessionRecord, SessionPage, Ticket)
+            kinds = (ModelList, RunResource, SessionDetail, SessionResource, SessionPage, Ticket)
             is_record = any(_is_whole(document, kind) for kind in kinds)
             return None if is_record else _refusal(document, partial(convert, kind=ChatRequest))
         case kind:

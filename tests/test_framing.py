@@ -891,10 +891,10 @@ async def test_the_schemas_that_are_checked_in_are_those_of_the_program(place: P
     with anyio.fail_after(2 * WAIT_SECONDS):
         await anyio.run_process([sys.executable, "-m", "chatserver", "schema", str(tmp_path)], cwd=CLIENTS.parent)
     written, kept = files_in(tmp_path), files_in(CLIENTS, CLIENTS / "web")
-    assert set(written) == {"events.json", "asyncapi.json", "events.d.ts", "records.d.ts"}
+    assert set(written) == {"events.json", "asyncapi.json", "events.d.ts", "resources.d.ts"}
     for name, data in written.items():
         assert kept[name] == data, "run `just schema`"
-    del written["events.d.ts"], written["records.d.ts"]
+    del written["events.d.ts"], written["resources.d.ts"]
     for name, data in written.items():
         media_types = ("application/schema+json", "application/json")
         assert json.loads(data) == await document_at(place.server, f"/schema/{name}", *media_types)

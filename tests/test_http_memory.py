@@ -181,7 +181,7 @@ async def test_who_asks_and_does_not_read_is_not_read_either() -> None:
         begun = live.server.server_state.total_requests - before
         assert begun * size < 8 * 1024 * 1024, f"{begun} answers of {size} bytes"
         assert protocol.transport.get_write_buffer_size() < size + 2 * 65536
-        assert len(protocol._reader.unread) <= WAITING_BYTES_LIMIT + READ_BYTES
+        assert len(protocol._decoder.unread) <= WAITING_BYTES_LIMIT + READ_BYTES
         wire.go_on()
         answers = b""
         with anyio.fail_after(WAIT_SECONDS):

@@ -21,7 +21,7 @@ from chatserver.runs.run import Run, State
 from chatserver.runs.subscription import Subscription
 from chatserver.sessions import Sessions
 from tests.logs import kept as logged
-from tests.scripted_model import RECORD, WAIT_SECONDS, ScriptedModel, Store, agent, asking, life_of, stop, told, wants
+from tests.scripted_model import RESOURCE, WAIT_SECONDS, ScriptedModel, Store, agent, asking, life_of, stop, told, wants
 
 pytestmark = pytest.mark.anyio
 
@@ -258,7 +258,7 @@ async def test_all_who_wait_for_the_end_are_told() -> None:
 async def test_what_a_tool_has_done_is_stored_at_once() -> None:
     kept, gate = Store(), anyio.Event()
     checkpoints = Checkpoints(cast(Sessions, kept))
-    life = Life("ann", Run(RECORD, MemoryLog("run"), Meter(), None, 0.0), cast(Sessions, kept), checkpoints)
+    life = Life("ann", Run(RESOURCE, MemoryLog("run"), Meter(), None, 0.0), cast(Sessions, kept), checkpoints)
     checkpoints.add(life.run)
     life.settle()
     async with anyio.create_task_group() as tasks:
@@ -276,7 +276,7 @@ def checkpoints_of(kept: Store, *names: str) -> Checkpoints:
     """Of runs that have said a little."""
     checkpoints = Checkpoints(cast(Sessions, kept))
     for name in names:
-        run = Run(replace(RECORD, run_id=name), MemoryLog(name), Meter(), None, 0.0)
+        run = Run(replace(RESOURCE, run_id=name), MemoryLog(name), Meter(), None, 0.0)
         run.say(Token(content="1"))
         run.say(Reasoning(content="2"))
         checkpoints.add(run)

@@ -24,7 +24,7 @@ from chatserver.providers import ModelRequest
 from chatserver.runs.checkpoints import Checkpoints
 from chatserver.runs.life import Life
 from chatserver.runs.run import Run
-from chatserver.serving import websocket_reader
+from chatserver.serving import websocket_decoder
 from chatserver.sessions import Sessions
 from tests.clients import SSE, TRANSPORTS, WS, HttpReader, RefusedError, Transport, WsReader, documents_of, request
 from tests.counting import calls_of
@@ -32,7 +32,7 @@ from tests.fake_upstream import Done, FakeUpstream, Gate, Step, counted, finish,
 from tests.live import LiveServer, live_server
 from tests.merging import unmerged
 from tests.proving import answer_of
-from tests.scripted_model import RECORD, ScriptedModel, agent, asking, steps_of, stop, wants
+from tests.scripted_model import RESOURCE, ScriptedModel, agent, asking, steps_of, stop, wants
 from tests.steps import result_of
 from tests.users import guarded_server, of
 
@@ -234,8 +234,8 @@ async def test_a_flood_of_frames_of_whatever_kind_is_shut_off(kind: str) -> None
 async def test_as_many_frames_as_are_allowed_at_once_are_taken() -> None:
     async with live_server(None) as live, await WsReader.connect(live) as reader:
         with anyio.fail_after(WAIT_SECONDS):
-            reader.send_wire(FLOODS["commands"] * (websocket_reader.FRAMES_AT_ONCE_LIMIT - 1))
-            for _ in range(websocket_reader.FRAMES_AT_ONCE_LIMIT - 1):
+            reader.send_wire(FLOODS["commands"] * (websocket_decoder.FRAMES_AT_ONCE_LIMIT - 1))
+            for _ in range(websocket_decoder.FRAMES_AT_ONCE_LIMIT - 1):
                 await reader.until("pong")
 
 
@@ -344,7 +344,7 @@ async def test_calls_that_are_refused_together_are_stored_together() -> None:
 
     sessions = cast(Sessions, Counting())
     checkpoints = Checkpoints(sessions)
-    life = Life("ann", Run(RECORD, MemoryLog("run"), Meter(), None, 0.0), sessions, checkpoints)
+    life = Life("ann", Run(RESOURCE, MemoryLog("run"), Meter(), None, 0.0), sessions, checkpoints)
     calls = wants(*((f"c{n}", "nothing", "{}") for n in range(200)))
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(checkpoints.store_forever)

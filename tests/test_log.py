@@ -13,7 +13,7 @@ from anyio.lowlevel import checkpoint
 
 from chatserver.answer import fold
 from chatserver.events import EVENT_BYTES_LIMIT, Done, Event, Record, Token, ToolCall, ToolResult, Usage, decode
-from chatserver.log import READ_RECORDS_LIMIT, Fenced
+from chatserver.log import BATCH_RECORDS_LIMIT, Fenced
 from tests.logs import (
     Store,
     a_run,
@@ -182,7 +182,7 @@ async def test_closing_a_log_ends_the_readers_that_wait(store: Store, drafts: li
 
 async def test_a_cancelled_reader_leaves_nothing_behind(store: Store) -> None:
     async with new_log(store) as (log, elsewhere):
-        await appended(log, 2 * READ_RECORDS_LIMIT)
+        await appended(log, 2 * BATCH_RECORDS_LIMIT)
 
         async def read(after: int) -> None:
             await all_of(elsewhere, after)

@@ -11,7 +11,7 @@ from anyio.lowlevel import checkpoint
 from msgspec.structs import replace
 
 from chatserver.events import Event, Record, Token, record
-from chatserver.log import READ_RECORDS_LIMIT, EventLog
+from chatserver.log import BATCH_RECORDS_LIMIT, EventLog
 from tests.conftest import Scale
 from tests.logs import ENDLESS, Store, a_run, in_each_store, new_log
 from tests.merging import first_seq_of, unmerged
@@ -91,7 +91,7 @@ class Reader:
 
     def _take(self, batch: Sequence[Record]) -> None:
         assert not self.is_over, "a batch behind the terminal event"
-        assert 0 < len(batch) <= READ_RECORDS_LIMIT
+        assert 0 < len(batch) <= BATCH_RECORDS_LIMIT
         said = self.truth.documents[self.cursor : batch[-1].seq]
         assert first_seq_of(batch[0].data) == self.cursor + 1
         assert unmerged([each.data for each in batch], self.truth.documents) == said

@@ -29,7 +29,7 @@ from chatserver.events import (
     decode,
     record,
 )
-from chatserver.log import READ_BYTES_LIMIT, READ_RECORDS_LIMIT, EventLog, StoredLog, fresh, merged
+from chatserver.log import BATCH_BYTES_LIMIT, BATCH_RECORDS_LIMIT, EventLog, StoredLog, fresh, merged
 from chatserver.log.journal import LocalJournal
 from chatserver.log.memory import READERS_PER_TURN, MemoryCursor, MemoryLog, MemoryLogs
 from chatserver.parts import ToolCallPart
@@ -103,8 +103,8 @@ def small(events: int, chars: int, records: int, size: int, fresh_records: int, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(merged, "TEXTS_PER_EVENT", events)
         patch.setattr(merged, "TEXT_CHARS_PER_EVENT", chars)
-        patch.setattr("chatserver.log.READ_RECORDS_LIMIT", records)
-        patch.setattr("chatserver.log.READ_BYTES_LIMIT", size)
+        patch.setattr("chatserver.log.BATCH_RECORDS_LIMIT", records)
+        patch.setattr("chatserver.log.BATCH_BYTES_LIMIT", size)
         patch.setattr(fresh, "FRESH_RECORDS", fresh_records)
         patch.setattr(fresh, "FRESH_BYTES", fresh_bytes)
         yield
@@ -145,8 +145,8 @@ async def test_a_batch_is_bounded_in_events_and_in_bytes_merged_or_fresh() -> No
         for after in (0, count - 50):
             cursor = log.cursor(after)
             for batch in iter(cursor.take, ()):
-                assert len(batch) <= READ_RECORDS_LIMIT
-                assert len(batch) == 1 or sum(len(each.data) for each in batch) <= READ_BYTES_LIMIT
+                assert len(batch) <= BATCH_RECORDS_LIMIT
+                assert len(batch) == 1 or sum(len(each.data) for each in batch) <= BATCH_BYTES_LIMIT
 
 
 @pytest.mark.parametrize("char", ["x", '"', "\x01", "\x85", "\u2028", "日", "👩"])

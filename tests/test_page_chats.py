@@ -9,7 +9,7 @@ import pytest
 from playwright.async_api import Browser, expect
 
 from chatserver.auth import LOCAL_USER
-from chatserver.records import timestamp
+from chatserver.resources import timestamp
 from chatserver.sessions.schema import folded
 from tests.browser import open_chromium
 from tests.clients import request

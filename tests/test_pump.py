@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from chatserver.events import Done, Record, Token, Usage
-from chatserver.log import READ_BYTES_LIMIT
+from chatserver.log import BATCH_BYTES_LIMIT
 from chatserver.log.memory import MemoryLog
 from chatserver.runs.subscription import Subscription
 from chatserver.transports.connections import Connections
@@ -119,7 +119,7 @@ async def test_a_peer_that_takes_everything_does_not_keep_the_loop_for_itself() 
         sizes.append(sum(map(len, reader.peer.messages)))
         await asyncio.sleep(0)
     assert sizes[-1] > 20 * 30_000
-    assert max(later - earlier for earlier, later in pairwise(sizes)) <= 2 * READ_BYTES_LIMIT
+    assert max(later - earlier for earlier, later in pairwise(sizes)) <= 2 * BATCH_BYTES_LIMIT
 
 
 async def test_a_reader_that_fails_is_told_and_others_are_not_disturbed(caplog: pytest.LogCaptureFixture) -> None:

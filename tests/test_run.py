@@ -17,7 +17,7 @@ from chatserver.parts import ReasoningPart, TextPart
 from chatserver.runs import run as machine
 from chatserver.runs.run import TRANSITIONS, CannotHappen, Cause, Run, State
 from tests.logs import kept, watched_log
-from tests.scripted_model import RECORD
+from tests.scripted_model import RESOURCE
 
 CALL = ToolCall(call_id="c", tool="clock", args={}, needs_approval=False)
 RESULT = ToolResult(call_id="c", tool="clock", result=1, is_error=False, truncated=False, duration_ms=1)
@@ -47,7 +47,7 @@ GRACE_SECONDS, KEPT_SECONDS = 10.0, 300.0
 
 
 def run_of(meter: Meter | None = None, grace_seconds: float | None = GRACE_SECONDS) -> Run:
-    return Run(RECORD, watched_log(), meter or Meter(), grace_seconds, 0.0)
+    return Run(RESOURCE, watched_log(), meter or Meter(), grace_seconds, 0.0)
 
 
 DOES: dict[Cause, Callable[[Run, float], None]] = {

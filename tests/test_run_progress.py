@@ -12,7 +12,7 @@ from msgspec.structs import asdict
 
 from chatserver.auth import LOCAL_USER
 from chatserver.errors import Unavailable
-from chatserver.records import MessageRecord
+from chatserver.resources import MessageResource
 from chatserver.runs import checkpoints, run
 from chatserver.sessions import Sessions, open_sessions
 from tests.clients import (
@@ -37,7 +37,7 @@ async def stage() -> AsyncIterator[Stage]:
         yield stage
 
 
-async def on_disk(stage: Stage, session_id: str) -> list[MessageRecord]:
+async def on_disk(stage: Stage, session_id: str) -> list[MessageResource]:
     """A session's messages as another process finds them."""
     async with open_sessions(stage.server.settings.database_url) as sessions:
         return (await sessions.session(LOCAL_USER, session_id)).messages

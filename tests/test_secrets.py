@@ -220,7 +220,7 @@ async def test_no_failure_of_our_own_quotes_anything(place: Place) -> None:
     def fail(*_: Any, **__: Any) -> Any:
         raise RuntimeError("a bug")
 
-    with patch.object(Runs, "record", fail):
+    with patch.object(Runs, "resource", fail):
         assert await place.ask("GET", "/chat/runs/x", headers=bearer(TOKEN)) == 500
     place.upstream.script(*call("calculator", {"expression": PROMPT}))
     place.upstream.always(*say("An answer."))

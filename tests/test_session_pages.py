@@ -9,7 +9,7 @@ from sqlalchemy import Connection, text
 from chatserver.answer import Answer
 from chatserver.errors import BadCursor, NotFound, RunActive
 from chatserver.parts import TextPart
-from chatserver.records import MessageRecord
+from chatserver.resources import MessageResource
 from chatserver.sessions import Sessions, branches, database, open_sessions
 from tests.databases import answered, ask, contents, done, said, texts
 
@@ -62,7 +62,7 @@ async def test_whoever_names_a_parent_waits_for_the_active_run_too(sessions: Ses
 # Pages of messages
 
 
-async def pages_of(sessions: Sessions, limit: int, all_branches: bool) -> list[list[MessageRecord]]:
+async def pages_of(sessions: Sessions, limit: int, all_branches: bool) -> list[list[MessageResource]]:
     """All pages of session ``s``, the newest one first."""
     detail = await sessions.session("ann", "s", all_branches, limit)
     found = [detail.messages]

@@ -35,7 +35,7 @@ from chatserver.events import (
 )
 from chatserver.log import SEQ_LIMIT, StoredLog
 from chatserver.parts import ToolCallPart
-from chatserver.records import MessageRecord, RunFailure, RunStatus, SessionPage
+from chatserver.resources import MessageResource, RunFailure, RunStatus, SessionPage
 from chatserver.sessions import Begun, Quota, Sessions, begin, end, open_sessions
 from chatserver.sessions.database import Database, open_database
 from chatserver.sessions.schema import metadata, runs, spendings
@@ -715,7 +715,7 @@ async def test_a_cursor_fits_into_a_url_and_reads_on_when_its_session_is_gone(se
 def test_columns_and_fields_have_the_same_names() -> None:
     """All but `content`, which the parts tell."""
     columns = {column.name for column in metadata.tables["messages"].columns}
-    assert set(MessageRecord.__struct_fields__) - columns == {"content"}
+    assert set(MessageResource.__struct_fields__) - columns == {"content"}
 
 
 # The database

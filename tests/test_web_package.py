@@ -73,7 +73,7 @@ def test_it_is_typed_strictly() -> None:
 
 def test_a_wrong_type_is_found(tmp_path: Path) -> None:
     wrong(tmp_path, ('this.#say("text", event.content)', 'this.#say("text", event.contents)'))
-    for name in ("tsconfig.json", "events.d.ts", "records.d.ts"):
+    for name in ("tsconfig.json", "events.d.ts", "resources.d.ts"):
         (tmp_path / name).write_bytes((WEB / name).read_bytes())
     assert "TS2551" in run(tool("tsc"), "--project", tmp_path).stdout
 
@@ -93,7 +93,8 @@ def test_who_uses_it_has_its_types(tmp_path: Path) -> None:
         """
         import { connect, type Run, type State, type Wait } from "chatserver";
         import type { ChatEvent } from "chatserver/events";
-        import type { MessageRecord, Problem, RunRecord, SessionDetail, SessionPage, Ticket } from "chatserver/records";
+        import type { MessageResource, RunResource, SessionDetail, SessionPage } from "chatserver/resources";
+        import type { Problem, Ticket } from "chatserver/resources";
 
         const chat = connect("https://chat.example.org", { transport: "auto", token: async () => "t" });
         const off: () => void = chat.on("state", (state: State, { delayMs }) => console.log(state, delayMs));
@@ -116,11 +117,11 @@ def test_who_uses_it_has_its_types(tmp_path: Path) -> None:
         chat.transport = "carrier pigeon";
         const page: SessionPage = await (await chat.request("/chat/sessions")).json();
         const session: SessionDetail = await (await chat.request(`/chat/sessions/${page.cursor}`)).json();
-        const newest: MessageRecord | undefined = session.messages.at(-1);
+        const newest: MessageResource | undefined = session.messages.at(-1);
         if (newest?.finish_reason === "length") console.log(newest.parent_id, newest.usage?.output_tokens);
         // @ts-expect-error: no such end
         if (newest?.finish_reason === "boredom") console.log(newest);
-        const shown = (run: RunRecord, { code, errors }: Problem, { ticket }: Ticket) =>
+        const shown = (run: RunResource, { code, errors }: Problem, { ticket }: Ticket) =>
           [run.error?.code, code, errors?.[0]?.pointer, ticket];
         // @ts-expect-error: the server does not ask
         await run.answer("call", { approve: true });

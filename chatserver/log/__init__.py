@@ -15,8 +15,8 @@ from msgspec import Struct
 from chatserver.answer import Answer
 from chatserver.events import Event, Record
 
-READ_RECORDS_LIMIT = 256
-READ_BYTES_LIMIT = 64 * 1024
+BATCH_RECORDS_LIMIT = 256
+BATCH_BYTES_LIMIT = 64 * 1024
 """What one batch holds at most, so that one replay neither fills a socket's memory nor holds the loop."""
 
 SEQ_LIMIT = 1_000_000
@@ -28,8 +28,8 @@ EVENTS_LIMIT = SEQ_LIMIT - 1000
 
 def batch_of(records: Iterable[Record]) -> Sequence[Record]:
     """As many of the records as one batch holds, at least the first; the others are not asked for."""
-    found, room = list[Record](), READ_BYTES_LIMIT
-    for each in islice(records, READ_RECORDS_LIMIT):
+    found, room = list[Record](), BATCH_BYTES_LIMIT
+    for each in islice(records, BATCH_RECORDS_LIMIT):
         room -= len(each.data)
         if room < 0 and found:
             break

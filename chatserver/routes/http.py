@@ -25,7 +25,15 @@ from chatserver.errors import (
     NotFound,
     Unavailable,
 )
-from chatserver.records import PAGE_LIMIT, ModelList, ModelRecord, RunRecord, SessionDetail, SessionPage, SessionRecord
+from chatserver.resources import (
+    PAGE_LIMIT,
+    ModelList,
+    ModelResource,
+    RunResource,
+    SessionDetail,
+    SessionPage,
+    SessionResource,
+)
 from chatserver.routes import components_of
 from chatserver.routes.body import read_body
 from chatserver.routes.openapi import (
@@ -97,19 +105,19 @@ async def start_stream(request: Request[str, Any, State]) -> StreamHead:
 
 
 @post("/chat/runs", status_code=202, responses=refusals(*STARTING), operation_class=body_of(ChatRequest))
-async def start_run(request: Request[str, Any, State]) -> Response[RunRecord]:
+async def start_run(request: Request[str, Any, State]) -> Response[RunResource]:
     """Start a run without reading it; its grace period begins at once."""
     runs = components_of(request).runs
     with await runs.start(request.user, await read_body(request, ChatRequest)) as subscription:
-        run = await runs.record(request.user, subscription.run_id)
+        run = await runs.resource(request.user, subscription.run_id)
     location = f"{request.scope.get('root_path', '')}/chat/runs/{run.run_id}"
     return Response(run, status_code=202, headers={"Location": location})
 
 
 @get("/chat/runs/{run_id:str}", responses=refusals(*WITH_USER, NotFound))
-async def read_run(request: Request[str, Any, State], run_id: FromPath[str]) -> RunRecord:
+async def read_run(request: Request[str, Any, State], run_id: FromPath[str]) -> RunResource:
     """A run as it is now."""
-    return await components_of(request).runs.record(request.user, run_id)
+    return await components_of(request).runs.resource(request.user, run_id)
 
 
 @get(
@@ -138,7 +146,7 @@ async def read_events(
     opt={OPEN_WHILE_DRAINING: True},
     responses=refusals(*WITH_USER, NotFound),
 )
-async def cancel_run(request: Request[str, Any, State], run_id: FromPath[str]) -> RunRecord:
+async def cancel_run(request: Request[str, Any, State], run_id: FromPath[str]) -> RunResource:
     """End a run; it ends with `done`, finish_reason `cancelled`."""
     return await components_of(request).runs.cancel(request.user, run_id)
 
@@ -180,7 +188,7 @@ def _size(limit: str | None, default: int) -> int:
 
 
 @patch("/chat/sessions/{session_id:str}", responses=refusals(*WITH_BODY, NotFound), operation_class=body_of(Rename))
-async def rename_session(request: Request[str, Any, State], session_id: FromPath[str]) -> SessionRecord:
+async def rename_session(request: Request[str, Any, State], session_id: FromPath[str]) -> SessionResource:
     """Give a session another title."""
     title = checked_title(await read_body(request, Rename))
     return await components_of(request).sessions.rename(request.user, checked_id(session_id), title)
@@ -196,7 +204,7 @@ async def delete_session(request: Request[str, Any, State], session_id: FromPath
 async def list_models(request: Request[str, Any, State]) -> ModelList:
     """The models that a request may name."""
     settings = components_of(request).settings
-    return ModelList([ModelRecord(model, model == settings.model) for model in settings.models_offered])
+    return ModelList([ModelResource(model, model == settings.model) for model in settings.models_offered])
 
 
 @post("/chat/tickets", status_code=200, responses=refusals(*WITH_USER))

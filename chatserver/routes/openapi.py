@@ -12,8 +12,8 @@ from msgspec import Meta, Struct
 from chatserver import errors
 from chatserver.auth import COOKIE, Ticket
 from chatserver.errors import ChatError
-from chatserver.records import ModelList, RunRecord, SessionDetail, SessionPage
 from chatserver.replies import Problem
+from chatserver.resources import ModelList, RunResource, SessionDetail, SessionPage
 from chatserver.transports.refusal import MEDIA_TYPE
 
 SECURITY = Components(
@@ -33,7 +33,7 @@ WITH_BODY = (*WITH_USER, errors.BadJson, errors.BadRequest, errors.TooLarge, err
 STARTING = (*WITH_BODY, errors.NotFound, errors.RunActive, errors.KeyReused, errors.QuotaExceeded)
 
 
-RECORDS = (ModelList, RunRecord, SessionDetail, SessionPage, Ticket, Problem)
+RESOURCES = (ModelList, RunResource, SessionDetail, SessionPage, Ticket, Problem)
 """The documents that routes answer with."""
 
 

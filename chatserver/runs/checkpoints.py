@@ -50,7 +50,7 @@ class Checkpoints:
         """Store the answer of this run at intervals from now on."""
         if not self._growing:
             self._call.set()
-        self._growing[run.record.run_id] = _Growing(run)
+        self._growing[run.resource.run_id] = _Growing(run)
 
     def remove(self, run_id: str) -> None:
         """Stop: the answer grows no more, and the run's end stores it whole."""
@@ -105,19 +105,19 @@ class Checkpoints:
             Unavailable: no answer is stored.
         """
         found = [each for run_id in run_ids if (each := self._growing.get(run_id))]
-        seqs = {each.run.record.run_id: each.run.log.last_seq for each in found}
-        changed = [each for each in found if seqs[each.run.record.run_id] > each.stored_seq]
+        seqs = {each.run.resource.run_id: each.run.log.last_seq for each in found}
+        changed = [each for each in found if seqs[each.run.resource.run_id] > each.stored_seq]
         if not changed:
             return
         try:
-            await self._sessions.checkpoint({each.run.record.run_id: each.run.said() for each in changed})
+            await self._sessions.checkpoint({each.run.resource.run_id: each.run.said() for each in changed})
         except Unavailable:
             raise
         except Exception:
             if len(changed) > 1:
                 for each in changed:
-                    await self.store([each.run.record.run_id])
+                    await self.store([each.run.resource.run_id])
                 return
-            logger.exception("the answer of run %s could not be stored while it grows", changed[0].run.record.run_id)
+            logger.exception("the answer of run %s could not be stored while it grows", changed[0].run.resource.run_id)
         for each in changed:
-            each.stored_seq = seqs[each.run.record.run_id]
+            each.stored_seq = seqs[each.run.resource.run_id]

@@ -40,7 +40,7 @@ class Life:
         self.user = user
         self.run = run
         self.log = run.log
-        self.run_id = run.record.run_id
+        self.run_id = run.resource.run_id
         self._sessions = sessions
         self._checkpoints = checkpoints
         self._scope: anyio.CancelScope | None = None

@@ -82,7 +82,7 @@ class Lives:
     def of_session(self, user: str, session_id: str) -> list[Life]:
         """The runs of a user's session, also those that are over."""
         wanted = user, session_id
-        return [life for life in self.lives.values() if (life.user, life.run.record.session_id) == wanted]
+        return [life for life in self.lives.values() if (life.user, life.run.resource.session_id) == wanted]
 
     async def foresee(self, user: str, request: ChatRequest, place: Place, run_id: str) -> "Foreseen":
         """A run that is about to begin in the store; it is brought to life with ``begin``, or given up with ``refuse``.

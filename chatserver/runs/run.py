@@ -33,7 +33,7 @@ from chatserver.events import (
 )
 from chatserver.log import EVENTS_LIMIT, EventLog
 from chatserver.meter import Meter, Spent
-from chatserver.records import RunRecord
+from chatserver.resources import RunResource
 
 logger = logging.getLogger(__name__)
 
@@ -100,12 +100,14 @@ class Run:
 
     __slots__ = (
         "_began", "_calls", "_ending", "_forget_at", "_grace_seconds", "_kind", "_left_at", "_parts", "_transcript",
-        "log", "meter", "record", "state", "subscribers",
+        "log", "meter", "resource", "state", "subscribers",
     )  # fmt: skip
 
-    def __init__(self, record: RunRecord, log: EventLog, meter: Meter, grace_seconds: float | None, now: float) -> None:
+    def __init__(
+        self, resource: RunResource, log: EventLog, meter: Meter, grace_seconds: float | None, now: float
+    ) -> None:
         """``grace_seconds`` None: the run goes on without readers."""
-        self.record = record
+        self.resource = resource
         self.log = log
         self.meter = meter
         self.state = State.RUNNING
@@ -173,7 +175,7 @@ class Run:
 
     def _refuse(self, problem: str) -> NoReturn:
         """A wrong agent fails its run, and nothing else."""
-        logger.error("the agent of run %s breaks the rules: %s", self.record.run_id, problem)
+        logger.error("the agent of run %s breaks the rules: %s", self.resource.run_id, problem)
         self._stop(WRONG)
 
     def _stop(self, ending: FinishReason | Error) -> NoReturn:
@@ -204,8 +206,8 @@ class Run:
             return self._ending
         usage = self.meter.usage()
         return Done(
-            session_id=self.record.session_id,
-            message_id=self.record.message_id,
+            session_id=self.resource.session_id,
+            message_id=self.resource.message_id,
             finish_reason=self._ending or "stop",
             total_tokens=usage.input_tokens + usage.output_tokens,
             usage=usage,

@@ -12,7 +12,7 @@ from chatserver.agent import Agent
 from chatserver.commands import ChatRequest, checked_id, checked_model, checked_request, new_id
 from chatserver.errors import BadCursor, BadRequest, ChatError, Draining, NotFound, Unavailable
 from chatserver.log import EventLog, EventLogs
-from chatserver.records import MessageRecord, RunRecord, SessionDetail
+from chatserver.resources import MessageResource, RunResource, SessionDetail
 from chatserver.runs.life import Life
 from chatserver.runs.lives import Lives
 from chatserver.runs.places import Place, Places
@@ -134,7 +134,7 @@ class Runs:
             if (await self._sessions.run(user, run_id)).finished_at is None:
                 raise NotFound("another server process goes on with this run")
 
-    async def record(self, user: str, run_id: str) -> RunRecord:
+    async def resource(self, user: str, run_id: str) -> RunResource:
         """The run as it is now.
 
         Raises:
@@ -144,7 +144,7 @@ class Runs:
         found = await self._sessions.run(user, run_id)
         return found if life is None else replace(found, last_seq=life.log.last_seq)
 
-    async def cancel(self, user: str, run_id: str) -> RunRecord:
+    async def cancel(self, user: str, run_id: str) -> RunResource:
         """End a run; one that has ended stays as it ended.
 
         Raises:
@@ -154,7 +154,7 @@ class Runs:
             life.cancel()
         else:
             await self._check_is_over(user, run_id)
-        return await self.record(user, run_id)
+        return await self.resource(user, run_id)
 
     async def session(
         self, user: str, session_id: str, all_branches: bool, limit: int, cursor: str | None
@@ -168,7 +168,7 @@ class Runs:
         detail = await self._sessions.session(user, checked_id(session_id), all_branches, limit, cursor)
         return replace(detail, messages=[await self._as_it_is(message) for message in detail.messages])
 
-    async def _as_it_is(self, message: MessageRecord) -> MessageRecord:
+    async def _as_it_is(self, message: MessageResource) -> MessageResource:
         life = self._lives.lives.get(message.run_id or "")
         if message.status != "streaming" or life is None:
             return message

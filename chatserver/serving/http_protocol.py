@@ -14,12 +14,12 @@ from math import inf
 from typing import Any, cast
 
 from chatserver.errors import BadHttp, ChatError, HeadTooLarge, Overloaded, TooSlow
-from chatserver.serving import http_reader
+from chatserver.serving import http_decoder
 from chatserver.serving.access_log import AccessLine
 from chatserver.serving.connection import ServedProtocol
 from chatserver.serving.http_bytes import refusal_response
+from chatserver.serving.http_decoder import Head, RequestDecoder
 from chatserver.serving.http_exchange import Exchange, Progress
-from chatserver.serving.http_reader import Head, RequestReader
 from chatserver.serving.lost_peers import is_lost
 from chatserver.serving.scope import http_scope
 from chatserver.transports.peer import PEER
@@ -65,7 +65,7 @@ class HttpProtocol(ServedProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._stage = Stage.READING
-        self._reader = RequestReader(self)
+        self._decoder = RequestDecoder(self)
         self._exchange: Exchange | None = None
         self._is_half_closed = False
         """The peer asks for no more, and takes what it has asked for."""
@@ -86,7 +86,7 @@ class HttpProtocol(ServedProtocol):
         self._stop_waiting()
         self._stage = Stage.LOST
         exchange, self._exchange = self._exchange, None
-        self._reader.close()
+        self._decoder.close()
         if exchange is not None:
             exchange.peer_left()
 
@@ -94,7 +94,7 @@ class HttpProtocol(ServedProtocol):
         if self._stage is Stage.UNWELCOME:
             self.refuse(Overloaded())
         elif self._stage not in (Stage.DEAF, Stage.LOST):
-            self._reader.unread.add(data)
+            self._decoder.unread.add(data)
             self._read()
 
     def eof_received(self) -> bool:
@@ -143,7 +143,7 @@ class HttpProtocol(ServedProtocol):
 
     def rest(self) -> None:
         """The response is a stream: nothing is read for as long as it lasts."""
-        self._reader.rest()
+        self._decoder.rest()
 
     def exchange_is_over(self) -> None:
         self._server.total_requests += 1
@@ -159,10 +159,10 @@ class HttpProtocol(ServedProtocol):
         """Send a refusal, unless a response has begun, and ignore what comes; None: send nothing."""
         if self._stage in (Stage.DEAF, Stage.LOST):
             return
-        is_asked = self._stage is Stage.ANSWERING or self._reader.stage is http_reader.Stage.BODY
+        is_asked = self._stage is Stage.ANSWERING or self._decoder.stage is http_decoder.Stage.BODY
         exchange = self._exchange if is_asked else None
         self._stage = Stage.DEAF
-        self._reader.unread.clear()
+        self._decoder.unread.clear()
         if error is not None and (exchange is None or exchange.progress is Progress.ASKED):
             self.transport.write(refusal_response(error))
         if exchange is not None:
@@ -176,10 +176,10 @@ class HttpProtocol(ServedProtocol):
 
     @property
     def _is_idle(self) -> bool:
-        return self._stage is Stage.READING and not self._reader.is_in_request
+        return self._stage is Stage.READING and not self._decoder.is_in_request
 
     def _may_read(self) -> bool:
-        return self._stage is Stage.READING and (self._reader.is_in_request or not self.is_write_paused)
+        return self._stage is Stage.READING and (self._decoder.is_in_request or not self.is_write_paused)
 
     def _read(self, has_waited: bool = False) -> None:
         """Read what has come until there is a request to answer."""
@@ -187,29 +187,29 @@ class HttpProtocol(ServedProtocol):
             return
         was_idle = self._is_idle
         try:
-            while self._may_read() and self._reader.read_on():
+            while self._may_read() and self._decoder.decode_next():
                 pass
         except BadHttp as error:
             self.refuse(None if has_waited else error)  # Bytes behind an answered request: that response was the last.
         except HeadTooLarge as error:
             self.refuse(error)
         if self._stage is Stage.WEBSOCKET:
-            return self._reader.close()
-        if was_idle and self._reader.is_in_request:
+            return self._decoder.close()
+        if was_idle and self._decoder.is_in_request:
             self._stop_waiting()  # The timer of the first byte.
         self._mind_the_peer()
 
     def _mind_the_peer(self) -> None:
         """After reading: pause or resume the peer, or close; and start the timer of an incomplete request."""
         if not self._may_read():
-            if len(self._reader.unread) > WAITING_BYTES_LIMIT:
+            if len(self._decoder.unread) > WAITING_BYTES_LIMIT:
                 self.pause_reading()
         elif self._is_half_closed:
             self.transport.close()
         else:
-            if self._reader.stage is not http_reader.Stage.BODY:  # During a body, the application decides.
+            if self._decoder.stage is not http_decoder.Stage.BODY:  # During a body, the application decides.
                 self.resume_reading()
-            if self._reader.is_in_request and self._timer is None:
+            if self._decoder.is_in_request and self._timer is None:
                 self._wait(PATIENCE_SECONDS)
 
     def _wait(self, seconds: float) -> None:
@@ -230,15 +230,15 @@ class HttpProtocol(ServedProtocol):
             if is_lost(self.transport):
                 return self.transport.abort()
             self._wait(HALF_CLOSED_LOOK_SECONDS)
-        elif self._stage is not Stage.READING or not self._reader.is_in_request:
+        elif self._stage is not Stage.READING or not self._decoder.is_in_request:
             self.transport.close()  # The peer has sent no request, or no further one.
-        elif self.is_read_paused or self._reader.came_bytes >= PATIENCE_BYTES:
-            self._reader.came_bytes = 0
+        elif self.is_read_paused or self._decoder.came_bytes >= PATIENCE_BYTES:
+            self._decoder.came_bytes = 0
             self._wait(PATIENCE_SECONDS)
         else:
             self.refuse(TooSlow())
 
-    # what the reader tells
+    # what the decoder tells
 
     def request_began(self, head: Head) -> None:
         scope = http_scope(self._config, self.transport, head) | {"state": self._app_state.copy()}

@@ -8,7 +8,7 @@ import httptools
 from uvicorn import Config
 from websockets.http11 import Request
 
-from chatserver.serving.http_reader import Head
+from chatserver.serving.http_decoder import Head
 
 
 def http_scope(config: Config, transport: asyncio.Transport, head: Head) -> dict[str, Any]:

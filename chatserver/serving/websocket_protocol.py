@@ -21,7 +21,7 @@ from chatserver.serving.connection import ServedProtocol
 from chatserver.serving.http_bytes import refusal_response
 from chatserver.serving.http_head import date_header
 from chatserver.serving.scope import websocket_scope
-from chatserver.serving.websocket_reader import WebSocketReader
+from chatserver.serving.websocket_decoder import WebSocketDecoder
 from chatserver.transports.asgi import AsgiMessage
 from chatserver.transports.close_codes import (
     FAILED,
@@ -63,7 +63,7 @@ class WebSocketProtocol(ServedProtocol):
         super().__init__(*args, **kwargs)
         self._line: AccessLine | None = None
         self._stage = Stage.HANDSHAKE
-        self._reader = WebSocketReader(self._config.ws_max_size)
+        self._decoder = WebSocketDecoder(self._config.ws_max_size)
         self._response: Response | None = None
         self._refusal: AsgiMessage = {}
         self._came: asyncio.Future[None] | None = None
@@ -84,7 +84,7 @@ class WebSocketProtocol(ServedProtocol):
         if self._timer is not None:
             self._timer.cancel()
         if self._line is not None:
-            self._line.over(is_whole=self._reader.has_closed or self._refusal != {})
+            self._line.over(is_whole=self._decoder.has_closed or self._refusal != {})
         self._leave()
 
     def pause_writing(self) -> None:
@@ -97,12 +97,12 @@ class WebSocketProtocol(ServedProtocol):
             self.on_writable()
 
     def data_received(self, data: bytes) -> None:
-        for message in self._reader.read(data):
+        for message in self._decoder.decode(data):
             if isinstance(message, Request):
                 self._answer_handshake(message)
             elif self._stage is Stage.OPEN:
                 self._deliver(message)
-        conn = self._reader.conn
+        conn = self._decoder.conn
         if conn.handshake_exc is not None and self._stage is Stage.HANDSHAKE:
             self._refuse_to_read(BadHttp())  # Too many headers, or headers that are too long.
         elif self._stage is Stage.OPEN:
@@ -118,9 +118,9 @@ class WebSocketProtocol(ServedProtocol):
             self.close(FAILED.code, FAILED.reason)
 
     def _flush(self) -> None:
-        if data := self._reader.data_to_send():
+        if data := self._decoder.data_to_send():
             self.transport.write(data)
-        if self._reader.has_closed:
+        if self._decoder.has_closed:
             self._hear_no_more()
 
     # what the server tells
@@ -136,21 +136,21 @@ class WebSocketProtocol(ServedProtocol):
         now = monotonic()
         if self._stage is not Stage.OPEN:
             return
-        if not self._reader.has_pong and now - self._pinged_at >= PONG_SECONDS:
-            self._reader.fail(NO_PONG)
+        if not self._decoder.has_pong and now - self._pinged_at >= PONG_SECONDS:
+            self._decoder.fail(NO_PONG)
             self._flush()
             self.abort()
         elif now - self._pinged_at >= PING_SECONDS:
-            self._pinged_at, self._reader.has_pong = now, False
-            self._reader.conn.send_ping(b"")
+            self._pinged_at, self._decoder.has_pong = now, False
+            self._decoder.conn.send_ping(b"")
             self._flush()
 
     # the handshake
 
     def _answer_handshake(self, request: Request) -> None:
-        self._response = self._reader.conn.accept(request)
+        self._response = self._decoder.conn.accept(request)
         if self._response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
-            return self._refuse_to_read(BadHttp(str(self._reader.conn.handshake_exc)))
+            return self._refuse_to_read(BadHttp(str(self._decoder.conn.handshake_exc)))
         scope = websocket_scope(self._config, self.transport, request)
         request.headers.clear()  # The library holds the request as long as the connection: 2 KB of a browser's.
         scope |= {"state": self._app_state.copy(), "extensions": {"websocket.http.response": {}, PEER: self.take_over}}
@@ -160,8 +160,8 @@ class WebSocketProtocol(ServedProtocol):
         self._start(self._run(scope))
 
     def _send_refusal(self, response: Response) -> None:
-        self._reader.conn.send_response(response)
-        self.transport.write(self._reader.data_to_send())
+        self._decoder.conn.send_response(response)
+        self.transport.write(self._decoder.data_to_send())
         self._stage = Stage.CLOSING
         self.transport.close()
 
@@ -221,10 +221,10 @@ class WebSocketProtocol(ServedProtocol):
         response.headers.update((name.decode("latin-1"), value.decode("latin-1")) for name, value in headers)
         if subprotocol := message.get("subprotocol"):
             response.headers["Sec-WebSocket-Protocol"] = subprotocol
-        self._reader.conn.send_response(response)
-        self.transport.write(self._reader.data_to_send())
+        self._decoder.conn.send_response(response)
+        self.transport.write(self._decoder.data_to_send())
         self._stage = Stage.OPEN
-        self._reader.has_pong = True
+        self._decoder.has_pong = True
 
     def _refuse(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
         headers = [date_header(int(time())), *headers]
@@ -249,12 +249,12 @@ class WebSocketProtocol(ServedProtocol):
     def close(self, code: int, reason: str) -> None:
         """Send a close frame behind what was written, and hear no more."""
         if self._stage is Stage.OPEN:
-            if not self._reader.has_closed:
-                self._reader.conn.send_close(code, reason)
+            if not self._decoder.has_closed:
+                self._decoder.conn.send_close(code, reason)
             self._flush()
 
     def _hear_no_more(self) -> None:
-        conn = self._reader.conn
+        conn = self._decoder.conn
         if self._line is not None and conn.close_sent is not None:
             self._line.answered(conn.close_sent.code)
         self._stage = Stage.CLOSING
@@ -262,7 +262,7 @@ class WebSocketProtocol(ServedProtocol):
         if conn.close_rcvd is not None:
             self.transport.close()
         else:
-            is_patient = self.is_writable and not self._reader.is_broken
+            is_patient = self.is_writable and not self._decoder.is_broken
             self._timer = self._loop.call_later(CLOSE_SECONDS if is_patient else BRUSQUE_CLOSE_SECONDS, self.abort)
         self.is_writable = False
 

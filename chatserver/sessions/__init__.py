@@ -19,8 +19,8 @@ from chatserver.dialogue import PastMessage
 from chatserver.errors import Unavailable
 from chatserver.events import Terminal, Usage
 from chatserver.log import StoredLog
-from chatserver.records import PAGE_LIMIT, RunRecord, SessionDetail, SessionPage, SessionRecord
-from chatserver.sessions import begin, branches, edit, end, leases, read
+from chatserver.resources import PAGE_LIMIT, RunResource, SessionDetail, SessionPage, SessionResource
+from chatserver.sessions import begin, branches, edit, end, leases, queries
 from chatserver.sessions.begin import Begun
 from chatserver.sessions.database import Database, open_database
 from chatserver.sessions.holdings import Quota
@@ -147,21 +147,21 @@ class Sessions:
         """End a run as ``interrupted`` with what was stored of its answer; one that is over, or gone, stays so."""
         await self._database.write(partial(end.interrupt, run_ids=[run_id], owner=self._lease.owner))
 
-    async def run(self, user: str, run_id: str) -> RunRecord:
+    async def run(self, user: str, run_id: str) -> RunResource:
         """A run; ``last_seq`` is 0 until it is over.
 
         Raises:
             NotFound: the user has no such run.
         """
-        return await self._database.read(partial(read.run, user=user, run_id=run_id))
+        return await self._database.read(partial(queries.run, user=user, run_id=run_id))
 
     async def log(self, run_id: str) -> StoredLog | None:
         """The log that a finished run left; None for any other. Whose it is has been asked before (``run``)."""
-        return await self._database.read(partial(read.log, run_id=run_id))
+        return await self._database.read(partial(queries.log, run_id=run_id))
 
     async def spent_on(self, user: str, day: str) -> int:
         """The model tokens of the user's runs that ended on this day (UTC, ISO 8601), deleted ones too."""
-        return await self._database.read(partial(read.spent_on, user=user, day=day))
+        return await self._database.read(partial(queries.spent_on, user=user, day=day))
 
     async def page(self, user: str, limit: int, cursor: str | None, search: str | None = None) -> SessionPage:
         """Up to ``limit`` (1 or more) sessions, the last used one first; ``cursor`` is that of the page before.
@@ -171,7 +171,7 @@ class Sessions:
         Raises:
             BadCursor: no page gave it.
         """
-        work = partial(read.page, user=user, limit=limit, cursor=cursor, search=search)
+        work = partial(queries.page, user=user, limit=limit, cursor=cursor, search=search)
         return await self._database.read(work)
 
     async def session(
@@ -191,11 +191,11 @@ class Sessions:
             BadCursor: no page gave it.
         """
         work = partial(
-            read.session, user=user, session_id=session_id, all_branches=all_branches, limit=limit, cursor=cursor
+            queries.session, user=user, session_id=session_id, all_branches=all_branches, limit=limit, cursor=cursor
         )
         return await self._database.read(work)
 
-    async def rename(self, user: str, session_id: str, title: str) -> SessionRecord:
+    async def rename(self, user: str, session_id: str, title: str) -> SessionResource:
         """Give a session another title.
 
         Raises:

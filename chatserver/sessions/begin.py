@@ -11,9 +11,9 @@ from chatserver.commands import ChatRequest, new_id
 from chatserver.dialogue import PastMessage, json_bytes, told_bytes
 from chatserver.errors import KeyReused, NotFound, RunActive
 from chatserver.parts import Parts, TextPart
-from chatserver.records import MessageRecord, MessageStatus, Role, RunRecord, timestamp
+from chatserver.resources import MessageResource, MessageStatus, Role, RunResource, timestamp
 from chatserver.sessions.holdings import Quota, add
-from chatserver.sessions.read import RUN_COLUMNS
+from chatserver.sessions.queries import RUN_COLUMNS
 from chatserver.sessions.schema import folded, messages, runs, sessions
 
 TITLE_CHARS_LIMIT = 80
@@ -34,7 +34,7 @@ class Begun(Struct, frozen=True, kw_only=True):
     What goes upstream is the branch that ends with ``follows``, if that is a message, and ``message``, if it is new.
     """
 
-    run: RunRecord
+    run: RunResource
     user_message_id: str
     is_new: bool
     follows: str | None = None
@@ -71,7 +71,7 @@ def _begin(connection: Connection, user: str, request: ChatRequest, run_id: str,
     find_tip = _newest_tip if request.regenerate is None and request.parent_id is None else _named_tip
     tip = find_tip(connection, user, request, now)
     *asked, answer = _insert_messages(connection, user, tip, request.message, run_id, now)
-    run = RunRecord(
+    run = RunResource(
         run_id=run_id,
         session_id=tip.session_id,
         message_id=answer.message_id,
@@ -112,7 +112,7 @@ def earlier(connection: Connection, user: str, request: ChatRequest) -> Begun | 
     *fields, user_message_id, first_digest = row
     if first_digest != _digest(request):
         raise KeyReused("the idempotency key was used with another request")
-    run = RunRecord(**dict(zip(RunRecord.__struct_fields__, fields, strict=True)))
+    run = RunResource(**dict(zip(RunResource.__struct_fields__, fields, strict=True)))
     return Begun(run=run, user_message_id=user_message_id, is_new=False)
 
 
@@ -200,7 +200,7 @@ def _title(message: str) -> str:
 
 def _insert_messages(
     connection: Connection, user: str, tip: _Tip, text: str | None, run_id: str, now: str
-) -> list[MessageRecord]:
+) -> list[MessageResource]:
     """Add the user's message, if the request brings one, and the empty answer to it; these."""
     new, parent_id = [], tip.parent_id
     if text is not None:
@@ -219,8 +219,8 @@ def _insert_messages(
 
 def _message(
     parent_id: str | None, now: str, role: Role, status: MessageStatus, content: str = "", run_id: str | None = None
-) -> MessageRecord:
-    return MessageRecord(
+) -> MessageResource:
+    return MessageResource(
         message_id=new_id(),
         parent_id=parent_id,
         role=role,

@@ -12,7 +12,7 @@ from chatserver.commands import is_id
 from chatserver.dialogue import PastMessage
 from chatserver.errors import BadCursor
 from chatserver.parts import text_of
-from chatserver.records import MessageRecord
+from chatserver.resources import MessageResource
 from chatserver.sessions.schema import messages
 
 MESSAGES_BYTES_LIMIT = 1024 * 1024
@@ -21,7 +21,7 @@ MESSAGES_BYTES_LIMIT = 1024 * 1024
 MOST_BYTES = 1 << 30
 """More than a sum in SQL can pass."""
 
-_STORED = [name for name in MessageRecord.__struct_fields__ if name != "content"]  # which the parts tell
+_STORED = [name for name in MessageResource.__struct_fields__ if name != "content"]  # which the parts tell
 _COLUMNS: list[ColumnElement[Any]] = [messages.c[name] for name in _STORED]
 
 
@@ -80,7 +80,7 @@ _AT = select(messages.c.message_id).where(*_HERE, messages.c.position == bindpar
 
 def page(
     connection: Connection, user: str, session_id: str, all_branches: bool, limit: int, cursor: str | None
-) -> tuple[list[MessageRecord], str | None]:
+) -> tuple[list[MessageResource], str | None]:
     """The newest messages of the newest branch, or of all, and the cursor of those before them, None: there are none.
 
     A cursor is the id of the first message of the page that follows.
@@ -119,7 +119,7 @@ def context(connection: Connection, message_id: str, bytes_limit: int) -> list[P
     return [PastMessage(bool(row[1]), row.parts, row.transcript, bool(row[-1])) for row in rows]
 
 
-def _message(row: Sequence[Any]) -> MessageRecord:
+def _message(row: Sequence[Any]) -> MessageResource:
     # By position: a row's mapping looks up each column by its object, twice the time for a long session.
     stored = dict(zip(_STORED, row, strict=True))
-    return MessageRecord(content=text_of(stored["parts"]), **stored)
+    return MessageResource(content=text_of(stored["parts"]), **stored)

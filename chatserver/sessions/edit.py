@@ -4,13 +4,13 @@ from sqlalchemy import Connection, delete, update
 
 from chatserver.commands import checked_id
 from chatserver.errors import NotFound
-from chatserver.records import SessionRecord
+from chatserver.resources import SessionResource
 from chatserver.sessions.holdings import add
-from chatserver.sessions.read import session_record
+from chatserver.sessions.queries import session_resource
 from chatserver.sessions.schema import folded, sessions
 
 
-def rename(connection: Connection, user: str, session_id: str, title: str) -> SessionRecord:
+def rename(connection: Connection, user: str, session_id: str, title: str) -> SessionResource:
     """Give a session another title; ``updated_at`` stays.
 
     Raises:
@@ -18,7 +18,7 @@ def rename(connection: Connection, user: str, session_id: str, title: str) -> Se
     """
     mine = (sessions.c.user_id == user, sessions.c.session_id == checked_id(session_id))
     connection.execute(update(sessions).where(*mine).values(title=title, folded_title=folded(title)))
-    return session_record(connection, user, session_id)
+    return session_resource(connection, user, session_id)
 
 
 def remove(connection: Connection, user: str, session_id: str) -> None:

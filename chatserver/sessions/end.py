@@ -14,7 +14,7 @@ from chatserver.endings import INTERRUPTED
 from chatserver.errors import RunLost
 from chatserver.events import Error, Event, Terminal, Usage, record
 from chatserver.log import SEQ_LIMIT, StoredLog
-from chatserver.records import RunFailure, status_after, timestamp
+from chatserver.resources import RunFailure, status_after, timestamp
 from chatserver.sessions.holdings import add_to_run
 from chatserver.sessions.schema import USER_OF_RUN, insert_or_update, messages, runs, sessions, spendings
 

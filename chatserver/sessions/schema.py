@@ -27,7 +27,7 @@ from sqlalchemy.engine import Dialect
 from chatserver.dialogue import TurnOrigin
 from chatserver.events import Usage
 from chatserver.parts import Part
-from chatserver.records import RunFailure
+from chatserver.resources import RunFailure
 
 
 class Document(TypeDecorator[Any]):

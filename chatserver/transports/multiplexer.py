@@ -170,7 +170,7 @@ class Multiplexer(Connection):
                 after = parse_cursor(wanted.after)
                 self._attach(await self._runs.subscribe(user, wanted.run_id, after), about)
             case Detach():
-                await self._runs.record(user, wanted.run_id)
+                await self._runs.resource(user, wanted.run_id)
                 self._detach(wanted.run_id)
                 self._reply(Accepted(**about))
             case Cancel():

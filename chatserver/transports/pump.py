@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from chatserver.events import Record
-from chatserver.log import READ_BYTES_LIMIT
+from chatserver.log import BATCH_BYTES_LIMIT
 from chatserver.runs.subscription import Subscription
 from chatserver.transports.connections import Connection
 
@@ -46,11 +46,11 @@ class Pump:
                 connection.write(data := self._frame(batch))
                 last = batch[-1]
                 sent_bytes += len(data)
-                if sent_bytes >= READ_BYTES_LIMIT:
+                if sent_bytes >= BATCH_BYTES_LIMIT:
                     break
             if cursor.is_at_end:
                 self._over(self, last)  # None: the log was closed before its run had ended.
-            elif sent_bytes >= READ_BYTES_LIMIT:
+            elif sent_bytes >= BATCH_BYTES_LIMIT:
                 self._run_later()
         except Exception:
             logger.exception("a reader of run %s failed", self.subscription.run_id)

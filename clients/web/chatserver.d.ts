@@ -11,7 +11,7 @@
  * `overFetch`, and nowhere else. PROTOCOL.md of the server is the contract.
  */
 import type { ChatEvent, DoneEvent, ErrorEvent, ReasoningPart, TextPart, ToolCallPart, Usage } from "./events.js";
-import type { FieldProblem } from "./records.js";
+import type { FieldProblem } from "./resources.js";
 export type Part = TextPart | ReasoningPart | ToolCallPart;
 export type Transport = "auto" | "ws" | "sse";
 export type State = "idle" | "connecting" | "open" | "stalled" | "waiting" | "offline" | "closed";

@@ -12,7 +12,7 @@
  */
 
 /** @import { ChatEvent, DoneEvent, ErrorEvent, ReasoningPart, TextPart, TokenEvent, ToolCallPart, Usage } from "./events.js" */
-/** @import { FieldProblem } from "./records.js" */
+/** @import { FieldProblem } from "./resources.js" */
 
 /** @typedef {TextPart | ReasoningPart | ToolCallPart} Part what an answer is made of */
 /** @typedef {"auto" | "ws" | "sse"} Transport `auto`: WebSocket, or SSE where no WebSocket gets through */

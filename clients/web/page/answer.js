@@ -7,7 +7,7 @@ import { PartsView } from "./parts.js";
 
 /** @import { Part } from "../chatserver.js" */
 /** @import { ChatEvent, DoneEvent, ErrorEvent, Usage } from "../events.js" */
-/** @import { MessageRecord } from "../records.js" */
+/** @import { MessageResource } from "../resources.js" */
 /** @import { Child } from "./dom.js" */
 /** @import { Measured, Meter } from "./meter.js" */
 
@@ -59,7 +59,7 @@ export class AnswerView {
     this.end(ENDINGS[event.finish_reason] ?? event.finish_reason);
   }
 
-  /** Show a stored answer. @param {MessageRecord} message */
+  /** Show a stored answer. @param {MessageResource} message */
   show(message) {
     this.#measured = kept("session", `measured.${message.run_id}`);
     this.#parts = message.parts;

@@ -2,12 +2,12 @@
 
 import { el, iconButton, isEnter } from "./dom.js";
 
-/** @import { SessionRecord } from "../records.js" */
+/** @import { SessionResource } from "../resources.js" */
 
 export class ChatEntry {
   #link;
 
-  /** @param {SessionRecord} session @param {{ onRename: (title: string | null) => void, onDelete: () => void }} hooks `onRename`: null: it stays */
+  /** @param {SessionResource} session @param {{ onRename: (title: string | null) => void, onDelete: () => void }} hooks `onRename`: null: it stays */
   constructor(session, hooks) {
     this.session = session;
     this.hooks = hooks;
@@ -20,7 +20,7 @@ export class ChatEntry {
         iconButton("edit", `Rename “${title}”`, () => this.#rename()), iconButton("trash", `Delete “${title}”`, hooks.onDelete)));
   }
 
-  /** Whether it shows this already. @param {SessionRecord} session */
+  /** Whether it shows this already. @param {SessionResource} session */
   shows({ title, updated_at, active_run_id }) {
     return title === this.session.title && updated_at === this.session.updated_at && active_run_id === this.session.active_run_id;
   }

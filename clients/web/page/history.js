@@ -4,8 +4,8 @@ import { Branches } from "./branches.js";
 import { keep, kept } from "./kept.js";
 
 /** @import { Chat } from "./wire.js" */
-/** @import { MessageRecord, SessionDetail } from "../records.js" */
-/** @typedef {Pick<MessageRecord, "message_id" | "parent_id" | "role">} Place */
+/** @import { MessageResource, SessionDetail } from "../resources.js" */
+/** @typedef {Pick<MessageResource, "message_id" | "parent_id" | "role">} Place */
 
 export class History {
   /** @type {Branches<Place>} */ branches = new Branches();
@@ -20,7 +20,7 @@ export class History {
   /**
    * Learn what is new. Shown is then the branch that is being written, or else the one that was shown before.
    * @param {() => boolean} isWanted whether anybody still waits for it
-   * @returns {Promise<{ title: string, active: MessageRecord | undefined } | null>} `active` is being written; null: not wanted
+   * @returns {Promise<{ title: string, active: MessageResource | undefined } | null>} `active` is being written; null: not wanted
    */
   async load(isWanted) {
     const session = await this.#page();

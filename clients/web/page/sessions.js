@@ -4,14 +4,14 @@ import { ChatEntry } from "./chat_entry.js";
 import { announce, el, isSure, part, said } from "./dom.js";
 
 /** @import { Chat } from "./wire.js" */
-/** @import { SessionPage, SessionRecord } from "../records.js" */
+/** @import { SessionPage, SessionResource } from "../resources.js" */
 
 const PAGE = 40;
 const SEARCH_MS = 200; // After the last key.
 const DAY_MS = 86_400_000;
 
 export class Sessions {
-  /** @type {SessionRecord[]} */ #sessions = [];
+  /** @type {SessionResource[]} */ #sessions = [];
   /** @type {Map<string, ChatEntry>} */ #entries = new Map();
   /** Asks for older ones. @type {string | null} */ #cursor = null;
   /** @type {string | null} */ #current = null;
@@ -124,7 +124,7 @@ export class Sessions {
     if (focused) entries.get(focused)?.focus();
   }
 
-  /** @param {SessionRecord} session */
+  /** @param {SessionResource} session */
   #entry(session) {
     const known = this.#entries.get(session.session_id);
     const entry = known?.shows(session) ? known : new ChatEntry(session, { onRename: (title) => this.#rename(session, title), onDelete: () => void this.#delete(session) });
@@ -132,7 +132,7 @@ export class Sessions {
     return entry;
   }
 
-  /** @param {SessionRecord} session @param {string | null} title null: it stays */
+  /** @param {SessionResource} session @param {string | null} title null: it stays */
   async #rename(session, title) {
     const { session_id: id } = session;
     if (title !== null) {
@@ -150,7 +150,7 @@ export class Sessions {
     this.#entries.get(id)?.focus();
   }
 
-  /** @param {SessionRecord} session */
+  /** @param {SessionResource} session */
   async #delete({ session_id: id, title }) {
     if (!(await isSure(`Delete “${title || "New chat"}” and all it holds?`))) return;
     try {
@@ -167,7 +167,7 @@ export class Sessions {
   }
 }
 
-/** Whether one comes later in the list than another. @param {SessionRecord} session @param {SessionRecord} other */
+/** Whether one comes later in the list than another. @param {SessionResource} session @param {SessionResource} other */
 function isBefore(session, other) {
   return session.updated_at === other.updated_at ? session.session_id < other.session_id : session.updated_at < other.updated_at;
 }

@@ -9,7 +9,7 @@ import { showPager } from "./pager.js";
 import { QuestionView } from "./question.js";
 import { Reading } from "./reading.js";
 
-/** @import { MessageRecord } from "../records.js" */
+/** @import { MessageResource } from "../resources.js" */
 /** @import { Place } from "./history.js" */
 /** @import { Chat, Wire } from "./wire.js" */
 /** @typedef {{ after: string | null, question: QuestionView | null, answer: AnswerView, text: string | null }} Asked what the server has not taken yet: a question and its answer, or a known question's other answer, behind a message */
@@ -134,7 +134,7 @@ export class Thread {
 
   /** @param {Place} place */
   #view(place) {
-    const message = /** @type {MessageRecord} */ (place);
+    const message = /** @type {MessageResource} */ (place);
     const { message_id: id, role } = message;
     const known = this.#views.get(id);
     if (known && !(known instanceof AnswerView && known.isLeft)) return known;
@@ -147,7 +147,7 @@ export class Thread {
     return view;
   }
 
-  /** Why an answer is not whole. @param {MessageRecord} message @param {AnswerView} view */
+  /** Why an answer is not whole. @param {MessageResource} message @param {AnswerView} view */
   async #explain({ run_id: runId }, view) {
     const run = await this.chat.request(`/chat/runs/${runId}`).then((response) => response.json(), () => null);
     if (run?.error) view.fail(run.error); // Otherwise it says "incomplete" already.
@@ -156,9 +156,9 @@ export class Thread {
   /** Read a run that is going. @param {string} runId @param {AnswerView} view */
   async #join(runId, view) {
     const opening = this.#opening;
-    const record = await this.chat.request(`/chat/runs/${runId}`).then((response) => response.json(), () => null);
+    const run = await this.chat.request(`/chat/runs/${runId}`).then((response) => response.json(), () => null);
     if (opening !== this.#opening) return;
-    this.wire.meter(runId).liveAfter = record?.last_seq ?? 0;
+    this.wire.meter(runId).liveAfter = run?.last_seq ?? 0;
     await this.reading.follow(() => this.chat.attach(runId), view, null);
   }
 

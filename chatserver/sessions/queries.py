@@ -1,4 +1,4 @@
-"""Reading: runs and their logs, sessions, pages of sessions."""
+"""Queries: runs and their logs, sessions, pages of sessions."""
 
 from base64 import b64decode, urlsafe_b64encode
 from typing import Annotated
@@ -10,11 +10,11 @@ from sqlalchemy import Connection, select, tuple_
 from chatserver.commands import checked_id
 from chatserver.errors import BadCursor, NotFound
 from chatserver.log import StoredLog
-from chatserver.records import RunRecord, SessionDetail, SessionPage, SessionRecord
+from chatserver.resources import RunResource, SessionDetail, SessionPage, SessionResource
 from chatserver.sessions import branches
 from chatserver.sessions.schema import folded, runs, sessions, spendings
 
-RUN_COLUMNS = [runs.c[name] for name in RunRecord.__struct_fields__]
+RUN_COLUMNS = [runs.c[name] for name in RunResource.__struct_fields__]
 
 _SESSIONS = select(
     sessions.c.session_id,
@@ -31,7 +31,7 @@ _SESSIONS = select(
 )
 
 
-def run(connection: Connection, user: str, run_id: str) -> RunRecord:
+def run(connection: Connection, user: str, run_id: str) -> RunResource:
     """A run of the user.
 
     Raises:
@@ -41,7 +41,7 @@ def run(connection: Connection, user: str, run_id: str) -> RunRecord:
     row = connection.execute(query).one_or_none()
     if row is None:
         raise NotFound
-    return RunRecord(**row._mapping)
+    return RunResource(**row._mapping)
 
 
 def spent_on(connection: Connection, user: str, day: str) -> int:
@@ -57,7 +57,7 @@ def log(connection: Connection, run_id: str) -> StoredLog | None:
     return StoredLog(row.last_seq, row.events, row.lengths or b"") if row and row.events else None
 
 
-def session_record(connection: Connection, user: str, session_id: str) -> SessionRecord:
+def session_resource(connection: Connection, user: str, session_id: str) -> SessionResource:
     """A session of the user.
 
     Raises:
@@ -67,7 +67,7 @@ def session_record(connection: Connection, user: str, session_id: str) -> Sessio
     row = connection.execute(query).one_or_none()
     if row is None:
         raise NotFound
-    return SessionRecord(**row._mapping)
+    return SessionResource(**row._mapping)
 
 
 def session(
@@ -79,9 +79,9 @@ def session(
         NotFound: there is none.
         BadCursor: no page gave the cursor.
     """
-    record = session_record(connection, user, session_id)
+    session = session_resource(connection, user, session_id)
     found, older = branches.page(connection, user, session_id, all_branches, limit, cursor)
-    return SessionDetail(**msgspec.structs.asdict(record), messages=found, cursor=older)
+    return SessionDetail(**msgspec.structs.asdict(session), messages=found, cursor=older)
 
 
 class _PageCursor(Struct, array_like=True, forbid_unknown_fields=True):
@@ -107,12 +107,12 @@ def page(connection: Connection, user: str, limit: int, cursor: str | None, sear
         last = _page_cursor(cursor)
         query = query.where(key < tuple_(last.updated_at, last.session_id))
     query = query.order_by(sessions.c.updated_at.desc(), sessions.c.session_id.desc()).limit(limit + 1)
-    found = [SessionRecord(**row._mapping) for row in connection.execute(query)]
+    found = [SessionResource(**row._mapping) for row in connection.execute(query)]
     shown = found[:limit]
     return SessionPage(shown, _cursor(shown[-1]) if len(found) > limit else None)
 
 
-def _cursor(last: SessionRecord) -> str:
+def _cursor(last: SessionResource) -> str:
     return urlsafe_b64encode(msgspec.json.encode(_PageCursor(last.updated_at, last.session_id))).decode()
 
 

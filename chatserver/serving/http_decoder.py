@@ -29,11 +29,11 @@ class Stage(Enum):
     BETWEEN = auto()
     HEAD = auto()
     OFFER = auto()
-    """The head offers a protocol that this server does not have. The head is read again, without the offer."""
+    """The head offers a protocol that this server does not have. The head is decoded again, without the offer."""
 
     BODY = auto()
     WEBSOCKET = auto()
-    """The head asks for a WebSocket: nothing more is read here."""
+    """The head asks for a WebSocket: nothing more is decoded here."""
 
 
 class Head(Struct, frozen=True):
@@ -61,8 +61,8 @@ class RequestEvents(Protocol):
     def websocket_asked(self, head: Head) -> None: ...
 
 
-class RequestReader:
-    """The requests of one connection, read a head or a piece of a body at a time."""
+class RequestDecoder:
+    """The requests of one connection, decoded a head or a piece of a body at a time."""
 
     def __init__(self, requests: RequestEvents) -> None:
         self.stage = Stage.BETWEEN
@@ -79,7 +79,7 @@ class RequestReader:
     def _parser(self) -> httptools.HttpRequestParser:
         if self._made is None:
             self._made = httptools.HttpRequestParser(self)
-            # More may come behind a request that closes the connection: it is read, and not answered.
+            # More may come behind a request that closes the connection: it is decoded, and gets no response.
             self._made.set_dangerous_leniencies(lenient_data_after_close=True)
         return self._made
 
@@ -97,8 +97,8 @@ class RequestReader:
     def is_in_request(self) -> bool:
         return self.stage in (Stage.HEAD, Stage.OFFER, Stage.BODY)
 
-    def read_on(self) -> bool:
-        """Read the next piece, which goes into one request at most; False: more must come first.
+    def decode_next(self) -> bool:
+        """Decode the next piece, which goes into one request at most; False: more must come first.
 
         Raises:
             BadHttp, HeadTooLarge: nothing more can be read.

@@ -1,6 +1,6 @@
 """The bytes of a WebSocket's client to texts, without a connection: within its limits, and closed where it breaks them.
 
-Frames are read by websockets' own protocol class, which also answers pings and closes.
+Frames are decoded by websockets' own protocol class, which also answers pings and closes.
 """
 
 import logging
@@ -21,7 +21,7 @@ _quiet = logging.getLogger("chatserver.websocket.frames")
 _quiet.setLevel(logging.CRITICAL)  # The library would log each broken handshake.
 
 
-class WebSocketReader:
+class WebSocketDecoder:
     """The messages of one client, and the protocol's own answers to them."""
 
     def __init__(self, message_bytes_limit: int) -> None:
@@ -39,7 +39,7 @@ class WebSocketReader:
         """Whether a close frame was sent, or is among the bytes to be sent."""
         return self.conn.close_sent is not None
 
-    def read(self, data: bytes) -> Iterator[Request | str | None]:
+    def decode(self, data: bytes) -> Iterator[Request | str | None]:
         """The head of the handshake, then each text; None: a binary message."""
         had_closed = self.has_closed  # By what comes now, the connection may answer a close behind other frames.
         self.conn.receive_data(data)

@@ -4,17 +4,17 @@ import type { ReasoningPart, TextPart, ToolCallPart, Usage } from "./events.js";
 
 /** The models that a request may name, the default first. */
 export interface ModelList {
-  models: ModelRecord[];
+  models: ModelResource[];
 }
 
 /** A model that a request may name; `is_default`: it answers where a request names none. */
-export interface ModelRecord {
+export interface ModelResource {
   model: string;
   is_default: boolean;
 }
 
 /** A run, as `GET /chat/runs/{run_id}` shows it. Times are RFC 3339 in UTC. */
-export interface RunRecord {
+export interface RunResource {
   run_id: string;
   session_id: string;
   message_id: string;
@@ -39,12 +39,12 @@ export interface SessionDetail {
   created_at: string;
   updated_at: string;
   active_run_id: string | null;
-  messages: MessageRecord[];
+  messages: MessageResource[];
   cursor: string | null;
 }
 
 /** One message of a session; `parent_id` is the message it follows, so that branches form a tree. `content` is the text parts, joined. `finish_reason` is that of the answer's `done`; null: no answer, one that is being written, or one that failed. */
-export interface MessageRecord {
+export interface MessageResource {
   message_id: string;
   parent_id: string | null;
   role: "assistant" | "user";
@@ -59,12 +59,12 @@ export interface MessageRecord {
 
 /** Sessions, newest first; `cursor` asks for the next page, null: there is none. */
 export interface SessionPage {
-  sessions: SessionRecord[];
+  sessions: SessionResource[];
   cursor: string | null;
 }
 
 /** A session in a list. */
-export interface SessionRecord {
+export interface SessionResource {
   session_id: string;
   title: string;
   created_at: string;

@@ -1,4 +1,4 @@
-"""Records: what is kept of sessions, messages and runs, as clients read it and as the store keeps it."""
+"""Resources: sessions, messages and runs, as clients get them and as the store keeps them."""
 
 from datetime import UTC, datetime
 from typing import Literal, TypeAlias
@@ -16,7 +16,7 @@ PAGE_LIMIT = 100
 """How many sessions, or messages of a session, one page has at most."""
 
 
-class ModelRecord(Struct, frozen=True):
+class ModelResource(Struct, frozen=True):
     """A model that a request may name; ``is_default``: it answers where a request names none."""
 
     model: str
@@ -26,7 +26,7 @@ class ModelRecord(Struct, frozen=True):
 class ModelList(Struct, frozen=True):
     """The models that a request may name, the default first."""
 
-    models: list[ModelRecord]
+    models: list[ModelResource]
 
 
 class RunFailure(Struct, frozen=True):
@@ -43,7 +43,7 @@ def status_after(ending: Terminal) -> RunStatus:
     return "cancelled" if ending.finish_reason == "cancelled" else "completed"
 
 
-class RunRecord(Struct, frozen=True, kw_only=True):
+class RunResource(Struct, frozen=True, kw_only=True):
     """A run, as `GET /chat/runs/{run_id}` shows it. Times are RFC 3339 in UTC."""
 
     run_id: str
@@ -57,7 +57,7 @@ class RunRecord(Struct, frozen=True, kw_only=True):
     error: RunFailure | None = None
 
 
-class MessageRecord(Struct, frozen=True, kw_only=True):
+class MessageResource(Struct, frozen=True, kw_only=True):
     """One message of a session; ``parent_id`` is the message it follows, so that branches form a tree.
 
     ``content`` is the text parts, joined.
@@ -76,10 +76,10 @@ class MessageRecord(Struct, frozen=True, kw_only=True):
     created_at: str
 
     def __repr__(self) -> str:
-        return f"MessageRecord(message_id={self.message_id!r}, role={self.role!r}, …)"
+        return f"MessageResource(message_id={self.message_id!r}, role={self.role!r}, …)"
 
 
-class SessionRecord(Struct, frozen=True, kw_only=True):
+class SessionResource(Struct, frozen=True, kw_only=True):
     """A session in a list."""
 
     session_id: str
@@ -92,17 +92,17 @@ class SessionRecord(Struct, frozen=True, kw_only=True):
 class SessionPage(Struct, frozen=True):
     """Sessions, newest first; ``cursor`` asks for the next page, None: there is none."""
 
-    sessions: list[SessionRecord]
+    sessions: list[SessionResource]
     cursor: str | None
 
 
-class SessionDetail(SessionRecord, frozen=True, kw_only=True):
+class SessionDetail(SessionResource, frozen=True, kw_only=True):
     """A session with a page of messages of its newest branch, or of all, oldest first.
 
     ``cursor`` asks for the page of older messages, None: there are none.
     """
 
-    messages: list[MessageRecord]
+    messages: list[MessageResource]
     cursor: str | None
 
 
