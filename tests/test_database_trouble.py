@@ -14,8 +14,8 @@ import pytest
 from sqlalchemy import Connection, Engine, event
 
 from chatserver.errors import Unavailable
-from chatserver.sessions import open_sessions, sqlite
-from tests.clients import RefusedError, Transport, documents_of, request, text_of
+from chatserver.sessions import database, end, open_sessions, sqlite
+from tests.clients import RefusedError, Transport, documents_of, get_run, request, text_of
 from tests.conftest import Postgres
 from tests.databases import answered
 from tests.fake_upstream import Done, Gate, finish, role, say, token
@@ -163,9 +163,9 @@ async def test_what_goes_on_while_the_database_is_in_trouble_is_stored_when_it_i
         assert (await until_ready(stage, 503))["code"] == "unavailable"
         assert (await request(stage.server, "GET", "/livez")).status == 200
         gates[0].set()
-        end = json.loads((await documents_of(readings[0]))[-1])
-        assert (end["type"], end["code"]) == ("error", "internal")
-        assert "stored" in end["message"]
+        last = json.loads((await documents_of(readings[0]))[-1])
+        assert (last["type"], last["code"]) == ("error", "internal")
+        assert "stored" in last["message"]
     await until_ready(stage, 200)
     gates[1].set()
     assert json.loads((await documents_of(readings[1]))[-1])["type"] == "done"
@@ -178,3 +178,33 @@ async def test_what_goes_on_while_the_database_is_in_trouble_is_stored_when_it_i
     assert text_of(await documents_of(await transport.start(stage.server, body))) == "Yes"
     assert [each for each in caplog.records if each.exc_info] == []
     assert len([each for each in caplog.records if each.levelno >= logging.ERROR]) == 1
+
+
+@contextmanager
+def lost_at_the_commit() -> Iterator[None]:
+    """The connection is lost at the commit of a run's end: the end is kept, and whoever wrote it hears of an error."""
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in (sqlite.Sqlite, database._Postgres):
+
+            async def write(self: Any, work: Any, original: Any = kind.write) -> Any:
+                result = await original(self, work)
+                if isinstance(work, partial) and work.func is end.finish:
+                    raise OSError("the connection was lost")
+                return result
+
+            patch.setattr(kind, "write", write)
+        yield
+
+
+@each_transport
+@in_time
+async def test_an_end_whose_commit_nobody_heard_of_is_told_as_it_is_kept(
+    stage_and_trouble: tuple[Stage, Callable[[], AbstractContextManager[None]]], transport: Transport
+) -> None:
+    stage, _ = stage_and_trouble
+    stage.upstream.script(*say("So much"))
+    with lost_at_the_commit():
+        reading = await transport.start(stage.server, {"message": "Hi"})
+        last = json.loads((await documents_of(reading))[-1])
+    assert (await get_run(stage.server, reading.run_id))["status"] == "completed"
+    assert (last["type"], (await answer_in(stage, reading.run_id))["status"]) == ("done", "complete")

@@ -129,7 +129,12 @@ class Sessions:
             RunLost: another process has ended the run, or deleted it with its session; nothing is kept.
         """
         work = partial(end.finish, ending=ending, answer=answer, log=log, usage=usage, owner=self._lease.owner)
-        await self._database.write(partial(work, run_id=run_id))
+        try:
+            await self._database.write(partial(work, run_id=run_id))
+        except Unavailable:
+            # If the connection was lost at the commit, the end is kept all the same.
+            if not await self._database.read(partial(end.has_ended, run_id=run_id, owner=self._lease.owner)):
+                raise
 
     async def checkpoint(self, answers: Mapping[str, Answer]) -> None:
         """Keep what active runs, by id, have said so far, for the case that this process dies."""

@@ -66,6 +66,12 @@ def finish(
     add_to_run(connection, run_id, size)
 
 
+def has_ended(connection: Connection, run_id: str, owner: str) -> bool:
+    """Whether the process ``owner`` has ended the run."""
+    mine = select(runs.c.run_id).where(runs.c.run_id == run_id, runs.c.finished_at.is_not(None), runs.c.owner == owner)
+    return connection.scalar(mine) is not None
+
+
 def _check_owner(connection: Connection, run_id: str, owner: str) -> None:
     """A run is over already: well, if this very process has ended it, and never heard that its end was kept."""
     found = connection.execute(select(runs.c.owner).where(runs.c.run_id == run_id)).one_or_none()
