@@ -7,7 +7,6 @@ async with FakeUpstream() as upstream, live_server(upstream.url) as server:
 import asyncio
 import os
 import re
-import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
@@ -23,11 +22,11 @@ from litestar import Litestar
 
 from chatserver.serving.server import Server, bind
 from chatserver.settings import Settings, variable
+from tests.program import START_SECONDS, Program
 
 CANARY = "sk-test-canary"
 """The upstream key of every test: it must never be seen in an answer or a log."""
 
-START_SECONDS = 30.0
 STOP_SECONDS = 10.0
 ROOT = Path(__file__).parent.parent
 _ADDRESS = re.compile(r"http://(\[[0-9a-f:]+\]|[0-9A-Za-z.-]+):(\d+)")
@@ -147,7 +146,7 @@ async def _stopped(server: Server, serving: "asyncio.Task[None]") -> None:
     serving.result()
 
 
-class ServerProcess:
+class ServerProcess(Program):
     """A server in a process of its own, on a database that outlives it.
 
     ``async with ServerProcess(upstream.url, tmp_path, drain_seconds=2) as server:`` starts it; after ``kill`` or
@@ -163,65 +162,26 @@ class ServerProcess:
         environment: dict[str, str] | None = None,
         **settings: Any,
     ) -> None:
+        super().__init__(directory)
         self.settings = settings_for(upstream_url, directory, **settings)
-        self.directory = directory
         self.arguments = arguments
         self.host = self.settings.host
         self.port = 0
-        self.stdout: list[str] = []
-        """All lines so far, of all lives."""
-        self.stderr: list[str] = []
         self._start = start
         self._environment = environment or {}
-        self._process: asyncio.subprocess.Process | None = None
-        self._readers: list[asyncio.Task[None]] = []
-        self._spoke = asyncio.Event()
 
     @property
     def url(self) -> str:
         return f"http://{self.host}:{self.port}"
 
-    @property
-    def pid(self) -> int:
-        return self._running.pid
-
-    @property
-    def output(self) -> str:
-        """Everything it said, for messages and for secrets that must not be there."""
-        return "\n".join([*self.stdout, *self.stderr])
-
-    @property
-    def _running(self) -> asyncio.subprocess.Process:
-        assert self._process is not None, "the server was not started"
-        return self._process
-
     async def start(self) -> Self:
         """Start it, for the first time or again, and wait until it says where it listens."""
-        begin = len(self.stdout)
-        self._process = process = await asyncio.create_subprocess_exec(
+        found = await self.launch(
             sys.executable,
             *(*self._start, "serve", "--host", self.host, "--port", str(self.settings.port), *self.arguments),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            limit=16 * 1024 * 1024,
-            cwd=self.directory,
-            env=self._env(),
+            ready=_ADDRESS,
+            environment=self._env(),
         )
-        assert process.stdout is not None
-        assert process.stderr is not None
-        self._readers = [
-            asyncio.create_task(self._collect(process.stdout, self.stdout)),
-            asyncio.create_task(self._collect(process.stderr, self.stderr)),
-        ]
-        try:
-            with anyio.fail_after(START_SECONDS):
-                while not (found := next(filter(None, map(_ADDRESS.search, self.stdout[begin:])), None)):
-                    if process.returncode is not None:
-                        raise RuntimeError(f"the server ended with {process.returncode}:\n{self.output}")
-                    await self._spoke.wait()
-        except TimeoutError:
-            raise TimeoutError(f"the server said no address within {START_SECONDS} s:\n{self.output}") from None
         self.port = int(found[2])
         return self
 
@@ -235,42 +195,3 @@ class ServerProcess:
             if value != getattr(defaults, name) and name not in ("host", "port"):
                 env[variable(name)] = ",".join(value) if isinstance(value, tuple) else str(value)
         return env | self._environment
-
-    async def _collect(self, stream: asyncio.StreamReader, lines: list[str]) -> None:
-        while line := await stream.readline():
-            lines.append(line.decode(errors="replace").rstrip("\n"))
-            self._said()
-        await self._running.wait()
-        self._said()
-
-    def _said(self) -> None:
-        self._spoke.set()
-        self._spoke = asyncio.Event()
-
-    def terminate(self) -> None:
-        self._running.send_signal(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """SIGKILL: nothing of it goes on."""
-        self._running.kill()
-
-    async def wait(self) -> int:
-        """Wait until it has ended and all it said is collected; its exit status."""
-        status = await self._running.wait()
-        await asyncio.gather(*self._readers)
-        return status
-
-    async def __aenter__(self) -> Self:
-        try:
-            return await self.start()
-        except BaseException:
-            await self.__aexit__()
-            raise
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._process is None:
-            return
-        with anyio.CancelScope(shield=True):
-            if self._process.returncode is None:
-                self._process.kill()
-            await self.wait()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import wraps
 from pathlib import Path
@@ -340,7 +339,7 @@ async def test_what_a_server_leaves_is_ended_by_the_other(upstream: FakeUpstream
         reading = await asked(first)
         documents = await reading.take(2)
         await stopped_until_ended(first, second, reading.run_id)
-        os.kill(first.pid, signal.SIGCONT)
+        first.thaw()
         gate.set()
         assert json.loads([*documents, *await documents_of(reading)][-1])["code"] == "interrupted"
 
@@ -368,11 +367,11 @@ async def asked(server: ServerProcess) -> Reading:
 async def stopped_until_ended(server: ServerProcess, other: ServerProcess, run_id: str) -> None:
     """Stop a process in mid run; once more where that was within a transaction, which holds up everybody."""
     while True:
-        os.kill(server.pid, signal.SIGSTOP)
+        server.freeze()
         with move_on_after(10):
             assert await error_of(other, run_id) == "interrupted"
             return
-        os.kill(server.pid, signal.SIGCONT)
+        server.thaw()
         await anyio.sleep(0.3)
 
 
