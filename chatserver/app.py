@@ -21,6 +21,7 @@ from chatserver.errors import ChatError, NotFound, SettingsError
 from chatserver.limits import RateLimiter
 from chatserver.log.journal import LocalJournal
 from chatserver.log.memory import MemoryLogs
+from chatserver.nodes import link_to
 from chatserver.providers.chat_completions.provider import OpenAIProvider
 from chatserver.routes import contract, demo, http, page
 from chatserver.routes.http import IS_HEAD
@@ -94,10 +95,11 @@ def create_app(settings: Settings) -> Litestar:
         SettingsError: a setting cannot be obeyed.
     """
     gate, tools, demo_key = Gate(settings), load_tools(settings.tools), token_urlsafe()
+    link = link_to(settings.redis_url)
 
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
-        async with _running(settings, gate, tools, demo_key) as app.state.components:
+        async with link(), _running(settings, gate, tools, demo_key) as app.state.components:
             yield
 
     routes = [*http.ROUTES, *contract.ROUTES, *page.ROUTES, *([demo.chat_completions] if settings.is_demo else [])]

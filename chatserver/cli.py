@@ -86,6 +86,7 @@ def serve(**flags: Any) -> None:
     try:
         server = Server(settings, on_ready=lambda: click.echo(_banner(settings)))
     except SettingsError as error:
+        sock.close()
         raise click.ClickException(str(error)) from None
     tune_interpreter()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")

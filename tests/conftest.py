@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
@@ -15,6 +14,7 @@ import pytest
 
 from chatserver.sessions import Sessions, open_sessions
 from chatserver.sessions.database import Database, open_database
+from tests.redis_servers import RedisServer, free_port, redis_process
 
 ReportT = TypeVar("ReportT", pytest.TestReport, pytest.CollectReport)
 Scale: TypeAlias = Callable[[int, int], int]
@@ -86,7 +86,7 @@ def postgres() -> Iterator[Postgres]:
             subprocess.run(command, user=user, cwd=folder, check=True, stdout=subprocess.DEVNULL, timeout=50)
 
         run(initdb, "--pgdata", data, "--username", "chatserver", "--auth", "trust", "--no-sync")
-        port = _free_port()
+        port = free_port()
         options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories='' -c fsync=off"
         log = Path(folder, "log")
         start = partial(run, pg_ctl, "start", "--pgdata", data, "--wait", "--log", log, "--options", options)
@@ -116,6 +116,19 @@ def _psql(database: str, statements: str) -> None:
     subprocess.run(["psql", "--quiet", database, "--command", statements], check=True, timeout=50)
 
 
+@pytest.fixture(scope="session")
+def redis_process_of_session() -> Iterator[RedisServer]:
+    with redis_process() as server:
+        yield server
+
+
+@pytest.fixture
+def redis_server(redis_process_of_session: RedisServer) -> RedisServer:
+    """An empty Redis, of this process's tests alone."""
+    redis_process_of_session.cli("FLUSHALL")
+    return redis_process_of_session
+
+
 @pytest.fixture
 def sqlite_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'chat.db'}"
@@ -139,9 +152,3 @@ async def database(url: str) -> AsyncIterator[Database]:
     """A second way into the database of ``sessions``."""
     async with open_database(url) as opened:
         yield opened
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port

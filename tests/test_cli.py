@@ -147,7 +147,7 @@ MISTAKES: list[tuple[list[str], dict[str, str], str]] = [
     (["serve"], {"CHATSERVER_ALLOWED_HOSTS": "*"}, "CHATSERVER_ALLOWED_HOSTS"),
     (["serve"], {"OPENAI_API_KEY": "sk-a\nb"}, "OPENAI_API_KEY"),
     (["serve"], {"OPENAI_CUSTOM_HEADERS": "A: é"}, "OPENAI_CUSTOM_HEADERS"),
-    (["serve"], {"CHATSERVER_REDIS_URL": "redis://localhost"}, "CHATSERVER_REDIS_URL"),
+    (["serve"], {"CHATSERVER_REDIS_URL": "http://localhost"}, "CHATSERVER_REDIS_URL"),
     (["serve", "--host", "host.invalid", "--insecure"], {}, "host.invalid"),
     (["schema", "/nowhere"], {}, "/nowhere"),
     ([], {"CHATSERVER_PORT": "x"}, "CHATSERVER_PORT"),

@@ -59,8 +59,6 @@ def load(*sources: Mapping[str, str | None], flags: Mapping[str, Any] | None = N
 def _possible(settings: Settings) -> Settings:
     _possible_texts(settings)
     _possible_auth(settings)
-    if settings.redis_url:
-        raise SettingsError(f"{variable('redis_url')}: a shared event log is not available in this version")
     omittable = (*PARAMETERS, *FIELDS_SENT_BACK)
     if not set(settings.upstream_omit) <= set(omittable):
         raise SettingsError(f"{variable('upstream_omit')}: only of {', '.join(omittable)}")

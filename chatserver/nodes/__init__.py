@@ -1,0 +1,34 @@
+"""Several nodes as one server: what they share in Redis. Nothing outside this room knows Redis."""
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import partial
+from typing import TYPE_CHECKING
+
+from chatserver.errors import SettingsError
+from chatserver.settings import variable
+
+if TYPE_CHECKING:
+    from chatserver.nodes.link import Link
+
+
+def link_to(redis_url: str | None) -> Callable[[], AbstractAsyncContextManager["Link | None"]]:
+    """What opens the link to the Redis of a URL; without a URL there is none, and this server is the only one.
+
+    Raises:
+        SettingsError: it is no such URL, or the extra is not installed. What is returned raises it, too: nothing
+            answers there.
+    """
+    if not redis_url:
+        return nullcontext
+    try:
+        from chatserver.nodes.address import Address
+        from chatserver.nodes.link import open_link
+
+        return partial(open_link, Address(redis_url))
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"{variable('redis_url')}: {error.name} is missing: pip install 'chatserver[redis]'"
+        ) from None
+    except ValueError as error:
+        raise SettingsError(f"{variable('redis_url')}: {error}") from None

@@ -1,0 +1,247 @@
+"""A node's link to Redis: scripts, commands and channels over one connection, which is made anew when it is lost.
+
+A caller waits for a reply with a future of its own, so a caller that is cancelled neither takes nor leaves behind the
+reply of another. While Redis cannot be reached, whatever is asked is refused at once (``Unavailable``).
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from hashlib import sha1
+from pathlib import Path
+from time import monotonic
+from typing import Any, TypeAlias
+
+import anyio
+from redis.exceptions import RedisError, ResponseError
+
+from chatserver.errors import SettingsError
+from chatserver.nodes.address import Address
+from chatserver.nodes.wire import OnReply, Wire, Word, packed, unavailable
+from chatserver.settings import variable
+
+logger = logging.getLogger(__name__)
+
+SCRIPTS = Path(__file__).with_name("scripts")
+
+REPLY_SECONDS = 5.0
+"""How long a reply is waited for before the connection is given up."""
+
+LONGEST_PAUSE_SECONDS = 1.0
+"""Between two tries to connect."""
+
+TELL_AGAIN_SECONDS = 60.0
+"""Between two lines in the log about a Redis that answers and refuses: a full memory takes some writes."""
+
+TROUBLE = (
+    "BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOAUTH", "NOPERM", "NOREPLICAS", "OOM", "READONLY",
+    "TRYAGAIN",
+)  # fmt: skip
+"""How the errors begin that are the fault of Redis, and not of what was asked."""
+
+OnMessage: TypeAlias = Callable[[bytes], None]
+
+
+class Script:
+    """A Lua script of the folder ``scripts``. Redis runs nothing else meanwhile."""
+
+    def __init__(self, name: str) -> None:
+        self.source = (SCRIPTS / f"{name}.lua").read_bytes()
+        self.digest = sha1(self.source, usedforsecurity=False).hexdigest()
+
+
+class Link:
+    """The connection of this node to Redis, and what is to be known when it is lost and made again."""
+
+    def __init__(self, address: Address, patience_seconds: float = REPLY_SECONDS) -> None:
+        self.on_up: list[Callable[[], None]] = []
+        """Called when Redis is reached again: messages may have been missed. All channels are subscribed to again."""
+
+        self.on_down: list[Callable[[], None]] = []
+        """Called when the connection is lost."""
+
+        self._address = address
+        self._patience_seconds = patience_seconds
+        self._wire: Wire | None = None
+        self._channels: dict[bytes, OnMessage] = {}
+        self._told_at = -TELL_AGAIN_SECONDS
+
+    @property
+    def is_up(self) -> bool:
+        """Whether Redis is connected; it may refuse all the same."""
+        return self._wire is not None and not self._wire.lost.is_set()
+
+    # What is asked.
+
+    async def call(self, script: Script, keys: Sequence[Word] = (), args: Sequence[Word] = ()) -> Any:
+        """The reply of a script. Texts come as bytes.
+
+        Raises:
+            Unavailable: Redis cannot be used now. The script may have run all the same.
+            ResponseError: the script is wrong.
+        """
+        return await _reply(partial(self.post, script, keys, args))
+
+    async def command(self, *words: Word) -> Any:
+        """The reply of a command, as of a script."""
+        return await _reply(partial(self._send, packed(*words)))
+
+    def post(self, script: Script, keys: Sequence[Word], args: Sequence[Word], on_reply: OnReply) -> None:
+        """As ``call``, without a task: ``on_reply`` is given the reply or the exception, later."""
+        words = len(keys), *keys, *args
+
+        def with_source(reply: Any) -> None:
+            if isinstance(reply, ResponseError) and str(reply).startswith("NOSCRIPT"):
+                self._send(packed("EVAL", script.source, *words), on_reply)
+            else:
+                on_reply(reply)
+
+        self._send(packed("EVALSHA", script.digest, *words), with_source)
+
+    def _send(self, command: bytes, on_reply: OnReply) -> None:
+        if self._wire is None:
+            asyncio.get_running_loop().call_soon(on_reply, unavailable())
+        else:
+            self._wire.send(command, partial(self._judge, self._wire, on_reply))
+
+    def _judge(self, wire: Wire, on_reply: OnReply, reply: Any) -> None:
+        """Hand a reply on; an error that is Redis' own fault as ``Unavailable``."""
+        if isinstance(reply, ResponseError) and str(reply).startswith(TROUBLE):
+            self._tell_trouble(str(reply))
+            if str(reply).startswith("READONLY"):  # A master no longer.
+                wire.abort("it is a replica")
+            reply = unavailable()
+        on_reply(reply)
+
+    def _tell_trouble(self, words: str) -> None:
+        if monotonic() - self._told_at >= TELL_AGAIN_SECONDS:
+            self._told_at = monotonic()
+            logger.error("Redis refuses, what needs it is refused: %s", words)
+
+    # Channels.
+
+    def subscribe(self, channel: str, on_message: OnMessage) -> None:
+        """Be given the messages of a channel.
+
+        What is asked after this is answered after the subscription: a state that is read then, and the messages, leave
+        no gap between them.
+        """
+        self._channels[channel.encode()] = on_message
+        self._want("SUBSCRIBE", channel)
+
+    def unsubscribe(self, channel: str) -> None:
+        """Be given no more messages of the channel."""
+        if self._channels.pop(channel.encode(), None):
+            self._want("UNSUBSCRIBE", channel)
+
+    def _want(self, verb: str, channel: str | bytes) -> None:
+        if self._wire is not None:
+            self._wire.send(packed(verb, channel), partial(_confirmed, self._wire))
+
+    def _pushed(self, push: Sequence[Any]) -> None:
+        if push[0] == b"message" and (on_message := self._channels.get(push[1])):
+            on_message(push[2])
+
+    # The connection.
+
+    async def connect(self) -> None:
+        """
+        Raises:
+            RedisError, OSError: there is no Redis now.
+        """
+        self._wire = Wire(await self._address.connect(), self._pushed)
+        for channel in self._channels:
+            self._want("SUBSCRIBE", channel)
+        _call_all(self.on_up)
+
+    async def keep(self) -> None:
+        """Watch the connection, and make it anew when it is lost, for ever."""
+        while True:
+            if self._wire is not None:
+                await self._watch(self._wire)
+                self._wire = None
+                _call_all(self.on_down)
+            await self._connect_again()
+
+    async def _watch(self, wire: Wire) -> None:
+        while not wire.lost.is_set():
+            with anyio.move_on_after(self._patience_seconds / 5):
+                await wire.lost.wait()
+            if wire.waited_seconds > self._patience_seconds:
+                wire.abort("it does not answer")
+        logger.error("Redis is lost, what needs it is refused: %s", wire.reason)
+
+    async def _connect_again(self) -> None:
+        for pause in _pauses():
+            try:
+                await self.connect()
+            except (RedisError, OSError):
+                await anyio.sleep(pause)
+            else:
+                logger.warning("Redis is reached again")
+                return
+
+    async def close(self) -> None:
+        """Hang up."""
+        if self._wire is not None:
+            self._wire.abort("this server ends")
+        await self._address.close()
+
+
+def _pauses() -> Iterator[float]:
+    pause = 0.02
+    while True:
+        yield pause * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing
+        pause = min(LONGEST_PAUSE_SECONDS, 2 * pause)
+
+
+def _confirmed(wire: Wire, reply: Any) -> None:
+    if isinstance(reply, ResponseError):  # The connection is of no use without its channels.
+        wire.abort(str(reply))
+
+
+def _call_all(callbacks: Sequence[Callable[[], None]]) -> None:
+    for each in callbacks:
+        try:
+            each()
+        except Exception:
+            logger.exception("a node could not follow its link to Redis")
+
+
+async def _reply(send: Callable[[OnReply], None]) -> Any:
+    future = asyncio.get_running_loop().create_future()
+
+    def settle(reply: Any) -> None:
+        if not future.done():  # Else its caller was cancelled.
+            future.set_result(reply)
+
+    send(settle)
+    reply = await future
+    if isinstance(reply, Exception):
+        raise reply
+    return reply
+
+
+@asynccontextmanager
+async def open_link(address: Address, patience_seconds: float = REPLY_SECONDS) -> AsyncIterator[Link]:
+    """The link to the Redis at an address.
+
+    Raises:
+        SettingsError: none can be used there.
+    """
+    link = Link(address, patience_seconds)
+    try:
+        await link.connect()
+    except (RedisError, OSError) as error:
+        await link.close()
+        raise SettingsError(f"{variable('redis_url')}: Redis cannot be used: {error}") from None
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(link.keep)
+        try:
+            yield link
+        finally:
+            tasks.cancel_scope.cancel()
+            await link.close()
