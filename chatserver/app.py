@@ -27,12 +27,13 @@ from chatserver.routes import contract, demo, http, page
 from chatserver.routes.http import IS_HEAD
 from chatserver.routes.openapi import BY_TOKEN, SECURITY
 from chatserver.routes.websocket import WEBSOCKET_PATH, websocket
+from chatserver.runs.places import LocalDays, LocalPlaces
 from chatserver.runs.runs import Runs
 from chatserver.sessions import Quota, open_sessions
 from chatserver.settings import Settings
 from chatserver.tools import Tool, load_tools
 from chatserver.tools.execution import ToolThreads
-from chatserver.transports.admission import ADMISSION, Admissions
+from chatserver.transports.admission import ADMISSION, LocalAdmissions
 from chatserver.transports.asgi import AsgiMessage, AsgiScope, AsgiSend
 from chatserver.transports.components import Components
 from chatserver.transports.connections import Connections
@@ -134,14 +135,17 @@ async def _running(
                 heartbeat_seconds=settings.heartbeat_seconds, send_timeout_seconds=settings.send_timeout_seconds
             )
         )
-        runs = await stack.enter_async_context(Runs(settings, sessions, logs, agent.answer))
+        places = LocalPlaces(settings, LocalDays(settings.max_tokens_per_day, sessions.spent_on))
+        runs = await stack.enter_async_context(Runs(settings, sessions, logs, agent.answer, places))
         # Without authentication all are one user, whom nobody else could be kept from asking.
         rate_limiter = RateLimiter(None if settings.auth == "none" else settings.max_requests_per_minute)
-        admissions = Admissions(settings.max_connections_per_user, BODIES_AT_ONCE * settings.max_body_bytes)
+        admissions = LocalAdmissions(
+            rate_limiter, settings.max_connections_per_user, BODIES_AT_ONCE * settings.max_body_bytes
+        )
         beside = await stack.enter_async_context(anyio.create_task_group())
         beside.start_soon(provider.warm_up)
         beside.start_soon(gate.keep_fresh)
-        yield Components(settings, gate, rate_limiter, runs, sessions, admissions, connections)
+        yield Components(settings, gate, runs, sessions, admissions, connections)
         beside.cancel_scope.cancel()
 
 

@@ -1,5 +1,6 @@
-"""The rate of requests and commands of each user."""
+"""What is counted of each user: what there is at a time, and the rate of requests and commands."""
 
+from collections import Counter
 from math import ceil
 from time import monotonic
 
@@ -8,6 +9,24 @@ from chatserver.errors import TooMany
 USERS_LIMIT = 10_000
 """How many users are remembered by their requests. Past this number, users without recent requests are forgotten. Where
 all have recent requests, twice as many are remembered before the next cleaning."""
+
+EVERYBODY = ""
+"""The name under which is counted what all users have together; no user is called so."""
+
+
+class Counts(Counter[str]):
+    """How much of one kind each user has at a time; a user who has none takes no memory."""
+
+    def add(self, user: str, count: int) -> None:
+        """Add to what the user has, or subtract (negative)."""
+        self[user] += count
+        if not self[user]:
+            del self[user]
+
+
+def local_counts(_: str) -> Counts:
+    """Counts of a kind of things, by the kind's name, which only this process knows."""
+    return Counts()
 
 
 class TokenBucket:
@@ -47,8 +66,8 @@ class RateLimiter:
         self._buckets: dict[str, TokenBucket] = {}
         self._forget_at = USERS_LIMIT
 
-    async def count(self, user: str) -> None:
-        """Count a request; a call that is cancelled may have been counted.
+    def count(self, user: str) -> None:
+        """Count a request.
 
         Raises:
             TooMany: the user has made as many as one may.
@@ -63,4 +82,9 @@ class RateLimiter:
                 self._forget_at = max(USERS_LIMIT, 2 * len(self._buckets))
             bucket = self._buckets[user] = TokenBucket(self._per_minute, self._per_minute / 60)
         if seconds := bucket.draw():
-            raise TooMany(f"at most {self._per_minute} requests in a minute", retry_after=ceil(seconds))
+            raise too_often(self._per_minute, seconds)
+
+
+def too_often(per_minute: int, seconds: float) -> TooMany:
+    """The refusal of a request that comes so many seconds too early."""
+    return TooMany(f"at most {per_minute} requests in a minute", retry_after=ceil(seconds))

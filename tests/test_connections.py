@@ -14,8 +14,9 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from chatserver.errors import TooMany
+from chatserver.limits import RateLimiter
 from chatserver.transports import connections
-from chatserver.transports.admission import Admissions
+from chatserver.transports.admission import LocalAdmissions
 from chatserver.transports.connections import FLUSH_SECONDS, SLOTS_LIMIT, Connection, Connections
 from chatserver.transports.peer import nobody
 from tests.clients import BOTH, SSE, ClosedError, Reading, RefusedError, Transport, documents_of, types_of
@@ -254,7 +255,7 @@ async def test_whoever_knows_that_its_user_may_not_stay_is_told_until_it_ends() 
 
 
 async def test_what_was_a_users_place_is_free_when_the_connection_is_over() -> None:
-    admissions = Admissions(1)
+    admissions = LocalAdmissions(RateLimiter(None), 1)
     async with made() as clock:
         peer = Peer()
         Spoken(peer, clock, await admissions.admit("ann"))

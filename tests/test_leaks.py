@@ -20,6 +20,7 @@ from chatserver.runs.subscription import Subscription
 from chatserver.serving.http_exchange import Exchange
 from chatserver.serving.http_protocol import HttpProtocol
 from chatserver.serving.websocket_protocol import WebSocketProtocol
+from chatserver.transports.admission import OPEN_CONNECTIONS
 from chatserver.transports.connections import Connection
 from chatserver.upstream import connection
 from tests.clients import (
@@ -198,8 +199,8 @@ def held(server: LiveServer, directory: Path) -> dict[str, object]:
     return {
         "tasks": len(asyncio.all_tasks()),
         "descriptors": descriptors(directory),
-        "connections": (server.connections, len(parts.connections), +parts.admissions._connections),
-        "runs": (len(runs), len(parts.runs._logs._logs), +parts.runs._places._acquired),
+        "connections": (server.connections, len(parts.connections), +parts.admissions.open[OPEN_CONNECTIONS]),
+        "runs": (len(runs), len(parts.runs._logs._logs), +parts.runs._places.held),
         "subscribers": sum(life.run.subscribers for life in runs.values()),
     }
 

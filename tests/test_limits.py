@@ -26,6 +26,7 @@ from chatserver.runs.life import Life
 from chatserver.runs.run import Run
 from chatserver.serving import websocket_decoder
 from chatserver.sessions import Sessions
+from chatserver.transports.admission import OPEN_CONNECTIONS
 from tests.clients import SSE, TRANSPORTS, WS, HttpReader, RefusedError, Transport, WsReader, documents_of, request
 from tests.counting import calls_of
 from tests.fake_upstream import Done, FakeUpstream, Gate, Step, counted, finish, reasoning, role, say, token, tool_call
@@ -33,7 +34,6 @@ from tests.live import LiveServer, live_server
 from tests.merging import unmerged
 from tests.proving import answer_of
 from tests.scripted_model import RESOURCE, ScriptedModel, agent, asking, steps_of, stop, wants
-from tests.steps import result_of
 from tests.users import guarded_server, of
 
 pytestmark = pytest.mark.anyio
@@ -78,12 +78,12 @@ def test_requests_are_counted_of_each_user(clock: Clock) -> None:
     requests = RateLimiter(60)
     for user in ("ann", "bob"):
         for _ in range(60):
-            result_of(requests.count(user))
+            requests.count(user)
         with pytest.raises(TooMany) as refused:
-            result_of(requests.count(user))
+            requests.count(user)
         assert refused.value.retry_after == 1
     clock.now += 1
-    result_of(requests.count("ann"))
+    requests.count("ann")
 
 
 def test_users_who_ask_for_nothing_are_forgotten(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +91,7 @@ def test_users_who_ask_for_nothing_are_forgotten(clock: Clock, monkeypatch: pyte
     requests = RateLimiter(60)
     for number in range(1000):
         clock.now += 1
-        result_of(requests.count(f"user {number}"))
+        requests.count(f"user {number}")
     assert len(requests._buckets) <= 11
 
 
@@ -103,7 +103,7 @@ def test_users_who_all_ask_for_much_are_not_looked_through_for_each_new_one(
 
     def come(requests: RateLimiter, count: int) -> None:
         for number in range(count):
-            result_of(requests.count(f"user {number}"))
+            requests.count(f"user {number}")
 
     for count in (1000, 2000, 4000):
         requests = RateLimiter(60)
@@ -177,7 +177,7 @@ async def test_connections_and_runs_are_counted_of_each_user() -> None:
             other.close()
             again = await SSE.start(live, {"message": "x"}, headers=of("ann"))
             await documents_of(again)
-        assert live.runs._places._acquired == {} and live.app.state.components.admissions._connections == {}
+        assert live.runs._places.held == {} and live.app.state.components.admissions.open[OPEN_CONNECTIONS] == {}
 
 
 async def test_over_the_limit_of_connections_one_is_told_so_and_others_go_on() -> None:

@@ -17,9 +17,10 @@ from sqlalchemy.exc import OperationalError
 from chatserver.auth import LOCAL_USER
 from chatserver.commands import ChatRequest
 from chatserver.errors import Unavailable
+from chatserver.limits import EVERYBODY
 from chatserver.log.memory import MemoryLogs
 from chatserver.runs.checkpoints import Checkpoints
-from chatserver.runs.places import Places
+from chatserver.runs.places import LocalPlaces
 from chatserver.sessions import Begun, Sessions
 from tests.clients import (
     BOTH,
@@ -103,7 +104,7 @@ async def test_a_run_that_begins_while_its_session_is_deleted_waits_for_that(
     async def delete() -> None:
         assert (await request(stage.server, "DELETE", path)).status == 204
 
-    with held(Places, "acquire", done=True) as place, held(Sessions, "delete", done=False) as deletion:
+    with held(LocalPlaces, "acquire", done=True) as place, held(Sessions, "delete", done=False) as deletion:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(ask)
             await place.come.wait()
@@ -244,7 +245,7 @@ async def test_a_run_that_the_disk_refuses_leaves_its_model_at_once_and_nothing_
             asked.set()
         await stage.upstream.until(lambda: [each.state for each in stage.upstream.replies] == ["cut"])
         event.remove(engine, "commit", refuse)
-        assert (runs._logs._logs, runs._lives.lives, runs._places._acquired_in_all) == ({}, {}, 1)
+        assert (runs._logs._logs, runs._lives.lives, runs._places.held[EVERYBODY]) == ({}, {}, 1)
         await stage.upstream.until(lambda: runs._lives._tasks == set())
         day = await runs._places._days.today(LOCAL_USER)
         assert day is not None and day.spent == 0
@@ -325,11 +326,11 @@ async def test_what_the_store_has_to_begin_anew_is_asked_anew() -> None:
         await reading.take(2)
         runs = stage.server.runs
         cared_for = [list(runs._lives._unfinished), list(runs._lives._checkpoints._growing)]
-        assert (cared_for, runs._places._acquired_in_all) == ([[reading.run_id]] * 2, 1)
+        assert (cared_for, runs._places.held[EVERYBODY]) == ([[reading.run_id]] * 2, 1)
         rest.set()
         documents = await documents_of(reading)
         assert (text_of(documents), json.loads(documents[-1])["seq"]) == ("!", 4)
-        assert runs._places._acquired_in_all == 0
+        assert runs._places.held[EVERYBODY] == 0
 
 
 @in_time

@@ -12,7 +12,7 @@ import pytest
 
 from chatserver.auth import Gate, Identity
 from chatserver.auth.origins import Origins
-from chatserver.auth.tickets import Tickets
+from chatserver.auth.tickets import LocalTickets
 from chatserver.limits import RateLimiter, TokenBucket
 from chatserver.meter import Meter
 from chatserver.runs.life import Life
@@ -131,11 +131,11 @@ async def _found(self: Runs, user: str, run_id: str) -> Life | None:
     return self._lives.lives.get(run_id)
 
 
-async def _uncounted(*_: object) -> None:
+def _uncounted(*_: object) -> None:
     """Nobody counts."""
 
 
-async def _redeemed_again(self: Tickets, ticket: str) -> Identity:
+async def _redeemed_again(self: LocalTickets, ticket: str) -> Identity:
     return self._tickets[ticket].identity
 
 
@@ -160,7 +160,7 @@ CASES = [
     Case(lambda: patch.object(Gate, "identify", _ann), everybody_is_refused),
     Case(lambda: patch.object(Runs, "_find", _found), foreign_is_not_found),
     Case(lambda: patch.object(Runs, "_find", _found), foreign_is_not_found_by_command),
-    Case(lambda: patch.object(Tickets, "redeem", _redeemed_again), one_use),
+    Case(lambda: patch.object(LocalTickets, "redeem", _redeemed_again), one_use),
     Case(lambda: patch.object(Connection, "__init__", _never_expires), streams_end, 5.0),
     Case(lambda: patch.object(Origins, "check", lambda *_: None), cookies_need_an_origin),
     Case(lambda: patch.object(RateLimiter, "count", _uncounted), requests_are_counted),

@@ -5,6 +5,7 @@ import itertools
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from math import inf
 from typing import Any
 from unittest.mock import patch
 
@@ -12,17 +13,18 @@ import anyio
 import pytest
 
 from chatserver.auth import Identity
-from chatserver.auth.tickets import Tickets
+from chatserver.auth.tickets import LocalTickets
 from chatserver.commands import ChatRequest
 from chatserver.errors import TooMany
-from chatserver.limits import RateLimiter
+from chatserver.limits import EVERYBODY, RateLimiter
 from chatserver.log.memory import MemoryLogs
+from chatserver.meter import Day
 from chatserver.runs.lives import Lives
-from chatserver.runs.places import Place, Places
+from chatserver.runs.places import LocalDays, LocalPlaces, Place
 from chatserver.sessions import Sessions
 from chatserver.settings import Settings
-from chatserver.transports.admission import Admission, Admissions
-from tests.clients import SSE, BrokenError, RefusedError, WsReader, documents_of
+from chatserver.transports.admission import OPEN_CONNECTIONS, OPEN_REQUESTS, Admission, LocalAdmissions
+from tests.clients import SSE, BrokenError, RefusedError, WsReader, documents_of, request
 from tests.fake_upstream import FakeUpstream, say
 from tests.live import LiveServer, live_server
 from tests.steps import Pause, cancelled_at_each, result_of
@@ -79,10 +81,7 @@ async def nothing_taken(live: LiveServer) -> None:
     """Wait until the server holds nothing of any user."""
     parts = live.app.state.components
     while (  # noqa: ASYNC110 - there is nothing to wait for when all goes well
-        parts.admissions._connections
-        or parts.admissions._requests
-        or parts.admissions._bytes
-        or parts.runs._places._acquired_in_all
+        any(parts.admissions.open.values()) or parts.admissions._bytes or parts.runs._places.held
     ):
         await anyio.sleep(0.005)
 
@@ -90,11 +89,16 @@ async def nothing_taken(live: LiveServer) -> None:
 # ---- runs ------------------------------------------------------------------------------------------------------------
 
 
-def places(spendings: Spendings | None = None) -> Places:
-    return Places(Settings(**LIMITS), (spendings or Spendings()).on)
+def places(spendings: Spendings | None = None) -> LocalPlaces:
+    return LocalPlaces(Settings(**LIMITS), LocalDays(DAY_TOKENS, (spendings or Spendings()).on))
 
 
-def acquired(store: Places, *users: str) -> Iterator[Place | None]:
+def days_of(store: LocalPlaces) -> dict[str, Day]:
+    assert isinstance(store._days, LocalDays)
+    return store._days._days
+
+
+def acquired(store: LocalPlaces, *users: str) -> Iterator[Place | None]:
     """A place for each, all asked for before anybody has one; None: refused."""
     waiting = [store.acquire(user) for user in users]
     refused = []
@@ -119,10 +123,10 @@ def test_a_place_is_given_back_once() -> None:
     first, *_ = taken = [place for place in acquired(store, "a", "a", "b") if place is not None]
     for _ in range(3):
         result_of(first.release())
-    assert (store._acquired, store._acquired_in_all) == ({"a": 1, "b": 1}, 2)
+    assert store.held == {"a": 1, "b": 1, EVERYBODY: 2}
     for place in taken:
         result_of(place.release())
-    assert (store._acquired, store._acquired_in_all, store._days._days) == ({}, 0, {})
+    assert (store.held, days_of(store)) == ({}, {})
 
 
 def test_who_is_cancelled_while_asking_has_no_place() -> None:
@@ -130,7 +134,7 @@ def test_who_is_cancelled_while_asking_has_no_place() -> None:
     pauses = list(cancelled_at_each(partial(store.acquire, "a"), asyncio.CancelledError()))
     assert pauses == [0], "the day's tokens are asked for"
     result_of(store.acquire("a"))
-    assert (store._acquired, store._acquired_in_all) == ({"a": 2}, 2), "the one that came to its end, and this one"
+    assert store.held == {"a": 2, EVERYBODY: 2}, "the one that came to its end, and this one"
 
 
 def test_runs_that_begin_at_once_count_on_one_day() -> None:
@@ -149,13 +153,13 @@ def test_whose_day_is_spent_has_no_place() -> None:
     store = places(spendings)
     with pytest.raises(TooMany):
         result_of(store.acquire("a"))
-    assert (store._acquired, store._acquired_in_all, store._days._days) == ({}, 0, {})
+    assert (store.held, days_of(store)) == ({}, {})
 
 
 @pytest.mark.parametrize(
     ("owner", "name", "done"),
     [
-        (Places, "acquire", False),
+        (LocalPlaces, "acquire", False),
         (Sessions, "begin", False),
         (Sessions, "begin", True),
         (Lives, "begin", False),
@@ -177,21 +181,25 @@ async def test_the_place_of_a_start_that_is_cancelled_is_given_back(
 # ---- requests, connections, tickets ---------------------------------------------------------------------------------
 
 
-async def released(limits: Admissions) -> None:
+def admissions(limit: int = 5, bytes_limit: float = inf) -> LocalAdmissions:
+    return LocalAdmissions(RateLimiter(5), limit, bytes_limit)
+
+
+async def released(limits: LocalAdmissions) -> None:
     await (await limits.admit("a")).release()
 
 
-async def redeemed(tickets: Tickets) -> None:
+async def redeemed(tickets: LocalTickets) -> None:
     await tickets.redeem((await tickets.issue(Identity("a"))).ticket)
 
 
 @pytest.mark.parametrize(
     "verb",
     [
-        partial(RateLimiter(5).count, "a"),
-        partial(Admissions(5).admit_request, "a"),
-        partial(released, Admissions(5)),
-        partial(redeemed, Tickets()),
+        partial(admissions().count, "a"),
+        partial(admissions().admit_request, "a"),
+        partial(released, admissions()),
+        partial(redeemed, LocalTickets()),
     ],
     ids=["count", "admit", "release", "tickets"],
 )
@@ -201,7 +209,7 @@ def test_nothing_comes_between_the_question_and_its_answer(verb: Callable[[], Co
 
 
 def test_an_admission_is_released_once() -> None:
-    limits = Admissions(2, 10)
+    limits = admissions(2, 10)
     first, second = (result_of(limits.admit("a")) for _ in range(2))
     with pytest.raises(TooMany):
         result_of(limits.admit("a"))
@@ -210,18 +218,15 @@ def test_an_admission_is_released_once() -> None:
         second.hold_bytes(1)
     for _ in range(3):
         result_of(first.release())
-    assert (limits._connections, limits._bytes) == ({"a": 1}, {})
+    assert (limits.open[OPEN_CONNECTIONS], limits._bytes) == ({"a": 1}, {})
     result_of(second.release())
-    assert limits._connections == {}
+    assert limits.open == {OPEN_CONNECTIONS: {}, OPEN_REQUESTS: {}}
 
 
 AWAITS = [
-    (RateLimiter, "count", False),
-    (RateLimiter, "count", True),
-    (Admissions, "admit_request", False),
-    (Admissions, "admit", False),
+    (LocalAdmissions, "admit", False),
     (Admission, "release", True),
-    (Places, "acquire", False),
+    (LocalPlaces, "acquire", False),
     (Sessions, "begin", True),
     (MemoryLogs, "create", True),
 ]
@@ -238,15 +243,17 @@ async def test_a_request_that_is_cancelled_takes_nothing_for_good(
         await nothing_taken(live)
 
 
-@pytest.mark.parametrize(
-    ("owner", "name", "done"), [each for each in AWAITS if each[0] in (RateLimiter, Admissions)][:4]
-)
-async def test_a_websocket_that_is_cancelled_takes_nothing_for_good(
-    live: LiveServer, owner: type, name: str, done: bool
-) -> None:
-    name = name.removesuffix("_request")
+async def test_a_plain_request_that_is_cancelled_takes_nothing_for_good(live: LiveServer) -> None:
     with anyio.fail_after(20):
-        with cancelled_in(owner, name, done=done):
+        with cancelled_in(LocalAdmissions, "admit_request", done=False), suppress(BrokenError):
+            await request(live, "GET", "/chat/sessions")
+        assert (await request(live, "GET", "/chat/sessions")).status == 200
+        await nothing_taken(live)
+
+
+async def test_a_websocket_that_is_cancelled_takes_nothing_for_good(live: LiveServer) -> None:
+    with anyio.fail_after(20):
+        with cancelled_in(LocalAdmissions, "admit", done=False):
             async with await WsReader.connect(live) as reader:
                 await reader.closing()
         async with await WsReader.connect(live) as reader:

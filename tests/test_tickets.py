@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from chatserver.auth import Gate, Identity, tickets
-from chatserver.auth.tickets import TICKET_SECONDS, TICKETS_LIMIT, Tickets
+from chatserver.auth.tickets import TICKET_SECONDS, TICKETS_LIMIT, LocalTickets
 from chatserver.errors import TooMany, Unauthenticated
 from chatserver.settings import Settings
 from tests.clients import SSE, ClosedError, WsReader, documents_of, request
@@ -49,7 +49,7 @@ async def test_a_ticket_lasts_a_minute_and_is_kept_by_no_cache(server: LiveServe
 
 
 async def test_no_two_tickets_are_alike() -> None:
-    held = Tickets()
+    held = LocalTickets()
     issued = {(await held.issue(Identity(str(number)))).ticket for number in range(10_000)}
     assert len(issued) == 10_000
 
@@ -116,7 +116,7 @@ async def test_of_a_thousand_uses_at_once_one_is_accepted(server: LiveServer, sc
 
 
 async def test_a_ticket_gets_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    held = Tickets()
+    held = LocalTickets()
     old = (await held.issue(ANN)).ticket
     monkeypatch.setattr(tickets, "monotonic", lambda: monotonic() + 61)
     with pytest.raises(Unauthenticated):
@@ -129,7 +129,7 @@ async def test_a_ticket_gets_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_clock_that_is_set_makes_no_ticket_older_or_younger(
     monkeypatch: pytest.MonkeyPatch, change_seconds: float
 ) -> None:
-    held = Tickets()
+    held = LocalTickets()
     first, second = (await held.issue(ANN)).ticket, (await held.issue(ANN)).ticket
     monkeypatch.setattr(tickets, "time", lambda: time() + change_seconds)
     third, last = (await held.issue(ANN)).ticket, (await held.issue(ANN)).ticket
@@ -146,7 +146,7 @@ def test_tickets_of_many_users_cost_each_as_much_as_one_alone(monkeypatch: pytes
     monkeypatch.setattr(tickets, "monotonic", lambda: clock[0])
 
     def expire(size: int) -> None:
-        held = Tickets()
+        held = LocalTickets()
         issued = [result_of(held.issue(Identity(f"user {number}"))).ticket for number in range(size)]
         for ticket in issued[::2]:
             result_of(held.redeem(ticket))
@@ -165,14 +165,14 @@ async def test_a_ticket_never_outlives_the_token_it_was_asked_for_with(server: L
     reader = await WsReader.connect(server, f"/chat/ws?ticket={answer.json['ticket']}")
     with anyio.fail_after(WAIT_SECONDS):
         assert (await reader.closing()).code == 4401
-    held = Tickets()
+    held = LocalTickets()
     late = (await held.issue(Identity("ann", time() - 1))).ticket
     with pytest.raises(Unauthenticated):
         await held.redeem(late)
 
 
 async def test_a_user_has_so_many_tickets_and_room_again_when_one_is_used() -> None:
-    held = Tickets()
+    held = LocalTickets()
     issued = [(await held.issue(ANN)).ticket for _ in range(TICKETS_LIMIT)]
     with pytest.raises(TooMany):
         await held.issue(ANN)

@@ -9,10 +9,9 @@ import anyio
 import pytest
 
 from chatserver import auth
-from chatserver.limits import RateLimiter
 from chatserver.runs.runs import Runs
 from chatserver.runs.subscription import Subscription
-from chatserver.transports.admission import Admission, Admissions
+from chatserver.transports.admission import Admission, LocalAdmissions
 from chatserver.transports.connections import Connections
 from chatserver.transports.multiplexer import Multiplexer
 from tests.clients import HandshakeRefusedError, WsReader, request
@@ -32,7 +31,7 @@ FAULTS = [
 COMMANDS: dict[str, tuple[str, dict[str, Any]]] = {
     "send": ("start", {"message": "x"}),
     "attach": ("subscribe", {"run_id": "r", "after": 0}),
-    "detach": ("record", {"run_id": "r"}),
+    "detach": ("resource", {"run_id": "r"}),
     "cancel": ("cancel", {"run_id": "r"}),
 }
 """What each command does with ``Runs``, where it is made to fail."""
@@ -110,8 +109,7 @@ async def test_the_same_fault_is_the_same_refusal_over_http(
 @pytest.mark.parametrize(
     ("owner", "method"),
     [
-        (RateLimiter, "count"),
-        (Admissions, "admit"),
+        (LocalAdmissions, "admit"),
         (Connections, "watch"),
         (Multiplexer, "_text_came"),
         (Multiplexer, "_obey_all"),
@@ -170,14 +168,14 @@ async def test_what_comes_while_the_dialogue_is_being_begun_is_obeyed(
     server: LiveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client may speak as soon as it reads the answer to its handshake; who shares its limits may still be asked."""
-    gate, admit = anyio.Event(), Admissions.admit
+    gate, admit = anyio.Event(), LocalAdmissions.admit
 
-    async def admit_later(self: Admissions, user: str) -> Admission:
+    async def admit_later(self: LocalAdmissions, user: str) -> Admission:
         await gate.wait()
         return await admit(self, user)
 
     with anyio.fail_after(WAIT_SECONDS), monkeypatch.context() as patch:
-        patch.setattr(Admissions, "admit", admit_later)
+        patch.setattr(LocalAdmissions, "admit", admit_later)
         reader = await WsReader.connect(server)
         reader.send({"type": "ping"})
         await request(server, "GET", "/livez")  # The ping has come by now.

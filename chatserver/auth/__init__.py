@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from chatserver.auth.origins import Origins, header
-from chatserver.auth.tickets import Ticket, Tickets
+from chatserver.auth.tickets import LocalTickets, Ticket, Tickets
 from chatserver.auth.tokens import LOCAL_USER, Identity, Tokens, tokens_of
 from chatserver.errors import Forbidden, Unauthenticated
 from chatserver.settings import Settings
@@ -25,7 +25,7 @@ class Gate:
 
     def __init__(self, settings: Settings) -> None:
         self.origins = Origins(settings)
-        self.tickets = Tickets()
+        self.tickets: Tickets = LocalTickets()
         self._tokens: Tokens | None = tokens_of(settings)
 
     async def keep_fresh(self) -> None:

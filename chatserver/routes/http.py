@@ -60,6 +60,9 @@ PUBLIC = "public"
 TICKET = "ticket"
 """A route that a ticket is good for."""
 
+STREAMS = "stream"
+"""A route whose answer is a stream."""
+
 IS_HEAD = "chatserver.is_head"
 """In the scope of a HEAD that is answered as the GET."""
 
@@ -83,22 +86,23 @@ async def admit(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
         raise Draining
     if not handler.opt.get(PUBLIC):
         identity = await components.gate.identify(connection.scope, by_ticket=bool(handler.opt.get(TICKET)))
-        await components.rate_limiter.count(identity.user)
-        connection.scope["user"], connection.scope["auth"] = identity.user, identity
-        extensions = cast(AsgiScope, connection.scope)["extensions"]
-        extensions[ADMISSION] = await components.admissions.admit_request(identity.user)
+        scope, admissions = cast(AsgiScope, connection.scope), components.admissions
+        scope["user"], scope["auth"] = identity.user, identity
+        is_stream = handler.opt.get(STREAMS) and not scope.get(IS_HEAD)
+        admitted = admissions.admit(identity.user) if is_stream else admissions.admit_request(identity.user)
+        scope["extensions"][ADMISSION] = await admitted
 
 
 @post(
     "/chat/stream",
     status_code=200,
+    opt={STREAMS: True},
     responses=STREAM_OR_END | refusals(*STARTING, BadCursor, NotAcceptable),
     operation_class=body_of(ChatRequest),
 )
 async def start_stream(request: Request[str, Any, State]) -> StreamHead:
     """Start a run and stream its events; with `Last-Event-ID`, go on with the run of the same `idempotency_key`."""
     runs, form, after = components_of(request).runs, _form(request), _cursor(request)
-    await _admit_stream(request)
     body = await read_body(request, ChatRequest)
     subscription = await (runs.resume(request.user, body, after) if after else runs.start(request.user, body))
     return RunStream(subscription, form, components_of(request).connections)
@@ -122,7 +126,7 @@ async def read_run(request: Request[str, Any, State], run_id: FromPath[str]) -> 
 
 @get(
     "/chat/runs/{run_id:str}/events",
-    opt={TICKET: True},
+    opt={TICKET: True, STREAMS: True},
     security=BY_TICKET,
     responses=STREAM_OR_END | refusals(*WITH_USER, BadCursor, NotFound, NotAcceptable),
 )
@@ -136,7 +140,6 @@ async def read_events(
     if cast(AsgiScope, request.scope).get(IS_HEAD):
         _, _, is_at_end = await runs.reached(request.user, run_id, cursor)
         return StreamHead(None if is_at_end else form)
-    await _admit_stream(request)
     return RunStream(await runs.subscribe(request.user, run_id, cursor), form, components_of(request).connections)
 
 
@@ -231,14 +234,6 @@ async def readyz(request: Request[str, Any, State]) -> dict[str, Any]:
 
 def _form(request: Request[str, Any, State]) -> Format:
     return chosen(header(request.scope["headers"], b"accept"))
-
-
-async def _admit_stream(request: Request[str, Any, State]) -> None:
-    """Count the request as a stream from now on, unless the user has as many streams as one may have."""
-    extensions = cast(AsgiScope, request.scope)["extensions"]
-    stream = await components_of(request).admissions.admit(request.user)
-    extensions[ADMISSION], request_on_its_way = stream, extensions[ADMISSION]
-    await request_on_its_way.release()
 
 
 def _cursor(request: Request[str, Any, State], after: str | None = None) -> int:

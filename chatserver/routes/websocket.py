@@ -43,7 +43,6 @@ async def websocket(scope: AsgiScope, receive: AsgiReceive, send: AsgiSend) -> N
     try:
         if isinstance(identity, Unauthenticated):
             raise identity
-        await components.rate_limiter.count(identity.user)
         admission = await components.admissions.admit(identity.user)
     except Exception as error:  # noqa: BLE001 - logged by `refusal_of`
         closing = closing_of(refusal_of(error, "a WebSocket"))

@@ -1,14 +1,18 @@
 """Places: how many runs go on at a time, of a user and of all; and the tokens that users have spent today."""
 
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from math import ceil
+from math import ceil, inf
+from typing import Protocol
 
 from chatserver.errors import TooMany
+from chatserver.limits import EVERYBODY, Counts, local_counts
 from chatserver.meter import Day, Meter
 from chatserver.settings import Settings
+
+OPEN_RUNS = "runs"
+"""The kind of what is open that runs are."""
 
 
 class Place:
@@ -29,58 +33,97 @@ class Place:
             self._release()
 
 
-class Places:
+class Places(Protocol):
     """The places of the runs that go on, counted for each user and in all."""
-
-    def __init__(self, settings: Settings, spent_on: Callable[[str, str], Awaitable[int]]) -> None:
-        """``spent_on`` returns the tokens of a user's finished runs on a day."""
-        self._settings = settings
-        self._acquired: Counter[str] = Counter()
-        self._acquired_in_all = 0
-        self._days = Days(settings.max_tokens_per_day, spent_on)
 
     async def acquire(self, user: str) -> Place:
         """A place for one more run. A call that is cancelled has taken none.
 
         Raises:
             TooMany: no place is left, or the user's tokens of the day are spent.
+            Unavailable: nobody can tell now.
         """
-        settings = self._settings
+        ...
+
+
+class Days(Protocol):
+    """The tokens of today of users with running runs."""
+
+    async def today(self, user: str) -> Day | None:
+        """The day of a user, one object for all runs of the user here; None: nobody counts.
+
+        Raises:
+            Unavailable: nobody can tell now.
+        """
+        ...
+
+    def forget(self, user: str) -> None:
+        """The user's last run here is over, and its tokens are stored."""
+        ...
+
+
+class LocalPlaces:
+    """The places of one process."""
+
+    def __init__(self, settings: Settings, days: Days, make_counts: Callable[[str], Counts] = local_counts) -> None:
+        self.held = make_counts(OPEN_RUNS)
         # In `none` mode everybody is one user, so only the limit of all runs counts.
-        if settings.auth != "none" and self._acquired[user] >= settings.max_runs_per_user:
-            raise TooMany(_written(settings.max_runs_per_user))
-        if self._acquired_in_all >= settings.max_runs:
-            raise TooMany(_written(settings.max_runs))
-        self._acquired[user] += 1
-        self._acquired_in_all += 1
+        self.user_limit = inf if settings.auth == "none" else settings.max_runs_per_user
+        self.limit = settings.max_runs
+        self._settings = settings
+        self._days = days
+
+    async def acquire(self, user: str) -> Place:
+        self.hold(user)
+        return await self.place(user)
+
+    def hold(self, user: str) -> None:
+        """Count a further run, which is released by its ``place``, or by ``release``.
+
+        Raises:
+            TooMany: no place is left.
+        """
+        for name, limit in ((user, self.user_limit), (EVERYBODY, self.limit)):
+            if self.held[name] >= limit:
+                raise too_many_runs(limit)
+        self.held.add(user, 1)
+        self.held.add(EVERYBODY, 1)
+
+    async def place(self, user: str) -> Place:
+        """The place of a run that is held; where that fails, the run is held no more.
+
+        Raises:
+            TooMany: the user's tokens of the day are spent.
+            Unavailable: nobody can tell now.
+        """
         try:
-            day = await self._days.today(user)
+            day, limit = await self._days.today(user), self._settings.max_tokens_per_day
             if day is not None and day.is_spent():
-                raise TooMany(f"at most {settings.max_tokens_per_day} tokens in a day", retry_after=_until_midnight())
+                raise TooMany(f"at most {limit} tokens in a day", retry_after=_until_midnight())
         except BaseException:
-            self._release(user)
+            self.release(user)
             raise
-        meter = partial(Meter, settings.max_tokens_per_run, day, settings.max_answer_bytes)
-        return Place(meter, partial(self._release, user))
+        meter = partial(Meter, self._settings.max_tokens_per_run, day, self._settings.max_answer_bytes)
+        return Place(meter, partial(self.release, user))
 
-    def _release(self, user: str) -> None:
-        self._acquired_in_all -= 1
-        self._acquired[user] -= 1
-        if not self._acquired[user]:
-            del self._acquired[user]
-            self._days.forget(user)  # The sum is in the database from now on.
+    def release(self, user: str) -> None:
+        """Count a run no more."""
+        self.held.add(EVERYBODY, -1)
+        self.held.add(user, -1)
+        if not self.held[user]:
+            self._days.forget(user)
 
 
-class Days:
-    """The tokens of today of users with running runs. ``limit`` None: no limit, and nothing is counted."""
+class LocalDays:
+    """The tokens of today as one process knows them. ``limit`` None: no limit, and nothing is counted."""
 
     def __init__(self, limit: int | None, spent_on: Callable[[str, str], Awaitable[int]]) -> None:
+        """``spent_on`` returns the tokens of a user's finished runs on a day."""
         self._limit = limit
         self._spent_on = spent_on
         self._days: dict[str, Day] = {}
 
     async def today(self, user: str) -> Day | None:
-        """The day of a user, one object for all runs of the user, so that each run counts what the others spend."""
         today = date_of(datetime.now(UTC))
         if self._limit is None:
             return None
@@ -91,7 +134,7 @@ class Days:
         return day
 
     def forget(self, user: str) -> None:
-        self._days.pop(user, None)
+        self._days.pop(user, None)  # The sum is in the database from now on.
 
     def _known(self, user: str, date: str) -> Day | None:
         day = self._days.get(user)
@@ -103,8 +146,9 @@ def date_of(moment: datetime) -> str:
     return moment.astimezone(UTC).date().isoformat()
 
 
-def _written(limit: int) -> str:
-    return f"{limit} {'answer is' if limit == 1 else 'answers are'} being written, the most at a time"
+def too_many_runs(limit: float) -> TooMany:
+    """The refusal of a further run."""
+    return TooMany(f"{limit} {'answer is' if limit == 1 else 'answers are'} being written, the most at a time")
 
 
 def _until_midnight() -> int:

@@ -24,11 +24,11 @@ from chatserver.settings import Settings
 class Runs:
     """All runs of this process. Enter it; leaving ends all running runs."""
 
-    def __init__(self, settings: Settings, sessions: Sessions, logs: EventLogs, agent: Agent) -> None:
+    def __init__(self, settings: Settings, sessions: Sessions, logs: EventLogs, agent: Agent, places: Places) -> None:
         self._settings = settings
         self._sessions = sessions
         self._logs = logs
-        self._places = Places(settings, sessions.spent_on)
+        self._places = places
         self._lives = Lives(settings, sessions, logs, agent)
         self._beginning = self._lives.beginning
         self._deleting: dict[str, anyio.Event] = {}

@@ -1,13 +1,20 @@
-"""Admission: how many connections, open requests and body bytes one user has at a time."""
+"""Admission: how often a user may ask, and how many connections, open requests and body bytes one has at a time."""
 
-from collections import Counter
+from collections.abc import Callable
 from math import inf
-from typing import Self
+from typing import Protocol, Self
 
 from chatserver.errors import TooMany
+from chatserver.limits import Counts, RateLimiter, local_counts
 
 ADMISSION = "chatserver.admission"
 """The key of a request's ``Admission`` in its extensions, from its head to the last byte of its response."""
+
+OPEN_CONNECTIONS = "connections"
+"""The kind of what is open that streams and WebSockets are."""
+
+OPEN_REQUESTS = "requests"
+"""The kind of all other requests, while they are on their way."""
 
 
 class Admission:
@@ -15,14 +22,14 @@ class Admission:
 
     __slots__ = ("_bytes_limit", "_held_bytes", "_is_released", "_user", "_user_bytes", "_users")
 
-    def __init__(self, users: Counter[str], user_bytes: Counter[str], user: str, bytes_limit: float) -> None:
+    def __init__(self, users: Counts, user_bytes: Counts, user: str, bytes_limit: float) -> None:
         self._users = users
         self._user_bytes = user_bytes
         self._bytes_limit = bytes_limit
         self._held_bytes = 0
         self._user = user
         self._is_released = False
-        users[user] += 1
+        users.add(user, 1)
 
     async def __aenter__(self) -> Self:
         return self
@@ -38,12 +45,12 @@ class Admission:
         """
         if self._user_bytes[self._user] + size > self._bytes_limit:
             raise TooMany(f"at most {self._bytes_limit} bytes of bodies at a time")
-        self._user_bytes[self._user] += size
+        self._user_bytes.add(self._user, size)
         self._held_bytes += size
 
     def release_bytes(self) -> None:
         """The body has come whole, or will not."""
-        _subtract(self._user_bytes, self._user, self._held_bytes)
+        self._user_bytes.add(self._user, -self._held_bytes)
         self._held_bytes = 0
 
     async def release(self) -> None:
@@ -54,43 +61,82 @@ class Admission:
         self.release_bytes()
         if not self._is_released:
             self._is_released = True
-            _subtract(self._users, self._user, 1)
+            self._users.add(self._user, -1)
 
 
-class Admissions:
-    """The open connections and requests of all users."""
+class Admissions(Protocol):
+    """Who may come in: the rate of each user's requests and commands, and what each user has open.
 
-    def __init__(self, limit: int, bytes_limit: float = inf) -> None:
-        """``limit`` of each kind, and of bodies ``bytes_limit``, are what one user may have at a time."""
-        self._limit = limit
-        self._bytes_limit = bytes_limit
-        self._connections: Counter[str] = Counter()
-        self._requests: Counter[str] = Counter()
-        self._bytes: Counter[str] = Counter()
+    A verb that is cancelled may have counted towards the rate, and holds nothing else.
+    """
 
-    async def admit(self, user: str) -> Admission:
-        """Count a further stream or WebSocket of a user until it is released. Whoever is cancelled in here has none.
+    async def count(self, user: str) -> None:
+        """Count a command.
 
         Raises:
-            TooMany: this user has as many as one may have.
+            TooMany: this user has asked too often.
         """
-        return self._admitted(self._connections, user, "connections")
+        ...
+
+    async def admit(self, user: str) -> Admission:
+        """Count a request, and hold a further stream or WebSocket of its user until it is released.
+
+        Raises:
+            TooMany: this user has asked too often, or has as many as one may have.
+        """
+        ...
 
     async def admit_request(self, user: str) -> Admission:
         """As ``admit``, of a request on its way. They are as many at most, but beside the streams: one may be a cancel.
 
         Raises:
+            TooMany: this user has asked too often, or has as many as one may have.
+        """
+        ...
+
+
+class LocalAdmissions:
+    """The admissions of one process."""
+
+    def __init__(
+        self,
+        rate_limiter: RateLimiter,
+        limit: int,
+        bytes_limit: float = inf,
+        make_counts: Callable[[str], Counts] = local_counts,
+    ) -> None:
+        """``limit`` of each kind, and of bodies ``bytes_limit``, are what one user may have at a time.
+
+        ``make_counts`` makes what counts each kind, by the name of the kind.
+        """
+        self.rate_limiter = rate_limiter
+        self.limit = limit
+        self.open = {kind: make_counts(kind) for kind in (OPEN_CONNECTIONS, OPEN_REQUESTS)}
+        self._bytes_limit = bytes_limit
+        self._bytes = Counts()
+
+    async def count(self, user: str) -> None:
+        self.rate_limiter.count(user)
+
+    async def admit(self, user: str) -> Admission:
+        self.rate_limiter.count(user)
+        return self.hold(OPEN_CONNECTIONS, user)
+
+    async def admit_request(self, user: str) -> Admission:
+        self.rate_limiter.count(user)
+        return self.hold(OPEN_REQUESTS, user)
+
+    def hold(self, kind: str, user: str) -> Admission:
+        """Hold a further one of its kind.
+
+        Raises:
             TooMany: this user has as many as one may have.
         """
-        return self._admitted(self._requests, user, "requests at a time")
+        held = self.open[kind]
+        if held[user] >= self.limit:
+            raise self.too_many(kind)
+        return Admission(held, self._bytes, user, self._bytes_limit)
 
-    def _admitted(self, users: Counter[str], user: str, what: str) -> Admission:
-        if users[user] >= self._limit:
-            raise TooMany(f"at most {self._limit} {what}")
-        return Admission(users, self._bytes, user, self._bytes_limit)
-
-
-def _subtract(counter: Counter[str], user: str, count: int) -> None:
-    counter[user] -= count
-    if not counter[user]:
-        del counter[user]
+    def too_many(self, kind: str) -> TooMany:
+        """The refusal of a further one of its kind."""
+        return TooMany(f"at most {self.limit} {kind} at a time")

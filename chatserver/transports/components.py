@@ -3,7 +3,6 @@
 from msgspec import Struct
 
 from chatserver.auth import Gate
-from chatserver.limits import RateLimiter
 from chatserver.runs.runs import Runs
 from chatserver.sessions import Sessions
 from chatserver.settings import Settings
@@ -16,7 +15,6 @@ class Components(Struct, frozen=True):
 
     settings: Settings
     gate: Gate
-    rate_limiter: RateLimiter
     runs: Runs
     sessions: Sessions
     admissions: Admissions

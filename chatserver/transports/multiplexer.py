@@ -11,12 +11,11 @@ from chatserver.auth import Identity
 from chatserver.commands import Attach, Cancel, Command, Detach, Ping, Send, names_in, parse_command, parse_cursor
 from chatserver.errors import BadJson, ChatError, NoCommand
 from chatserver.events import Record
-from chatserver.limits import RateLimiter
 from chatserver.replies import PING, Accepted, Pong, Rejected, rejected
 from chatserver.runs.runs import Runs
 from chatserver.runs.subscription import Subscription
 from chatserver.strict_json import json_text
-from chatserver.transports.admission import Admission
+from chatserver.transports.admission import Admission, Admissions
 from chatserver.transports.close_codes import (
     BINARY_FRAME,
     EXPIRED,
@@ -54,7 +53,7 @@ class Multiplexer(Connection):
         self._socket = peer
         self._identity = identity
         self._runs: Runs = components.runs
-        self._rate_limiter: RateLimiter = components.rate_limiter
+        self._admissions: Admissions = components.admissions
         self._pumps: dict[str, Pump] = {}
         self._no_commands = 0
         self._inbox: list[str] = []
@@ -161,7 +160,7 @@ class Multiplexer(Connection):
 
     async def _obey(self, wanted: Command, about: dict[str, Any]) -> None:
         if not isinstance(wanted, Ping):
-            await self._rate_limiter.count(self._identity.user)
+            await self._admissions.count(self._identity.user)
         user = self._identity.user
         match wanted:
             case Send():
