@@ -27,6 +27,7 @@ from chatserver.routes import contract, demo, http, page
 from chatserver.routes.http import IS_HEAD
 from chatserver.routes.openapi import BY_TOKEN, SECURITY
 from chatserver.routes.websocket import WEBSOCKET_PATH, websocket
+from chatserver.runs.elsewhere import Alone
 from chatserver.runs.places import LocalDays, LocalPlaces
 from chatserver.runs.runs import Runs
 from chatserver.sessions import Quota, open_sessions
@@ -136,7 +137,7 @@ async def _running(
             )
         )
         places = LocalPlaces(settings, LocalDays(settings.max_tokens_per_day, sessions.spent_on))
-        runs = await stack.enter_async_context(Runs(settings, sessions, logs, agent.answer, places))
+        runs = await stack.enter_async_context(Runs(settings, sessions, logs, agent.answer, places, Alone()))
         # Without authentication all are one user, whom nobody else could be kept from asking.
         rate_limiter = RateLimiter(None if settings.auth == "none" else settings.max_requests_per_minute)
         admissions = LocalAdmissions(

@@ -243,8 +243,9 @@ async def leaving_unnoticed() -> AsyncIterator[None]:
 async def end_of_the_log_taken_for_the_end() -> AsyncIterator[None]:
     original = Subscription.__init__
 
-    def init(self: Subscription, log: MemoryLog, after: int, life: Life | None, is_at_end: bool) -> None:
-        original(self, log, after, life, is_at_end or 0 < after == log.last_seq)
+    def init(self: Subscription, log: MemoryLog, after: int, count: Callable[[int], None] | None) -> None:
+        original(self, log, after, count)
+        self.is_at_end = self.is_at_end or 0 < after == log.last_seq
 
     with patch.object(Subscription, "__init__", init):
         yield

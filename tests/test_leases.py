@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence, Set
 from functools import wraps
 from pathlib import Path
 from time import time
@@ -13,11 +13,13 @@ import pytest
 from anyio import fail_after, move_on_after
 from sqlalchemy import Connection
 
+from chatserver.answer import Answer
 from chatserver.endings import INTERRUPTED
 from chatserver.errors import NotFound, RunActive, RunLost, Unavailable
 from chatserver.sessions import Sessions, edit, end, leases, open_sessions
 from chatserver.sessions.database import Database
 from chatserver.sessions.leases import LOOKS, Lease
+from chatserver.sessions.witness import DatabaseAlone
 from tests.clients import SSE, Reading, RefusedError, Transport, documents_of, get_run, is_terminal, request, text_of
 from tests.databases import answer_of, ask, ended, said, texts
 from tests.fake_upstream import Done, FakeUpstream, Gate, Hang, finish, role, token
@@ -149,7 +151,7 @@ async def test_of_those_that_end_what_a_process_has_left_the_first_one_counts(
         if how == "ended":
             end.finish(connection, run_id, INTERRUPTED, answer_of("So far"), said("So far"), None, "another")
         else:
-            edit.remove(connection, "ann", "s")
+            edit.remove(connection, "ann", "s", [run_id])
 
     def interrupt(connection: Connection) -> None:
         class Statements:
@@ -168,7 +170,7 @@ async def test_of_those_that_end_what_a_process_has_left_the_first_one_counts(
                 return found()
 
         run_ids = [lost.run.run_id, left.run.run_id]
-        end.interrupt(cast(Connection, Statements()), run_ids, sessions._lease.owner)
+        end.interrupt(cast(Connection, Statements()), dict.fromkeys(run_ids), sessions._lease.owner)
 
     await sessions._database.write(interrupt)
     assert others == []
@@ -197,6 +199,45 @@ async def test_the_runs_of_a_process_that_has_died_on_this_machine_end_at_once(
     sessions._lease._lock.release()
     assert await other.interrupt_abandoned() == [begun.run.run_id]
     assert not lock.exists()
+
+
+async def test_what_a_dead_process_had_told_others_is_kept_beside_what_it_had_stored(
+    sessions: Sessions, other: Sessions
+) -> None:
+    """The longer one counts: a checkpoint may be older than what was told, or what was told may be lost."""
+    heard = {"s": "So far and no further", "t": "So"}
+    begun = {each: await ask(sessions, session_id=each) for each in heard}
+    await sessions.checkpoint({run.run.run_id: answer_of("So far") for run in begun.values()})
+    answers = {run.run.run_id: answer_of(heard[each]) for each, run in begun.items()}
+    left = dict(answers)
+    told: list[str] = []
+
+    class Heard(DatabaseAlone):
+        async def left(self, run_id: str) -> Answer | None:
+            return left.pop(run_id)
+
+        async def ended(self, run_ids: Sequence[str]) -> None:
+            assert all([(await other.run("ann", run_id)).finished_at for run_id in run_ids])
+            told.extend(run_ids)
+
+    other._lease._witness = Heard()
+    sessions._lease._lock.release()
+    assert sorted(await other.interrupt_abandoned()) == sorted(told) == sorted(answers)
+    assert [await texts(other, each) for each in heard] == [["Hello", "So far and no further"], ["Hello", "So far"]]
+
+
+async def test_a_process_is_alive_whose_witness_says_so(sessions: Sessions, other: Sessions) -> None:
+    begun = await ask(sessions)
+
+    class Living(DatabaseAlone):
+        async def gone(self, owners: Set[str | None], silent: Set[str | None]) -> Set[str | None]:
+            assert sessions._lease.owner in owners & silent
+            return set()
+
+    other._lease._witness = Living()
+    sessions._lease._lock.release()
+    assert await other.interrupt_abandoned() == []
+    await ended(sessions, begun)
 
 
 async def test_what_killed_processes_left_is_removed_when_it_is_old(tmp_path: Path) -> None:
@@ -260,7 +301,7 @@ async def test_a_run_that_another_process_has_ended_never_says_done(
     session_id = json.loads(documents[0])["session_id"]
     async with open_sessions(stage.server.settings.database_url) as other:
         if how == "deleted":
-            await other.delete("local", session_id)
+            await other.delete("local", session_id, [reading.run_id])
         else:
             for _ in range(LOOKS + 2):
                 await look(other)

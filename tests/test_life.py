@@ -218,7 +218,7 @@ async def test_a_failure_of_the_last_resort_is_told_once_and_it_is_tried_again(
 async def test_the_grace_period_ends_a_run_when_the_last_reader_has_left() -> None:
     kept = Store()
     life = life_of(kept=kept, grace_seconds=0.01)
-    readers = [Subscription(life.log, 0, life, is_at_end=False) for _ in range(2)]
+    readers = [Subscription(life.log, 0, life.count) for _ in range(2)]
     with anyio.fail_after(WAIT_SECONDS):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(life.live, says(WORD, anyio.Event()), asking())
@@ -236,7 +236,7 @@ async def test_a_late_reader_does_not_stop_that_a_run_is_forgotten() -> None:
     life, forgotten = life_of(), anyio.Event()
     await life.live(says(), asking())
     life.keep(0.01, forgotten.set)
-    with Subscription(life.log, 0, life, is_at_end=False), anyio.fail_after(WAIT_SECONDS):
+    with Subscription(life.log, 0, life.count), anyio.fail_after(WAIT_SECONDS):
         await forgotten.wait()
 
 

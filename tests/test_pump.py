@@ -41,7 +41,7 @@ class Reader:
         self.ends: list[Record | None] = []
         connections = Connections(heartbeat_seconds=15.0, send_timeout_seconds=30.0)
         connection = Spoken(self.peer, connections, None)
-        self.pump = Pump(Subscription(log, 0, None, is_at_end=False), connection, frame, self._over)
+        self.pump = Pump(Subscription(log, 0, None), connection, frame, self._over)
         self.peer.on_writable = self.pump.run
         self.pump.run()
 

@@ -262,7 +262,7 @@ async def test_a_key_belongs_to_its_user(sessions: Sessions) -> None:
 
 async def test_a_key_is_free_again_when_its_session_is_deleted(sessions: Sessions) -> None:
     first = await ask(sessions, session_id="s", idempotency_key="k")
-    await sessions.delete("ann", "s")
+    await sessions.delete("ann", "s", [first.run.run_id])
     again = await ask(sessions, session_id="s", idempotency_key="k")
     assert again.is_new and again.run.run_id != first.run.run_id
 
@@ -463,7 +463,7 @@ async def test_the_first_end_counts(sessions: Sessions, monkeypatch: pytest.Monk
 
 async def test_the_end_of_a_run_whose_session_was_deleted_is_refused_in_words(sessions: Sessions) -> None:
     begun = await ask(sessions, session_id="s")
-    await sessions.delete("ann", "s")
+    await sessions.delete("ann", "s", [begun.run.run_id])
     with pytest.raises(RunLost, match="deleted"):
         await ended(sessions, begun)
     await sessions.checkpoint({begun.run.run_id: answer_of("late")})
@@ -623,6 +623,16 @@ async def test_a_session_is_renamed_and_stays_where_it_is_in_the_list(sessions: 
     renamed = await sessions.rename("ann", "s", "Better")
     assert renamed == msgspec.structs.replace(before, title="Better")
     assert (await sessions.page("ann", 10, None)).sessions == [renamed]
+
+
+async def test_a_session_is_not_deleted_under_a_run_that_goes_on(sessions: Sessions) -> None:
+    begun = await ask(sessions, session_id="s")
+    assert await sessions.delete("ann", "s", ["another"]) == begun.run.run_id
+    assert (await sessions.session("ann", "s")).active_run_id == begun.run.run_id
+    await ended(sessions, begun)
+    assert await sessions.delete("ann", "s") is None
+    with pytest.raises(NotFound):
+        await sessions.session("ann", "s")
 
 
 async def test_a_deleted_session_is_gone_with_its_messages_and_runs(sessions: Sessions, database: Database) -> None:

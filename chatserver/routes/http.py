@@ -138,8 +138,8 @@ async def read_events(
     """A run's events from a cursor."""
     runs, form, cursor = components_of(request).runs, _form(request), _cursor(request, after)
     if cast(AsgiScope, request.scope).get(IS_HEAD):
-        _, _, is_at_end = await runs.reached(request.user, run_id, cursor)
-        return StreamHead(None if is_at_end else form)
+        log, _ = await runs.reached(request.user, run_id, cursor)
+        return StreamHead(None if log.is_over and log.last_seq == cursor else form)
     return RunStream(await runs.subscribe(request.user, run_id, cursor), form, components_of(request).connections)
 
 

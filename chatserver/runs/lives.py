@@ -79,6 +79,21 @@ class Lives:
         for life in list(self._unfinished.values()):
             life.interrupt()
 
+    def cancel(self, run_id: str) -> None:
+        """End the run as cancelled, if it is one of this process; one that is about to begin, as soon as it has."""
+        _spawn(self._cancel(run_id), self._chores)
+
+    async def _cancel(self, run_id: str) -> None:
+        if beginning := self.beginning.get(run_id):
+            await beginning.wait()
+        if life := self.lives.get(run_id):
+            life.cancel()
+
+    def count(self, run_id: str, readers: int) -> None:
+        """Add readers at other processes, or remove them (negative), if the run is one of this process."""
+        if life := self.lives.get(run_id):
+            life.count(readers)
+
     def of_session(self, user: str, session_id: str) -> list[Life]:
         """The runs of a user's session, also those that are over."""
         wanted = user, session_id
@@ -100,7 +115,7 @@ class Lives:
         self.lives[life.run_id] = self._unfinished[life.run_id] = life
         self._checkpoints.add(life.run)
         life.settle()
-        return Subscription(life.log, 0, life, is_at_end=False)
+        return Subscription(life.log, 0, life.count)
 
     def refuse(self, foreseen: "Foreseen") -> None:
         """There is no such run, or it is another one: whoever was asked for it is left at once."""

@@ -3,6 +3,8 @@
 A run belongs to the server, not to a request.
 """
 
+from contextlib import suppress
+from functools import partial
 from typing import Self
 
 import anyio
@@ -13,27 +15,42 @@ from chatserver.commands import ChatRequest, checked_id, checked_model, checked_
 from chatserver.errors import BadCursor, BadRequest, ChatError, Draining, NotFound, Unavailable
 from chatserver.log import EventLog, EventLogs
 from chatserver.resources import MessageResource, RunResource, SessionDetail
+from chatserver.runs.elsewhere import Elsewhere
 from chatserver.runs.life import Life
 from chatserver.runs.lives import Lives
 from chatserver.runs.places import Place, Places
+from chatserver.runs.run import State
 from chatserver.runs.subscription import Subscription
 from chatserver.sessions import Sessions
 from chatserver.settings import Settings
 
+CANCEL_SECONDS = 10.0
+"""How long a deletion waits for the end of a run at another process; by then a dead process's run has ended."""
+
 
 class Runs:
-    """All runs of this process. Enter it; leaving ends all running runs."""
+    """All runs, those of other processes too. Enter it; leaving ends all running runs."""
 
-    def __init__(self, settings: Settings, sessions: Sessions, logs: EventLogs, agent: Agent, places: Places) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        sessions: Sessions,
+        logs: EventLogs,
+        agent: Agent,
+        places: Places,
+        elsewhere: Elsewhere,
+    ) -> None:
         self._settings = settings
         self._sessions = sessions
         self._logs = logs
         self._places = places
         self._lives = Lives(settings, sessions, logs, agent)
+        self._elsewhere = elsewhere
         self._beginning = self._lives.beginning
         self._deleting: dict[str, anyio.Event] = {}
         self.is_draining = False
         sessions.on_loss(self._lives.interrupt)
+        elsewhere.serve(self._lives)
 
     async def __aenter__(self) -> Self:
         self._lives.open()
@@ -106,33 +123,36 @@ class Runs:
 
     async def subscribe(self, user: str, run_id: str, after: int) -> Subscription:
         """A reader of a run, from a cursor; raises as ``reached``."""
-        life, log, is_at_end = await self.reached(user, run_id, after)
-        return Subscription(log, after, life, is_at_end=is_at_end)
+        log, life = await self.reached(user, run_id, after)
+        if life is not None:
+            return Subscription(log, after, life.count)
+        return Subscription(log, after, None if log.is_over else partial(self._elsewhere.count, run_id))
 
-    async def reached(self, user: str, run_id: str, after: int) -> tuple[Life | None, EventLog, bool]:
-        """The run and the log that a reader would read, and whether the cursor is at the end. Counts no reader.
+    async def reached(self, user: str, run_id: str, after: int) -> tuple[EventLog, Life | None]:
+        """The log that a reader would read, and the run if it is one of this process. Counts no reader.
 
         Raises:
-            NotFound: this user has no such run.
+            NotFound: this user has no such run, or another process goes on with it.
             BadCursor: ``after`` is past the end of its log.
+            Unavailable: the process that goes on with the run cannot be reached now.
         """
         life = await self._find(user, run_id)
-        if life is None:
-            await self._check_is_over(user, run_id)
+        if life is None or life.run.state is State.KEPT:  # Another process may have deleted it.
+            await self._sessions.run(user, run_id)
+        log = await self._elsewhere_log(run_id) if life is None else life.log
+        if after > log.last_seq:
+            raise BadCursor(f"`after` is past the end of the log, {log.last_seq}")
+        return log, life
+
+    async def _elsewhere_log(self, run_id: str) -> EventLog:
+        """The log of a run that this process does not have, or has forgotten."""
         log = await self._logs.open(run_id)
         if log is None:
-            raise NotFound
-        last_seq = log.last_seq
-        if after > last_seq:
-            raise BadCursor(f"`after` is past the end of the log, {last_seq}")
-        return life, log, after == last_seq and (life is None or life.run.is_over)
-
-    async def _check_is_over(self, user: str, run_id: str) -> None:
-        """Check that a run that this process does not have, or has forgotten, is over."""
-        if (await self._sessions.run(user, run_id)).finished_at is None:
             await self._sessions.interrupt_abandoned()
-            if (await self._sessions.run(user, run_id)).finished_at is None:
-                raise NotFound("another server process goes on with this run")
+            log = await self._logs.open(run_id)
+        if log is None:
+            raise self._elsewhere.unreached()
+        return log
 
     async def resource(self, user: str, run_id: str) -> RunResource:
         """The run as it is now.
@@ -142,19 +162,31 @@ class Runs:
         """
         life = await self._find(user, run_id)
         found = await self._sessions.run(user, run_id)
-        return found if life is None else replace(found, last_seq=life.log.last_seq)
+        if life is not None:
+            return replace(found, last_seq=life.log.last_seq)
+        if found.finished_at is None:
+            return replace(found, last_seq=await self._elsewhere.last_seq(run_id))
+        return found
 
     async def cancel(self, user: str, run_id: str) -> RunResource:
         """End a run; one that has ended stays as it ended.
 
         Raises:
-            NotFound: this user has no such run, or another server goes on with it.
+            NotFound: this user has no such run, or another process goes on with it.
+            Unavailable: the process that goes on with the run cannot be reached now.
         """
         if life := await self._find(user, run_id):
             life.cancel()
-        else:
-            await self._check_is_over(user, run_id)
+        elif await self._goes_on(user, run_id):
+            await self._elsewhere.cancel(run_id)
         return await self.resource(user, run_id)
+
+    async def _goes_on(self, user: str, run_id: str) -> bool:
+        """Whether a run that this process does not have goes on elsewhere; what dead processes left is ended first."""
+        if (await self._sessions.run(user, run_id)).finished_at is not None:
+            return False
+        await self._sessions.interrupt_abandoned()
+        return (await self._sessions.run(user, run_id)).finished_at is None
 
     async def session(
         self, user: str, session_id: str, all_branches: bool, limit: int, cursor: str | None
@@ -169,10 +201,15 @@ class Runs:
         return replace(detail, messages=[await self._as_it_is(message) for message in detail.messages])
 
     async def _as_it_is(self, message: MessageResource) -> MessageResource:
-        life = self._lives.lives.get(message.run_id or "")
-        if message.status != "streaming" or life is None:
+        if message.status != "streaming" or message.run_id is None:
             return message
-        answer = life.log.answer()
+        try:
+            log = await self._logs.open(message.run_id)
+        except Unavailable:  # The checkpoint is there.
+            log = None
+        if log is None:
+            return message
+        answer = log.answer()
         return replace(message, content=answer.content, parts=answer.parts)
 
     async def delete_session(self, user: str, session_id: str) -> None:
@@ -187,16 +224,27 @@ class Runs:
         try:
             for beginning in list(self._beginning.values()):
                 await beginning.wait()
-            lives = self._lives.of_session(user, session_id)
-            for life in lives:
-                life.cancel()
-                await life.over()
-            await self._sessions.delete(user, session_id)
-            for life in lives:
+            ended = set[str]()
+            while (active := await self._sessions.delete(user, session_id, ended)) is not None:
+                await self._end(user, active)
+                ended.add(active)
+            for life in self._lives.of_session(user, session_id):
                 self._lives.forget(life.run_id)
         finally:
             del self._deleting[user]
             deleting.set()
+
+    async def _end(self, user: str, run_id: str) -> None:
+        """Cancel a run and wait until it is over. One that nobody can reach ends when its owner wants to store it."""
+        if life := await self._find(user, run_id):
+            life.cancel()
+            return await life.over()
+        with suppress(NotFound), anyio.move_on_after(CANCEL_SECONDS):
+            if await self._goes_on(user, run_id):
+                await self._elsewhere.cancel(run_id)
+                log = await self._elsewhere_log(run_id)
+                async for _ in log.read(log.last_seq):
+                    """What its readers are told."""
 
     async def _deleted(self, user: str) -> None:
         """Wait while a session of the user is being deleted: a run that began in it meanwhile would be an orphan."""

@@ -1,30 +1,29 @@
 """One reader of one run."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Self
 
 from chatserver.events import Record
 from chatserver.log import Cursor, EventLog
-from chatserver.runs.life import Life
 
 
 class Subscription:
     """One reader of one run, counted from its making to its end. Closing it is a disconnect, never a cancel."""
 
-    def __init__(self, log: EventLog, after: int, life: Life | None, is_at_end: bool) -> None:
+    def __init__(self, log: EventLog, after: int, count: Callable[[int], None] | None) -> None:
+        """``count`` tells the owner of the run of a reader more (1) or fewer (-1); None: nobody wants to know."""
         self.run_id = log.run_id
-        self.is_at_end = is_at_end
+        self.is_at_end = log.is_over and after >= log.last_seq
         self._log = log
         self._after = after
-        self._life = life
-        self._has_left = False
-        if life is not None:
-            life.count(1)
+        self._count = count
+        if count is not None:
+            count(1)
 
     @property
     def is_over(self) -> bool:
         """Whether the run has ended, so that no further event will come."""
-        return self._life is None or self._life.run.is_over
+        return self._log.is_over
 
     def __enter__(self) -> Self:
         return self
@@ -34,9 +33,9 @@ class Subscription:
 
     def close(self) -> None:
         """Leave. Further calls do nothing."""
-        if self._life is not None and not self._has_left:
-            self._has_left = True
-            self._life.count(-1)
+        count, self._count = self._count, None
+        if count is not None:
+            count(-1)
 
     def cursor(self) -> Cursor:
         """The cursor that a pump sends from."""

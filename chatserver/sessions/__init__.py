@@ -5,7 +5,7 @@ user is not found, as if there were none. Nothing is written per token, and no t
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from time import monotonic
@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
 from chatserver.answer import Answer
-from chatserver.commands import ChatRequest
+from chatserver.commands import ChatRequest, new_id
 from chatserver.dialogue import PastMessage
 from chatserver.errors import Unavailable
 from chatserver.events import Terminal, Usage
@@ -26,13 +26,15 @@ from chatserver.sessions.database import Database, open_database
 from chatserver.sessions.holdings import Quota
 from chatserver.sessions.leases import Lease
 from chatserver.sessions.trouble import Troubled
+from chatserver.sessions.witness import DatabaseAlone, Witness
 
-__all__ = ["Begun", "Quota", "Sessions", "open_sessions"]
+__all__ = ["DATABASE_ALONE", "Begun", "Quota", "Sessions", "Witness", "open_sessions"]
 
 PROBE_SECONDS = 1.0
 """How old the knowledge may be that the database can be written, and how long it may take to get."""
 
 NO_QUOTA = Quota()
+DATABASE_ALONE = DatabaseAlone()
 
 BEGIN_ATTEMPTS = 3
 """A lost race for a key or a session shows in the second attempt; the third is for one deleted in between."""
@@ -150,7 +152,7 @@ class Sessions:
 
     async def interrupt(self, run_id: str) -> None:
         """End a run as ``interrupted`` with what was stored of its answer; one that is over, or gone, stays so."""
-        await self._database.write(partial(end.interrupt, run_ids=[run_id], owner=self._lease.owner))
+        await self._database.write(partial(end.interrupt, left={run_id: None}, owner=self._lease.owner))
 
     async def run(self, user: str, run_id: str) -> RunResource:
         """A run; ``last_seq`` is 0 until it is over.
@@ -208,23 +210,30 @@ class Sessions:
         """
         return await self._database.write(partial(edit.rename, user=user, session_id=session_id, title=title))
 
-    async def delete(self, user: str, session_id: str) -> None:
-        """Delete a session with its messages and runs.
+    async def delete(self, user: str, session_id: str, ended: Collection[str] = ()) -> str | None:
+        """Delete a session with its messages and runs, unless a run goes on in it that is none of ``ended``.
+
+        The id of that run; None: the session is deleted.
 
         Raises:
             NotFound: the user has no such session.
         """
-        await self._database.write(partial(edit.remove, user=user, session_id=session_id))
+        work = partial(edit.remove, user=user, session_id=session_id, ended=frozenset(ended))
+        return await self._database.write(work)
 
 
 @asynccontextmanager
-async def open_sessions(database_url: str, quota: Quota = NO_QUOTA) -> AsyncIterator[Sessions]:
+async def open_sessions(
+    database_url: str, quota: Quota = NO_QUOTA, owner: str | None = None, witness: Witness = DATABASE_ALONE
+) -> AsyncIterator[Sessions]:
     """The sessions in the database of a URL (``sqlite:///FILE`` or ``postgresql://…``), at the newest schema.
+
+    ``owner`` is the id of this process as the owner of runs, None: a new one; ``witness`` knows who else lives.
 
     Raises:
         SettingsError: the URL is wrong, or nothing usable is there.
     """
     async with open_database(database_url) as opened:
         database = Troubled(opened)
-        async with Lease(database) as lease:
+        async with Lease(database, owner or new_id(), witness) as lease:
             yield Sessions(database, lease, quota)

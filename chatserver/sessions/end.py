@@ -1,6 +1,6 @@
 """How a run ends, in front of its readers or by a crash, and what is kept of one that goes on."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from typing import Any
@@ -104,21 +104,29 @@ def checkpoint(connection: Connection, answers: Mapping[str, Answer]) -> None:
         connection.execute(_CHECKPOINT, rows)
 
 
-def interrupt(connection: Connection, run_ids: Iterable[str], owner: str) -> None:
-    """End runs as failed that their processes have left, each with what its message holds as its log.
+def interrupt(connection: Connection, left: Mapping[str, Answer | None], owner: str) -> None:
+    """End runs as failed that their processes have left, each with what it had said as its log.
 
-    On PostgreSQL another process may end or delete one meanwhile: that one stays so.
+    ``left``: the runs by id, each with what is known of its answer beside what its message holds. The longer one of
+    both counts. On PostgreSQL another process may end or delete a run meanwhile: that one stays so.
     """
     # In the order in which everybody locks, and one after the other: together the answers may be large.
-    unfinished = select(runs.c.run_id).where(runs.c.run_id.in_(run_ids), runs.c.finished_at.is_(None))
+    unfinished = select(runs.c.run_id).where(runs.c.run_id.in_(left), runs.c.finished_at.is_(None))
     order = unfinished.order_by(runs.c.user_id, runs.c.session_id)
     for run_id in connection.scalars(order).all():
-        if (said := connection.execute(_LEFT, {"run": run_id}).one_or_none()) is None:
+        if (kept := connection.execute(_LEFT, {"run": run_id}).one_or_none()) is None:
             continue
-        left = Answer(*said)
-        log = StoredLog.of([record(each) for each in _remains(run_id, left)])
+        said = _further(Answer(*kept), left[run_id])
+        log = StoredLog.of([record(each) for each in _remains(run_id, said)])
         with suppress(RunLost), connection.begin_nested():
-            finish(connection, run_id, INTERRUPTED, left, log, None, owner)
+            finish(connection, run_id, INTERRUPTED, said, log, None, owner)
+
+
+def _further(kept: Answer, heard: Answer | None) -> Answer:
+    """The longer one of two beginnings of one answer. How it goes back to its provider is only in the one ``kept``."""
+    if heard is None or json_bytes(heard.parts) <= json_bytes(kept.parts):
+        return kept
+    return replace(heard, transcript=kept.transcript)
 
 
 def _remains(run_id: str, left: Answer) -> Iterator[Event]:

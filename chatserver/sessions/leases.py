@@ -2,7 +2,7 @@
 
 Each process increments a number of its own, its beat. Another process that finds this beat unchanged in several looks,
 each of which reached the database, ends the runs of the silent process. No clock is compared with another machine's.
-On the same machine, a lock that is free shows at once that its process has died.
+On the same machine, a lock that is free shows at once that its process has died. A ``Witness`` may know better.
 """
 
 import asyncio
@@ -19,11 +19,11 @@ from typing import Self
 from msgspec import Struct
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
-from chatserver.commands import new_id
 from chatserver.errors import Unavailable
 from chatserver.sessions.database import Database
 from chatserver.sessions.end import interrupt
 from chatserver.sessions.schema import processes, runs
+from chatserver.sessions.witness import Witness
 
 if sys.platform != "win32":
     import fcntl
@@ -34,6 +34,9 @@ GONE_SECONDS = 10.0
 LOOKS = 3
 RENEW_SECONDS = GONE_SECONDS / LOOKS
 """After so many looks, one each ``RENEW_SECONDS``, the process of an unchanged beat counts as dead."""
+
+RUNS_AT_ONCE = 20
+"""How many runs are ended in one transaction: their answers may be large, and a transaction for each takes long."""
 
 LOCK_SECONDS = 86_400.0
 """How old a lock must be to be removed, whatever its database: the process is dead, its runs were ended long ago."""
@@ -60,9 +63,10 @@ class Lease:
     ``on_loss`` is called when another process has taken this one for dead and ended its runs.
     """
 
-    def __init__(self, database: Database) -> None:
-        self.owner = new_id()
+    def __init__(self, database: Database, owner: str, witness: Witness) -> None:
+        self.owner = owner
         self.on_loss: Callable[[], None] = lambda: None
+        self._witness = witness
         self._database = database
         self._lock = _Lock(database.lock_file(self.owner))
         self._seen: dict[str | None, _Seen] = {}
@@ -133,14 +137,28 @@ class Lease:
         return await self._end_gone(*await self._database.read(_owners_and_beats))
 
     async def _end_gone(self, owners: Set[str | None], beats: Mapping[str | None, int]) -> list[str]:
+        others = (owners | beats.keys()) - {self.owner}
+        silent = {each for each in others if each not in beats or self._stands_still(each, beats[each])}
+        dead = {each for each in others if self._lock_of(each).is_free()}
         ended: list[str] = []
-        for owner in (owners | beats.keys()) - {self.owner}:
-            lock = _Lock(self._database.lock_file(owner or ""))
-            if owner not in beats or self._stands_still(owner, beats[owner]) or lock.is_free():
-                ended += await self._database.write(partial(_end, owner=owner, beat=beats.get(owner), by=self.owner))
-                if lock.is_free():
-                    lock.remove()
+        for owner in await self._witness.gone(others, silent | dead):
+            ended += await self._end_runs(owner, beats.get(owner))
+            if (lock := self._lock_of(owner)).is_free():
+                lock.remove()
         return ended
+
+    async def _end_runs(self, owner: str | None, beat: int | None) -> list[str]:
+        """End what an owner that is gone has left, some runs in one transaction: together, answers may be large."""
+        ended = await self._database.write(partial(_bury, owner=owner, beat=beat))
+        for start in range(0, len(ended), RUNS_AT_ONCE):
+            run_ids = ended[start : start + RUNS_AT_ONCE]
+            left = {run_id: await self._witness.left(run_id) for run_id in run_ids}
+            await self._database.write(partial(interrupt, left=left, owner=self.owner))
+            await self._witness.ended(run_ids)
+        return ended
+
+    def _lock_of(self, owner: str | None) -> "_Lock":
+        return _Lock(self._database.lock_file(owner or ""))
 
     def _stands_still(self, owner: str | None, beat: int) -> bool:
         seen = self._seen.get(owner)
@@ -172,8 +190,11 @@ def _owners_and_beats(connection: Connection) -> tuple[set[str | None], dict[str
     return set(connection.scalars(_OWNERS)), {row.owner: row.beat for row in connection.execute(_BEATS)}
 
 
-def _end(connection: Connection, owner: str | None, beat: int | None, by: str) -> list[str]:
-    """End the runs of a process, if its beat is still this one (None: it is not registered); the ids of these runs."""
+def _bury(connection: Connection, owner: str | None, beat: int | None) -> list[str]:
+    """Take a process for dead, if its beat is still this one (None: it is not registered); the runs that it has left.
+
+    Whoever dies before these are ended leaves them to others: a process that is not registered is dead.
+    """
     if beat is not None:
         is_same = connection.execute(delete(processes).where(processes.c.owner == owner, processes.c.beat == beat))
         if is_same.rowcount == 0:
@@ -182,7 +203,6 @@ def _end(connection: Connection, owner: str | None, beat: int | None, by: str) -
     left = unfinished(connection, owner)
     if beat is None and connection.execute(_BEATS.where(processes.c.owner == owner)).one_or_none() is not None:
         return []
-    interrupt(connection, left, by)
     return left
 
 

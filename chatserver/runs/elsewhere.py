@@ -1,0 +1,68 @@
+"""The runs that go on at other processes: what a process asks of their owners, and does for others as an owner."""
+
+from typing import Protocol
+
+from chatserver.errors import ChatError, NotFound
+
+
+class Owner(Protocol):
+    """The runs of this process, as others may ask for them. Unknown runs, and runs that are over, are passed by."""
+
+    def cancel(self, run_id: str) -> None:
+        """End the run as cancelled."""
+        ...
+
+    def count(self, run_id: str, readers: int) -> None:
+        """Add so many readers of the run at other processes, or remove them (negative)."""
+        ...
+
+    def interrupt(self) -> None:
+        """End all runs: others have taken this process for dead, or soon will."""
+        ...
+
+
+class Elsewhere(Protocol):
+    """The runs of other processes."""
+
+    def serve(self, owner: Owner) -> None:
+        """From now on do for others what they ask of the runs of this process."""
+        ...
+
+    def count(self, run_id: str, readers: int) -> None:
+        """Tell the owner of a run of so many more readers here, or fewer (negative)."""
+        ...
+
+    async def cancel(self, run_id: str) -> None:
+        """Tell the owner of a run to end it.
+
+        Raises:
+            NotFound, Unavailable: as ``unreached``.
+        """
+        ...
+
+    async def last_seq(self, run_id: str) -> int:
+        """How far a run has come; 0: nobody knows."""
+        ...
+
+    def unreached(self) -> ChatError:
+        """The refusal of what is asked of a run that goes on at a process which cannot be asked."""
+        ...
+
+
+class Alone:
+    """``Elsewhere`` where processes share nothing but the database: the runs of one are out of reach of the others."""
+
+    def serve(self, owner: Owner) -> None:
+        """Nobody can ask."""
+
+    def count(self, run_id: str, readers: int) -> None:
+        """Nobody can be told."""
+
+    async def cancel(self, run_id: str) -> None:
+        raise self.unreached()
+
+    async def last_seq(self, run_id: str) -> int:
+        return 0
+
+    def unreached(self) -> ChatError:
+        return NotFound("another server process goes on with this run")
