@@ -4,6 +4,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -21,6 +22,7 @@ from chatserver.limits import EVERYBODY
 from chatserver.log.memory import MemoryLogs
 from chatserver.runs.checkpoints import Checkpoints
 from chatserver.runs.places import LocalPlaces
+from chatserver.runs.runs import Runs
 from chatserver.sessions import Begun, Sessions
 from tests.clients import (
     BOTH,
@@ -35,7 +37,7 @@ from tests.clients import (
     request,
     text_of,
 )
-from tests.fake_upstream import Gate, role, say, token
+from tests.fake_upstream import Done, Gate, finish, role, say, token
 from tests.life import begun, end_of, in_time, is_cut
 from tests.proving import Stage, each_transport, held, staged
 
@@ -179,6 +181,54 @@ async def test_a_run_whose_starter_leaves_while_it_is_stored_is_there_for_who_as
             commit.let.set()
         documents = await documents_of(await transport.start(stage.server, body))
         assert (text_of(documents), len(stage.upstream.requests)) == ("Whole", 1)
+
+
+@asynccontextmanager
+async def drain_meanwhile(stage: Stage, owner: type, name: str) -> AsyncIterator[None]:
+    """The server begins to go down while a call of this method is held."""
+    with held(owner, name, done=True) as hold:
+        async with await WsReader.connect(stage.server) as idle:
+            yield
+            await hold.come.wait()
+            stage.server.begin_drain()
+            assert (await idle.closing()).code == 1012
+        hold.let.set()
+
+
+@each_transport
+@in_time
+async def test_a_run_in_mid_commit_when_the_server_goes_down_is_accepted_and_has_its_time(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chatserver.transports.connections.FLUSH_SECONDS", 0)
+    readings: list[Reading] = []
+    async with staged(drain_seconds=20) as stage:
+
+        async def start() -> None:
+            readings.append(await transport.start(stage.server, {"message": "Hi"}))
+
+        gate = anyio.Event()
+        stage.upstream.always(role(), token("Who"), Gate(gate), token("le"), finish(), Done())
+        async with anyio.create_task_group() as tasks, drain_meanwhile(stage, Sessions, "begin"):
+            tasks.start_soon(start)
+        for _ in range(3):  # Meanwhile the server would be gone, if it did not wait for this run.
+            assert (await request(stage.server, "GET", "/livez")).status == 200
+        gate.set()
+        documents = await documents_of(readings[0])
+        assert (text_of(documents), json.loads(documents[-1])["type"]) == ("Whole", "done")
+
+
+@in_time
+async def test_what_a_command_has_come_to_when_the_server_goes_down_is_told_before_the_close() -> None:
+    async with staged() as stage, await WsReader.connect(stage.server) as reader:
+        stage.upstream.always(*say("Yes"))
+        run_id = await reader.run({"message": "Hi"})
+        await reader.until("done")
+        reader.pass_over()
+        async with drain_meanwhile(stage, Runs, "cancel"):
+            reader.send({"type": "cancel", "run_id": run_id, "ref": "7"})
+        assert (await reader.frame()).message == {"type": "accepted", "ref": "7", "run_id": run_id}
+        assert (await reader.closing()).code == 1012
 
 
 def post(body: bytes) -> bytes:

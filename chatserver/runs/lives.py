@@ -60,8 +60,10 @@ class Lives:
             life.stop()
 
     async def drain(self, seconds: float) -> None:
-        """Let running runs end by themselves for so long, then interrupt them."""
+        """Let running runs end by themselves for so long, also a run that has just begun, then interrupt them."""
         with anyio.move_on_after(seconds):
+            for beginning in list(self.beginning.values()):
+                await beginning.wait()
             await self._over()
         await self._interrupted()
 

@@ -108,7 +108,8 @@ class Multiplexer(Connection):
         self._pumps.clear()
 
     def _close_if_drained(self) -> None:
-        if self._is_draining and not self._pumps:  # A pump whose run is over must still send the end.
+        # A pump whose run is over must still send the end, and a command that is being obeyed has a reply to come.
+        if self._is_draining and not self._pumps and self._obeying is None:
             self._close(GOING_DOWN)
 
     # commands
@@ -131,6 +132,7 @@ class Multiplexer(Connection):
             logger.error("a WebSocket failed", exc_info=error)
             return self._close(FAILED)
         self._obey_soon()
+        self._close_if_drained()
 
     async def _obey_all(self) -> None:
         while self._may_obey():
