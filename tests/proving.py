@@ -282,6 +282,11 @@ def seeded() -> random.Random:
     return random.Random(seed)
 
 
+def tell(result: str) -> None:
+    """Say what a proof has counted; ``pytest -rP`` shows it."""
+    sys.stdout.write(f"{result}\n")
+
+
 async def turns(count: int) -> None:
     """Let the loop, with client, server and upstream in it, turn so many times."""
     for _ in range(count):

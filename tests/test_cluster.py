@@ -4,14 +4,15 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
+from pathlib import Path
 from typing import Self
 
 import anyio
 import pytest
 from redis.exceptions import ConnectionError as NoRedis
 
-from tests.clients import SSE, TRANSPORTS, WS, BrokenError, Wire, documents_of, get_run, request
-from tests.cluster import Cluster, cluster
+from tests.clients import SSE, TRANSPORTS, WS, BrokenError, Wire, documents_of, get_run, request, text_of
+from tests.cluster import Cluster, Node, cluster, heal, live_cluster
 from tests.fake_upstream import Hang, say, token
 from tests.gateway import Gateway, Way
 from tests.life import in_time
@@ -184,13 +185,13 @@ async def test_a_replica_that_was_left_behind_is_promoted_by_its_sentinel_withou
 
 
 @pytest.fixture(scope="module")
-async def nodes(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
+async def nodes(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster[Node]]:
     async with cluster(tmp_path_factory.mktemp("cluster"), 2) as nodes:
         yield nodes
 
 
 @in_time
-async def test_a_run_that_is_over_is_read_on_every_node_and_through_the_balancer(nodes: Cluster) -> None:
+async def test_a_run_that_is_over_is_read_on_every_node_and_through_the_balancer(nodes: Cluster[Node]) -> None:
     nodes.upstream.script(*say("Hello", 3))
     whole = await documents_of(reading := await SSE.start(nodes[0], {"message": "Hi"}))
     served = [await documents_of(await each.attach(nodes[1], reading.run_id)) for each in TRANSPORTS]
@@ -200,14 +201,14 @@ async def test_a_run_that_is_over_is_read_on_every_node_and_through_the_balancer
 
 
 @in_time
-async def test_a_frozen_node_says_nothing_and_a_killed_one_comes_back(nodes: Cluster) -> None:
+async def test_a_frozen_node_says_nothing_and_a_killed_one_comes_back(nodes: Cluster[Node]) -> None:
     nodes.upstream.script(token("So far"), Hang())
     reading = await SSE.start(nodes[0], {"message": "Hi"})
     await reading.take(2)
     nodes[0].freeze()
     with anyio.move_on_after(0.2):
         raise AssertionError(await request(nodes[0], "GET", "/livez"))
-    await nodes.heal()
+    await heal(nodes)
     assert (await request(nodes[0], "GET", "/livez")).status == 200
 
     nodes[0].kill()
@@ -215,6 +216,15 @@ async def test_a_frozen_node_says_nothing_and_a_killed_one_comes_back(nodes: Clu
         await reading.take(1)
     assert await nodes[0].wait() < 0
     assert [(await request(nodes.balancer, "GET", "/livez")).status for _ in range(3)] == [200, 200, 200]
-    await nodes.heal()
+    await heal(nodes)
     assert (await get_run(nodes[0], reading.run_id))["status"] == "failed"
     assert "Traceback" not in nodes[0].output + nodes[1].output
+
+
+@in_time
+async def test_nodes_in_one_loop_reach_redis_each_on_its_own_way(tmp_path: Path) -> None:
+    async with RedisServer() as redis, live_cluster(tmp_path, 2, redis) as nodes:
+        nodes.upstream.always(*say("Hello", 3))
+        for _ in nodes:
+            assert text_of(await documents_of(await SSE.start(nodes.balancer, {"message": "Hi"}))) == "Hello"
+        assert [each.redis.connections > 0 for each in nodes] == [True, True]
