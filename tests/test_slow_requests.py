@@ -156,6 +156,30 @@ async def test_a_refused_body_that_goes_on_and_on_is_cut_off_without_a_second_an
     assert statuses(answer) == [415]
 
 
+@pytest.mark.parametrize("method", [b"POST /chat/runs", b"GET /livez"])
+async def test_a_body_behind_its_response_is_read_for_a_while_however_fast_it_comes(
+    server: LiveServer, impatient: None, method: bytes
+) -> None:
+    pieces = [b"x" * http_protocol.PATIENCE_BYTES] * 40
+    size = len(pieces) * http_protocol.PATIENCE_BYTES
+    head = method + b" HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n" % size
+    close = b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+    assert len(statuses(await said(server, head, *pieces, close, pause=0.1))) == 1
+    short = head.replace(b": %d" % size, b": %d" % len(pieces[0]))
+    assert len(statuses(await said(server, short, pieces[0], close, pause=0.05))) == 2
+
+
+async def test_a_body_behind_the_head_of_a_stream_is_read_for_a_while(impatient: None) -> None:
+    async with FakeUpstream() as upstream, live_server(upstream.url) as live:
+        upstream.script(Gate(anyio.Event()))
+        run = (await request(live, "POST", "/chat/runs", {"message": "x"})).json
+        head = (
+            f"GET /chat/runs/{run['run_id']}/events HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        piece = b"%x\r\n%b\r\n" % (http_protocol.PATIENCE_BYTES, b"x" * http_protocol.PATIENCE_BYTES)
+        assert statuses(await said(live, head.encode(), *[piece] * 200, pause=0.1)) == [200]
+
+
 async def test_a_kept_connection_may_rest_between_requests(server: LiveServer, impatient: None) -> None:
     ask = b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n"
     answer = await said(server, ask + b"\r\n", ask + b"Connection: close\r\n\r\n", pause=0.8)

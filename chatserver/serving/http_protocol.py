@@ -1,11 +1,11 @@
 """HTTP/1.1 as a protocol of asyncio: requests to the application, with an end to its patience and to its memory.
 
-    READING ──last byte of a request──▶ ANSWERING ──its answer is over──▶ READING
+    READING ──last byte of a request──▶ RESPONDING ──its response is over──▶ READING
        ├──refused──▶ DEAF ──▶ LOST
        └──▶ WEBSOCKET
 
-One request is answered at a time. What comes behind it waits as bytes; over a limit, reading pauses until the request
-is answered and the peer takes its answer. A connection has one timer at most; a request that comes at one go has none.
+One request gets its response at a time. What comes behind it waits as bytes; over a limit, reading pauses until the
+response is over and the peer has taken it. A connection has one timer at most; a request that comes at one go has none.
 """
 
 import asyncio
@@ -25,13 +25,14 @@ from chatserver.serving.scope import http_scope
 from chatserver.transports.peer import PEER
 
 PATIENCE_SECONDS = 8.0
-"""How long the head of a request may take, from the connection's or its own first byte; and each piece of its body."""
+"""How long the head of a request may take, from the connection's or its own first byte; each piece of its body; and
+behind the response, all that is left of the body."""
 
 PATIENCE_BYTES = 16 * 1024
 """How many bytes of a body must come in that time. Honest clients are faster, or their body is smaller."""
 
 WAITING_BYTES_LIMIT = 32 * 1024
-"""How many bytes may wait behind a request that is being answered, beside one read of the socket."""
+"""How many bytes may wait behind a request whose response is not over, beside one read of the socket."""
 
 LINGER_SECONDS = 1.0
 """How long a refused client may go on sending: a client that is cut off at once would never read the refusal."""
@@ -44,12 +45,12 @@ class Stage(Enum):
     """What the connection is busy with."""
 
     UNWELCOME = auto()
-    """Too many connections are open: the first byte is answered with a refusal."""
+    """Too many connections are open: the response to the first byte is a refusal."""
 
     READING = auto()
     """A request comes, or may come. Its response may begin, and even end, before its last byte."""
 
-    ANSWERING = auto()
+    RESPONDING = auto()
     """The whole request has come."""
 
     WEBSOCKET = auto()
@@ -99,7 +100,7 @@ class HttpProtocol(ServedProtocol):
 
     def eof_received(self) -> bool:
         """Keep the connection open while a response is due: a peer that sends FIN may have left, or may still read."""
-        if not (self._stage is Stage.ANSWERING or (self._is_idle and self.is_write_paused)):
+        if not (self._stage is Stage.RESPONDING or (self._is_idle and self.is_write_paused)):
             return False
         if not self._is_half_closed and self._exchange is not None:
             self._exchange.probe()
@@ -122,7 +123,7 @@ class HttpProtocol(ServedProtocol):
     # what the server tells
 
     def shutdown(self) -> None:
-        """The server goes down: close when the open request is answered."""
+        """The server goes down: close when the open response is over."""
         if self._exchange is None or self._exchange.progress is Progress.OVER:
             self.transport.close()
         else:
@@ -150,16 +151,18 @@ class HttpProtocol(ServedProtocol):
         if self.transport.is_closing() or self._stage is Stage.DEAF:
             return
         self.resume_reading()
-        if self._stage is Stage.ANSWERING:
+        if self._stage is Stage.RESPONDING:
             self._stage = Stage.READING
             self._wait_anew(HALF_CLOSED_LOOK_SECONDS if self._is_half_closed else self._config.timeout_keep_alive)
+        else:
+            self._wait_anew(PATIENCE_SECONDS)  # For all of the body's rest: a client may read the response behind it.
         self._read(has_waited=True)
 
     def refuse(self, error: ChatError | None) -> None:
         """Send a refusal, unless a response has begun, and ignore what comes; None: send nothing."""
         if self._stage in (Stage.DEAF, Stage.LOST):
             return
-        is_asked = self._stage is Stage.ANSWERING or self._decoder.stage is http_decoder.Stage.BODY
+        is_asked = self._stage is Stage.RESPONDING or self._decoder.stage is http_decoder.Stage.BODY
         exchange = self._exchange if is_asked else None
         self._stage = Stage.DEAF
         self._decoder.unread.clear()
@@ -181,8 +184,13 @@ class HttpProtocol(ServedProtocol):
     def _may_read(self) -> bool:
         return self._stage is Stage.READING and (self._decoder.is_in_request or not self.is_write_paused)
 
+    @property
+    def _wants_body(self) -> bool:
+        """Whether the application may still read the body: not when the response is over, or written by a peer."""
+        return self._exchange is not None and self._exchange.progress in (Progress.ASKED, Progress.STARTED)
+
     def _read(self, has_waited: bool = False) -> None:
-        """Read what has come until there is a request to answer."""
+        """Read what has come until there is a request to respond to."""
         if self.transport.is_closing():
             return
         was_idle = self._is_idle
@@ -190,7 +198,7 @@ class HttpProtocol(ServedProtocol):
             while self._may_read() and self._decoder.decode_next():
                 pass
         except BadHttp as error:
-            self.refuse(None if has_waited else error)  # Bytes behind an answered request: that response was the last.
+            self.refuse(None if has_waited else error)  # Bytes behind a response: that response was the last.
         except HeadTooLarge as error:
             self.refuse(error)
         if self._stage is Stage.WEBSOCKET:
@@ -232,7 +240,7 @@ class HttpProtocol(ServedProtocol):
             self._wait(HALF_CLOSED_LOOK_SECONDS)
         elif self._stage is not Stage.READING or not self._decoder.is_in_request:
             self.transport.close()  # The peer has sent no request, or no further one.
-        elif self.is_read_paused or self._decoder.came_bytes >= PATIENCE_BYTES:
+        elif self._wants_body and (self.is_read_paused or self._decoder.came_bytes >= PATIENCE_BYTES):
             self._decoder.came_bytes = 0
             self._wait(PATIENCE_SECONDS)
         else:
@@ -256,12 +264,12 @@ class HttpProtocol(ServedProtocol):
         if self._stage is not Stage.READING or self._exchange is None:
             return
         self._exchange.all_came()
-        is_answered = self._exchange.progress is Progress.OVER
-        self._stage = Stage.READING if is_answered else Stage.ANSWERING
+        has_response = self._exchange.progress is Progress.OVER
+        self._stage = Stage.READING if has_response else Stage.RESPONDING
         self._stop_waiting()
         if self._is_half_closed:
             self._wait(HALF_CLOSED_LOOK_SECONDS)
-        elif is_answered:
+        elif has_response:
             self._wait(self._config.timeout_keep_alive)
 
     def websocket_asked(self, head: Head) -> None:
