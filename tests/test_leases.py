@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence, Set
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from functools import wraps
 from pathlib import Path
 from time import time
@@ -209,14 +209,13 @@ async def test_what_a_dead_process_had_told_others_is_kept_beside_what_it_had_st
     begun = {each: await ask(sessions, session_id=each) for each in heard}
     await sessions.checkpoint({run.run.run_id: answer_of("So far") for run in begun.values()})
     answers = {run.run.run_id: answer_of(heard[each]) for each, run in begun.items()}
-    left = dict(answers)
     told: list[str] = []
 
     class Heard(DatabaseAlone):
-        async def left(self, run_id: str) -> Answer | None:
-            return left.pop(run_id)
+        async def take(self, run_ids: Sequence[str]) -> Mapping[str, Answer | None]:
+            return {run_id: answers[run_id] for run_id in run_ids}
 
-        async def ended(self, run_ids: Sequence[str]) -> None:
+        async def ended(self, run_ids: Iterable[str]) -> None:
             assert all([(await other.run("ann", run_id)).finished_at for run_id in run_ids])
             told.extend(run_ids)
 
@@ -238,6 +237,20 @@ async def test_a_process_is_alive_whose_witness_says_so(sessions: Sessions, othe
     sessions._lease._lock.release()
     assert await other.interrupt_abandoned() == []
     await ended(sessions, begun)
+
+
+async def test_a_run_that_another_process_has_taken_over_is_left_to_it(sessions: Sessions, other: Sessions) -> None:
+    begun = [await ask(sessions, session_id=each) for each in "st"]
+    mine, another = (each.run.run_id for each in begun)
+
+    class Rival(DatabaseAlone):
+        async def take(self, run_ids: Sequence[str]) -> Mapping[str, Answer | None]:
+            return {run_id: None for run_id in run_ids if run_id == mine}
+
+    other._lease._witness = Rival()
+    sessions._lease._lock.release()
+    assert await other.interrupt_abandoned() == [mine]
+    assert (await other.run("ann", another)).finished_at is None
 
 
 async def test_what_killed_processes_left_is_removed_when_it_is_old(tmp_path: Path) -> None:

@@ -6,14 +6,14 @@ from chatserver.errors import ChatError, NotFound
 
 
 class Owner(Protocol):
-    """The runs of this process, as others may ask for them. Unknown runs, and runs that are over, are passed by."""
+    """The runs of this process, as others may ask for them. Runs that are not here are passed by."""
 
     def cancel(self, run_id: str) -> None:
         """End the run as cancelled."""
         ...
 
-    def count(self, run_id: str, readers: int) -> None:
-        """Add so many readers of the run at other processes, or remove them (negative)."""
+    def count(self, run_id: str, readers: int) -> bool:
+        """Add so many readers of the run at other processes, or remove them (negative); whether the run is here."""
         ...
 
     def interrupt(self) -> None:

@@ -91,10 +91,11 @@ class Lives:
         if life := self.lives.get(run_id):
             life.cancel()
 
-    def count(self, run_id: str, readers: int) -> None:
-        """Add readers at other processes, or remove them (negative), if the run is one of this process."""
+    def count(self, run_id: str, readers: int) -> bool:
+        """Add readers at other processes, or remove them (negative); whether the run is one of this process."""
         if life := self.lives.get(run_id):
             life.count(readers)
+        return life is not None
 
     def of_session(self, user: str, session_id: str) -> list[Life]:
         """The runs of a user's session, also those that are over."""

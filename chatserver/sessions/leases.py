@@ -72,6 +72,8 @@ class Lease:
         self._seen: dict[str | None, _Seen] = {}
         self._owners: set[str | None] = set()
         self._renewed_at = 0.0
+        self._call = asyncio.Event()
+        witness.watch(self._call.set)
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -100,7 +102,10 @@ class Lease:
 
     async def _renew_forever(self) -> None:
         while True:
-            await asyncio.sleep(RENEW_SECONDS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(RENEW_SECONDS):
+                    await self._call.wait()
+            self._call.clear()
             try:
                 if not await self._renew():
                     logger.warning("this process was taken for dead by another: its running answers end")
@@ -148,13 +153,14 @@ class Lease:
         return ended
 
     async def _end_runs(self, owner: str | None, beat: int | None) -> list[str]:
-        """End what an owner that is gone has left, some runs in one transaction: together, answers may be large."""
-        ended = await self._database.write(partial(_bury, owner=owner, beat=beat))
-        for start in range(0, len(ended), RUNS_AT_ONCE):
-            run_ids = ended[start : start + RUNS_AT_ONCE]
-            left = {run_id: await self._witness.left(run_id) for run_id in run_ids}
-            await self._database.write(partial(interrupt, left=left, owner=self.owner))
-            await self._witness.ended(run_ids)
+        """End what an owner that is gone has left."""
+        left = await self._database.write(partial(_bury, owner=owner, beat=beat))
+        ended: list[str] = []
+        for start in range(0, len(left), RUNS_AT_ONCE):
+            taken = await self._witness.take(left[start : start + RUNS_AT_ONCE])
+            await self._database.write(partial(interrupt, left=taken, owner=self.owner))
+            await self._witness.ended(taken)
+            ended += taken
         return ended
 
     def _lock_of(self, owner: str | None) -> "_Lock":

@@ -1,6 +1,6 @@
 """What is known, beside the database, of processes that may be gone: who is gone, and what is left of their runs."""
 
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Protocol
 
 from chatserver.answer import Answer
@@ -8,6 +8,10 @@ from chatserver.answer import Answer
 
 class Witness(Protocol):
     """Who is gone, and what is left of the runs of those who are, as far as others know it than the database."""
+
+    def watch(self, on_gone: Callable[[], None]) -> None:
+        """Call this when somebody may be gone whom the database still takes for alive."""
+        ...
 
     async def gone(self, owners: Set[str | None], silent: Set[str | None]) -> Set[str | None]:
         """Which of these owners of runs are gone, and can store nothing more; the database takes ``silent`` for gone.
@@ -17,27 +21,32 @@ class Witness(Protocol):
         """
         ...
 
-    async def left(self, run_id: str) -> Answer | None:
-        """What a run has said whose owner is gone; None: no more than the database has.
+    async def take(self, run_ids: Sequence[str]) -> Mapping[str, Answer | None]:
+        """Take runs over whose owners are gone: those that nobody else has taken.
+
+        Each comes with what it has said; None: no more than the database has.
 
         Raises:
             Unavailable: nobody can tell now.
         """
         ...
 
-    async def ended(self, run_ids: Sequence[str]) -> None:
-        """These runs are over, stored and can be read."""
+    async def ended(self, run_ids: Iterable[str]) -> None:
+        """These runs are over and stored."""
         ...
 
 
 class DatabaseAlone:
     """The ``Witness`` of processes that share nothing but the database."""
 
+    def watch(self, on_gone: Callable[[], None]) -> None:
+        """Only the database knows."""
+
     async def gone(self, owners: Set[str | None], silent: Set[str | None]) -> Set[str | None]:
         return silent
 
-    async def left(self, run_id: str) -> Answer | None:
-        return None
+    async def take(self, run_ids: Sequence[str]) -> Mapping[str, Answer | None]:
+        return dict.fromkeys(run_ids)
 
-    async def ended(self, run_ids: Sequence[str]) -> None:
+    async def ended(self, run_ids: Iterable[str]) -> None:
         """Nobody waits for it."""

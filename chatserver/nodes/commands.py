@@ -1,0 +1,105 @@
+"""Commands between nodes: the owner of a run is told to cancel it, and which nodes have readers of it.
+
+A node tells of its readers at once, and then again with each look: so a message that is lost does no harm for long, and
+a node that is gone has no readers. The owner counts one reader for each such node.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from chatserver.errors import ChatError, Unavailable
+from chatserver.nodes.keys import CANCELS, node_key, owner_key, run_key
+from chatserver.nodes.link import Link, Script
+from chatserver.nodes.membership import Membership
+from chatserver.runs.elsewhere import Owner
+
+SILENT_LOOKS = 5
+"""After so many looks of the owner in which a node has not told of its readers of a run, the node has none."""
+
+CANCEL, TELL = Script("cancel"), Script("tell")
+
+
+class OtherNodes:
+    """``Elsewhere`` over Redis."""
+
+    def __init__(self, link: Link, membership: Membership) -> None:
+        self._link = link
+        self._membership = membership
+        self._owner: Owner
+        self._reading = Counter[str]()  # The readers here of each run of another node.
+        self._read: dict[tuple[str, str], int] = {}  # Own runs, each with a node that reads it, and the looks since.
+        self._verbs: dict[str, Callable[[str, str], None]] = {
+            "cancel": self._cancel,
+            "read": self._add_reader,
+            "leave": self._remove_reader,
+        }
+
+    def serve(self, owner: Owner) -> None:
+        self._owner = owner
+        self._membership.on_look = self._looked
+        self._membership.on_cut_off = owner.interrupt
+        self._link.subscribe(node_key(self._membership.node), self._obey)
+
+    # What is asked of others.
+
+    def count(self, run_id: str, readers: int) -> None:
+        was_read = run_id in self._reading
+        self._reading[run_id] += readers
+        if not self._reading[run_id]:
+            del self._reading[run_id]
+        if (is_read := run_id in self._reading) != was_read:
+            self._tell("read" if is_read else "leave", [run_id])
+
+    def _tell(self, verb: str, run_ids: Sequence[str]) -> None:
+        owners = [owner_key(run_id) for run_id in run_ids]
+        what = f"{verb} {self._membership.node}"
+        self._link.post(TELL, owners, (node_key(""), what, *run_ids), _unheard)
+
+    async def cancel(self, run_id: str) -> None:
+        what = f"cancel {self._membership.node}"
+        if not await self._link.call(CANCEL, (owner_key(run_id),), (node_key(""), CANCELS, what, run_id)):
+            raise self.unreached()
+
+    async def last_seq(self, run_id: str) -> int:
+        try:
+            newest = await self._link.command("XREVRANGE", run_key(run_id), "+", "-", "COUNT", 1)
+        except Unavailable:
+            return 0
+        return int(newest[0][0].partition(b"-")[0]) if newest else 0
+
+    def unreached(self) -> ChatError:
+        return Unavailable("the node that goes on with this run cannot be reached now", retry_after=1)
+
+    # What others ask.
+
+    def _obey(self, message: bytes) -> None:
+        verb, node, *run_ids = message.decode().split(" ")
+        for run_id in run_ids:
+            self._verbs[verb](run_id, node)
+
+    def _cancel(self, run_id: str, node: str) -> None:
+        self._owner.cancel(run_id)
+
+    def _add_reader(self, run_id: str, node: str) -> None:
+        if (run_id, node) in self._read or self._owner.count(run_id, 1):
+            self._read[run_id, node] = 0
+
+    def _remove_reader(self, run_id: str, node: str) -> None:
+        if self._read.pop((run_id, node), None) is not None:
+            self._owner.count(run_id, -1)
+
+    def _looked(self, cancelled: Sequence[str]) -> None:
+        """With each look: obey what was not heard, tell of the readers here, forget those whom nobody tells of."""
+        for run_id in cancelled:
+            self._owner.cancel(run_id)
+        if self._reading:
+            self._tell("read", list(self._reading))
+        for (run_id, node), looks in list(self._read.items()):
+            if looks == SILENT_LOOKS:
+                self._remove_reader(run_id, node)
+            else:
+                self._read[run_id, node] = looks + 1
+
+
+def _unheard(reply: object) -> None:
+    """Told again with the next look."""

@@ -1,0 +1,155 @@
+"""Membership: which nodes live, and who ends the runs of one that is gone.
+
+Each node renews a lease in Redis, and looks for the leases of the others. A node whose lease was missing in all looks
+for a while is gone. While Redis does not answer, nobody is: a look without an answer begins the count anew, and whoever
+lives has a lease again with the next look. The runs of a node that is gone are ended by whoever takes them first.
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence, Set
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from time import monotonic
+from typing import Any, Protocol
+
+import anyio
+
+from chatserver.answer import Answer
+from chatserver.errors import Unavailable
+from chatserver.log import EventLog
+from chatserver.nodes.keys import NODES, cancels_key, node_key, owner_key
+from chatserver.nodes.link import Link, Script
+
+LOOK_SECONDS = 1.0
+LEASE_SECONDS = 4.0
+GONE_SECONDS = 3.0
+"""How long a lease is missing in all looks before its node is gone: at most 8 s after the node's last sign of life."""
+
+CUT_OFF_SECONDS = 10.0
+"""How long Redis may not answer before a node ends its runs: others may long have taken the node for gone."""
+
+LOOK, TAKE = Script("look"), Script("take")
+
+
+class Kept(Protocol):
+    """The journal, as far as it has to do with runs whose owners are gone."""
+
+    async def follow(self, run_id: str) -> EventLog | None:
+        """The log of a run as it was published; None: nothing was."""
+        ...
+
+    def announce(self, run_id: str) -> None:
+        """Tell whoever follows the run that it is over, and stored."""
+        ...
+
+
+class Membership:
+    """This node among the others; to the leases of the database, it is their ``Witness``."""
+
+    def __init__(self, link: Link, node: str, journal: Kept) -> None:
+        self.node = node
+        self.on_look: Callable[[Sequence[str]], None] = lambda cancels: None
+        """Called after each look, with the runs of this node that are to be cancelled."""
+
+        self.on_cut_off: Callable[[], None] = lambda: None
+        """Called again and again while Redis does not answer, as soon as others may take this node for gone."""
+
+        self._on_gone: Callable[[], None] = lambda: None
+        self._link = link
+        self._journal = journal
+        self._answered_at = monotonic()
+        self._is_looking = False
+        self._living: Set[str] = frozenset()
+        self._missing: dict[str, float] = {}  # Since which look the lease of each is missing.
+
+    async def keep(self) -> None:
+        """Renew the lease and look for the others, for ever."""
+        while True:
+            await anyio.sleep(LOOK_SECONDS)
+            if monotonic() - self._answered_at > CUT_OFF_SECONDS:
+                self.on_cut_off()
+            self.look()
+
+    def look(self) -> None:
+        """Renew the lease and look for the others, unless a look has no answer yet."""
+        if not self._is_looking:
+            self._is_looking = True
+            self._link.post(LOOK, *self._asked(), self._saw)
+
+    def _asked(self) -> tuple[Sequence[str], Sequence[str | int]]:
+        keys = NODES, node_key(self.node), cancels_key(self.node)
+        return keys, (self.node, round(LEASE_SECONDS * 1000), node_key(""))
+
+    def _saw(self, reply: Any) -> None:
+        self._is_looking = False
+        if isinstance(reply, Exception):
+            self._living, self._missing = frozenset(), {}
+            return
+        now = self._answered_at = monotonic()
+        living, missing, cancels = ([each.decode() for each in part] for part in reply)
+        self._living = frozenset(living)
+        self._missing = {node: self._missing.get(node, now) for node in missing}
+        if self._gone():
+            self._on_gone()
+        self.on_look(cancels)
+
+    def _gone(self) -> set[str]:
+        now = monotonic()
+        return {node for node, since in self._missing.items() if now - since >= GONE_SECONDS}
+
+    async def join(self) -> None:
+        """Be one of the nodes from now on.
+
+        Raises:
+            Unavailable: Redis cannot be used.
+        """
+        self._saw(await self._link.call(LOOK, *self._asked()))
+
+    async def leave(self) -> None:
+        """Be none of the nodes any more: what this node has left, if anything, is ended at once."""
+        with suppress(Unavailable):
+            await self._link.command("DEL", node_key(self.node))
+            await self._link.command("SREM", NODES, self.node)
+
+    # What the leases of the database ask.
+
+    def watch(self, on_gone: Callable[[], None]) -> None:
+        self._on_gone = on_gone
+
+    async def gone(self, owners: Set[str | None], silent: Set[str | None]) -> Set[str | None]:
+        """As ``Witness``. Whoever was never seen here, or was forgotten with the data of Redis, the database knows."""
+        if not self._living:
+            raise Unavailable("Redis does not say who lives")
+        gone = self._gone()
+        if forgotten := gone - owners:
+            await self._link.command("SREM", NODES, *forgotten)
+        return {each for each in owners if each in gone or (each in silent and each not in self._living)}
+
+    async def take(self, run_ids: Sequence[str]) -> dict[str, Answer | None]:
+        owners = [owner_key(run_id) for run_id in run_ids]
+        taken = await self._link.call(TAKE, owners, (self.node, node_key("")))
+        return {run_id: await self._left(run_id) for run_id in (run_ids[place - 1] for place in taken)}
+
+    async def _left(self, run_id: str) -> Answer | None:
+        log = await self._journal.follow(run_id)
+        return log.answer() if log is not None else None
+
+    async def ended(self, run_ids: Iterable[str]) -> None:
+        for run_id in run_ids:
+            self._journal.announce(run_id)
+
+
+@asynccontextmanager
+async def open_membership(link: Link, node: str, journal: Kept) -> AsyncIterator[Membership]:
+    """Be a node until the end of the block.
+
+    Raises:
+        Unavailable: Redis cannot be used.
+    """
+    membership = Membership(link, node, journal)
+    await membership.join()
+    link.on_up.append(membership.look)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(partial(membership.keep))
+        yield membership
+        tasks.cancel_scope.cancel()
+    await membership.leave()
