@@ -7,7 +7,6 @@ lives has a lease again with the next look. The runs of a node that is gone are 
 
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence, Set
 from contextlib import asynccontextmanager, suppress
-from functools import partial
 from time import monotonic
 from typing import Any, Protocol
 
@@ -26,6 +25,9 @@ GONE_SECONDS = 3.0
 
 CUT_OFF_SECONDS = 10.0
 """How long Redis may not answer before a node ends its runs: others may long have taken the node for gone."""
+
+LEAVE_SECONDS = 1.0
+"""How long a node that ends waits for Redis to hear of it."""
 
 LOOK, TAKE = Script("look"), Script("take")
 
@@ -47,13 +49,13 @@ class Membership:
 
     def __init__(self, link: Link, node: str, journal: Kept) -> None:
         self.node = node
-        self.on_look: Callable[[Sequence[str]], None] = lambda cancels: None
+        self.on_look: Callable[[Sequence[str]], None] = _nobody
         """Called after each look, with the runs of this node that are to be cancelled."""
 
-        self.on_cut_off: Callable[[], None] = lambda: None
+        self.on_cut_off: Callable[[], None] = _nobody
         """Called again and again while Redis does not answer, as soon as others may take this node for gone."""
 
-        self._on_gone: Callable[[], None] = lambda: None
+        self._on_gone: Callable[[], None] = _nobody
         self._link = link
         self._journal = journal
         self._answered_at = monotonic()
@@ -106,7 +108,7 @@ class Membership:
 
     async def leave(self) -> None:
         """Be none of the nodes any more: what this node has left, if anything, is ended at once."""
-        with suppress(Unavailable):
+        with suppress(Unavailable), anyio.move_on_after(LEAVE_SECONDS, shield=True):
             await self._link.command("DEL", node_key(self.node))
             await self._link.command("SREM", NODES, self.node)
 
@@ -138,6 +140,10 @@ class Membership:
             self._journal.announce(run_id)
 
 
+def _nobody(*_: object) -> None:
+    """Nobody is told."""
+
+
 @asynccontextmanager
 async def open_membership(link: Link, node: str, journal: Kept) -> AsyncIterator[Membership]:
     """Be a node until the end of the block.
@@ -149,7 +155,9 @@ async def open_membership(link: Link, node: str, journal: Kept) -> AsyncIterator
     await membership.join()
     link.on_up.append(membership.look)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(partial(membership.keep))
-        yield membership
-        tasks.cancel_scope.cancel()
-    await membership.leave()
+        tasks.start_soon(membership.keep)
+        try:
+            yield membership
+        finally:
+            tasks.cancel_scope.cancel()
+            await membership.leave()

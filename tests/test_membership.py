@@ -1,0 +1,355 @@
+"""Nodes on one Redis: who lives, who is gone, who takes its runs, and what nodes tell the owners of runs."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import anyio
+import pytest
+
+from chatserver.errors import Unavailable
+from chatserver.events import Token
+from chatserver.log import EventLog
+from chatserver.log.memory import MemoryLog
+from chatserver.nodes import membership
+from chatserver.nodes.address import Address
+from chatserver.nodes.commands import SILENT_LOOKS, OtherNodes
+from chatserver.nodes.keys import NODES, cancels_key, node_key, owner_key, run_key
+from chatserver.nodes.link import Link, open_link
+from chatserver.nodes.membership import Membership, open_membership
+from tests.redis_servers import RedisServer
+
+pytestmark = pytest.mark.anyio
+
+SECONDS = 20
+NOBODY = frozenset[str | None]()
+
+
+class Kept:
+    """What a journal has of runs."""
+
+    def __init__(self) -> None:
+        self.logs: dict[str, MemoryLog] = {}
+        self.announced: list[str] = []
+
+    async def follow(self, run_id: str) -> EventLog | None:
+        return self.logs.get(run_id)
+
+    def announce(self, run_id: str) -> None:
+        self.announced.append(run_id)
+
+
+class Owner:
+    """The runs of a node, of which it has some."""
+
+    def __init__(self, *run_ids: str) -> None:
+        self.readers = dict.fromkeys(run_ids, 0)
+        self.done: list[str] = []
+        self._news = anyio.Event()
+
+    def cancel(self, run_id: str) -> None:
+        self._do(f"cancel {run_id}")
+
+    def count(self, run_id: str, readers: int) -> bool:
+        if run_id not in self.readers:
+            return False
+        self.readers[run_id] += readers
+        self._do(f"{run_id} has {self.readers[run_id]}")
+        return True
+
+    def interrupt(self) -> None:
+        self._do("interrupt")
+
+    def _do(self, what: str) -> None:
+        self.done.append(what)
+        self._news.set()
+        self._news = anyio.Event()
+
+    async def until(self, *done: str) -> None:
+        """Wait until this was done, and nothing else since the last call."""
+        with anyio.fail_after(SECONDS):
+            while len(self.done) < len(done):
+                await self._news.wait()
+        assert self.done == list(done)
+        self.done.clear()
+
+
+class Node:
+    """A node as far as this is about: its looks, its commands, its runs."""
+
+    def __init__(self, link: Link, member: Membership, kept: Kept) -> None:
+        self.link = link
+        self.member = member
+        self.kept = kept
+        self.others = OtherNodes(link, member)
+        self.owner = Owner()
+
+    def serve(self, *run_ids: str) -> None:
+        self.owner = Owner(*run_ids)
+        self.others.serve(self.owner)
+
+    async def look(self) -> None:
+        """What a node does every now and then."""
+        await self.member.join()
+
+
+@asynccontextmanager
+async def joined(redis_server: RedisServer, *names: str) -> AsyncIterator[list[Node]]:
+    async with AsyncExitStack() as stack:
+        nodes = []
+        for name in names:
+            link = await stack.enter_async_context(open_link(Address(redis_server.url)))
+            kept = Kept()
+            nodes.append(Node(link, await stack.enter_async_context(open_membership(link, name, kept)), kept))
+        yield nodes
+
+
+class Clock:
+    """The time of all nodes; it passes when a test says so."""
+
+    seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+    async def passes(self, *nodes: Node) -> None:
+        """Let so much time pass that whoever was missed before is gone, then look."""
+        self.seconds += membership.GONE_SECONDS
+        for node in nodes:
+            await node.look()
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Nobody looks by himself: the tests look."""
+    clock = Clock()
+    monkeypatch.setattr(membership, "LOOK_SECONDS", 3600.0)
+    monkeypatch.setattr(membership, "monotonic", clock)
+    return clock
+
+
+@pytest.fixture
+async def nodes(redis_server: RedisServer) -> AsyncIterator[list[Node]]:
+    async with joined(redis_server, "a", "b", "c") as found:
+        yield found
+
+
+async def own(node: Node, *run_ids: str) -> None:
+    """As the journal does when a run begins."""
+    for run_id in run_ids:
+        await node.link.command("HSET", owner_key(run_id), "node", node.member.node)
+
+
+async def die(node: Node) -> None:
+    """The lease of a node has run out."""
+    await node.link.command("DEL", node_key(node.member.node))
+
+
+async def registered(node: Node) -> list[str]:
+    return sorted(each.decode() for each in await node.link.command("SMEMBERS", NODES))
+
+
+# Who lives
+
+
+async def test_nobody_is_gone_who_renews_the_lease(nodes: list[Node], clock: Clock) -> None:
+    for _ in range(3):
+        await clock.passes(*nodes)
+        assert await nodes[0].member.gone({"a", "b", "c"}, NOBODY) == NOBODY
+        assert await nodes[0].member.gone({"b"}, {"b"}) == NOBODY, "whatever the database says"
+
+
+async def test_a_node_is_gone_when_its_lease_was_missing_in_all_looks_for_long(nodes: list[Node], clock: Clock) -> None:
+    a, b, c = nodes
+    told: list[str] = []
+    a.member.watch(lambda: told.append("a"))
+    await die(b)
+    await a.look()
+    assert (await a.member.gone({"b"}, NOBODY), told) == (NOBODY, [])
+    await clock.passes(a, c)
+    assert (await a.member.gone({"b", "c"}, NOBODY), told) == ({"b"}, ["a"])
+    assert await a.member.gone(NOBODY, NOBODY) == NOBODY
+    assert await registered(a) == ["a", "c"], "a node that left nothing is forgotten"
+
+
+async def test_a_node_that_comes_back_in_time_is_not_gone(nodes: list[Node], clock: Clock) -> None:
+    a, b, _ = nodes
+    for _ in range(2):
+        await die(b)
+        await a.look()
+        await b.look()
+        await clock.passes(a)
+        assert await a.member.gone({"b"}, NOBODY) == NOBODY
+
+
+async def test_a_look_without_an_answer_begins_the_count_anew(nodes: list[Node], clock: Clock) -> None:
+    """As after a stall of Redis in which all leases run out."""
+    a, b, _ = nodes
+    await die(b)
+    await a.look()
+    a.member._saw(Unavailable())
+    with pytest.raises(Unavailable):
+        await a.member.gone({"b"}, {"b"})
+    await clock.passes(a)
+    assert await a.member.gone({"b"}, NOBODY) == NOBODY
+    await clock.passes(a)
+    assert await a.member.gone({"b"}, NOBODY) == {"b"}
+
+
+async def test_a_redis_that_has_lost_its_data_kills_nobody(nodes: list[Node], clock: Clock) -> None:
+    a, b, c = nodes
+    await a.link.command("FLUSHALL")
+    await a.look()
+    assert await a.member.gone({"b", "c"}, NOBODY) == NOBODY
+    await clock.passes(b, c, a)
+    assert await a.member.gone({"b", "c"}, {"b", "c"}) == NOBODY
+
+
+async def test_whom_redis_does_not_know_the_database_judges(nodes: list[Node]) -> None:
+    assert await nodes[0].member.gone({"x", "y", None}, {"x", None}) == {"x", None}
+
+
+async def test_a_node_that_leaves_is_no_node(redis_server: RedisServer, nodes: list[Node]) -> None:
+    async with joined(redis_server, "d"):
+        assert await registered(nodes[0]) == ["a", "b", "c", "d"]
+    assert await registered(nodes[0]) == ["a", "b", "c"]
+    assert await nodes[0].link.command("EXISTS", node_key("d")) == 0
+
+
+async def test_a_node_that_redis_does_not_answer_ends_its_runs(
+    nodes: list[Node], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = nodes[0]
+    a.serve()
+    clock.seconds += membership.CUT_OFF_SECONDS + 1
+    monkeypatch.setattr(membership, "LOOK_SECONDS", 0.0)
+    a.member._is_looking = True  # The last look has no answer yet.
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(a.member.keep)
+        with anyio.fail_after(SECONDS):
+            while not a.owner.done:
+                await a.owner._news.wait()
+        tasks.cancel_scope.cancel()
+    assert set(a.owner.done) == {"interrupt"}
+
+
+# Who takes what is left
+
+
+async def test_the_runs_of_a_node_that_is_gone_are_taken_once_with_all_that_was_published(nodes: list[Node]) -> None:
+    a, b, c = nodes
+    await own(b, "known", "unknown")
+    log = a.kept.logs["known"] = MemoryLog("known")
+    log.append(Token(content="So far"))
+    assert await a.member.take(["known", "unknown"]) == {}, "it lives"
+    await die(b)
+    assert await a.member.take(["known", "unknown"]) == {"known": log.answer(), "unknown": None}
+    assert await c.member.take(["known", "unknown"]) == {}
+    assert await a.member.take(["known"]) == {"known": log.answer()}, "again, when it could not be stored"
+    await die(a)
+    assert await c.member.take(["unknown", "nobody's"]) == {"unknown": None, "nobody's": None}
+    await a.member.ended(["known"])
+    assert a.kept.announced == ["known"]
+
+
+# What is told
+
+
+async def test_a_cancel_reaches_the_owner_at_once(nodes: list[Node]) -> None:
+    a, b, _ = nodes
+    b.serve("run")
+    await own(b, "run")
+    await a.others.cancel("run")
+    await b.owner.until("cancel run")
+
+
+async def test_a_cancel_whose_message_was_lost_is_found_with_the_next_look(nodes: list[Node]) -> None:
+    a, b, _ = nodes
+    b.serve("run")
+    await own(b, "run")
+    b.link.unsubscribe(node_key("b"))
+    await a.others.cancel("run")
+    await b.look()
+    await b.owner.until("cancel run")
+    await b.look()
+    assert b.owner.done == []
+    assert await a.link.command("EXISTS", cancels_key("b")) == 0
+
+
+async def test_a_run_that_nobody_owns_cannot_be_cancelled(nodes: list[Node]) -> None:
+    with pytest.raises(Unavailable, match="cannot be reached"):
+        await nodes[0].others.cancel("run")
+
+
+async def test_how_far_a_run_has_come_is_known_from_what_was_published(nodes: list[Node]) -> None:
+    others = nodes[0].others
+    assert await others.last_seq("run") == 0
+    await nodes[1].link.command("XADD", run_key("run"), "3-0", "records", "x")
+    await nodes[1].link.command("XADD", run_key("run"), "17-0", "records", "x")
+    assert await others.last_seq("run") == 17
+
+
+async def test_the_owner_counts_each_node_that_has_readers_once(nodes: list[Node]) -> None:
+    a, b, c = nodes
+    b.serve("run", "other")
+    await own(b, "run", "other")
+    a.others.count("run", 1)
+    a.others.count("run", 1)
+    await b.owner.until("run has 1")
+    c.others.count("run", 1)
+    await b.owner.until("run has 2")
+    a.others.count("run", -1)
+    c.others.count("run", -1)
+    await b.owner.until("run has 1")
+    a.others.count("run", -1)
+    await b.owner.until("run has 0")
+    a.others.count("other", 1)
+    await b.owner.until("other has 1")
+
+
+async def test_the_readers_of_a_node_that_tells_of_none_are_gone(nodes: list[Node]) -> None:
+    a, b, c = nodes
+    for node in (a, c):
+        node.serve()
+    b.serve("run")
+    await own(b, "run")
+    a.others.count("run", 1)
+    await b.owner.until("run has 1")
+    for _ in range(2 * SILENT_LOOKS):
+        await a.look()
+        await a.link.command("PING")
+        await b.look()
+    for _ in range(SILENT_LOOKS - 1):
+        await b.look()
+    assert b.owner.done == [], "it has told of them"
+    for _ in range(2):
+        await b.look()
+    assert b.owner.done == ["run has 0"]
+    await a.look()
+    await b.owner.until("run has 0", "run has 1")
+
+
+async def test_readers_of_a_run_that_is_not_here_are_not_counted(nodes: list[Node]) -> None:
+    """It may be about to begin; the node tells of its readers again."""
+    a, b, _ = nodes
+    a.serve()
+    b.serve()
+    await own(b, "run", "marker")
+    a.others.count("run", 1)
+    await a.others.cancel("marker")
+    await b.owner.until("cancel marker")
+    b.owner.readers["run"] = 0
+    await a.look()
+    await b.owner.until("run has 1")
+    a.others.count("run", -1)
+    await b.owner.until("run has 0")
+
+
+async def test_what_cannot_be_told_now_is_told_with_a_later_look(nodes: list[Node]) -> None:
+    a, b, _ = nodes
+    a.serve()
+    b.serve("run")
+    a.others.count("run", 1)
+    await a.others._link.command("PING")
+    await own(b, "run")
+    await a.look()
+    await b.owner.until("run has 1")
