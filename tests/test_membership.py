@@ -56,6 +56,9 @@ class Owner:
         self._do(f"{run_id} has {self.readers[run_id]}")
         return True
 
+    def lose(self, run_id: str) -> None:
+        self._do(f"lose {run_id}")
+
     def interrupt(self) -> None:
         self._do("interrupt")
 

@@ -16,6 +16,10 @@ class Owner(Protocol):
         """Add so many readers of the run at other processes, or remove them (negative); whether the run is here."""
         ...
 
+    def lose(self, run_id: str) -> None:
+        """Stop the run: another process has taken it over."""
+        ...
+
     def interrupt(self) -> None:
         """End all runs: others have taken this process for dead, or soon will."""
         ...

@@ -12,7 +12,7 @@ from chatserver.agent import Agent, Step
 from chatserver.endings import INTERNAL, INTERRUPTED, UNSTORED, ending_of
 from chatserver.errors import RunLost, Unavailable, UpstreamError
 from chatserver.events import Error, FinishReason, Terminal, ToolCall, ToolResult, appended
-from chatserver.log import StoredLog
+from chatserver.log import Fenced, StoredLog
 from chatserver.meter import Spent
 from chatserver.providers import ModelRequest
 from chatserver.runs.checkpoints import Checkpoints
@@ -184,6 +184,8 @@ class Life:
             terminal = INTERNAL
         try:
             self.run.close(terminal)
+        except Fenced:
+            """The readers here are told what the new owner of the run has stored."""
         except Exception:
             # The run is over, whatever the log refused.
             logger.exception("run %s could not be ended", self.run_id)

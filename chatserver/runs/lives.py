@@ -97,6 +97,11 @@ class Lives:
             life.count(readers)
         return life is not None
 
+    def lose(self, run_id: str) -> None:
+        """Stop the run, if it is one of this process: another process has taken it over."""
+        if life := self.lives.get(run_id):
+            life.interrupt()
+
     def of_session(self, user: str, session_id: str) -> list[Life]:
         """The runs of a user's session, also those that are over."""
         wanted = user, session_id

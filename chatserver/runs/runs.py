@@ -24,6 +24,9 @@ from chatserver.runs.subscription import Subscription
 from chatserver.sessions import Sessions
 from chatserver.settings import Settings
 
+HEAR_SECONDS = 2.0
+"""How long a process waits to hear from another what a reader has already read there."""
+
 CANCEL_SECONDS = 10.0
 """How long a deletion waits for the end of a run at another process; by then a dead process's run has ended."""
 
@@ -140,6 +143,8 @@ class Runs:
         if life is None or life.run.state is State.KEPT:  # Another process may have deleted it.
             await self._sessions.run(user, run_id)
         log = await self._elsewhere_log(run_id) if life is None else life.log
+        if life is None and after > log.last_seq:
+            await _heard(log, after)
         if after > log.last_seq:
             raise BadCursor(f"`after` is past the end of the log, {log.last_seq}")
         return log, life
@@ -262,3 +267,11 @@ class Runs:
             await beginning.wait()
         life = self._lives.lives.get(run_id)
         return life if life is not None and life.user == user else None
+
+
+async def _heard(log: EventLog, seq: int) -> None:
+    """Wait until the log of a run at another process has come so far; a wrong cursor is waited for in vain."""
+    with anyio.move_on_after(HEAR_SECONDS):
+        async for _ in log.read(log.last_seq):
+            if log.last_seq >= seq:
+                return
