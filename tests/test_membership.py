@@ -116,7 +116,7 @@ class Clock:
 
     async def passes(self, *nodes: Node) -> None:
         """Let so much time pass that whoever was missed before is gone, then look."""
-        self.seconds += membership.GONE_SECONDS
+        self.seconds += membership.MISSED_SECONDS
         for node in nodes:
             await node.look()
 
@@ -125,7 +125,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Nobody looks by himself: the tests look."""
     clock = Clock()
-    monkeypatch.setattr(membership, "LOOK_SECONDS", 3600.0)
+    monkeypatch.setattr(membership, "BETWEEN_LOOKS_SECONDS", 3600.0)
     monkeypatch.setattr(membership, "monotonic", clock)
     return clock
 
@@ -224,7 +224,7 @@ async def test_a_node_that_redis_does_not_answer_ends_its_runs(
     a = nodes[0]
     a.serve()
     clock.seconds += membership.CUT_OFF_SECONDS + 1
-    monkeypatch.setattr(membership, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(membership, "BETWEEN_LOOKS_SECONDS", 0.0)
     a.member._is_looking = True  # The last look has no answer yet.
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(a.member.keep)

@@ -18,9 +18,9 @@ from chatserver.log import EventLog
 from chatserver.nodes.keys import NODES, cancels_key, node_key, owner_key
 from chatserver.nodes.link import Link, Script
 
-LOOK_SECONDS = 1.0
+BETWEEN_LOOKS_SECONDS = 1.0
 LEASE_SECONDS = 4.0
-GONE_SECONDS = 3.0
+MISSED_SECONDS = 3.0
 """How long a lease is missing in all looks before its node is gone: at most 8 s after the node's last sign of life."""
 
 CUT_OFF_SECONDS = 10.0
@@ -66,7 +66,7 @@ class Membership:
     async def keep(self) -> None:
         """Renew the lease and look for the others, for ever."""
         while True:
-            await anyio.sleep(LOOK_SECONDS)
+            await anyio.sleep(BETWEEN_LOOKS_SECONDS)
             if monotonic() - self._answered_at > CUT_OFF_SECONDS:
                 self.on_cut_off()
             self.look()
@@ -96,7 +96,7 @@ class Membership:
 
     def _gone(self) -> set[str]:
         now = monotonic()
-        return {node for node, since in self._missing.items() if now - since >= GONE_SECONDS}
+        return {node for node, since in self._missing.items() if now - since >= MISSED_SECONDS}
 
     async def join(self) -> None:
         """Be one of the nodes from now on.
