@@ -1,0 +1,85 @@
+"""Operations of the database that are cancelled at any moment: what one user asked for never comes to another."""
+
+from random import Random
+
+import pytest
+from anyio import CancelScope, create_task_group, fail_after, sleep
+
+from chatserver.errors import RunActive
+from chatserver.sessions import Sessions
+from tests.conftest import Scale
+from tests.databases import ask, ended, texts
+from tests.proving import seeded, tell
+
+pytestmark = [pytest.mark.anyio, pytest.mark.proof, pytest.mark.timeout(900)]
+
+USERS = 20
+AT_ONCE = 40
+
+
+class Crowd:
+    """Users who ask for what is theirs, all at once, and are cancelled at random."""
+
+    def __init__(self, sessions: Sessions, rng: Random) -> None:
+        self._sessions = sessions
+        self._rng = rng
+        self.answered = 0
+        self.disturbed = 0
+        """Operations that were cancelled before they were over; PostgreSQL's are over all the same."""
+
+    async def begin(self) -> None:
+        for user in map(str, range(USERS)):
+            await self._write(user)
+
+    async def _write(self, user: str) -> None:
+        begun = await ask(self._sessions, f"asked by {user}", user=user, session_id="s")
+        assert begun.is_new
+        await ended(self._sessions, begun, f"told {user}")
+
+    async def _read(self, user: str) -> None:
+        found = await texts(self._sessions, "s", user=user)
+        assert set(found) <= {f"asked by {user}", f"told {user}", ""}, f"{user} was told {found}"
+
+    async def _list(self, user: str) -> None:
+        (only,) = (await self._sessions.page(user, 10, None)).sessions
+        assert only.title == f"asked by {user}"
+
+    async def once(self) -> None:
+        """One operation of any user; a write may meet a run whose end was cancelled."""
+        user = str(self._rng.randrange(USERS))
+        operation = self._rng.choice([self._write, self._read, self._read, self._list])
+        try:
+            await operation(user)
+        except RunActive as active:
+            await self._sessions.interrupt(active.run_id)
+        self.answered += 1
+
+    async def once_or_never(self, scope: CancelScope) -> None:
+        with scope:
+            try:
+                await self.once()
+            finally:
+                self.disturbed += scope.cancel_called
+
+
+async def cancels_at_random(sessions: Sessions, rng: Random, count: int) -> None:
+    """Of so many operations half are cancelled; afterwards every user has what is theirs, and connections are free."""
+    crowd = Crowd(sessions, rng)
+    await crowd.begin()
+    for _ in range(count // AT_ONCE):
+        scopes = [CancelScope() for _ in range(AT_ONCE)]
+        async with create_task_group() as tasks:
+            for scope in scopes:
+                tasks.start_soon(crowd.once_or_never, scope)
+            for scope in rng.sample(scopes, AT_ONCE // 2):
+                await sleep(rng.choice([0, 0, 0.0005, 0.002]))
+                scope.cancel()
+    tell(f"{crowd.answered} answered, {crowd.disturbed} cancelled before")
+    assert min(crowd.answered, crowd.disturbed) > count / 20
+    for _ in range(USERS):
+        await crowd.once()
+
+
+async def test_a_cancelled_operation_leaves_nothing_behind_for_another(sessions: Sessions, scale: Scale) -> None:
+    with fail_after(800):
+        await cancels_at_random(sessions, seeded(), scale(400, 20_000))
