@@ -20,7 +20,7 @@ from chatserver.auth.origins import is_probe
 from chatserver.errors import ChatError, NotFound, SettingsError
 from chatserver.limits import RateLimiter
 from chatserver.log.journal import LocalJournal
-from chatserver.log.memory import MemoryLogs
+from chatserver.log.logs import MemoryLogs
 from chatserver.nodes import link_to
 from chatserver.providers.chat_completions.provider import OpenAIProvider
 from chatserver.routes import contract, demo, http, page

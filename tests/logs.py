@@ -12,7 +12,8 @@ from chatserver.commands import new_id
 from chatserver.events import Error, Event, Reasoning, Record, Start, Token, ToolCall, ToolResult, record
 from chatserver.log import EventLog, EventLogs
 from chatserver.log.journal import LocalJournal
-from chatserver.log.memory import MemoryLog, MemoryLogs
+from chatserver.log.logs import MemoryLogs
+from chatserver.log.memory import MemoryLog
 
 WAIT_SECONDS = 20.0
 ENDLESS = 2**40

@@ -31,7 +31,8 @@ from chatserver.events import (
 )
 from chatserver.log import BATCH_BYTES_LIMIT, BATCH_RECORDS_LIMIT, EventLog, StoredLog, fresh, merged
 from chatserver.log.journal import LocalJournal
-from chatserver.log.memory import READERS_PER_TURN, MemoryCursor, MemoryLog, MemoryLogs
+from chatserver.log.logs import MemoryLogs
+from chatserver.log.memory import READERS_PER_TURN, MemoryCursor, MemoryLog
 from chatserver.parts import ToolCallPart
 from tests.counting import calls_of
 from tests.logs import ENDLESS, a_run, all_of, data, documents_of, end, kept, nothing_stored, seqs, start
@@ -397,7 +398,7 @@ async def test_a_batch_is_held_by_nobody_but_its_reader() -> None:
 # ---- what is kept when a run is over --------------------------------------------------------------------------------
 
 
-async def finished(logs: MemoryLogs, run_id: str, text: str, forget: Callable[[str], None]) -> MemoryLog:
+async def finished(logs: MemoryLogs, run_id: str, text: str, forget: Callable[[str], None]) -> EventLog:
     log = await logs.create(run_id)
     log.append(start())
     log.append(Token(content=text))

@@ -19,7 +19,7 @@ from chatserver.auth import LOCAL_USER
 from chatserver.commands import ChatRequest
 from chatserver.errors import Unavailable
 from chatserver.limits import EVERYBODY
-from chatserver.log.memory import MemoryLogs
+from chatserver.log.logs import MemoryLogs
 from chatserver.runs.checkpoints import Checkpoints
 from chatserver.runs.places import LocalPlaces
 from chatserver.runs.runs import Runs

@@ -17,7 +17,7 @@ from chatserver.auth.tickets import LocalTickets
 from chatserver.commands import ChatRequest
 from chatserver.errors import TooMany
 from chatserver.limits import EVERYBODY, RateLimiter
-from chatserver.log.memory import MemoryLogs
+from chatserver.log.logs import MemoryLogs
 from chatserver.meter import Day
 from chatserver.runs.lives import Lives
 from chatserver.runs.places import LocalDays, LocalPlaces, Place

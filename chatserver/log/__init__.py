@@ -92,8 +92,15 @@ class EventLog(Protocol):
     last_seq: int
     """The ``seq`` of the newest record; 0: there is none."""
 
-    is_over: bool
-    """Nothing follows any more."""
+    @property
+    def is_over(self) -> bool:
+        """Nothing follows any more."""
+        ...
+
+    @property
+    def size_bytes(self) -> int:
+        """About what it takes of the memory, without what is fresh."""
+        ...
 
     def append(self, draft: Event) -> Record:
         """Give the draft its ``run_id`` and ``seq``, keep it, wake the readers; the record, of a long text the last.

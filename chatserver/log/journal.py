@@ -1,32 +1,38 @@
 """The journal: how the nodes that serve one database share the logs of runs that go on.
 
 Readers are local: on every node they are cursors in logs in its memory. A run is written on one node, its owner. A
-node that has readers of the run follows it once, whatever their number. A journal takes what it hands over from the
-owner's log by a cursor, as any reader does: all that is ready at once, so that no token pays for it.
+node that has readers of the run follows it once, whatever their number. What is appended between two round trips is
+handed over together, so that no token has one of its own.
 """
 
 from typing import Protocol
 
 from chatserver.log import EventLog, Fenced
+from chatserver.log.memory import MemoryLog
 
 
 class Journal(Protocol):
     """What a node asks of the others about the logs of runs that go on."""
 
-    async def own(self, log: EventLog) -> None:
-        """From now on this node writes the log; what is appended is handed over to the nodes that follow its run.
+    async def own(self, run_id: str) -> EventLog:
+        """A new log, which this node writes; what is appended is handed over to the nodes that follow the run.
 
         Raises:
             Fenced: another node owns the run.
+            Unavailable: nobody can say who does.
         """
         ...
 
     async def follow(self, run_id: str) -> EventLog | None:
-        """A log that grows as the owner's does, from its first event; None: nobody owns the run."""
+        """A log that grows as the owner's does, from its first event; None: no node has a log of the run.
+
+        Raises:
+            Unavailable: nobody can say, and the run is not stored as over.
+        """
         ...
 
     def release(self, run_id: str) -> None:
-        """The log that this node owned is over and stored; whoever comes from now on reads it from there."""
+        """This node needs the log that it owned no more: it is over and stored, or there never was such a run."""
         ...
 
 
@@ -36,9 +42,11 @@ class LocalJournal:
     def __init__(self) -> None:
         self._logs: dict[str, EventLog] = {}
 
-    async def own(self, log: EventLog) -> None:
-        if self._logs.setdefault(log.run_id, log) is not log:
+    async def own(self, run_id: str) -> EventLog:
+        if run_id in self._logs:
             raise Fenced
+        self._logs[run_id] = log = MemoryLog(run_id)
+        return log
 
     async def follow(self, run_id: str) -> EventLog | None:
         return self._logs.get(run_id)

@@ -2,10 +2,8 @@
 
 import asyncio
 import logging
-from collections import OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import closing
-from weakref import WeakValueDictionary
 
 from anyio.lowlevel import checkpoint
 
@@ -19,9 +17,8 @@ from chatserver.events import (
     pieces,
     token_writer,
 )
-from chatserver.log import EventLog, StoredLog
+from chatserver.log import StoredLog
 from chatserver.log.fresh import Fresh
-from chatserver.log.journal import Journal
 from chatserver.log.merged import Merged
 from chatserver.log.waking import WAKES
 
@@ -205,52 +202,3 @@ class MemoryLog:
         else:
             self._is_waking = False
             self._batch_after, self._batch = -1, ()  # A reader that has stopped would not be the only one to hold it.
-
-
-class MemoryLogs:
-    """The ``EventLogs`` of one node. Its logs that are over take ``over_bytes_limit`` at most, all together."""
-
-    def __init__(
-        self, over_bytes_limit: int, stored: Callable[[str], Awaitable[StoredLog | None]], journal: Journal
-    ) -> None:
-        """``stored`` gives the log of a run that was forgotten, None: there is none."""
-        self._over_bytes_limit = over_bytes_limit
-        self._stored = stored
-        self._journal = journal
-        self._logs: dict[str, MemoryLog] = {}
-        self._over = OrderedDict[str, int]()  # The bytes of each that is over, the oldest first.
-        self._over_bytes = 0
-        self._restored = WeakValueDictionary[str, MemoryLog]()
-        self._restoring = WeakValueDictionary[str, asyncio.Lock]()
-
-    async def create(self, run_id: str) -> MemoryLog:
-        self.forget(run_id)  # The store may have undone a beginning, and the run begins once more.
-        log = MemoryLog(run_id)
-        await self._journal.own(log)
-        self._logs[run_id] = log
-        return log
-
-    async def open(self, run_id: str) -> EventLog | None:
-        return self._logs.get(run_id) or await self._journal.follow(run_id) or await self._restore(run_id)
-
-    async def _restore(self, run_id: str) -> MemoryLog | None:
-        """A stored log: one for all who read it at the same time, or each would take as much memory again."""
-        lock = self._restoring.setdefault(run_id, asyncio.Lock())
-        async with lock:
-            log = self._restored.get(run_id)
-            if log is None and (stored := await self._stored(run_id)):
-                log = MemoryLog(run_id)
-                await log.restore(stored)
-                self._restored[run_id] = log
-            return log
-
-    def retain(self, run_id: str, forget: Callable[[str], None]) -> None:
-        self._over[run_id] = size_bytes = self._logs[run_id].size_bytes
-        self._over_bytes += size_bytes
-        while self._over_bytes > self._over_bytes_limit:
-            forget(next(iter(self._over)))
-
-    def forget(self, run_id: str) -> None:
-        if self._logs.pop(run_id, None):
-            self._journal.release(run_id)
-        self._over_bytes -= self._over.pop(run_id, 0)

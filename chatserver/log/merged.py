@@ -5,7 +5,7 @@ A token of a few characters takes 250 bytes as a record; here it takes its text 
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from struct import unpack
 from typing import TypeAlias
@@ -46,10 +46,17 @@ class Texts:
 
     def event(self, run_id: str, after: int = 0) -> Token | Reasoning:
         """What follows a cursor, which is before the last of them."""
-        skipped = max(0, after + 1 - self.first_seq)
+        skipped = self._skipped(after)
         first, last = self.first_seq + skipped, self.first_seq + len(self.lengths) - 1
         content = self.text.decode()[sum(self.lengths[:skipped]) :]
         return self.kind(run_id=run_id, seq=last, first_seq=first if first < last else UNSET, content=content)
+
+    def lengths_after(self, after: int) -> Sequence[int]:
+        """Those of the texts that follow a cursor."""
+        return self.lengths[self._skipped(after) :]
+
+    def _skipped(self, after: int) -> int:
+        return max(0, after + 1 - self.first_seq)
 
     def seal(self) -> None:
         """Nothing more is added: let go of the room for it."""
@@ -107,8 +114,11 @@ class Merged:
 
     def after(self, cursor: int) -> Sequence[Record]:
         """What one batch holds of the events behind a cursor, of which there is one at least."""
-        start = max(0, bisect_right(self._blocks, cursor + 1, key=_first_seq) - 1)
-        return batch_of(self._record(block, cursor) for block in islice(self._blocks, start, None))
+        return batch_of(self._record(block, cursor) for block in islice(self._blocks, self._start(cursor), None))
+
+    def _start(self, cursor: int) -> int:
+        """The index of the block that has the first event behind a cursor."""
+        return max(0, bisect_right(self._blocks, cursor + 1, key=_first_seq) - 1)
 
     def _record(self, block: Block, after: int = 0) -> Record:
         return block if isinstance(block, Record) else record(block.event(self._run_id, after))
@@ -120,32 +130,58 @@ class Merged:
 
     def stored(self, last: Sequence[Record] = ()) -> StoredLog:
         """The log as it is stored, with some events behind it that are not in it."""
+        return self._stored(self._blocks, last=last)
+
+    def stored_after(self, cursor: int) -> StoredLog:
+        """About what one batch holds of the events behind a cursor, of which there is one at least, as it is stored."""
+        start = self._start(cursor)
+        return self._stored(self._blocks[start : start + len(self.after(cursor))], cursor)
+
+    @property
+    def closed_blocks(self) -> int:
+        """How many blocks have another behind them: nothing is added to them any more."""
+        return max(0, len(self._blocks) - 1)
+
+    def stored_block(self, index: int) -> StoredLog:
+        """One block, as it is stored."""
+        return self._stored(self._blocks[index : index + 1])
+
+    def _stored(self, blocks: Iterable[Block], after: int = 0, last: Sequence[Record] = ()) -> StoredLog:
         records, lengths = list[Record](), array("H")
-        for block in self._blocks:
-            records.append(self._record(block))
-            if isinstance(block, Texts) and len(block.lengths) > 1:
-                lengths.extend(block.lengths)
+        for block in blocks:
+            records.append(self._record(block, after))
+            if isinstance(block, Texts) and len(left := block.lengths_after(after)) > 1:
+                lengths.extend(left)
         return StoredLog.of([*records, *last], lengths)
 
     def restore(self, stored: StoredLog) -> Iterator[int]:
         """Add what was stored, an event for each ``seq`` that is asked for: a long log takes a while."""
-        lengths = unpack(f"<{len(stored.lengths) // 2}H", stored.lengths)
-        start = 0
-        for document in stored.documents.split(b"\n"):
-            event = decode(document)
-            if not isinstance(event, TEXTS):
-                self.add(Record(event.seq, type_of(event), document))
-            elif event.first_seq is UNSET:
-                self.add_text(type(event), event.seq, event.content)
-            else:
-                count = event.seq - event.first_seq + 1
-                texts = self._with_room(type(event), event.first_seq, count, len(event.content))
-                texts.text += event.content.encode()
-                texts.lengths.extend(lengths[start : start + count])
-                texts.chars += len(event.content)
-                start += count
+        for event, document, lengths in events_of(stored):
+            self.add_stored(event, document, lengths)
             yield event.seq
         self.seal()
+
+    def add_stored(self, event: Event, document: bytes, lengths: Sequence[int]) -> None:
+        """Add an event as ``events_of`` gives it."""
+        if not isinstance(event, TEXTS):
+            self.add(Record(event.seq, type_of(event), document))
+        elif event.first_seq is UNSET:
+            self.add_text(type(event), event.seq, event.content)
+        else:
+            texts = self._with_room(type(event), event.first_seq, len(lengths), len(event.content))
+            texts.text += event.content.encode()
+            texts.lengths.extend(lengths)
+            texts.chars += len(event.content)
+
+
+def events_of(stored: StoredLog) -> Iterator[tuple[Event, bytes, Sequence[int]]]:
+    """What was stored: each event, its document, and the lengths of the texts that it has merged, if it has."""
+    lengths, start = unpack(f"<{len(stored.lengths) // 2}H", stored.lengths), 0
+    for document in stored.documents.split(b"\n"):
+        event = decode(document)
+        count = event.seq - event.first_seq + 1 if isinstance(event, TEXTS) and event.first_seq is not UNSET else 0
+        yield event, document, lengths[start : start + count]
+        start += count
 
 
 def _first_seq(block: Block) -> int:

@@ -132,6 +132,10 @@ class Link:
         self._channels[channel.encode()] = on_message
         self._want("SUBSCRIBE", channel)
 
+    def publish(self, channel: str, message: bytes) -> None:
+        """Say something in a channel, if Redis can be used now."""
+        self._send(packed("PUBLISH", channel, message), _nobody)
+
     def unsubscribe(self, channel: str) -> None:
         """Be given no more messages of the channel."""
         if self._channels.pop(channel.encode(), None):
@@ -196,6 +200,10 @@ def _pauses() -> Iterator[float]:
     while True:
         yield pause * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards nothing
         pause = min(LONGEST_PAUSE_SECONDS, 2 * pause)
+
+
+def _nobody(reply: Any) -> None:
+    """Nobody waits for it."""
 
 
 def _confirmed(wire: Wire, reply: Any) -> None:

@@ -1,0 +1,202 @@
+"""The readers' side of the journal: each run of another node that somebody here reads is followed once.
+
+What a run's channel says is kept if it follows what is here. Otherwise the run is read from Redis: when it is followed
+for the first time, when a message was lost, and when the link is made again. A run that Redis knows nothing of, or that
+is silent, may be over in the database, which then has its whole log.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from time import monotonic
+from typing import Any, TypeAlias
+
+import anyio
+
+from chatserver.errors import Unavailable
+from chatserver.log import StoredLog
+from chatserver.log.fed import FedLog
+from chatserver.nodes.chunk import unpacked_chunk
+from chatserver.nodes.keys import blocks_key, owner_key, run_key
+from chatserver.nodes.link import Link, Script
+
+BLOCKS_AT_ONCE, ENTRIES_AT_ONCE = 16, 256
+"""How much one call reads at most: a block has some 10,000 characters, an entry a few tokens."""
+
+JOURNAL_LOOK_SECONDS = 1.0
+"""Between two looks whether the newest message of a run was lost."""
+
+SILENT_SECONDS = 5.0
+"""How long a run says nothing before the database is asked whether it is over."""
+
+IDLE_SECONDS = 10.0
+"""How long a run is followed that nobody here reads any more."""
+
+READ, TAILS = Script("read"), Script("tails")
+
+STORED = b""
+"""The message of a run's channel that says: the run is over, and the database has its log."""
+
+Stored: TypeAlias = Callable[[str], Awaitable[StoredLog | None]]
+
+
+class Followed:
+    """A run that is followed."""
+
+    __slots__ = ("blocks", "first_read", "heard_at", "is_ours", "is_reading", "log", "used_at")
+
+    def __init__(self, log: FedLog, is_ours: bool) -> None:
+        self.log = log
+        self.is_ours = is_ours
+        """Whether it was ours, and readers find it elsewhere: it is followed to its end."""
+
+        self.blocks = 0
+        """How many blocks of it were read."""
+
+        self.is_reading = False
+        """Whether it is being read from Redis. What its channel says meanwhile is among what is read."""
+
+        self.first_read: asyncio.Future[Any] | None = asyncio.get_running_loop().create_future()
+        """Whether Redis has anything of it, or an exception; None: that was told."""
+
+        self.heard_at = self.used_at = monotonic()
+
+
+class Follower:
+    """The runs of other nodes that have readers on this one."""
+
+    def __init__(self, link: Link, stored: Stored) -> None:
+        """``stored`` gives the log of a run that is over from the database."""
+        self._link = link
+        self._stored = stored
+        self._followed: dict[str, Followed] = {}
+        self._maybe_over: dict[str, None] = {}  # Runs that the database is asked about next.
+        self._news = asyncio.Event()
+        link.on_up.append(self._read_all)
+
+    async def follow(self, run_id: str) -> FedLog | None:
+        """The log of a run, as far as Redis has it; None: Redis has nothing of it.
+
+        Raises:
+            Unavailable: Redis cannot be used now.
+        """
+        followed = self._followed.get(run_id) or self._begin(FedLog(run_id))
+        followed.used_at = monotonic()
+        if followed.first_read is not None:
+            is_there = await asyncio.shield(followed.first_read)
+            if isinstance(is_there, Exception):
+                raise is_there
+            if not is_there:
+                return None
+        return followed.log
+
+    def adopt(self, log: FedLog) -> None:
+        """Follow a run that was ours, from where it is, to its end."""
+        self._begin(log, is_ours=True)
+
+    def _begin(self, log: FedLog, is_ours: bool = False) -> Followed:
+        self._followed[log.run_id] = followed = Followed(log, is_ours)
+        self._link.subscribe(run_key(log.run_id), partial(self._hear, followed))
+        self._read(followed)
+        return followed
+
+    def _leave(self, followed: Followed) -> None:
+        self._followed.pop(followed.log.run_id, None)
+        self._link.unsubscribe(run_key(followed.log.run_id))
+
+    # What Redis says.
+
+    def _hear(self, followed: Followed, message: bytes) -> None:
+        followed.heard_at = monotonic()
+        if message == STORED:
+            self._ask_database(followed)
+        elif not followed.is_reading and not self._feed(followed, message):
+            self._read(followed)
+
+    def _feed(self, followed: Followed, chunk: bytes) -> bool:
+        """Keep what is new; False: something before it is missing."""
+        follows = followed.log.feed(unpacked_chunk(chunk))
+        if followed.log.is_over:
+            self._link.unsubscribe(run_key(followed.log.run_id))
+        return follows
+
+    def _read_all(self) -> None:
+        for followed in self._followed.values():
+            if not followed.log.is_over and not followed.is_reading:
+                self._read(followed)
+
+    def _read(self, followed: Followed) -> None:
+        followed.is_reading = True
+        run_id, after = followed.log.run_id, followed.log.last_seq
+        keys = run_key(run_id), blocks_key(run_id), owner_key(run_id)
+        args = followed.blocks, after, BLOCKS_AT_ONCE, ENTRIES_AT_ONCE
+        self._link.post(READ, keys, args, partial(self._got, followed))
+
+    def _got(self, followed: Followed, reply: Any) -> None:
+        followed.is_reading = False
+        if isinstance(reply, Exception):
+            return self._tell_first(followed, reply)
+        is_there, blocks, chunks = reply
+        followed.blocks += len(blocks)
+        if not all(self._feed(followed, chunk) for chunk in (*blocks, *chunks)):
+            followed.blocks = 0  # Redis lacks something, until the owner notices: the next look reads all of it.
+        elif len(blocks) == BLOCKS_AT_ONCE or len(chunks) == ENTRIES_AT_ONCE:
+            return self._read(followed)
+        self._tell_first(followed, bool(is_there))
+
+    def _tell_first(self, followed: Followed, is_there: bool | Exception) -> None:
+        if followed.first_read is not None:
+            followed.first_read.set_result(is_there)
+            followed.first_read = None
+            if is_there is not True and not followed.is_ours:
+                self._leave(followed)
+
+    # What is looked at once in a while.
+
+    async def keep(self, look_seconds: float) -> None:
+        """Find what was lost and what is over, and leave what nobody reads, for ever."""
+        while True:
+            with anyio.move_on_after(look_seconds):
+                await self._news.wait()
+            self._news.clear()
+            self._look()
+            await self._complete()
+
+    def _look(self) -> None:
+        looked_at = list[Followed]()
+        for followed in list(self._followed.values()):
+            if followed.log.has_readers:
+                followed.used_at = monotonic()
+            is_idle = monotonic() - followed.used_at > IDLE_SECONDS
+            if is_idle and (followed.log.is_over or not followed.is_ours):
+                self._leave(followed)
+            elif not followed.log.is_over:
+                looked_at.append(followed)
+                if monotonic() - followed.heard_at > SILENT_SECONDS:
+                    self._ask_database(followed)
+        if looked_at:
+            run_ids = [followed.log.run_id for followed in looked_at]
+            self._link.post(TAILS, (), run_ids, partial(self._compare, looked_at))
+
+    def _compare(self, looked_at: Sequence[Followed], tails: Any) -> None:
+        if isinstance(tails, list):
+            for followed, tail in zip(looked_at, tails, strict=True):
+                if tail > followed.log.last_seq and not followed.is_reading:
+                    self._read(followed)
+
+    def _ask_database(self, followed: Followed) -> None:
+        followed.heard_at = monotonic()
+        self._maybe_over[followed.log.run_id] = None
+        self._news.set()
+
+    async def _complete(self) -> None:
+        """Complete the logs of the runs that are over in the database."""
+        run_ids, self._maybe_over = self._maybe_over, {}
+        for run_id in run_ids:
+            with suppress(Unavailable):
+                stored = await self._stored(run_id)
+                followed = self._followed.get(run_id)
+                if stored is not None and followed is not None and not followed.log.is_over:
+                    self._link.unsubscribe(run_key(run_id))
+                    await followed.log.complete(stored)

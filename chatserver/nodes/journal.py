@@ -1,0 +1,123 @@
+"""The journal of several nodes, in Redis: what this node writes is published, what others write is followed.
+
+The journal has what goes on; the database has what is over, and the database is right.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from time import monotonic
+from typing import Any
+
+import anyio
+
+from chatserver.errors import Unavailable
+from chatserver.log import EventLog, Fenced
+from chatserver.nodes.chunk import packed_chunk
+from chatserver.nodes.follower import JOURNAL_LOOK_SECONDS, STORED, Follower, Stored
+from chatserver.nodes.keys import blocks_key, node_key, owner_key, run_key
+from chatserver.nodes.link import Link, Script
+from chatserver.nodes.owned_log import OwnedLog
+from chatserver.nodes.publisher import RUN_TTL_SECONDS, Publisher
+from chatserver.nodes.wire import Word, unavailable
+
+RENEW_RUNS_SECONDS = RUN_TTL_SECONDS / 10
+
+BLOCKS_PER_MERGE = 16
+
+OWN, MERGE, RELEASE, RENEW = Script("own"), Script("merge"), Script("release"), Script("renew")
+
+
+class RedisJournal:
+    """A ``Journal`` in Redis, of one node."""
+
+    def __init__(self, link: Link, node: str, stored: Stored) -> None:
+        self._link = link
+        self._node = node
+        self._stored = stored
+        self._owned: dict[str, OwnedLog] = {}
+        self._follower = Follower(link, stored)
+        self._renewed_at = monotonic()
+        self.publisher = Publisher(link, node)
+
+    async def own(self, run_id: str) -> EventLog:
+        try:
+            keys = node_key(self._node), owner_key(run_id)
+            owner = await self._link.call(OWN, keys, (self._node, RUN_TTL_SECONDS))
+        except asyncio.CancelledError:
+            self._delete(run_id)
+            raise
+        if owner is None:  # This node has no lease now.
+            raise unavailable()
+        if owner != self._node.encode():
+            raise Fenced
+        self._owned[run_id] = log = OwnedLog(run_id, self.publisher.publish)
+        return log
+
+    async def follow(self, run_id: str) -> EventLog | None:
+        try:
+            return await self._follower.follow(run_id)
+        except Unavailable:
+            if await self._stored(run_id) is None:
+                raise
+            return None
+
+    def release(self, run_id: str) -> None:
+        if (log := self._owned.pop(run_id, None)) and not log.is_fenced:
+            log.fence()
+            self._delete(run_id)
+
+    def lose(self, run_id: str) -> None:
+        """The run is not ours any more: forget what was not confirmed, and go on with what others have of it."""
+        if log := self._owned.pop(run_id, None):
+            log.fence()
+            self._follower.adopt(log.shown)
+
+    def announce(self, run_id: str) -> None:
+        """Tell all who follow the run that the database has its log."""
+        self._link.publish(run_key(run_id), STORED)
+
+    def _delete(self, run_id: str) -> None:
+        keys = run_key(run_id), blocks_key(run_id), owner_key(run_id)
+        self._link.post(RELEASE, keys, (self._node, RUN_TTL_SECONDS), _nobody)
+
+    async def _keep(self, look_seconds: float) -> None:
+        """Merge what can be merged, for ever: once in a while, and nothing per token."""
+        while True:
+            await anyio.sleep(look_seconds)
+            for log in self._owned.values():
+                self._merge(log)
+            if monotonic() - self._renewed_at > RENEW_RUNS_SECONDS:
+                self._renewed_at = monotonic()
+                self._link.post(RENEW, (), (RUN_TTL_SECONDS, *self._owned), _nobody)
+
+    def _merge(self, log: OwnedLog) -> None:
+        merged, start = log.shown.merged, log.merged_blocks
+        blocks = [merged.stored_block(index) for index in range(start, merged.closed_blocks)[:BLOCKS_PER_MERGE]]
+        if blocks:
+            keys = run_key(log.run_id), blocks_key(log.run_id), owner_key(log.run_id)
+            args: list[Word] = [self._node, RUN_TTL_SECONDS, start, blocks[-1].last_seq, *map(packed_chunk, blocks)]
+            self._link.post(MERGE, keys, args, partial(_merged, log))
+
+
+def _merged(log: OwnedLog, count: Any) -> None:
+    if isinstance(count, int) and count >= 0:
+        log.merged_blocks = count
+
+
+def _nobody(reply: Any) -> None:
+    """Nobody waits for it."""
+
+
+@asynccontextmanager
+async def open_journal(
+    link: Link, node: str, stored: Stored, look_seconds: float = JOURNAL_LOOK_SECONDS
+) -> AsyncIterator[RedisJournal]:
+    """The journal of a node; ``stored`` gives the log of a run that is over from the database."""
+    journal = RedisJournal(link, node, stored)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(journal._keep, look_seconds)
+        tasks.start_soon(journal._follower.keep, look_seconds)
+        yield journal
+        tasks.cancel_scope.cancel()

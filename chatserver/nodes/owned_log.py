@@ -1,0 +1,113 @@
+"""The log of a run that this node writes: what is appended is shown when the journal has it."""
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from itertools import chain
+
+from chatserver.answer import Answer, fold
+from chatserver.events import Event, Record, Token, appended, pieces, token_writer
+from chatserver.log import Cursor, Fenced, StoredLog, batch_of
+from chatserver.log.fed import FedLog
+from chatserver.nodes.chunk import chunk_of, packed_chunk
+
+
+class OwnedLog:
+    """An ``EventLog`` of two parts: ``shown``, which readers read, and what is not confirmed yet."""
+
+    def __init__(self, run_id: str, publish: Callable[["OwnedLog"], None]) -> None:
+        """``publish`` is told of each append: there is something that the journal has not."""
+        self.run_id = run_id
+        self.shown = FedLog(run_id)
+        self.last_seq = 0
+        self.tail = 0
+        """The number up to which the journal has the log."""
+
+        self.merged_blocks = 0
+        """How many closed blocks of the merged form the journal has."""
+
+        self.is_fenced = False
+        self.has_ended = False
+        self._publish = publish
+        self._token_record = token_writer(run_id)
+        self._hidden: list[Record] = []
+        self._drafts: list[Event] = []  # Of the hidden records, in the same order.
+
+    @property
+    def is_over(self) -> bool:
+        return self.shown.is_over
+
+    @property
+    def size_bytes(self) -> int:
+        return self.shown.size_bytes + sum([len(each.data) for each in self._hidden])
+
+    def append(self, draft: Event) -> Record:
+        if self.is_fenced:
+            raise Fenced
+        if self.has_ended:
+            raise RuntimeError("a terminal event is the last one")
+        for part in pieces(draft):
+            seq = self.last_seq + 1
+            if type(part) is Token:  # As nearly all are.
+                new = self._token_record(part.content, seq)
+            else:
+                new = appended(part, self.run_id, seq)
+                self.has_ended = new.is_terminal
+            self.last_seq = seq
+            self._hidden.append(new)
+            self._drafts.append(part)
+        self._publish(self)
+        return self._hidden[-1]
+
+    # What is published.
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether there is something that the journal has not."""
+        return self.tail < self.last_seq and not self.is_fenced
+
+    def chunk(self) -> tuple[int, bytes]:
+        """What follows the tail of the journal, as much as one batch holds, and its last number."""
+        if self.tail < self.shown.last_seq:  # The journal has lost its end.
+            part = self.shown.merged.stored_after(self.tail)
+            return part.last_seq, packed_chunk(part)
+        records = batch_of(self._hidden)
+        return records[-1].seq, chunk_of(records)
+
+    def confirm(self, tail: int) -> None:
+        """The journal has the log up to this number: show it."""
+        self.tail = tail
+        self._show(tail - self.shown.last_seq)
+
+    def show_all(self) -> None:
+        """Show what is not confirmed: the database has it."""
+        self._show(len(self._hidden))
+
+    def _show(self, count: int) -> None:
+        if count <= 0:
+            return
+        for new, draft in zip(self._hidden[:count], self._drafts[:count], strict=True):
+            self.shown.keep(draft, new)
+        del self._hidden[:count], self._drafts[:count]
+        self.shown.tell()
+
+    def fence(self) -> None:
+        """Another node owns the run: what is not confirmed is never shown."""
+        self.is_fenced = True
+        self.last_seq = self.shown.last_seq
+        self._hidden, self._drafts = [], []
+
+    # What is read.
+
+    def cursor(self, after: int) -> Cursor:
+        return self.shown.cursor(after)
+
+    def read(self, after: int) -> AsyncGenerator[Sequence[Record], None]:
+        return self.shown.read(after)
+
+    def answer(self) -> Answer:
+        return fold(chain(self.shown.merged.events(), self._drafts))
+
+    def stored(self, *last: Record) -> StoredLog:
+        return self.shown.stored(*self._hidden, *last)
+
+    def close(self) -> None:
+        self.shown.close()

@@ -1,0 +1,113 @@
+"""The owner's side of the journal: all that is new of all runs of a node goes out in one script call at a time.
+
+What is appended while a call is under way goes out with the next one. So a token that comes alone is confirmed after
+one round trip, and under load a round trip is shared by all that came meanwhile.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from redis.exceptions import ResponseError
+
+from chatserver.log.waking import WAKES
+from chatserver.nodes.keys import node_key
+from chatserver.nodes.link import Link, Script
+from chatserver.nodes.owned_log import OwnedLog
+from chatserver.nodes.wire import Word
+
+logger = logging.getLogger(__name__)
+
+CALL_BYTES = 1024 * 1024
+"""What one call carries about at most: Redis does nothing else while it runs, also for other nodes."""
+
+RUN_TTL_SECONDS = 6 * 3600
+"""How long what is kept of a run outlives its last renewal: only a run that all nodes have left comes to that."""
+
+PUBLISH_AGAIN_SECONDS = 0.25
+"""After a call that was refused."""
+
+PUBLISH = Script("publish")
+
+
+class Publisher:
+    """Publishes the logs that this node owns."""
+
+    def __init__(self, link: Link, node: str) -> None:
+        self.on_fenced: Callable[[OwnedLog], None] = _nothing
+        """Called when another node owns a run of ours. What was not confirmed is gone already."""
+
+        self.on_cancelled: Callable[[OwnedLog], None] = _nothing
+        """Called, maybe again and again, when the run's owner key says that the run is to be cancelled."""
+
+        self._link = link
+        self._node = node
+        self._behind: dict[OwnedLog, None] = {}  # In the order in which they fell behind.
+        self._sent: list[tuple[OwnedLog, int]] = []  # With the number of the last event that was sent.
+        self._is_busy = False
+        """A call is under way, or is going to be made."""
+
+    def publish(self, log: OwnedLog) -> None:
+        """There is something new of this log."""
+        self._behind[log] = None
+        if not self._is_busy:
+            self._is_busy = True
+            asyncio.get_running_loop().call_soon(self._call)
+
+    def _call(self) -> None:
+        """Send what is new; there is no other call under way."""
+        args: list[Word] = [self._node, RUN_TTL_SECONDS]
+        room, behind, self._behind = CALL_BYTES, self._behind, {}
+        for log in behind:
+            if room < 0:
+                self._behind[log] = None
+            elif log.is_behind:
+                last, chunk = log.chunk()
+                args += (log.run_id, log.tail, last, chunk)
+                self._sent.append((log, last))
+                room -= len(chunk)
+        self._is_busy = bool(self._sent)
+        if self._sent:
+            self._link.post(PUBLISH, (node_key(self._node),), args, self._replied)
+
+    def _replied(self, reply: Any) -> None:
+        sent, self._sent = self._sent, []
+        if isinstance(reply, list):
+            with WAKES.held():
+                self._confirm(sent, reply)
+            self._call()
+        else:
+            self._refuse(sent, reply)
+
+    def _confirm(self, sent: Sequence[tuple[OwnedLog, int]], looks: Sequence[int]) -> None:
+        places = dict(zip(looks[::3], zip(looks[1::3], looks[2::3], strict=True), strict=True))
+        for place, (log, last) in enumerate(sent):
+            tail, is_cancelled = places.get(place, (last, 0))
+            if log.is_fenced:
+                continue
+            if not 0 <= tail <= log.last_seq:
+                log.fence()
+                self.on_fenced(log)
+                continue
+            if tail < log.tail:
+                logger.warning("the journal has lost run %s behind %d: it is filled again", log.run_id, tail)
+            log.confirm(tail)
+            if log.is_behind:
+                self._behind[log] = None
+            if is_cancelled:
+                self.on_cancelled(log)
+
+    def _refuse(self, sent: Sequence[tuple[OwnedLog, int]], reply: object) -> None:
+        """Nothing is confirmed, whatever has happened in Redis: try again."""
+        if isinstance(reply, ResponseError):
+            logger.error("nothing can be published: %s", reply)
+        for log, _ in sent:
+            self._behind[log] = None
+            if log.has_ended:  # The database has it.
+                log.show_all()
+        asyncio.get_running_loop().call_later(PUBLISH_AGAIN_SECONDS, self._call)
+
+
+def _nothing(log: OwnedLog) -> None:
+    """Nobody is told."""
