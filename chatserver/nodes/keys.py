@@ -7,7 +7,7 @@
 | ``chatserver:node:{node}:cancels`` | set | the runs of a node that are to be cancelled, until it looks |
 | ``chatserver:run:{run}`` | stream | what was published of a run and is not merged yet; an id is ``{last seq}-0`` |
 | ``chatserver:run:{run}:blocks`` | list | what is merged, older than the stream |
-| ``chatserver:run:{run}:owner`` | hash | the owner of a run: ``node`` is its id; other fields are flags for it |
+| ``chatserver:run:{run}:owner`` | hash | the owner of a run: its field ``node`` |
 
 | channel | what |
 |---|---|

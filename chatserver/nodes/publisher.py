@@ -38,9 +38,6 @@ class Publisher:
         self.on_fenced: Callable[[OwnedLog], None] = _nothing
         """Called when another node owns a run of ours. What was not confirmed is gone already."""
 
-        self.on_cancelled: Callable[[OwnedLog], None] = _nothing
-        """Called, maybe again and again, when the run's owner key says that the run is to be cancelled."""
-
         self._link = link
         self._node = node
         self._behind: dict[OwnedLog, None] = {}  # In the order in which they fell behind.
@@ -80,10 +77,10 @@ class Publisher:
         else:
             self._refuse(sent, reply)
 
-    def _confirm(self, sent: Sequence[tuple[OwnedLog, int]], looks: Sequence[int]) -> None:
-        places = dict(zip(looks[::3], zip(looks[1::3], looks[2::3], strict=True), strict=True))
+    def _confirm(self, sent: Sequence[tuple[OwnedLog, int]], others: Sequence[int]) -> None:
+        tails = dict(zip(others[::2], others[1::2], strict=True))
         for place, (log, last) in enumerate(sent):
-            tail, is_cancelled = places.get(place, (last, 0))
+            tail = tails.get(place, last)
             if log.is_fenced:
                 continue
             if not 0 <= tail <= log.last_seq:
@@ -95,8 +92,6 @@ class Publisher:
             log.confirm(tail)
             if log.is_behind:
                 self._behind[log] = None
-            if is_cancelled:
-                self.on_cancelled(log)
 
     def _refuse(self, sent: Sequence[tuple[OwnedLog, int]], reply: object) -> None:
         """Nothing is confirmed, whatever has happened in Redis: try again."""

@@ -1,23 +1,22 @@
 -- Hand over what is new of the runs of a node, if the node is alive and owns them, each behind what is there.
 -- KEYS: the node's lease. ARGV: the node, the TTL in seconds of what is kept of a run; then for each run its id, the
 -- number before the first new event, the number of the last one, and the chunk.
--- Returns false: the node has no lease. Otherwise three values for each run that needs a look: its place among the
--- runs (from 0), the number that the journal is at (-1: another node owns the run), and 1 where a cancel is wanted.
+-- Returns false: the node has no lease. Otherwise two values for each run that is not at its last event now: its place
+-- among the runs (from 0), and the number that it is at; -1: another node owns it.
 
 if redis.call('EXISTS', KEYS[1]) == 0 then
     return false
 end
-local node, ttl, looks = ARGV[1], ARGV[2], {}
+local node, ttl, others = ARGV[1], ARGV[2], {}
 for place = 3, #ARGV, 4 do
     local stream, before, last = 'chatserver:run:' .. ARGV[place], tonumber(ARGV[place + 1]), tonumber(ARGV[place + 2])
-    local of_owner = redis.call('HMGET', stream .. ':owner', 'node', 'cancel')
-    local tail = -1
-    if not of_owner[1] then -- Redis has lost it: whoever writes the run owns it.
+    local owner, tail = redis.call('HGET', stream .. ':owner', 'node'), -1
+    if not owner then -- Redis has lost it: whoever writes the run owns it.
         redis.call('HSET', stream .. ':owner', 'node', node)
         redis.call('EXPIRE', stream .. ':owner', ttl)
-        of_owner[1] = node
+        owner = node
     end
-    if of_owner[1] == node then
+    if owner == node then
         local newest = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
         tail = newest and tonumber(string.match(newest[1], '^%d+')) or 0
         if tail == before then
@@ -32,10 +31,9 @@ for place = 3, #ARGV, 4 do
             tail = last
         end
     end
-    if tail ~= last or of_owner[2] then
-        table.insert(looks, (place - 3) / 4)
-        table.insert(looks, tail)
-        table.insert(looks, of_owner[2] and 1 or 0)
+    if tail ~= last then
+        table.insert(others, (place - 3) / 4)
+        table.insert(others, tail)
     end
 end
-return looks
+return others
