@@ -4,12 +4,12 @@ An event is made as a draft (``Token(content="Hi")``) by whoever knows the fact,
 ``seq`` by the log that appends it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
-from msgspec.structs import fields
+from msgspec.structs import fields, replace
 
 from chatserver.parts import Executor, Parts
 
@@ -133,6 +133,8 @@ Event: TypeAlias = Start | Token | Reasoning | ToolCall | ToolResult | Snapshot 
 Terminal: TypeAlias = Done | Error
 EVENT_TYPES: tuple[type[Event], ...] = (Start, Token, Reasoning, ToolCall, ToolResult, Snapshot, Done, Error)
 TERMINAL_TYPES = frozenset({"done", "error"})
+TYPE_NAMES: dict[type[Event], str] = {each: str(each.__struct_config__.tag) for each in EVENT_TYPES}
+"""The type of each event as it stands in the document."""
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
@@ -162,29 +164,14 @@ def to_json(value: object) -> bytes:
     return data
 
 
-def record(event: Event) -> Record:
-    """Encode an event that has its ``seq``. Only here and in ``token_writer`` does one become bytes."""
-    return Record(event.seq, type_of(event), to_json(event))
-
-
-def type_of(event: Event) -> str:
-    """As it stands in the document."""
-    return event.__struct_config__.tag  # type: ignore[return-value]  # our tags are text
-
-
 def appended(draft: Event, run_id: str, seq: int) -> Record:
-    """The record of a draft that is given its place."""
-    return record(msgspec.structs.replace(draft, run_id=run_id, seq=seq))
+    """The record of a draft that is given its place. Only here does an event become bytes."""
+    return Record(seq, TYPE_NAMES[type(draft)], to_json(replace(draft, run_id=run_id, seq=seq)))
 
 
-def token_writer(run_id: str) -> Callable[[str, int], Record]:
-    """As ``appended``, for the text of a run's tokens, as nearly all events are: no Struct is made."""
-    document = b'{"type":"token","run_id":%b,"seq":%%d,"content":%%b}' % _encoder.encode(run_id).replace(b"%", b"%%")
-
-    def write(content: str, seq: int) -> Record:
-        return Record(seq, "token", document % (seq, to_json(content)))
-
-    return write
+def record(event: Event) -> Record:
+    """The record of an event that has its place."""
+    return appended(event, event.run_id, event.seq)
 
 
 def decode(document: bytes) -> Event:

@@ -99,25 +99,23 @@ drafts = st.builds(Token, content=texts) | st.builds(Reasoning, content=texts) |
 
 
 @contextmanager
-def small(events: int, chars: int, records: int, size: int, fresh_records: int, fresh_bytes: int) -> Iterator[None]:
+def small(chars: int, records: int, size: int, fresh_bytes: int) -> Iterator[None]:
     """Limits that small logs meet too."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(merged, "TEXTS_PER_EVENT", events)
         patch.setattr(merged, "TEXT_CHARS_PER_EVENT", chars)
         patch.setattr("chatserver.log.BATCH_RECORDS_LIMIT", records)
         patch.setattr("chatserver.log.BATCH_BYTES_LIMIT", size)
-        patch.setattr(fresh, "FRESH_RECORDS", fresh_records)
         patch.setattr(fresh, "FRESH_BYTES", fresh_bytes)
         yield
 
 
-limits = st.tuples(*(st.integers(1, most) for most in (12, 90, 12, 700, 12, 900)))
+limits = st.tuples(*(st.integers(1, most) for most in (90, 12, 700, 2000)))
 
 
 @given(st.lists(drafts, min_size=1, max_size=60), limits)
 @settings(deadline=None)
 async def test_every_cursor_of_every_log_is_served_what_follows_it(
-    drafts: list[Event], limits: tuple[int, int, int, int, int, int]
+    drafts: list[Event], limits: tuple[int, int, int, int]
 ) -> None:
     """While it is written, when it is over, and as it was stored: numbering and answer are the same for all."""
     drafts, documents = [*drafts, end()], documents_of([*drafts, end()], "r")
@@ -205,7 +203,7 @@ async def test_a_reader_that_is_a_little_behind_is_sent_events_as_they_were_appe
     log = MemoryLog("r")
     for count in range(1, 1001):
         log.append(word())
-        behind = min(count, fresh.FRESH_RECORDS - 1)
+        behind = min(count, 64)
         assert seqs(kept(log, count - behind)) == list(range(count - behind + 1, count + 1))
 
 
@@ -295,15 +293,22 @@ async def test_a_reader_is_woken_once_a_wait_and_not_while_it_has_something_to_t
     log, wakes = MemoryLog("r"), list[int]()
     cursor = log.cursor(0)
     cursor.wake = lambda: wakes.append(log.last_seq)
+
+    def take() -> tuple[list[int], bool]:
+        return seqs(cursor.take()), cursor.is_waiting
+
+    log.append(start())
     log.append(word())
-    assert not wakes and seqs(cursor.take()) == [1]
-    log.append(word())
-    assert not wakes and seqs(cursor.take()) == [2] and not cursor.take()
+    with small(90, 1, 700, 2000):
+        assert not wakes and take() == ([1], False)
+        log.append(word())
+        assert not wakes and take() == ([2], False)
+        assert take() == ([3], True) and take() == ([], True)
     for _ in range(3):
         log.append(word())
-    assert wakes == [3] and seqs(cursor.take()) == [3, 4, 5] and not cursor.take()
+    assert wakes == [4] and take() == ([4, 5, 6], True)
     log.close()
-    assert wakes == [3, 5] and cursor.is_at_end and not cursor.take()
+    assert wakes == [4, 6] and cursor.is_at_end and take() == ([], False)
 
 
 async def test_what_is_appended_by_who_is_woken_wakes_in_a_later_turn() -> None:

@@ -198,7 +198,7 @@ async def test_cut_at_any_byte_of_a_run_that_goes_on(
 async def resumes_from_a_merged_log(stage: Stage, stands: tuple[int, ...], step: int) -> None:
     """What is merged is what was sent first: from each cursor, on each transport, also while it grows."""
     story, whole = stage.story(), list[bytes]()
-    with anyio.fail_after(PATIENCE_SECONDS), patch.object(fresh, "FRESH_RECORDS", 2):
+    with anyio.fail_after(PATIENCE_SECONDS), patch.object(fresh, "FRESH_BYTES", 400):
         async with AsyncExitStack() as stack:
             follower = await stack.enter_async_context(await SSE.start(stage.server, story.body))
             companions: list[tuple[int, Reading]] = []

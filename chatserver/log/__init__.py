@@ -59,17 +59,20 @@ class Fenced(Exception):
 
 
 class Cursor(Protocol):
-    """A reader's place in a log. It waits from a ``take`` that found nothing until it is woken."""
+    """A reader's place in a log. It waits from a ``take`` that leaves nothing until it is woken."""
 
     after: int
     """The ``seq`` of the last record that was taken."""
+
+    is_waiting: bool
+    """Everything was taken, and ``wake`` will tell when there is more."""
 
     wake: Callable[[], None]
     """Called once a wait: there is something to take, or the log is over. It may be called before ``append`` returns,
     and must not wait."""
 
     def take(self) -> Sequence[Record]:
-        """The next batch of what is ready; empty: there is nothing now, and ``wake`` will tell.
+        """The next batch of what is ready; empty: there is nothing now.
 
         Readers that are equally far are given the same object.
         """

@@ -1,16 +1,13 @@
 """A log that is given what was numbered elsewhere: on the node of its owner when the journal has it, and on others."""
 
-from collections.abc import Sequence
-
 from anyio.lowlevel import checkpoint
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from chatserver.events import TEXTS, Event, Reasoning, Record, Token, record, type_of
+from chatserver.events import TEXTS, TYPE_NAMES, Reasoning, Record, Token, record
 from chatserver.log import StoredLog
 from chatserver.log.memory import RESTORED_PER_TURN, MemoryLog
 from chatserver.log.merged import Merged, events_of
-from chatserver.log.waking import WAKES
 
 
 class FedLog(MemoryLog):
@@ -26,21 +23,6 @@ class FedLog(MemoryLog):
         """All of it in the merged form, to be looked at."""
         return self._merged
 
-    def keep(self, event: Event, new: Record) -> None:
-        """Keep the next event with its record; readers are woken by ``tell``."""
-        if type(event) is Token:
-            self._merged.add_text(Token, new.seq, event.content)
-        elif type(event) is Reasoning:
-            self._merged.add_text(Reasoning, new.seq, event.content)
-        else:
-            self._merged.add(new)
-            self.is_over = new.is_terminal
-        self.last_seq = new.seq
-        self._newest_after, self._newest = new.seq - 1, (new,)
-        self._fresh.append(new)
-        if self.is_over:
-            self._settle()
-
     def feed(self, chunk: StoredLog) -> bool:
         """Keep what is new of a part of the log; False: what is new does not follow what is here, and is not kept."""
         has_gap, before = False, self.last_seq
@@ -53,12 +35,12 @@ class FedLog(MemoryLog):
             if lengths and isinstance(event, TEXTS):
                 self._keep_merged(event, lengths, self.last_seq + 1 - first)
             else:
-                self.keep(event, Record(event.seq, type_of(event), document))
+                self.keep(event, Record(event.seq, TYPE_NAMES[type(event)], document))
         if self.last_seq > before:
             self.tell()
         return not has_gap
 
-    def _keep_merged(self, event: Token | Reasoning, lengths: Sequence[int], known: int) -> None:
+    def _keep_merged(self, event: Token | Reasoning, lengths: tuple[int, ...], known: int) -> None:
         """Keep a merged event but for the texts that are known, so many from its first."""
         content, left = event.content[sum(lengths[:known]) :], lengths[known:]
         if len(left) == 1:
@@ -67,11 +49,6 @@ class FedLog(MemoryLog):
         first_seq = event.seq - len(left) + 1
         self._merged.add_stored(replace(event, first_seq=first_seq, content=content), b"", left)
         self._jump(event.seq)
-
-    def tell(self) -> None:
-        """Wake the readers: something was kept."""
-        if self._readers:
-            WAKES.tell(self._wake)
 
     async def complete(self, stored: StoredLog) -> None:
         """The run is over: from now on the log is what was stored of it, wherever its readers are."""
@@ -88,5 +65,5 @@ class FedLog(MemoryLog):
         """What is here up to this number is there in the merged form only."""
         self.last_seq = last_seq
         self._fresh.clear(last_seq)
-        self._newest_after, self._newest = -1, ()
+        self._newest = ()
         self._batch_after, self._batch = -1, ()

@@ -6,9 +6,11 @@ from itertools import islice
 from chatserver.events import Record
 from chatserver.log import batch_of
 
-FRESH_RECORDS = 64
-FRESH_BYTES = 64 * 1024
-"""How many events are fresh at least, and how large they are about; at most, they are twice as many or as large."""
+FRESH_BYTES = 12 * 1024
+"""How much is fresh about, at least: 64 tokens. At most it is twice as much, and one event."""
+
+RECORD_BYTES = 100
+"""What a record takes beside its document."""
 
 
 class Fresh:
@@ -28,8 +30,8 @@ class Fresh:
 
     def append(self, new: Record) -> None:
         self._records.append(new)
-        self._bytes += len(new.data)
-        if len(self._records) - self._half >= FRESH_RECORDS or self._bytes > FRESH_BYTES:
+        self._bytes += RECORD_BYTES + len(new.data)
+        if self._bytes > FRESH_BYTES:
             del self._records[: self._half]
             self.after += self._half
             self._half, self._bytes = len(self._records), 0

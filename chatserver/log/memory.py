@@ -8,15 +8,7 @@ from contextlib import closing
 from anyio.lowlevel import checkpoint
 
 from chatserver.answer import Answer, fold
-from chatserver.events import (
-    Event,
-    Reasoning,
-    Record,
-    Token,
-    appended,
-    pieces,
-    token_writer,
-)
+from chatserver.events import TEXTS, Event, Record, appended, pieces
 from chatserver.log import StoredLog
 from chatserver.log.fresh import Fresh
 from chatserver.log.merged import Merged
@@ -48,12 +40,13 @@ class MemoryCursor:
 
     def take(self) -> Sequence[Record]:
         log = self._log
-        if self.after < log.last_seq:
-            batch = log.batch(self.after)
-            self.after = batch[-1].seq
-            return batch
-        self.is_waiting = not log.is_over
-        return ()
+        if self.after >= log.last_seq:
+            self.is_waiting = not log.is_over
+            return ()
+        batch = log.batch(self.after)
+        self.after = after = batch[-1].seq
+        self.is_waiting = after == log.last_seq and not log.is_over
+        return batch
 
     def close(self) -> None:
         self.is_waiting = False
@@ -74,9 +67,8 @@ class MemoryLog:
         self.is_over = False
         self._readers: dict[MemoryCursor, None] = {}  # In the order of their coming; any of them leaves at one go.
         self._merged = Merged(run_id)
-        self._token_record = token_writer(run_id)
         self._fresh = Fresh()
-        self._newest_after, self._newest = -1, ()  # type: tuple[int, Sequence[Record]]
+        self._newest: Sequence[Record] = ()
         self._batch_after, self._batch = -1, ()  # type: tuple[int, Sequence[Record]]
         self._is_waking = self._has_news = False
 
@@ -89,32 +81,26 @@ class MemoryLog:
         if self.is_over:
             raise RuntimeError("a terminal event is the last one")
         for part in pieces(draft):
-            self._append(part)
-        if self._readers:
-            WAKES.tell(self._wake)
+            self.keep(part, appended(part, self.run_id, self.last_seq + 1))
+        self.tell()
         return self._newest[0]
 
-    def _append(self, part: Event) -> None:
-        seq = self.last_seq + 1
-        if type(part) is Token:  # As nearly all are.
-            new = self._token_record(part.content, seq)
-            self._merged.add_text(Token, seq, part.content)
+    def keep(self, event: Event, new: Record) -> None:
+        """Keep the next event, which may be a draft, with its record; readers are woken by ``tell``."""
+        if isinstance(event, TEXTS):
+            self._merged.add_texts(type(event), new.seq, event.content, (len(event.content),))
         else:
-            new = self._appended(part, seq)
-        self.last_seq = seq
-        self._newest_after, self._newest = seq - 1, (new,)
+            self._merged.add(new)
+            self.is_over = new.is_terminal
+        self.last_seq, self._newest = new.seq, (new,)
         self._fresh.append(new)
         if self.is_over:
             self._settle()
 
-    def _appended(self, part: Event, seq: int) -> Record:
-        new = appended(part, self.run_id, seq)
-        if isinstance(part, Reasoning):
-            self._merged.add_text(Reasoning, seq, part.content)
-        else:
-            self._merged.add(new)
-        self.is_over = new.is_terminal
-        return new
+    def tell(self) -> None:
+        """Wake the readers: something was kept."""
+        if self._readers:
+            WAKES.tell(self._wake)
 
     def _settle(self) -> None:
         """Of a log that is over nothing is fresh any more, as soon as those have left who read it as it was written."""
@@ -155,7 +141,7 @@ class MemoryLog:
 
     def batch(self, after: int) -> Sequence[Record]:
         """What one batch holds of the records behind ``after``, of which there is one at least."""
-        if after == self._newest_after:
+        if after == self.last_seq - 1 and self._newest:
             return self._newest
         if not self._is_waking:
             return self._batched(after)
@@ -178,13 +164,11 @@ class MemoryLog:
 
     def _wake(self) -> None:
         """Wake all that wait, the first ones at once; an append meanwhile does it again when all have been woken."""
-        self._has_news = True
-        if not self._is_waking:
-            self._wake_all()
-
-    def _wake_all(self) -> None:
-        self._is_waking, self._has_news = True, False
-        self._wake_some(list(self._readers))
+        if self._is_waking:
+            self._has_news = True
+        else:
+            self._is_waking = True
+            self._wake_some(list(self._readers))
 
     def _wake_some(self, readers: list[MemoryCursor], start: int = 0) -> None:
         end = start + READERS_PER_TURN
@@ -197,8 +181,10 @@ class MemoryLog:
                     logger.exception("a reader of run %s could not be woken", self.run_id)
         if end < len(readers):
             asyncio.get_running_loop().call_soon(self._wake_some, readers, end)
-        elif self._has_news:
-            asyncio.get_running_loop().call_soon(self._wake_all)
-        else:
-            self._is_waking = False
+            return
+        self._is_waking = False
+        if self._batch:
             self._batch_after, self._batch = -1, ()  # A reader that has stopped would not be the only one to hold it.
+        if self._has_news:
+            self._has_news = False
+            asyncio.get_running_loop().call_soon(self._wake)

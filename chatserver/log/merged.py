@@ -15,34 +15,35 @@ from msgspec import UNSET
 from chatserver.events import (
     TEXT_CHARS_PER_EVENT,
     TEXTS,
+    TYPE_NAMES,
     Event,
     Reasoning,
     Record,
     Token,
     decode,
     record,
-    type_of,
 )
 from chatserver.log import StoredLog, batch_of
-
-TEXTS_PER_EVENT = 10_000
-"""How many texts are merged into one event at most: a reader who has some of them makes the server count up to them."""
 
 BLOCK_BYTES = 250
 """What a block takes beside its text and the lengths, or beside its document."""
 
 
 class Texts:
-    """Adjacent texts of one kind, joined; cut between any two of them."""
+    """Adjacent texts of one kind, joined; cut between any two of them.
 
-    __slots__ = ("chars", "first_seq", "kind", "lengths", "text")
+    ``room``: how many characters more they may have. An empty text takes the room of one character, so that their
+    number has a limit too: a reader who has some of them makes the server count up to them.
+    """
+
+    __slots__ = ("first_seq", "kind", "lengths", "room", "text")
 
     def __init__(self, kind: type[Token | Reasoning], first_seq: int) -> None:
         self.kind = kind
         self.first_seq = first_seq
         self.text = bytearray()  # UTF-8
         self.lengths = array("H")  # in characters; one event has no more than 10,000
-        self.chars = 0
+        self.room = TEXT_CHARS_PER_EVENT
 
     def event(self, run_id: str, after: int = 0) -> Token | Reasoning:
         """What follows a cursor, which is before the last of them."""
@@ -86,25 +87,16 @@ class Merged:
         self.seal()
         self._blocks.append(new)
 
-    def add_text(self, kind: type[Token | Reasoning], seq: int, content: str) -> None:
-        chars = len(content)
-        texts = self._with_room(kind, seq, 1, chars)
-        texts.text += content.encode()
-        texts.lengths.append(chars)
-        texts.chars += chars
-
-    def _with_room(self, kind: type[Token | Reasoning], seq: int, count: int, chars: int) -> Texts:
-        texts = self._texts
-        if (
-            texts is None
-            or texts.kind is not kind
-            or texts.chars + chars > TEXT_CHARS_PER_EVENT
-            or len(texts.lengths) + count > TEXTS_PER_EVENT
-        ):
+    def add_texts(self, kind: type[Token | Reasoning], first_seq: int, content: str, lengths: tuple[int, ...]) -> None:
+        """Add adjacent texts of one kind, or a single one."""
+        texts, taken = self._texts, len(content) + lengths.count(0)
+        if texts is None or texts.kind is not kind or texts.room < taken:
             self.seal()
-            self._texts = texts = Texts(kind, seq)
+            self._texts = texts = Texts(kind, first_seq)
             self._blocks.append(texts)
-        return texts
+        texts.text += content.encode()
+        texts.lengths.extend(lengths)
+        texts.room -= taken
 
     def seal(self) -> None:
         """What is added from now on is not joined to what there is."""
@@ -161,20 +153,17 @@ class Merged:
             yield event.seq
         self.seal()
 
-    def add_stored(self, event: Event, document: bytes, lengths: Sequence[int]) -> None:
+    def add_stored(self, event: Event, document: bytes, lengths: tuple[int, ...]) -> None:
         """Add an event as ``events_of`` gives it."""
         if not isinstance(event, TEXTS):
-            self.add(Record(event.seq, type_of(event), document))
+            self.add(Record(event.seq, TYPE_NAMES[type(event)], document))
         elif event.first_seq is UNSET:
-            self.add_text(type(event), event.seq, event.content)
+            self.add_texts(type(event), event.seq, event.content, (len(event.content),))
         else:
-            texts = self._with_room(type(event), event.first_seq, len(lengths), len(event.content))
-            texts.text += event.content.encode()
-            texts.lengths.extend(lengths)
-            texts.chars += len(event.content)
+            self.add_texts(type(event), event.first_seq, event.content, lengths)
 
 
-def events_of(stored: StoredLog) -> Iterator[tuple[Event, bytes, Sequence[int]]]:
+def events_of(stored: StoredLog) -> Iterator[tuple[Event, bytes, tuple[int, ...]]]:
     """What was stored: each event, its document, and the lengths of the texts that it has merged, if it has."""
     lengths, start = unpack(f"<{len(stored.lengths) // 2}H", stored.lengths), 0
     for document in stored.documents.split(b"\n"):

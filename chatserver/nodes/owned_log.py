@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from itertools import chain
 
 from chatserver.answer import Answer, fold
-from chatserver.events import Event, Record, Token, appended, pieces, token_writer
+from chatserver.events import Event, Record, appended, pieces
 from chatserver.log import Cursor, Fenced, StoredLog, batch_of
 from chatserver.log.fed import FedLog
 from chatserver.nodes.chunk import chunk_of, packed_chunk
@@ -27,7 +27,6 @@ class OwnedLog:
         self.is_fenced = False
         self.has_ended = False
         self._publish = publish
-        self._token_record = token_writer(run_id)
         self._hidden: list[Record] = []
         self._drafts: list[Event] = []  # Of the hidden records, in the same order.
 
@@ -45,13 +44,9 @@ class OwnedLog:
         if self.has_ended:
             raise RuntimeError("a terminal event is the last one")
         for part in pieces(draft):
-            seq = self.last_seq + 1
-            if type(part) is Token:  # As nearly all are.
-                new = self._token_record(part.content, seq)
-            else:
-                new = appended(part, self.run_id, seq)
-                self.has_ended = new.is_terminal
-            self.last_seq = seq
+            new = appended(part, self.run_id, self.last_seq + 1)
+            self.has_ended = new.is_terminal
+            self.last_seq = new.seq
             self._hidden.append(new)
             self._drafts.append(part)
         self._publish(self)

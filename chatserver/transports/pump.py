@@ -44,6 +44,8 @@ class Pump:
         try:
             while connection.peer.is_writable and (batch := cursor.take()):
                 connection.write(data := self._frame(batch))
+                if cursor.is_waiting:
+                    return  # As nearly always: that was all.
                 last = batch[-1]
                 sent_bytes += len(data)
                 if sent_bytes >= BATCH_BYTES_LIMIT:
