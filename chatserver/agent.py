@@ -26,6 +26,7 @@ from chatserver.providers import (
     ToolCallRequest,
 )
 from chatserver.strict_json import NESTING_LIMIT, is_nested_too_deeply
+from chatserver.telemetry import RunObserver
 from chatserver.tools import Tool
 from chatserver.tools.execution import Outcome, ToolThreads
 
@@ -103,17 +104,19 @@ class ToolAgent(Struct, frozen=True):
             called = [ToolCall(call_id=call.call_id, tool=call.name, args=call.args) for call in calls]
             for event in called:
                 emit(event)
-            results = await self._results(calls, made, emit)
+            results = await self._results(calls, made, emit, request.observer)
             parts = fold([Token(content="".join(turn.said)), *called, *results]).parts
             request = replace(request, messages=[*request.messages, *told_turn(parts, origin)])
         return "turn_limit"
 
-    async def _results(self, calls: Sequence["_Call"], made: int, emit: Emit) -> list[ToolResult]:
+    async def _results(
+        self, calls: Sequence["_Call"], made: int, emit: Emit, observer: RunObserver
+    ) -> list[ToolResult]:
         """The results of a turn's calls, each told as it comes; so many were ``made`` in the answer before."""
         results: list[ToolResult] = []
 
         async def complete(call: _Call, refusal: str | None) -> None:
-            result = await self._call(call, refusal)
+            result = await self._call(call, refusal, observer)
             emit(result)
             results.append(result)
 
@@ -128,10 +131,12 @@ class ToolAgent(Struct, frozen=True):
             return f"at most {CALLS_PER_TURN_LIMIT} calls in one turn"
         return f"at most {self.calls_limit} calls in one answer" if in_answer >= self.calls_limit else None
 
-    async def _call(self, call: "_Call", refusal: str | None) -> ToolResult:
+    async def _call(self, call: "_Call", refusal: str | None, observer: RunObserver) -> ToolResult:
         problem = refusal or call.problem
         if problem is None:
-            outcome = await self.threads.call(self.tools[call.name], call.args)
+            with observer.tool(call.name, call.call_id) as told:
+                outcome = await self.threads.call(self.tools[call.name], call.args)
+                told.returned(is_error=outcome.is_error)
         else:
             outcome = Outcome(problem, is_error=True, truncated=False, duration_ms=0)
         return ToolResult(

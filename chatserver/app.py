@@ -23,7 +23,7 @@ from chatserver.log.journal import LocalJournal
 from chatserver.log.logs import MemoryLogs
 from chatserver.nodes import link_to
 from chatserver.providers.chat_completions.provider import OpenAIProvider
-from chatserver.routes import contract, demo, http, page
+from chatserver.routes import contract, demo, http, page, scrape
 from chatserver.routes.http import IS_HEAD
 from chatserver.routes.openapi import BY_TOKEN, SECURITY
 from chatserver.routes.websocket import WEBSOCKET_PATH, websocket
@@ -31,7 +31,8 @@ from chatserver.runs.elsewhere import Alone
 from chatserver.runs.places import LocalDays, LocalPlaces
 from chatserver.runs.runs import Runs
 from chatserver.sessions import Quota, open_sessions
-from chatserver.settings import Settings
+from chatserver.settings import Settings, variable
+from chatserver.telemetry.metrics import Metrics
 from chatserver.tools import Tool, load_tools
 from chatserver.tools.execution import ToolThreads
 from chatserver.transports.admission import ADMISSION, LocalAdmissions
@@ -52,16 +53,17 @@ class App(Litestar):
         if scope["type"] == "lifespan":
             return await super().__call__(scope, receive, partial(_without_traceback, send))
         asked = scope
+        components: Components = self.state.components
         if scope["type"] == "http":
             scope.setdefault("extensions", {})
-            asked, send = _for_route(scope), WatchedSend(scope, send, self.state.components.connections)
+            asked, send = _for_route(scope), WatchedSend(scope, send, components.connections)
         try:
             try:
-                self.state.gate.origins.check(scope)
+                components.gate.origins.check(scope)
                 if scope["type"] == "websocket" and scope["path"].removeprefix(scope["root_path"]) != WEBSOCKET_PATH:
                     raise NotFound("here is no WebSocket")
             except ChatError as error:
-                await refuse(scope, send, error)
+                await refuse(scope, send, error, components.metrics)
             else:
                 await super().__call__(asked, receive, send)
         finally:
@@ -96,20 +98,26 @@ def create_app(settings: Settings) -> Litestar:
     Raises:
         SettingsError: a setting cannot be obeyed.
     """
-    gate, tools, demo_key = Gate(settings), load_tools(settings.tools), token_urlsafe()
+    gate, tools, demo_key, metrics = Gate(settings), load_tools(settings.tools), token_urlsafe(), _metrics(settings)
     link = link_to(settings.redis_url)
 
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
-        async with link(), _running(settings, gate, tools, demo_key) as app.state.components:
+        async with link(), _running(settings, gate, tools, demo_key, metrics) as app.state.components:
             yield
 
-    routes = [*http.ROUTES, *contract.ROUTES, *page.ROUTES, *([demo.chat_completions] if settings.is_demo else [])]
+    routes = [
+        *http.ROUTES,
+        *contract.ROUTES,
+        *page.ROUTES,
+        scrape.metrics,
+        *([demo.chat_completions] if settings.is_demo else []),
+    ]
     return App(
         route_handlers=[Router("/", guards=[http.admit], route_handlers=routes), websocket],
         exception_handlers={Exception: http.error_response},
         lifespan=[lifespan],
-        state=State({"gate": gate, "demo_key": demo_key}),
+        state=State({"demo_key": demo_key, "metrics": metrics}),
         cors_config=_cors(gate.origins.allowed) if gate.origins.allowed else None,
         openapi_config=_openapi(),
         request_max_body_size=None,
@@ -120,12 +128,13 @@ def create_app(settings: Settings) -> Litestar:
 
 @asynccontextmanager
 async def _running(
-    settings: Settings, gate: Gate, tools: Mapping[str, Tool], demo_key: str
+    settings: Settings, gate: Gate, tools: Mapping[str, Tool], demo_key: str, metrics: Metrics
 ) -> AsyncIterator[Components]:
     """What the routes are built on, from its start to its end."""
     async with AsyncExitStack() as stack:
+        stack.push_async_callback(metrics.close)
         quota = Quota(settings.max_sessions_per_user, settings.max_stored_bytes_per_user)
-        sessions = await stack.enter_async_context(open_sessions(settings.database_url, quota))
+        sessions = await stack.enter_async_context(open_sessions(settings.database_url, quota, observer=metrics))
         await sessions.interrupt_abandoned()
         provider = await stack.enter_async_context(_provider(settings, demo_key))
         threads = ToolThreads(settings.tool_timeout_seconds, settings.max_tool_result_bytes)
@@ -133,11 +142,13 @@ async def _running(
         logs = MemoryLogs(settings.max_logs_bytes, sessions.log, LocalJournal())
         connections = await stack.enter_async_context(
             Connections(
-                heartbeat_seconds=settings.heartbeat_seconds, send_timeout_seconds=settings.send_timeout_seconds
+                heartbeat_seconds=settings.heartbeat_seconds,
+                send_timeout_seconds=settings.send_timeout_seconds,
+                observer=metrics,
             )
         )
         places = LocalPlaces(settings, LocalDays(settings.max_tokens_per_day, sessions.spent_on))
-        runs = await stack.enter_async_context(Runs(settings, sessions, logs, agent.answer, places, Alone()))
+        runs = await stack.enter_async_context(Runs(settings, sessions, logs, agent.answer, places, Alone(), metrics))
         # Without authentication all are one user, whom nobody else could be kept from asking.
         rate_limiter = RateLimiter(None if settings.auth == "none" else settings.max_requests_per_minute)
         admissions = LocalAdmissions(
@@ -146,8 +157,20 @@ async def _running(
         beside = await stack.enter_async_context(anyio.create_task_group())
         beside.start_soon(provider.warm_up)
         beside.start_soon(gate.keep_fresh)
-        yield Components(settings, gate, runs, sessions, admissions, connections)
+        yield Components(settings, gate, runs, sessions, admissions, connections, metrics)
         beside.cancel_scope.cancel()
+
+
+def _metrics(settings: Settings) -> Metrics:
+    """What counts all that happens, and where an operator wants traces, tells it to a collector too."""
+    endpoint = settings.otel_exporter_otlp_endpoint
+    if endpoint is None:
+        return Metrics(settings.models_offered)
+    try:
+        from chatserver.telemetry.traces import Traces, exported
+    except ModuleNotFoundError as error:
+        raise SettingsError(f"{variable('otel_exporter_otlp_endpoint')}: needs the package {error.name}") from None
+    return Traces(settings.models_offered, exported(endpoint))
 
 
 def _provider(settings: Settings, demo_key: str) -> OpenAIProvider:

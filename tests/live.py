@@ -186,7 +186,7 @@ class ServerProcess(Program):
         return self
 
     def _env(self) -> dict[str, str]:
-        foreign = ("CHATSERVER_", "OPENAI_")
+        foreign = ("CHATSERVER_", "OPENAI_", "OTEL_")
         env = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         env |= {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
         defaults = Settings()

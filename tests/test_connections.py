@@ -86,6 +86,7 @@ class Peer:
 class Spoken(Connection):
     """A connection that says what the test writes."""
 
+    form = "test"
     drains = expiries = 0
 
     def writable(self) -> None:

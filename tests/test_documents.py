@@ -19,6 +19,7 @@ import msgspec
 import pytest
 from litestar.routes import HTTPRoute
 from msgspec.structs import fields
+from prometheus_client import CollectorRegistry
 
 from chatserver.app import create_app
 from chatserver.auth import Ticket
@@ -41,6 +42,7 @@ from chatserver.resources import (
 from chatserver.runs.run import TRANSITIONS, Cause, State
 from chatserver.settings import Settings, variable
 from chatserver.strict_json import convert
+from chatserver.telemetry.instruments import Instruments
 from chatserver.tools import load_tools
 from chatserver.transports.close_codes import PUBLISHED
 from tests.test_architecture import ROOMS
@@ -207,6 +209,22 @@ def of_rooms() -> list[Claim]:
     return [Claim("Rooms", (f"`{name}`",)) for name in sorted(modules + rooms)]
 
 
+def of_metrics() -> list[Claim]:
+    made = vars(Instruments(CollectorRegistry())).values()
+    claims = [Claim("Metrics", (f"| `{name}` | {_code(labels)} |",)) for name, labels in map(described, made)]
+    return [*claims, Claim("Metrics", ("| `chatserver_build_info` | `version` |",))]
+
+
+def described(instrument: Any) -> tuple[str, tuple[str, ...]]:
+    """The name of a metric as a scrape has it, and its labels."""
+    (family,) = instrument.describe()
+    return family.name + "_total" * (family.type == "counter"), instrument._labelnames
+
+
+def _code(labels: tuple[str, ...]) -> str:
+    return ", ".join(f"`{label}`" for label in labels)
+
+
 ANSWERS: Mapping[str, frozenset[str]] = {tag(each): frozenset(each.__struct_fields__) for each in REPLY_TYPES}
 """What the server says over WebSocket beside events, and the fields that may be in it."""
 
@@ -219,7 +237,7 @@ IN_PROTOCOL = [
     *of_limits(),
     *[Claim("Limits", (f"`{variable(each.name)}`",)) for each in fields(Settings) if each.name.startswith("max_")],
 ]
-IN_README = [*of_settings(), *[Claim("The demo model", (f"| Fail with {each} |",)) for each in FAULTS]]
+IN_README = [*of_settings(), *of_metrics(), *[Claim("The demo model", (f"| Fail with {each} |",)) for each in FAULTS]]
 
 each_document = pytest.mark.parametrize(
     ("document", "claims"),

@@ -13,6 +13,9 @@ from chatserver.syntax import address_of
 PROBES = ("/livez", "/readyz")
 """Load balancers ask for these paths without the server's name or without any `Host`. The answers tell of no user."""
 
+PROXY_HEADERS = (b"forwarded", b"via", b"x-forwarded-", b"x-real-ip")
+"""How the names of headers begin by which a proxy shows."""
+
 _NO_HOST = re.compile(r"[^a-z0-9.:_\[\]-]")
 
 
@@ -46,6 +49,22 @@ class Origins:
 def is_probe(scope: Mapping[str, Any]) -> bool:
     """Whether the request is a load balancer's health check."""
     return scope["path"].removeprefix(scope.get("root_path", "")) in PROBES
+
+
+def is_from_own_machine(scope: Mapping[str, Any]) -> bool:
+    """Whether a program of this very machine asks, and no proxy that runs on this machine for somebody else.
+
+    A proxy shows by its headers, or by the public name in `Host`; nginx that is told nothing, by HTTP/1.0.
+    """
+    client = address_of(scope["client"][0] or "") if scope["client"] else None
+    host = _name(header(scope["headers"], b"host").lower())
+    is_by_proxy = any(name.startswith(PROXY_HEADERS) for name, _ in scope["headers"]) or scope["http_version"] == "1.0"
+    return client is not None and client.is_loopback and _is_loopback(host) and not is_by_proxy
+
+
+def _is_loopback(host: str) -> bool:
+    address = address_of(host)
+    return host in LOOPBACK_HOSTS if address is None else address.is_loopback
 
 
 def header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> str:

@@ -7,13 +7,14 @@ from msgspec import Struct
 
 from chatserver.dialogue import Dialogue, Leavings, ToolSpecification
 from chatserver.events import Usage
+from chatserver.telemetry import UNOBSERVED_RUN, RunObserver
 
 WANTED_CALLS_LIMIT = 256
 """Calls that a model may want in one turn; more fail it."""
 
 
 class ModelRequest(Struct, frozen=True, kw_only=True):
-    """What a model is asked in one turn. ``run_id`` is for the log alone."""
+    """What a model is asked in one turn. ``run_id`` is for the log alone, ``observer`` for metrics and traces."""
 
     model: str
     messages: Dialogue
@@ -21,6 +22,7 @@ class ModelRequest(Struct, frozen=True, kw_only=True):
     temperature: float | None = None
     max_output_tokens: int | None = None
     run_id: str = ""
+    observer: RunObserver = UNOBSERVED_RUN
 
     def __repr__(self) -> str:
         return f"ModelRequest(model={self.model!r}, …)"

@@ -47,6 +47,7 @@ from chatserver.routes.openapi import (
     body_of,
     refusals,
 )
+from chatserver.telemetry import carrier_of
 from chatserver.transports.admission import ADMISSION
 from chatserver.transports.asgi import AsgiScope
 from chatserver.transports.formats import Format, chosen
@@ -103,8 +104,8 @@ async def admit(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
 async def start_stream(request: Request[str, Any, State]) -> StreamHead:
     """Start a run and stream its events; with `Last-Event-ID`, go on with the run of the same `idempotency_key`."""
     runs, form, after = components_of(request).runs, _form(request), _cursor(request)
-    body = await read_body(request, ChatRequest)
-    subscription = await (runs.resume(request.user, body, after) if after else runs.start(request.user, body))
+    user, body, carrier = request.user, await read_body(request, ChatRequest), carrier_of(request.scope["headers"])
+    subscription = await (runs.resume(user, body, after) if after else runs.start(user, body, carrier))
     return RunStream(subscription, form, components_of(request).connections)
 
 
@@ -112,7 +113,8 @@ async def start_stream(request: Request[str, Any, State]) -> StreamHead:
 async def start_run(request: Request[str, Any, State]) -> Response[RunResource]:
     """Start a run without reading it; its grace period begins at once."""
     runs = components_of(request).runs
-    with await runs.start(request.user, await read_body(request, ChatRequest)) as subscription:
+    body, carrier = await read_body(request, ChatRequest), carrier_of(request.scope["headers"])
+    with await runs.start(request.user, body, carrier) as subscription:
         run = await runs.resource(request.user, subscription.run_id)
     location = f"{request.scope.get('root_path', '')}/chat/runs/{run.run_id}"
     return Response(run, status_code=202, headers={"Location": location})
@@ -248,6 +250,7 @@ def error_response(request: Request[Any, Any, Any], error: Exception) -> Respons
     if isinstance(error, HTTPException):
         error = _litestar_refusal(request, error)
     refusal = refusal_of(error, "a request")
+    components_of(request).metrics.refused(refusal.code)
     return Response(
         problem_bytes(refusal), status_code=refusal.status, media_type=MEDIA_TYPE, headers=refusal.headers()
     )

@@ -6,6 +6,7 @@ from litestar import asgi
 
 from chatserver.auth import Identity
 from chatserver.errors import Draining, Unauthenticated, UpgradeRequired
+from chatserver.telemetry import carrier_of
 from chatserver.transports.admission import Admission
 from chatserver.transports.asgi import AsgiReceive, AsgiScope, AsgiSend
 from chatserver.transports.close_codes import closing_of
@@ -21,18 +22,18 @@ SUBPROTOCOL = "chatserver.v1"
 @asgi(WEBSOCKET_PATH, copy_scope=False)
 async def websocket(scope: AsgiScope, receive: AsgiReceive, send: AsgiSend) -> None:
     """The WebSocket endpoint: let the peer in or refuse the handshake, and begin the dialogue."""
-    if scope["type"] != "websocket":
-        return await refuse(scope, send, UpgradeRequired())
     components: Components = scope["litestar_app"].state.components
+    if scope["type"] != "websocket":
+        return await refuse(scope, send, UpgradeRequired(), components.metrics)
     if components.runs.is_draining:
-        return await refuse(scope, send, Draining())
+        return await refuse(scope, send, Draining(), components.metrics)
     identity: Identity | Unauthenticated
     try:
         identity = await components.gate.identify(scope, by_ticket=True)
     except Unauthenticated as error:
         identity = error  # To be told behind the handshake: no browser shows how one was refused.
     except Exception as error:  # noqa: BLE001 - logged by `refusal_of`
-        return await refuse(scope, send, refusal_of(error, "a handshake"))
+        return await refuse(scope, send, refusal_of(error, "a handshake"), components.metrics)
     await receive()
     offered = SUBPROTOCOL in scope["subprotocols"]
     try:
@@ -45,16 +46,20 @@ async def websocket(scope: AsgiScope, receive: AsgiReceive, send: AsgiSend) -> N
             raise identity
         admission = await components.admissions.admit(identity.user)
     except Exception as error:  # noqa: BLE001 - logged by `refusal_of`
-        closing = closing_of(refusal_of(error, "a WebSocket"))
+        refusal = refusal_of(error, "a WebSocket")
+        components.metrics.refused(refusal.code)
+        closing = closing_of(refusal)
         return await send({"type": "websocket.close", "code": closing.code, "reason": closing.reason})
     # Nothing is awaited before the dialogue has the admission: no cancellation could come between.
-    await with_socket(scope, receive, send, partial(_begin, components, identity, admission))
+    await with_socket(scope, receive, send, partial(_begin, components, identity, admission, scope))
 
 
-def _begin(components: Components, identity: Identity, admission: Admission, peer: SocketPeer) -> None:
+def _begin(
+    components: Components, identity: Identity, admission: Admission, scope: AsgiScope, peer: SocketPeer
+) -> None:
     """Nothing escapes from here: Litestar would close with 4500, which is no code of the protocol."""
     try:
-        Multiplexer(peer, identity, components, admission)
+        Multiplexer(peer, identity, components, admission, carrier_of(scope["headers"]))
     except Exception as error:  # noqa: BLE001 - logged by `refusal_of`
         components.connections.release(admission)
         closing = closing_of(refusal_of(error, "a WebSocket"))

@@ -88,6 +88,7 @@ class Life:
         if self._settling is not None:
             self._settling.set()
             self._settling = None
+            self.run.observer.began()
 
     @property
     def is_settled(self) -> bool:
@@ -189,6 +190,7 @@ class Life:
         except Exception:
             # The run is over, whatever the log refused.
             logger.exception("run %s could not be ended", self.run_id)
+        self.run.observer.ended(terminal, self.run.meter.usage())
         if self._over is not None:
             self._over.set()
         return is_stored

@@ -1,13 +1,13 @@
 """The runs of this process: those that go on, and those that are over and kept for a while."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from time import monotonic
 
 import anyio
 
-from chatserver.agent import Agent, Settled
+from chatserver.agent import Agent
 from chatserver.commands import ChatRequest
 from chatserver.dialogue import BYTES_PER_TOKEN, PastMessage, dialogue
 from chatserver.events import PROTOCOL_VERSION, Start
@@ -21,6 +21,7 @@ from chatserver.runs.run import Run
 from chatserver.runs.subscription import Subscription
 from chatserver.sessions import Begun, Sessions
 from chatserver.settings import Settings
+from chatserver.telemetry import NOTHING, UNOBSERVED, Observer, RunObserver
 
 SHUTDOWN_SECONDS = 2.0
 """How long a server that ends waits for the last answers to be stored."""
@@ -29,7 +30,9 @@ SHUTDOWN_SECONDS = 2.0
 class Lives:
     """The runs of this process, and a task for each that goes on."""
 
-    def __init__(self, settings: Settings, sessions: Sessions, logs: EventLogs, agent: Agent) -> None:
+    def __init__(
+        self, settings: Settings, sessions: Sessions, logs: EventLogs, agent: Agent, observer: Observer = UNOBSERVED
+    ) -> None:
         self.lives: dict[str, Life] = {}
         self.beginning: dict[str, anyio.Event] = {}
         """Runs that may be in the database and are not in ``lives`` yet, each with an event that tells when it is."""
@@ -37,6 +40,7 @@ class Lives:
         self._sessions = sessions
         self._logs = logs
         self._agent = agent
+        self._observer = observer
         self._unfinished: dict[str, Life] = {}
         self._checkpoints = Checkpoints(sessions)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -107,12 +111,15 @@ class Lives:
         wanted = user, session_id
         return [life for life in self.lives.values() if (life.user, life.run.resource.session_id) == wanted]
 
-    async def foresee(self, user: str, request: ChatRequest, place: Place, run_id: str) -> "Foreseen":
+    async def foresee(
+        self, user: str, request: ChatRequest, place: Place, run_id: str, carrier: Mapping[str, str] = NOTHING
+    ) -> "Foreseen":
         """A run that is about to begin in the store; it is brought to life with ``begin``, or given up with ``refuse``.
 
         From the return of ``begin`` on it has the place, and gives it back at its end.
         """
-        return Foreseen(partial(self._made, user, request, place), await self._logs.create(run_id))
+        observer = self._observer.run(run_id, request.model or self._settings.model, carrier)
+        return Foreseen(partial(self._made, user, request, place, observer), await self._logs.create(run_id))
 
     async def begin(self, foreseen: "Foreseen", begun: Begun) -> Subscription:
         """The run is on disk: its first reader, so far nobody has left it."""
@@ -131,7 +138,7 @@ class Lives:
         self._logs.forget(foreseen.log.run_id)
 
     def _made(
-        self, user: str, request: ChatRequest, place: Place, begun: Begun, log: EventLog
+        self, user: str, request: ChatRequest, place: Place, observer: RunObserver, begun: Begun, log: EventLog
     ) -> tuple[Life, Callable[[], object]]:
         """A run in its life, which asks the model at once; nobody knows of it yet."""
         settings = self._settings
@@ -146,17 +153,17 @@ class Lives:
             )
         )
         grace_seconds = settings.grace_seconds if request.on_disconnect == "cancel" else None
-        run = Run(begun.run, log, place.meter(), grace_seconds, monotonic())
+        run = Run(begun.run, log, place.meter(), grace_seconds, monotonic(), observer)
         life = Life(user, run, self._sessions, self._checkpoints)
-        return life, _spawn(self._live(life, partial(self._asked, begun, request, life.settled), place), self._tasks)
+        return life, _spawn(self._live(life, partial(self._asked, begun, request, life), place), self._tasks)
 
-    async def _asked(self, begun: Begun, request: ChatRequest, settled: Settled) -> ModelRequest:
+    async def _asked(self, begun: Begun, request: ChatRequest, life: Life) -> ModelRequest:
         tokens_limit, messages = self._settings.max_context_tokens, list[PastMessage]()
         if begun.follows is not None:
             context = partial(self._sessions.context, begun.follows, BYTES_PER_TOKEN * tokens_limit)
             messages += await context()
             if messages and messages[-1].is_growing:  # It has ended in the very commit that this run waits for.
-                await settled()
+                await life.settled()
                 messages = await context()
         if begun.message is not None:
             messages.append(begun.message)
@@ -166,6 +173,7 @@ class Lives:
             temperature=request.temperature,
             max_output_tokens=request.max_output_tokens,
             run_id=begun.run.run_id,
+            observer=life.run.observer,
         )
 
     async def _live(self, life: Life, ask: Ask, place: Place) -> None:

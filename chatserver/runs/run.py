@@ -34,6 +34,7 @@ from chatserver.events import (
 from chatserver.log import EVENTS_LIMIT, EventLog
 from chatserver.meter import Meter, Spent
 from chatserver.resources import RunResource
+from chatserver.telemetry import UNOBSERVED_RUN, RunObserver
 
 logger = logging.getLogger(__name__)
 
@@ -100,13 +101,20 @@ class Run:
 
     __slots__ = (
         "_began", "_calls", "_ending", "_forget_at", "_grace_seconds", "_kind", "_left_at", "_parts", "_transcript",
-        "log", "meter", "resource", "state", "subscribers",
+        "log", "meter", "observer", "resource", "state", "subscribers",
     )  # fmt: skip
 
     def __init__(
-        self, resource: RunResource, log: EventLog, meter: Meter, grace_seconds: float | None, now: float
+        self,
+        resource: RunResource,
+        log: EventLog,
+        meter: Meter,
+        grace_seconds: float | None,
+        now: float,
+        observer: RunObserver = UNOBSERVED_RUN,
     ) -> None:
         """``grace_seconds`` None: the run goes on without readers."""
+        self.observer = observer
         self.resource = resource
         self.log = log
         self.meter = meter
@@ -126,7 +134,9 @@ class Run:
         after = TRANSITIONS[self.state].get(cause)
         if after is None:
             raise CannotHappen(f"{cause}: not in a run that is {self.state}")
-        self.state = after
+        if after is not self.state:
+            self.state = after
+            self.observer.moved(after)
 
     # What the agent says.
 
@@ -159,6 +169,8 @@ class Run:
         if type(text) is not self._kind:
             if self._parts == PARTS_LIMIT:
                 self._stop("length")
+            if not self._parts:
+                self.observer.spoke()
             self._kind, self._parts = type(text), self._parts + 1
         try:
             fitting = self.meter.add_text(text.content)

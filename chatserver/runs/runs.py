@@ -3,6 +3,7 @@
 A run belongs to the server, not to a request.
 """
 
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Self
@@ -23,6 +24,7 @@ from chatserver.runs.run import State
 from chatserver.runs.subscription import Subscription
 from chatserver.sessions import Sessions
 from chatserver.settings import Settings
+from chatserver.telemetry import NOTHING, UNOBSERVED, Observer
 
 HEAR_SECONDS = 2.0
 """How long a process waits to hear from another what a reader has already read there."""
@@ -42,12 +44,13 @@ class Runs:
         agent: Agent,
         places: Places,
         elsewhere: Elsewhere,
+        observer: Observer = UNOBSERVED,
     ) -> None:
         self._settings = settings
         self._sessions = sessions
         self._logs = logs
         self._places = places
-        self._lives = Lives(settings, sessions, logs, agent)
+        self._lives = Lives(settings, sessions, logs, agent, observer)
         self._elsewhere = elsewhere
         self._beginning = self._lives.beginning
         self._deleting: dict[str, anyio.Event] = {}
@@ -62,10 +65,10 @@ class Runs:
     async def __aexit__(self, *_: object) -> None:
         await self._lives.close()
 
-    async def start(self, user: str, request: ChatRequest) -> Subscription:
+    async def start(self, user: str, request: ChatRequest, carrier: Mapping[str, str] = NOTHING) -> Subscription:
         """Begin a run, or find the one that the request's idempotency key names; subscribed from its start.
 
-        The user's message is on disk when this returns.
+        The user's message is on disk when this returns. ``carrier`` names the trace that the request belongs to.
 
         Raises:
             BadRequest, TooLarge, NotFound, RunActive, KeyReused, TooMany, Draining, Unavailable: nothing was started.
@@ -82,15 +85,15 @@ class Runs:
             if found := await self._sessions.earlier(user, request):
                 return await self.subscribe(user, found.run.run_id, 0)
             raise
-        return await self._begin(user, request, place)
+        return await self._begin(user, request, place, carrier)
 
-    async def _begin(self, user: str, request: ChatRequest, place: Place) -> Subscription:
+    async def _begin(self, user: str, request: ChatRequest, place: Place, carrier: Mapping[str, str]) -> Subscription:
         """Begin a run, which has the place from then on; of a run that is not begun, nothing stays."""
         reader, foreseen, run_id = None, None, new_id()
         try:
             await self._deleted(user)  # Nothing is awaited behind this: a deletion from now on knows of this run.
             self._beginning[run_id] = anyio.Event()
-            foreseen = await self._lives.foresee(user, request, place, run_id)
+            foreseen = await self._lives.foresee(user, request, place, run_id, carrier)
             begun = await self._sessions.begin(user, request, run_id, foreseen.ask)
             if begun.is_new:
                 reader = await self._lives.begin(foreseen, begun)

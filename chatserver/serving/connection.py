@@ -8,6 +8,8 @@ from typing import Any
 from uvicorn import Config
 from uvicorn.server import ServerState
 
+from chatserver.telemetry import UNOBSERVED, Observer
+
 
 class ServedProtocol(asyncio.Protocol):
     """One connection of the server, as uvicorn makes it."""
@@ -22,6 +24,7 @@ class ServedProtocol(asyncio.Protocol):
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
         has_access_log: bool = False,
+        observer: Observer = UNOBSERVED,
     ) -> None:
         self._config = config
         self._server = server_state
@@ -29,6 +32,7 @@ class ServedProtocol(asyncio.Protocol):
         self._app_state = app_state
         self._loop = _loop or asyncio.get_running_loop()
         self._has_access_log = has_access_log
+        self._observer = observer
         self._timer: asyncio.TimerHandle | None = None
         self.is_write_paused = False
 

@@ -167,6 +167,7 @@ class HttpProtocol(ServedProtocol):
         self._stage = Stage.DEAF
         self._decoder.unread.clear()
         if error is not None and (exchange is None or exchange.progress is Progress.ASKED):
+            self._observer.refused(error.code)
             self.transport.write(refusal_response(error))
         if exchange is not None:
             exchange.peer_left()
@@ -236,6 +237,7 @@ class HttpProtocol(ServedProtocol):
         """The timer has gone off: the peer took too long, unless this server has paused it."""
         if self._is_half_closed:
             if is_lost(self.transport):
+                self._observer.peer_dropped("lost")
                 return self.transport.abort()
             self._wait(HALF_CLOSED_LOOK_SECONDS)
         elif self._stage is not Stage.READING or not self._decoder.is_in_request:

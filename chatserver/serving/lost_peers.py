@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
+from chatserver.telemetry import UNOBSERVED, Observer
+
 LOOK_SECONDS = 5.0
 LOST_SECONDS = 15.0
 """How long a peer may acknowledge nothing while the kernel retransmits."""
@@ -37,8 +39,9 @@ def watch(listening: socket.socket, send_timeout_seconds: float) -> None:
 class Peers(set[Any]):
     """The open connections (protocols). While there are any, those of lost peers are cut every few seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, observer: Observer = UNOBSERVED) -> None:
         super().__init__()
+        self._observer = observer
         self._is_checking = False
 
     def add(self, connection: Any) -> None:
@@ -55,6 +58,7 @@ class Peers(set[Any]):
         loop, some = asyncio.get_running_loop(), list(islice(left, AT_A_TIME))
         for connection in some:
             if is_lost(connection.transport):
+                self._observer.peer_dropped("lost")
                 connection.transport.abort()
             else:
                 connection.check_peer()

@@ -16,6 +16,7 @@ from chatserver.serving.http_protocol import HttpProtocol
 from chatserver.serving.lost_peers import Peers
 from chatserver.serving.websocket_protocol import WebSocketProtocol
 from chatserver.settings import Settings
+from chatserver.telemetry import Observer
 
 UVICORN_NAMES = {
     "Config": (
@@ -43,8 +44,9 @@ class Server(uvicorn.Server):
 
     def __init__(self, settings: Settings, on_ready: Callable[[], None] | None = None) -> None:
         self.app = create_app(settings)
-        super().__init__(config(settings, self.app))
-        self.server_state.connections = Peers()
+        observer: Observer = self.app.state.metrics
+        super().__init__(config(settings, self.app, observer))
+        self.server_state.connections = Peers(observer)
         self._has_stopped = asyncio.Event()
         self._on_ready = on_ready
         self._is_told = False
@@ -92,15 +94,16 @@ class Server(uvicorn.Server):
             self.stop()
 
 
-def config(settings: Settings, app: object) -> uvicorn.Config:
+def config(settings: Settings, app: object, observer: Observer) -> uvicorn.Config:
     """uvicorn's configuration."""
+    about: dict[str, Any] = {"has_access_log": settings.access_log, "observer": observer}
     return uvicorn.Config(
         cast(Any, app),
         host=settings.host,
         port=settings.port,
         root_path=settings.root_path,
-        http=cast(Any, partial(HttpProtocol, has_access_log=settings.access_log)),
-        ws=cast(Any, partial(WebSocketProtocol, has_access_log=settings.access_log)),
+        http=cast(Any, partial(HttpProtocol, **about)),
+        ws=cast(Any, partial(WebSocketProtocol, **about)),
         ws_max_size=settings.max_frame_bytes,
         timeout_keep_alive=75,
         limit_concurrency=settings.max_connections,

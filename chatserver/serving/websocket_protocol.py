@@ -24,6 +24,7 @@ from chatserver.serving.scope import websocket_scope
 from chatserver.serving.websocket_decoder import WebSocketDecoder
 from chatserver.transports.asgi import AsgiMessage
 from chatserver.transports.close_codes import (
+    CLOSE_CODES,
     FAILED,
     GOING_DOWN,
     LOST,
@@ -63,6 +64,7 @@ class WebSocketProtocol(ServedProtocol):
         super().__init__(*args, **kwargs)
         self._line: AccessLine | None = None
         self._stage = Stage.HANDSHAKE
+        self._is_accepted = False
         self._decoder = WebSocketDecoder(self._config.ws_max_size)
         self._response: Response | None = None
         self._refusal: AsgiMessage = {}
@@ -85,6 +87,10 @@ class WebSocketProtocol(ServedProtocol):
             self._timer.cancel()
         if self._line is not None:
             self._line.over(is_whole=self._decoder.has_closed or self._refusal != {})
+        if self._is_accepted:
+            close = self._decoder.conn.close_sent
+            code = LOST if close is None else close.code
+            self._observer.websocket_closed(code if code in CLOSE_CODES else None)
         self._leave()
 
     def pause_writing(self) -> None:
@@ -137,6 +143,7 @@ class WebSocketProtocol(ServedProtocol):
         if self._stage is not Stage.OPEN:
             return
         if not self._decoder.has_pong and now - self._pinged_at >= PONG_SECONDS:
+            self._observer.peer_dropped("no_pong")
             self._decoder.fail(NO_PONG)
             self._flush()
             self.abort()
@@ -166,6 +173,7 @@ class WebSocketProtocol(ServedProtocol):
         self.transport.close()
 
     def _refuse_to_read(self, error: BadHttp) -> None:
+        self._observer.refused(error.code)
         self._stage = Stage.CLOSING
         self.transport.write(refusal_response(error))
         self.transport.close()
@@ -224,6 +232,7 @@ class WebSocketProtocol(ServedProtocol):
         self._decoder.conn.send_response(response)
         self.transport.write(self._decoder.data_to_send())
         self._stage = Stage.OPEN
+        self._is_accepted = True
         self._decoder.has_pong = True
 
     def _refuse(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:

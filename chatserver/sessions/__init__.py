@@ -27,6 +27,7 @@ from chatserver.sessions.holdings import Quota
 from chatserver.sessions.leases import Lease
 from chatserver.sessions.trouble import Troubled
 from chatserver.sessions.witness import DatabaseAlone, Witness
+from chatserver.telemetry import UNOBSERVED, Observer
 
 __all__ = ["DATABASE_ALONE", "Begun", "Quota", "Sessions", "Witness", "open_sessions"]
 
@@ -224,7 +225,11 @@ class Sessions:
 
 @asynccontextmanager
 async def open_sessions(
-    database_url: str, quota: Quota = NO_QUOTA, owner: str | None = None, witness: Witness = DATABASE_ALONE
+    database_url: str,
+    quota: Quota = NO_QUOTA,
+    owner: str | None = None,
+    witness: Witness = DATABASE_ALONE,
+    observer: Observer = UNOBSERVED,
 ) -> AsyncIterator[Sessions]:
     """The sessions in the database of a URL (``sqlite:///FILE`` or ``postgresql://…``), at the newest schema.
 
@@ -234,6 +239,6 @@ async def open_sessions(
         SettingsError: the URL is wrong, or nothing usable is there.
     """
     async with open_database(database_url) as opened:
-        database = Troubled(opened)
+        database = Troubled(opened, observer)
         async with Lease(database, owner or new_id(), witness) as lease:
             yield Sessions(database, lease, quota)

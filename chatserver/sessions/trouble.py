@@ -15,6 +15,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from chatserver.errors import Unavailable
 from chatserver.sessions.database import Database
+from chatserver.telemetry import UNOBSERVED, Observer
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +45,9 @@ T = TypeVar("T")
 class Troubled:
     """A ``Database`` that raises ``Unavailable`` where the database is in trouble, and logs when trouble begins."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, observer: Observer = UNOBSERVED) -> None:
         self._database = database
+        self._observer = observer
         self._reported_at = -inf
         self._is_reported = False
 
@@ -54,8 +56,11 @@ class Troubled:
             return await self._database.read(work)
 
     async def write(self, work: Callable[[Connection], T]) -> T:
+        began = monotonic()
         with self._translated():
-            return await self._database.write(work)
+            result = await self._database.write(work)
+        self._observer.committed(monotonic() - began)
+        return result
 
     def lock_file(self, owner: str) -> Path:
         return self._database.lock_file(owner)

@@ -21,8 +21,8 @@ FIELDS_SENT_BACK = ("reasoning_content", "reasoning", "reasoning_details", "extr
 """The parameters of a request to the upstream that can be left out."""
 
 PREFIX = "CHATSERVER_"
-SDK_PREFIX = "openai_"
-"""Settings that begin so are the variables that the openai SDK reads."""
+SDK_PREFIXES = ("openai_", "otel_")
+"""Settings that begin so are variables that the SDKs of OpenAI and OpenTelemetry read."""
 
 DEMO_MODEL = "demo"
 WILDCARD_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
@@ -61,6 +61,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tool_timeout_seconds: Positive = 30.0
 
     access_log: bool = False
+    otel_exporter_otlp_endpoint: str | None = None
 
     max_message_bytes: Count = 32768
     max_body_bytes: Count = 1048576
@@ -123,7 +124,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 def variable(name: str) -> str:
     """The environment variable of a setting."""
-    return ("" if name.startswith(SDK_PREFIX) else PREFIX) + name.upper()
+    return ("" if name.startswith(SDK_PREFIXES) else PREFIX) + name.upper()
 
 
 VARIABLES = tuple(variable(name) for name in Settings.__struct_fields__)

@@ -82,8 +82,9 @@ def _possible_texts(settings: Settings) -> None:
         headers_of(settings.openai_custom_headers or "")
     except ValueError as error:
         raise SettingsError(f"{variable('openai_custom_headers')}: {error}") from None
-    if settings.openai_base_url and not is_http_url(settings.openai_base_url):
-        raise SettingsError(f"{variable('openai_base_url')}: is no http:// or https:// URL")
+    for name in ("openai_base_url", "otel_exporter_otlp_endpoint"):
+        if (url := getattr(settings, name)) and not is_http_url(url):
+            raise SettingsError(f"{variable(name)}: is no http:// or https:// URL")
     for name, is_right, form in (
         ("allowed_origins", is_origin, "scheme://host or scheme://host:port"),
         ("allowed_hosts", is_host, "a host or host:port"),

@@ -13,7 +13,7 @@ def masked(name: str, value: Any) -> Any:
         return "***"
     if name == "openai_custom_headers" and value:
         return "\n".join(f"{line.partition(':')[0].strip()}: ***" for line in value.split("\n") if ":" in line)
-    if name.endswith("_url") and value and name != "login_url":  # The login URL is public.
+    if name.endswith(("_url", "_endpoint")) and value and name != "login_url":  # The login URL is public.
         # Not parsed as a URL: a password with `/` or `#` would make it no URL, and must be masked all the same.
         scheme, _, rest = value.partition("://")
         who, _, where = rest.rpartition("@")

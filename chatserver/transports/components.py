@@ -6,6 +6,7 @@ from chatserver.auth import Gate
 from chatserver.runs.runs import Runs
 from chatserver.sessions import Sessions
 from chatserver.settings import Settings
+from chatserver.telemetry.metrics import Metrics
 from chatserver.transports.admission import Admissions
 from chatserver.transports.connections import Connections
 
@@ -19,3 +20,4 @@ class Components(Struct, frozen=True):
     sessions: Sessions
     admissions: Admissions
     connections: Connections
+    metrics: Metrics

@@ -10,6 +10,7 @@ from typing import Self
 
 import anyio
 
+from chatserver.telemetry import UNOBSERVED, Observer
 from chatserver.transports.admission import Admission
 from chatserver.transports.peer import Peer, nobody
 
@@ -32,9 +33,13 @@ FLUSH_SECONDS = 1.0
 class Connection(ABC):
     """One peer, from its first byte to its last, watched by the clock. Whoever speaks to the peer extends it.
 
+    ``transport`` and ``form`` say for metrics how it is spoken to.
     ``ping`` are the bytes of a keepalive, for the peer and every proxy between; empty: the format has none.
     At ``expires_at`` (Unix time) the user's credential expires.
     """
+
+    transport = "http"
+    form: str
 
     def __init__(
         self,
@@ -109,7 +114,10 @@ class Connection(ABC):
 class Connections:
     """All open connections of the server. Leaving stops the clock, which stands still while no connection is open."""
 
-    def __init__(self, *, heartbeat_seconds: float, send_timeout_seconds: float) -> None:
+    def __init__(
+        self, *, heartbeat_seconds: float, send_timeout_seconds: float, observer: Observer = UNOBSERVED
+    ) -> None:
+        self.observer = observer
         interval = min(min(heartbeat_seconds, send_timeout_seconds) / CHECKS_PER_INTERVAL, EXPIRY_TICK_SECONDS)
         count = max(1, min(SLOTS_LIMIT, int(interval / SHORTEST_TICK_SECONDS)))
         self._interval = interval
@@ -141,6 +149,7 @@ class Connections:
         """Keep a connection alive, and drop it when it is stuck, until it is forgotten; the slot of the connection."""
         index = self._next_slot = (self._next_slot + 1) % len(self._slots)
         self._slots[index].add(connection)
+        self.observer.connection_opened(connection.transport, connection.form)
         if index not in self._timers:
             self._check_later(index)
         if self._is_draining:  # Behind this call, when the connection is complete.
@@ -150,6 +159,7 @@ class Connections:
     def forget(self, connection: Connection, index: int) -> None:
         """The connection is over."""
         self._slots[index].discard(connection)
+        self.observer.connection_closed(connection.transport, connection.form)
         self._one_less.set()
 
     def release(self, admission: Admission) -> None:
@@ -196,9 +206,11 @@ class Connections:
 
     def _check(self, connection: Connection, now: float, moment: float) -> None:
         if connection.is_open and moment >= connection.expires_at:
+            self.observer.peer_dropped("expired")
             connection.expire()
         elif connection.stuck_since is None:
             if now - connection.wrote_at >= self._idle_seconds:
                 connection.ping()
         elif now - connection.stuck_since >= self._send_timeout_seconds:
+            self.observer.peer_dropped("send_timeout")
             connection.drop()

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ from chatserver.replies import PING, Accepted, Pong, Rejected, rejected
 from chatserver.runs.runs import Runs
 from chatserver.runs.subscription import Subscription
 from chatserver.strict_json import json_text
+from chatserver.telemetry import NOTHING
 from chatserver.transports.admission import Admission, Admissions
 from chatserver.transports.close_codes import (
     BINARY_FRAME,
@@ -49,8 +51,19 @@ PING_FRAME = text_frame(PING)
 class Multiplexer(Connection):
     """One WebSocket with its runs and its waiting commands."""
 
-    def __init__(self, peer: SocketPeer, identity: Identity, components: Components, admission: Admission) -> None:
+    transport, form = "websocket", "json"
+
+    def __init__(
+        self,
+        peer: SocketPeer,
+        identity: Identity,
+        components: Components,
+        admission: Admission,
+        carrier: Mapping[str, str] = NOTHING,
+    ) -> None:
+        """``carrier`` names the trace that the handshake, and so each run of this connection, belongs to."""
         self._socket = peer
+        self._carrier = carrier
         self._identity = identity
         self._runs: Runs = components.runs
         self._admissions: Admissions = components.admissions
@@ -155,6 +168,7 @@ class Multiplexer(Connection):
             self._reject(refusal_of(error, "a command of a WebSocket"), about)
 
     def _reject(self, error: ChatError, about: dict[str, Any]) -> None:
+        self._connections.observer.refused(error.code)
         self._no_commands = self._no_commands + 1 if isinstance(error, BadJson | NoCommand) else 0
         self._reply(rejected(error, about))
         if self._no_commands >= NO_COMMANDS_LIMIT:
@@ -166,7 +180,7 @@ class Multiplexer(Connection):
         user = self._identity.user
         match wanted:
             case Send():
-                self._attach(await self._runs.start(user, wanted.request()), about)
+                self._attach(await self._runs.start(user, wanted.request(), self._carrier), about)
             case Attach():
                 after = parse_cursor(wanted.after)
                 self._attach(await self._runs.subscribe(user, wanted.run_id, after), about)

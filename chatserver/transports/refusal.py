@@ -6,6 +6,7 @@ import msgspec
 
 from chatserver.errors import ChatError, Internal
 from chatserver.replies import problem_of
+from chatserver.telemetry import Observer
 from chatserver.transports.asgi import AsgiScope, AsgiSend
 
 logger = logging.getLogger(__name__)
@@ -33,8 +34,9 @@ def response_of(error: ChatError) -> tuple[list[tuple[bytes, bytes]], bytes]:
     return [(name.lower().encode(), value.encode()) for name, value in (about | error.headers()).items()], body
 
 
-async def refuse(scope: AsgiScope, send: AsgiSend, error: ChatError) -> None:
+async def refuse(scope: AsgiScope, send: AsgiSend, error: ChatError, observer: Observer) -> None:
     """Answer a request, or a WebSocket's handshake, with a problem document."""
+    observer.refused(error.code)
     headers, body = response_of(error)
     prefix = "websocket.http" if scope["type"] == "websocket" else "http"
     await send({"type": f"{prefix}.response.start", "status": error.status, "headers": headers})

@@ -68,7 +68,7 @@ class _Stream(Connection):
         expires_at: float,
     ) -> None:
         self._body = peer
-        self._form = form
+        self._form, self.form = form, form.name
         self._is_draining = False
         self._pump = Pump(subscription, self, form.frame, self._run_is_over)
         super().__init__(peer, connections, admission, form.ping, expires_at)

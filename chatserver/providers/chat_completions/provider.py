@@ -21,6 +21,7 @@ from chatserver.providers.models import offered_beside
 from chatserver.providers.refusals import refusal
 from chatserver.providers.tries import Tries
 from chatserver.syntax import one_line
+from chatserver.telemetry import TurnObserver
 
 if TYPE_CHECKING:
     import httpx2
@@ -99,17 +100,27 @@ class OpenAIProvider:
 
     async def stream(self, request: ModelRequest, on_delta: OnDelta) -> Finish:
         """One turn, tried again as long as nothing of the answer has come."""
+        with request.observer.turn(request.model, self._host) as observer:
+            finish = await self._turn(request, on_delta, observer)
+            observer.finished(finish.reason, finish.usage)
+            return finish
+
+    async def _turn(self, request: ModelRequest, on_delta: OnDelta, observer: TurnObserver) -> Finish:
         maker = f"chat_completions {self._host} {request.model}"
         tries = Tries(request, self._parameters, self._secrets, maker)
         while True:
             turn = Turn(on_delta, self._idle_seconds, maker)
+            observer.asked()
             try:
-                finish = await finish_of(await self._open(tries), turn)
+                finish = await finish_of(await self._open(tries, observer.headers), turn)
             except Fault as fault:
                 delay, failure = tries.failed(fault, turn.has_begun), fault
+                observer.failed(fault.error.code, is_retried=delay is not None)
             else:
                 tries.succeeded()
                 return finish
+            finally:
+                observer.streamed(turn.pace)
             if failure.kind is Kind.FILTERED:
                 return Finish("content_filter", None)
             if delay is None:
@@ -130,19 +141,22 @@ class OpenAIProvider:
                     names,
                 )
 
-    async def _open(self, tries: Tries) -> "httpx2.Response":
-        """Send the request and wait for the head of a stream."""
+    async def _open(self, tries: Tries, headers: Mapping[str, str]) -> "httpx2.Response":
+        """Send the request, with further headers, and wait for the head of a stream."""
         import httpx2
         import openai
 
         client = await self._client()
+        options = FRESH_OPTIONS if tries.is_fresh else OPTIONS
+        if headers:
+            options = options | {"headers": options["headers"] | headers}
         try:
             with anyio.fail_after(self._idle_seconds):
                 response: httpx2.Response = await client.post(
                     self._address,
                     content=tries.body(),
                     cast_to=httpx2.Response,
-                    options=FRESH_OPTIONS if tries.is_fresh else OPTIONS,
+                    options=options,
                     stream=True,
                     stream_cls=cast(Any, None),
                 )

@@ -13,6 +13,7 @@ from chatserver.log.waking import WAKES
 from chatserver.providers import Finish, OnDelta
 from chatserver.providers.chat_completions.turn_decoder import TurnDecoder
 from chatserver.providers.faults import Fault, cut, nonsense, silent
+from chatserver.telemetry import Pace
 from chatserver.upstream.sse_decoder import EventTooLong, SSEDecoder
 
 if TYPE_CHECKING:
@@ -31,12 +32,13 @@ LIFE_LIMIT = 10
 class Turn:
     """A turn as far as it has come. Each delta is handed to ``on_delta`` from within ``receive`` or ``end``."""
 
-    __slots__ = ("_decoder", "_events", "_heard_at", "_idle_seconds", "_lived_at")
+    __slots__ = ("_decoder", "_events", "_heard_at", "_idle_seconds", "_lived_at", "pace")
 
     def __init__(self, on_delta: OnDelta, idle_seconds: float, maker: str = "") -> None:
         self._events, self._decoder = SSEDecoder(), TurnDecoder(on_delta, maker)
         self._idle_seconds = idle_seconds
         self._heard_at = self._lived_at = monotonic()
+        self.pace = Pace()
 
     @property
     def has_begun(self) -> bool:
@@ -64,7 +66,10 @@ class Turn:
         if found or events.lines > lines:  # Bytes that end no line are silence.
             self._lived_at = now
         is_ending = decoder.has_finished is not had_finished or decoder.is_over is not was_over
-        if is_ending or decoder.pieces > pieces:
+        if decoder.pieces > pieces:
+            self.pace.came(now)
+            self._heard_at = now
+        elif is_ending:
             self._heard_at = now
         return is_ending
 

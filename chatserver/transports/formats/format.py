@@ -9,6 +9,9 @@ from chatserver.events import Record
 class Format(ABC):
     """One way to write records as the body of a response. It holds nothing: all streams share it."""
 
+    name: str
+    """As metrics call it."""
+
     media_type: str
     content_type: bytes
     ping = b""

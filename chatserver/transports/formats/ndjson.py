@@ -16,6 +16,7 @@ def _lines(records: Sequence[Record]) -> bytes:
 class JsonLines(Format):
     """The ping is the one that WebSocket clients know."""
 
+    name = "ndjson"
     media_type = "application/x-ndjson"
     content_type = b"application/x-ndjson"
     ping = PING + b"\n"

@@ -27,6 +27,7 @@ class EventStream(Format):
     `id:` stands behind `data:`: some clients take an event for handled as soon as they know its id.
     """
 
+    name = "sse"
     media_type = "text/event-stream"
     content_type = b"text/event-stream"  # Always UTF-8. Some clients compare the whole header, so it names no charset.
     ping = b": ping\n"

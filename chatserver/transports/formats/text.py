@@ -37,6 +37,7 @@ def _text(each: Record) -> str:
 class PlainText(Format):
     """It has no words for a ping, and none for a failure."""
 
+    name = "text"
     media_type = "text/plain"
     content_type = b"text/plain; charset=utf-8"
     shows_failure = False

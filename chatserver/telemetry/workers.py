@@ -1,0 +1,36 @@
+"""Metrics of several workers: each worker counts in files of a folder, which their parent makes and looks after.
+
+The parent sets PROMETHEUS_MULTIPROC_DIR before it starts a worker as a new process: prometheus-client reads the
+variable when it is imported. The parent itself does not import it.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+WORKERS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+_GAUGES = "gauge_livesum_"
+"""How the files of gauges begin; behind it stands the worker's process id."""
+
+
+@contextmanager
+def shared_metrics() -> Iterator[None]:
+    """For the parent: a folder for the metrics of its workers, as long as they run."""
+    with TemporaryDirectory(prefix="chatserver-metrics-") as folder:
+        os.environ[WORKERS_VARIABLE] = folder
+        try:
+            yield
+        finally:
+            del os.environ[WORKERS_VARIABLE]
+
+
+def worker_died(pid: int) -> None:
+    """For the parent: a worker is gone. Its connections and runs count no longer; what it has counted up stays."""
+    Path(os.environ[WORKERS_VARIABLE], f"{_GAUGES}{pid}.db").unlink(missing_ok=True)
+
+
+def worker_pids(folder: str) -> list[str]:
+    """The workers that the parent has not reported as dead."""
+    return sorted(path.stem.removeprefix(_GAUGES) for path in Path(folder).glob(f"{_GAUGES}*.db"))
