@@ -247,7 +247,7 @@ async def test_a_call_that_cannot_be_made_has_no_args_and_one_error_that_the_mod
     assert (result.call_id, result.tool, result.is_error, result.truncated) == ("c", call.tool, True, False)
     assert sent(model.requests[1])[2] == {"role": "tool", "tool_call_id": "c", "content": result.result}
     assert_are_events([call, result])
-    msgspec.json.encode(model.requests[1])
+    msgspec.json.encode(model.requests[1].messages)
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ async def test_whatever_id_a_model_gives_its_call_is_an_event(call_id: str) -> N
     first, second = (each["id"] for each in said["tool_calls"])
     assert first != second and first.isprintable() and second.isprintable()
     assert first == call_id or not call_id.isprintable() or len(call_id) not in range(1, 1000)
-    msgspec.json.encode(model.requests[1])
+    msgspec.json.encode(model.requests[1].messages)
 
 
 async def test_calls_have_ids_of_their_own_over_all_turns() -> None:

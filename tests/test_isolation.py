@@ -29,7 +29,7 @@ HIDDEN = "/demo/v1/chat/completions"
 
 PAGE = ("/", "/web/chatserver.js")
 SCHEMAS = ("/schema", "/schema/openapi.json", "/schema/events.json", "/schema/asyncapi.json")
-PUBLIC = frozenset({"/livez", "/readyz", *SCHEMAS, *PAGE})
+PUBLIC = frozenset({"/livez", "/readyz", "/metrics", *SCHEMAS, *PAGE})
 """What the contract leaves open, and nothing else."""
 
 

@@ -51,6 +51,7 @@ SAMPLES: dict[str, tuple[str, str, str]] = {
     "host": ("localhost", "::1", "127.0.0.1"),
     "root_path": ("/a", "/b", "/c"),
     "openai_base_url": ("http://a/v1", "http://b/v1", "http://c/v1"),
+    "otel_exporter_otlp_endpoint": ("http://a", "http://b", "http://c"),
     "database_url": ("sqlite:///a.db", "sqlite:///b.db", "sqlite:///c.db"),
     "allowed_origins": ("https://a", "https://b", "https://c"),
     "tools": ("a:b", "c:d", "e:f"),
