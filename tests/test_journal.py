@@ -1,81 +1,23 @@
 """The journal of several nodes on a real Redis: what followers see is what the owner wrote, byte for byte, in order."""
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-
 import anyio
-import anyio.lowlevel
 import pytest
+from anyio.lowlevel import checkpoint
 
 from chatserver.errors import Unavailable
-from chatserver.events import Token, appended
-from chatserver.log import EventLog, Fenced, StoredLog
-from chatserver.nodes.address import Address
-from chatserver.nodes.journal import RedisJournal, open_journal
-from chatserver.nodes.keys import node_key, owner_key, run_key
-from chatserver.nodes.link import Link, open_link
+from chatserver.events import Event, Reasoning, Token, appended
+from chatserver.log import Fenced, StoredLog
+from chatserver.log.fed import FedLog
+from chatserver.log.memory import MemoryLog
+from chatserver.nodes import follower
+from chatserver.nodes.keys import blocks_key, node_key, owner_key, run_key
 from chatserver.nodes.owned_log import OwnedLog
-from tests.logs import a_run, all_of, data, documents_of, end, start
+from tests.journals import LOOK_SECONDS, agrees, is_at, is_shown, node, until
+from tests.logs import a_run, all_of, data, documents_of, end, kept, start
 from tests.merging import unmerged
 from tests.redis_servers import RedisServer
 
 pytestmark = pytest.mark.anyio
-
-LOOK_SECONDS = 0.05
-PATIENCE_SECONDS = 0.4
-
-
-class Node:
-    """A node with its journal, and a database that all nodes share."""
-
-    def __init__(self, name: str, link: Link, journal: RedisJournal, database: dict[str, StoredLog]) -> None:
-        self.name = name
-        self.link = link
-        self.journal = journal
-        self.database = database
-
-    async def register(self) -> None:
-        await self.link.command("SET", node_key(self.name), 1)
-
-    async def own(self, run_id: str) -> OwnedLog:
-        log = await self.journal.own(run_id)
-        assert isinstance(log, OwnedLog)
-        return log
-
-    async def follow(self, run_id: str) -> EventLog:
-        log = await self.journal.follow(run_id)
-        assert log is not None
-        return log
-
-
-@asynccontextmanager
-async def node(server: RedisServer, name: str, database: dict[str, StoredLog] | None = None) -> AsyncIterator[Node]:
-    logs = {} if database is None else database
-
-    async def stored(run_id: str) -> StoredLog | None:
-        return logs.get(run_id)
-
-    async with (
-        open_link(Address(server.url), PATIENCE_SECONDS) as link,
-        open_journal(link, name, stored, LOOK_SECONDS) as journal,
-    ):
-        made = Node(name, link, journal, logs)
-        await made.register()
-        yield made
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    with anyio.fail_after(20):
-        while not is_so():  # noqa: ASYNC110 - what is waited for is in another process
-            await anyio.sleep(0.005)
-
-
-async def is_at(log: EventLog, last_seq: int) -> None:
-    await until(lambda: log.last_seq == last_seq)
-
-
-async def is_shown(log: OwnedLog) -> None:
-    await until(lambda: log.shown.last_seq == log.last_seq)
 
 
 async def test_what_is_appended_is_shown_when_redis_has_it(redis_server: RedisServer) -> None:
@@ -93,20 +35,127 @@ async def test_all_nodes_have_the_same_documents(redis_server: RedisServer) -> N
     drafts = list(a_run(600))
     async with node(redis_server, "a") as owner, node(redis_server, "b") as early, node(redis_server, "c") as late:
         log = await owner.own("run")
-        follower = await early.follow("run")
-        documents = documents_of(drafts, "run")
+        first = await early.follow("run")
         for draft in drafts[:-1]:
             log.append(draft)
-            await anyio.lowlevel.checkpoint()
-        await is_at(follower, 599)
-        another = await late.follow("run")
-        assert another.last_seq == 599
+            await checkpoint()
+        await is_at(first, 599)
+        second = await late.follow("run")
+        assert second.last_seq == 599
         log.append(drafts[-1])
-        for each in (log, follower, another):
-            await until(lambda each=each: each.is_over)  # type: ignore[misc]
-            for cursor in range(601):
-                assert unmerged(data(await all_of(each, cursor)), documents) == documents[cursor:]
+        for each in (log, first, second):
+            await agrees(each, drafts)
             assert each.stored() == log.stored() and each.answer() == log.answer()
+
+
+async def test_what_is_appended_meanwhile_shares_the_next_call(redis_server: RedisServer) -> None:
+    async with node(redis_server, "a") as owner:
+        logs = [await owner.own(f"run {number}") for number in range(10)]
+        redis_server.cli("CONFIG", "RESETSTAT")
+        for _ in range(20):
+            for log in logs:
+                log.append(Token(content="x"))
+        for log in logs:
+            await is_shown(log)
+        calls = [line for line in redis_server.cli("INFO", "commandstats").split("\n") if "evalsha" in line]
+        assert calls and calls[0].startswith("cmdstat_evalsha:calls=1,")
+        assert [int(redis_server.cli("XLEN", run_key(log.run_id))) for log in logs] == [1] * 10
+
+
+async def test_a_run_is_followed_once_however_many_read_it(redis_server: RedisServer) -> None:
+    async with node(redis_server, "a") as owner, node(redis_server, "b") as other:
+        log = await owner.own("run")
+        log.append(start())
+        await is_shown(log)
+        found = []
+
+        async def read() -> None:
+            found.append(data(await all_of(await other.follow("run"))))
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(200):
+                tasks.start_soon(read)
+            await until(lambda: redis_server.cli("PUBSUB", "NUMSUB", run_key("run")).endswith("\n1"))
+            log.append(Token(content="x"))
+            log.append(end())
+        assert found == [documents_of([start(), Token(content="x"), end()], "run")] * 200
+        await until(lambda: redis_server.cli("PUBSUB", "NUMSUB", run_key("run")).endswith("\n0"))
+
+
+async def test_a_reader_that_is_cancelled_while_the_run_is_read_disturbs_no_other(redis_server: RedisServer) -> None:
+    async with node(redis_server, "a") as owner, node(redis_server, "b") as other:
+        await owner.own("run")
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await other.follow("run")
+        assert (await other.follow("run")).run_id == "run"
+
+
+async def test_a_run_that_nobody_reads_any_more_is_left(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follower, "IDLE_SECONDS", 0.0)
+    async with node(redis_server, "a") as owner, node(redis_server, "b") as other:
+        log = await owner.own("run")
+        found = await other.follow("run")
+        cursor = found.cursor(0)
+        await anyio.sleep(3 * LOOK_SECONDS)
+        assert redis_server.cli("PUBSUB", "NUMSUB", run_key("run")).endswith("\n1")
+        cursor.close()
+        await until(lambda: redis_server.cli("PUBSUB", "NUMSUB", run_key("run")).endswith("\n0"))
+        log.append(start())
+        await is_shown(log)
+        again = await other.follow("run")
+        assert again is not found and again.last_seq == 1
+
+
+async def test_nothing_is_followed_that_nobody_wrote(redis_server: RedisServer) -> None:
+    async with node(redis_server, "a") as one:
+        assert await one.journal.follow("nothing") is None
+        assert redis_server.cli("PUBSUB", "CHANNELS") == ""
+
+
+# ---- what is kept in Redis ------------------------------------------------------------------------------------------
+
+
+async def test_closed_blocks_are_moved_and_never_written_again(redis_server: RedisServer) -> None:
+    async with node(redis_server, "a") as owner, node(redis_server, "b") as other:
+        log = await owner.own("run")
+        drafts = [start(), *(kind(content=f"{n} ") for n in range(8000) for kind in [Reasoning if n < 2000 else Token])]
+        for draft in drafts[:-1]:
+            log.append(draft)
+            if log.last_seq % 50 == 0:
+                await checkpoint()
+        await is_shown(log)
+        closed = log.shown.merged.closed_blocks
+        await until(lambda: log.merged_blocks == closed > 3)
+        assert int(redis_server.cli("LLEN", blocks_key("run"))) == closed
+        first = int(redis_server.cli("XRANGE", run_key("run"), "-", "+", "COUNT", "1").partition("-")[0])
+        assert first > log.shown.merged.stored_block(closed - 1).last_seq
+        before = redis_server.cli("LRANGE", blocks_key("run"), "0", "-1")
+        log.append(drafts[-1])
+        await is_shown(log)
+        late = await other.follow("run")
+        assert late.stored() == log.stored()
+        assert redis_server.cli("LRANGE", blocks_key("run"), "0", "-1") == before
+
+
+async def test_what_is_kept_has_a_time_to_live_and_goes_with_the_run(redis_server: RedisServer) -> None:
+    async with node(redis_server, "a") as owner:
+        log = await owner.own("run")
+        for _ in range(3):
+            log.append(Token(content="x" * 10_000))
+        await until(lambda: log.merged_blocks == 2)
+        keys = [run_key("run"), blocks_key("run"), owner_key("run")]
+        assert all(int(redis_server.cli("TTL", key)) > 3600 for key in keys)
+        log.append(end())
+        await is_shown(log)
+        owner.journal.release("run")
+        await until(lambda: redis_server.cli("EXISTS", *keys[:2]) == "0")
+        assert int(redis_server.cli("TTL", keys[2])) > 3600, "who was away must not take the run for its own"
+
+
+# ---- who owns a run -------------------------------------------------------------------------------------------------
 
 
 async def test_who_does_not_own_a_run_cannot_write_it(redis_server: RedisServer) -> None:
@@ -120,7 +169,8 @@ async def test_who_does_not_own_a_run_cannot_write_it(redis_server: RedisServer)
 
 
 async def test_a_fenced_owner_shows_nothing_more_and_goes_on_as_a_reader(redis_server: RedisServer) -> None:
-    async with node(redis_server, "a") as owner, node(redis_server, "b", owner.database) as other:
+    database = dict[str, StoredLog]()
+    async with node(redis_server, "a", database) as owner, node(redis_server, "b", database) as other:
         fenced = list[OwnedLog]()
         owner.journal.publisher.on_fenced = fenced.append
         log = await owner.own("run")
@@ -133,7 +183,39 @@ async def test_a_fenced_owner_shows_nothing_more_and_goes_on_as_a_reader(redis_s
         with pytest.raises(Fenced):
             log.append(Token(content="nor this"))
         owner.journal.lose("run")
-        owner.database["run"] = log.stored(appended(end(), "run", 2))
+        database["run"] = log.stored(appended(end(), "run", 2))
         other.journal.announce("run")
         await until(lambda: log.is_over)
         assert [each.seq for each in await all_of(log)] == [1, 2]
+
+
+# ---- a log that is fed ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("known", [0, 1, 37, 98, 99, 100])
+def test_of_a_merged_event_only_what_is_new_is_kept(known: int) -> None:
+    """A stream that was filled again has texts merged that some followers know in part."""
+    whole, log = MemoryLog("run"), FedLog("run")
+    drafts = [Token(content="word " * (n % 3)) for n in range(100)]
+    for draft in drafts:
+        new = whole.append(draft)
+        if new.seq <= known:
+            log.keep(draft, new)
+    assert log.feed(whole.stored())
+    assert log.stored() == whole.stored()
+    documents = documents_of(drafts, "run")
+    for cursor in range(100):
+        assert unmerged(data(kept(log, cursor)), documents) == documents[cursor:]
+
+
+def test_what_does_not_follow_is_not_kept() -> None:
+    log = FedLog("run")
+    drafts: list[Event] = [start(), Token(content="x")]
+    for seq, draft in enumerate(drafts, 1):
+        log.keep(draft, appended(draft, "run", seq))
+    late = StoredLog.of([appended(Token(content="y"), "run", seq) for seq in (4, 5)])
+    assert not log.feed(late)
+    assert log.last_seq == 2
+    known = StoredLog.of([appended(Token(content="x"), "run", 2)])
+    assert log.feed(known)
+    assert log.last_seq == 2

@@ -244,7 +244,11 @@ async def test_a_sentinel_names_the_master_and_its_successor(tmp_path: Path) -> 
             address = Address(f"redis+sentinel://127.0.0.1:1,127.0.0.1:{sentinel.port}/chat/0")
             async with open_link(address, PATIENCE_SECONDS) as link:
                 await link.command("SET", "a", "kept")
-                assert await link.command("WAIT", 1, 0) == 1
+                while "master_link_status:up" not in second.cli("INFO", "replication"):  # noqa: ASYNC110
+                    await anyio.sleep(0.05)
+                with anyio.fail_after(20):
+                    while second.cli("GET", "a") != "kept":  # noqa: ASYNC110
+                        await anyio.sleep(0.05)
                 while str(second.port) not in sentinel.cli("SENTINEL", "REPLICAS", "chat"):  # noqa: ASYNC110
                     await anyio.sleep(0.05)  # It asks the master for its replicas every 10 s.
                 first.stop()

@@ -164,16 +164,16 @@ class Follower:
             await self._complete()
 
     def _look(self) -> None:
-        looked_at = list[Followed]()
+        now, looked_at = monotonic(), list[Followed]()
         for followed in list(self._followed.values()):
             if followed.log.has_readers:
-                followed.used_at = monotonic()
-            is_idle = monotonic() - followed.used_at > IDLE_SECONDS
+                followed.used_at = now
+            is_idle = now - followed.used_at > IDLE_SECONDS
             if is_idle and (followed.log.is_over or not followed.is_ours):
                 self._leave(followed)
             elif not followed.log.is_over:
                 looked_at.append(followed)
-                if monotonic() - followed.heard_at > SILENT_SECONDS:
+                if now - followed.heard_at > SILENT_SECONDS:
                     self._ask_database(followed)
         if looked_at:
             run_ids = [followed.log.run_id for followed in looked_at]

@@ -246,10 +246,10 @@ async def open_link(address: Address, patience_seconds: float = REPLY_SECONDS) -
     except (RedisError, OSError) as error:
         await link.close()
         raise SettingsError(f"{variable('redis_url')}: Redis cannot be used: {error}") from None
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(link.keep)
-        try:
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(link.keep)
             yield link
-        finally:
             tasks.cancel_scope.cancel()
-            await link.close()
+    finally:
+        await link.close()
