@@ -7,12 +7,17 @@ itself it would retransmit for a quarter of an hour. A peer that merely reads sl
 import asyncio
 import socket
 import struct
+import sys
 from asyncio import Transport
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
 from chatserver.telemetry import UNOBSERVED, Observer
+
+if sys.platform == "linux":
+    import fcntl
+    import termios
 
 LOOK_SECONDS = 5.0
 LOST_SECONDS = 15.0
@@ -24,6 +29,8 @@ AT_A_TIME = 500
 
 _TCP_INFO = struct.Struct("=BxB5x12I")  # From tcpi_state to tcpi_last_ack_recv, in milliseconds; see linux/tcp.h.
 _CLOSED = 7  # TCP_CLOSE: it was reset.
+_BYTES_ACKED = struct.Struct("=120xQ")  # tcpi_bytes_acked, behind what ``_TCP_INFO`` reads.
+_COUNT = struct.Struct("=i")
 
 
 def watch(listening: socket.socket, send_timeout_seconds: float) -> None:
@@ -81,3 +88,17 @@ def is_lost(transport: Transport) -> bool:
     except (OSError, struct.error):
         return False
     return state == _CLOSED or bool(retransmits >= LOST_RETRANSMITS and numbers[-1] >= LOST_SECONDS * 1000)
+
+
+def progress(transport: Transport) -> tuple[int, int]:
+    """How many bytes the peer's kernel has acknowledged so far, of how many; (0, 0): this system tells neither."""
+    sock = transport.get_extra_info("socket")
+    if sock is None or sys.platform != "linux":
+        return 0, 0
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size)
+        (acknowledged,) = _BYTES_ACKED.unpack(info)
+        (unacknowledged,) = _COUNT.unpack(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(_COUNT.size)))
+    except (OSError, struct.error):
+        return 0, 0
+    return acknowledged, acknowledged + unacknowledged + transport.get_write_buffer_size()

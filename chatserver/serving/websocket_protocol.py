@@ -20,6 +20,7 @@ from chatserver.serving.access_log import AccessLine
 from chatserver.serving.connection import ServedProtocol
 from chatserver.serving.http_bytes import refusal_response
 from chatserver.serving.http_head import date_header
+from chatserver.serving.lost_peers import progress
 from chatserver.serving.scope import websocket_scope
 from chatserver.serving.websocket_decoder import WebSocketDecoder
 from chatserver.transports.asgi import AsgiMessage
@@ -70,6 +71,9 @@ class WebSocketProtocol(ServedProtocol):
         self._refusal: AsgiMessage = {}
         self._came: asyncio.Future[None] | None = None
         self._pinged_at = monotonic()
+        """When the ping was sent; or when bytes in front of it were last seen that the peer had not taken yet."""
+        self._ping_end = 0
+        """How many bytes the peer has taken when it has taken the ping."""
         self.is_writable = True
         self.on_writable = self.on_leave = nobody
         self.on_text: Callable[[str | None], None] = _unheard
@@ -139,18 +143,25 @@ class WebSocketProtocol(ServedProtocol):
 
     def check_peer(self) -> None:
         """Find out by pings whether a program still runs behind the peer's kernel."""
-        now = monotonic()
         if self._stage is not Stage.OPEN:
             return
-        if not self._decoder.has_pong and now - self._pinged_at >= PONG_SECONDS:
+        now = monotonic()
+        if self._decoder.has_pong:
+            if now - self._pinged_at >= PING_SECONDS:
+                self._ping(now)
+        elif progress(self.transport)[0] < self._ping_end:
+            self._pinged_at = now  # A slow reader: how long it may take nothing at all, the send timeout says.
+        elif now - self._pinged_at >= PONG_SECONDS:
             self._observer.peer_dropped("no_pong")
             self._decoder.fail(NO_PONG)
             self._flush()
             self.abort()
-        elif now - self._pinged_at >= PING_SECONDS:
-            self._pinged_at, self._decoder.has_pong = now, False
-            self._decoder.conn.send_ping(b"")
-            self._flush()
+
+    def _ping(self, now: float) -> None:
+        self._pinged_at, self._decoder.has_pong = now, False
+        self._decoder.conn.send_ping(b"")
+        self._flush()
+        _, self._ping_end = progress(self.transport)
 
     # the handshake
 
