@@ -9,7 +9,7 @@ import json
 import tracemalloc
 from collections.abc import Awaitable, Callable
 from time import process_time
-from typing import Any
+from typing import Any, cast
 
 import click
 import httpx2
@@ -97,6 +97,11 @@ async def _measure() -> None:
 class _Socket(asyncio.Transport):
     """Takes whatever is written, so that only what stands before the socket is measured."""
 
+    protocol: Any
+
+    def set_protocol(self, protocol: Any) -> None:
+        self.protocol = protocol
+
     def write(self, data: Any) -> None: ...
 
     def is_closing(self) -> bool:
@@ -148,24 +153,27 @@ async def _protocols() -> None:
         ("uvicorn's HTTP protocol", HTTP_REQUEST, HttpToolsProtocol, _with_asgi),
         ("this server's HTTP protocol", HTTP_REQUEST, HttpProtocol, _with_peer),
         ("uvicorn's WebSocket protocol", WEBSOCKET_REQUEST, WebSocketsSansIOProtocol, _with_asgi),
-        ("this server's WebSocket protocol", WEBSOCKET_REQUEST, WebSocketProtocol, _with_peer),
+        ("this server's WebSocket protocol", WEBSOCKET_REQUEST, HttpProtocol, _with_peer),
     ):
-        config = uvicorn.Config(app, log_config=None, ws_per_message_deflate=False, ws_ping_interval=None)
+        config = uvicorn.Config(
+            app, ws=cast(Any, WebSocketProtocol), log_config=None, ws_per_message_deflate=False, ws_ping_interval=None
+        )
         config.load()
         OPENED.clear()
         tracemalloc.start()
-        connections = [protocol(config, ServerState(), {}, asyncio.get_running_loop()) for _ in range(STREAMS)]
-        for connection in connections:
-            connection.connection_made(_Socket())
-            connection.data_received(request)
+        sockets = [_Socket() for _ in range(STREAMS)]
+        for each in sockets:
+            each.protocol = protocol(config, ServerState(), {}, asyncio.get_running_loop())
+            each.protocol.connection_made(each)
+            each.protocol.data_received(request)
         await asyncio.sleep(OPENING_SECONDS)
         gc.collect()
         size = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()
         click.echo(f"{size / len(OPENED) / 1024:10,.1f} KiB  an open stream, {what}")
         await _show(f"an event's write, {what}", 1, _writing(OPENED[0]), WRITES)
-        for connection in connections:
-            connection.connection_lost(None)
+        for each in sockets:
+            each.protocol.connection_lost(None)
         await asyncio.sleep(OPENING_SECONDS)
 
 

@@ -96,15 +96,15 @@ def offers_websocket(headers: Headers) -> bool:
     return found.get(b"upgrade", b"").lower() == b"websocket" and b"upgrade" in found.get(b"connection", b"").lower()
 
 
+def has_body(headers: Headers) -> bool:
+    """Whether the head of a request announces a body."""
+    return any(name == b"transfer-encoding" or (name == b"content-length" and value != b"0") for name, value in headers)
+
+
 def without_offers(method: bytes, url: bytes, version: str, headers: Headers) -> bytes:
     """The head of a request as if it had offered no other protocol."""
     headers = list(headers)
     closes = any(name == b"connection" and b"close" in value.lower() for name, value in headers)
     kept = [header for header in headers if header[0] not in OFFERS] + [(b"connection", b"close")] * closes
-    return request_head(method, url, version, kept)
-
-
-def request_head(method: bytes, url: bytes, version: str, headers: Headers) -> bytes:
-    """The head of a request."""
-    lines = [b"%b: %b\r\n" % header for header in headers]
+    lines = [b"%b: %b\r\n" % header for header in kept]
     return b"".join([method, b" ", url, b" HTTP/", version.encode(), b"\r\n", *lines, b"\r\n"])

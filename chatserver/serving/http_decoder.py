@@ -15,10 +15,10 @@ from chatserver.errors import BadHttp, HeadTooLarge
 from chatserver.serving.http_bytes import (
     HEAD_BYTES_LIMIT,
     Unread,
+    has_body,
     in_origin_form,
     is_too_much,
     offers_websocket,
-    request_head,
     without_offers,
 )
 
@@ -44,9 +44,6 @@ class Head(Struct, frozen=True):
     version: str
     headers: list[tuple[bytes, bytes]]
     keep_alive: bool
-
-    def encoded(self) -> bytes:
-        return request_head(self.method, self.target, self.version, self.headers)
 
 
 class RequestEvents(Protocol):
@@ -130,9 +127,13 @@ class RequestDecoder:
             self._made = None  # The old parser would take a body for the other protocol.
             self._parser.feed_data(without_offers(head.method, head.target, head.version, head.headers))
         elif self.stage is Stage.WEBSOCKET:
-            if self.unread:
+            head = self._head()
+            if self.unread or has_body(head.headers):
                 raise BadHttp  # RFC 6455, 4.1: a client waits until the WebSocket is there.
-            self._requests.websocket_asked(self._head())
+            try:
+                self._requests.websocket_asked(head)
+            except (httptools.HttpParserError, UnicodeDecodeError) as error:
+                raise BadHttp from error
 
     def _head(self) -> Head:
         parser = self._parser

@@ -275,12 +275,11 @@ class HttpProtocol(ServedProtocol):
             self._wait(self._config.timeout_keep_alive)
 
     def websocket_asked(self, head: Head) -> None:
-        """Hand the connection over."""
+        """Hand the connection over, unless the handshake is wrong."""
+        made: Any = self._config.ws_protocol_class
+        websocket = made(self._config, self._server, self._app_state, self._loop)
+        websocket.shake_hands(self.transport, head)
         self._stage = Stage.WEBSOCKET
         self._stop_waiting()
         self._connections.discard(self)
-        made: Any = self._config.ws_protocol_class
-        websocket = made(self._config, self._server, self._app_state, self._loop)
-        websocket.connection_made(self.transport)
         self.transport.set_protocol(websocket)
-        websocket.data_received(head.encoded())

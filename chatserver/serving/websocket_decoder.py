@@ -6,11 +6,15 @@ Frames are decoded by websockets' own protocol class, which also answers pings a
 import logging
 from collections.abc import Iterator
 
+from websockets.datastructures import Headers
 from websockets.frames import Frame, Opcode
-from websockets.http11 import Request
+from websockets.http11 import Request, Response
+from websockets.protocol import State
 from websockets.server import ServerProtocol
 
+from chatserver.errors import BadHttp
 from chatserver.limits import TokenBucket
+from chatserver.serving.http_decoder import Head
 from chatserver.transports.close_codes import NOT_UTF8, TOO_MANY_FRAMES, Closing
 
 FRAMES_PER_SECOND_LIMIT = 200
@@ -25,7 +29,8 @@ class WebSocketDecoder:
     """The messages of one client, and the protocol's own answers to them."""
 
     def __init__(self, message_bytes_limit: int) -> None:
-        self.conn = ServerProtocol(max_size=message_bytes_limit, logger=_quiet)
+        # Open from the start: the bytes of the handshake were decoded by HTTP's own decoder.
+        self.conn = ServerProtocol(state=State.OPEN, max_size=message_bytes_limit, logger=_quiet)
         self.has_pong = False
         """Whether a pong has come since the owner set this to False."""
         self.is_broken = False
@@ -39,14 +44,25 @@ class WebSocketDecoder:
         """Whether a close frame was sent, or is among the bytes to be sent."""
         return self.conn.close_sent is not None
 
-    def decode(self, data: bytes) -> Iterator[Request | str | None]:
-        """The head of the handshake, then each text; None: a binary message."""
+    def response_to(self, handshake: Head) -> Response:
+        """The response that accepts a handshake.
+
+        Raises:
+            BadHttp: the handshake is wrong.
+        """
+        headers = Headers((name.decode("latin-1"), value.decode("latin-1")) for name, value in handshake.headers)
+        target, method = handshake.target.decode("ascii"), handshake.method.decode("ascii")
+        response = self.conn.accept(Request(target, headers, method, f"HTTP/{handshake.version}"))
+        if self.conn.handshake_exc is not None:
+            raise BadHttp(str(self.conn.handshake_exc))
+        return response
+
+    def decode(self, data: bytes) -> Iterator[str | None]:
+        """Each text; None: a binary message."""
         had_closed = self.has_closed  # By what comes now, the connection may answer a close behind other frames.
         self.conn.receive_data(data)
         for event in self.conn.events_received():
-            if isinstance(event, Request):
-                yield event
-            elif isinstance(event, Frame) and not had_closed and not self.is_broken:
+            if isinstance(event, Frame) and not had_closed and not self.is_broken:
                 yield from self._message(event)
         self.is_broken = self.is_broken or self.conn.parser_exc is not None
 

@@ -1,4 +1,4 @@
-"""WebSocket as a protocol of asyncio: a handshake that the application answers, then a ``SocketPeer``.
+"""WebSocket as a protocol of asyncio: a handshake that the application accepts or refuses, then a ``SocketPeer``.
 
 HANDSHAKE ──accepted──▶ OPEN ──close frame──▶ CLOSING ──▶ LOST
     └──refused──▶ CLOSING
@@ -13,12 +13,13 @@ from time import monotonic, time
 from typing import Any, cast
 
 from websockets.datastructures import Headers
-from websockets.http11 import Request, Response
+from websockets.http11 import Response
 
-from chatserver.errors import BadHttp, Internal
+from chatserver.errors import Internal
 from chatserver.serving.access_log import AccessLine
 from chatserver.serving.connection import ServedProtocol
 from chatserver.serving.http_bytes import refusal_response
+from chatserver.serving.http_decoder import Head
 from chatserver.serving.http_head import date_header
 from chatserver.serving.lost_peers import progress
 from chatserver.serving.scope import websocket_scope
@@ -107,17 +108,12 @@ class WebSocketProtocol(ServedProtocol):
             self.on_writable()
 
     def data_received(self, data: bytes) -> None:
-        for message in self._decoder.decode(data):
-            if isinstance(message, Request):
-                self._answer_handshake(message)
-            elif self._stage is Stage.OPEN:
-                self._deliver(message)
-        conn = self._decoder.conn
-        if conn.handshake_exc is not None and self._stage is Stage.HANDSHAKE:
-            self._refuse_to_read(BadHttp())  # Too many headers, or headers that are too long.
-        elif self._stage is Stage.OPEN:
+        for text in self._decoder.decode(data):
+            if self._stage is Stage.OPEN:
+                self._deliver(text)
+        if self._stage is Stage.OPEN:
             self._flush()
-        elif self._stage is Stage.CLOSING and conn.close_rcvd is not None:
+        elif self._stage is Stage.CLOSING and self._decoder.conn.close_rcvd is not None:
             self.transport.close()
 
     def _deliver(self, text: str | None) -> None:
@@ -165,32 +161,23 @@ class WebSocketProtocol(ServedProtocol):
 
     # the handshake
 
-    def _answer_handshake(self, request: Request) -> None:
-        self._response = self._decoder.conn.accept(request)
-        if self._response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
-            return self._refuse_to_read(BadHttp(str(self._decoder.conn.handshake_exc)))
-        scope = websocket_scope(self._config, self.transport, request)
-        request.headers.clear()  # The library holds the request as long as the connection: 2 KB of a browser's.
+    def shake_hands(self, transport: asyncio.Transport, head: Head) -> None:
+        """Take a connection over, and let the application respond to its handshake.
+
+        Raises:
+            BadHttp, HttpParserInvalidURLError, UnicodeDecodeError: the handshake is wrong; nothing is taken over.
+        """
+        scope = websocket_scope(self._config, transport, head)
+        self._response = self._decoder.response_to(head)
+        self.connection_made(transport)
         scope |= {"state": self._app_state.copy(), "extensions": {"websocket.http.response": {}, PEER: self.take_over}}
         if self._has_access_log:
             self._line = AccessLine(scope)
         self.transport.pause_reading()  # Until the application's call has returned: no text comes before its owner.
         self._start(self._run(scope))
 
-    def _send_refusal(self, response: Response) -> None:
-        self._decoder.conn.send_response(response)
-        self.transport.write(self._decoder.data_to_send())
-        self._stage = Stage.CLOSING
-        self.transport.close()
-
-    def _refuse_to_read(self, error: BadHttp) -> None:
-        self._observer.refused(error.code)
-        self._stage = Stage.CLOSING
-        self.transport.write(refusal_response(error))
-        self.transport.close()
-
     async def _run(self, scope: dict[str, Any]) -> None:
-        """Let the application answer the handshake, and take the connection over."""
+        """Let the application respond to the handshake, and take the connection over."""
         try:
             await self._config.loaded_app(scope, self.receive, self.send)
         except Exception:
@@ -240,8 +227,7 @@ class WebSocketProtocol(ServedProtocol):
         response.headers.update((name.decode("latin-1"), value.decode("latin-1")) for name, value in headers)
         if subprotocol := message.get("subprotocol"):
             response.headers["Sec-WebSocket-Protocol"] = subprotocol
-        self._decoder.conn.send_response(response)
-        self.transport.write(self._decoder.data_to_send())
+        self.transport.write(response.serialize())
         self._stage = Stage.OPEN
         self._is_accepted = True
         self._decoder.has_pong = True
@@ -251,7 +237,9 @@ class WebSocketProtocol(ServedProtocol):
         said = Headers((name.decode("latin-1"), value.decode("latin-1")) for name, value in headers)
         said["Connection"] = "close"
         said.setdefault("Content-Length", str(len(body)))
-        self._send_refusal(Response(status, HTTPStatus(status).phrase, said, body))
+        self.transport.write(Response(status, HTTPStatus(status).phrase, said, body).serialize())
+        self._stage = Stage.CLOSING
+        self.transport.close()
 
     # as a peer
 
