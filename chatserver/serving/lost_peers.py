@@ -30,7 +30,6 @@ AT_A_TIME = 500
 _TCP_INFO = struct.Struct("=BxB5x12I")  # From tcpi_state to tcpi_last_ack_recv, in milliseconds; see linux/tcp.h.
 _CLOSED = 7  # TCP_CLOSE: it was reset.
 _BYTES_ACKED = struct.Struct("=120xQ")  # tcpi_bytes_acked, behind what ``_TCP_INFO`` reads.
-_COUNT = struct.Struct("=i")
 
 
 def watch(listening: socket.socket, send_timeout_seconds: float) -> None:
@@ -98,7 +97,7 @@ def progress(transport: Transport) -> tuple[int, int]:
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size)
         (acknowledged,) = _BYTES_ACKED.unpack(info)
-        (unacknowledged,) = _COUNT.unpack(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(_COUNT.size)))
+        unacknowledged = int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
     except (OSError, struct.error):
         return 0, 0
     return acknowledged, acknowledged + unacknowledged + transport.get_write_buffer_size()
