@@ -174,6 +174,40 @@ async def test_a_lost_redis_is_refused_at_once_and_found_again(link: Link, redis
     assert (told, got) == (["down", "up"], [b"again"])
 
 
+async def test_a_redis_that_hangs_up_while_it_is_greeted_is_tried_again(
+    link: Link, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uvloop raises no OSError where a socket is closed already."""
+    connect, tries = Connection.connect, list[str]()
+
+    async def hung_up(self: Connection) -> None:
+        await connect(self)  # type: ignore[no-untyped-call]
+        tries.append("hung up")
+        if len(tries) < 3:
+            raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+
+    monkeypatch.setattr(Connection, "connect", hung_up)
+    redis_server.stop()
+    redis_server.start()
+    with anyio.fail_after(20):
+        while len(tries) < 3:  # noqa: ASYNC110 - nobody tells of it
+            await anyio.sleep(0.01)
+    await is_up(link)
+
+
+async def test_what_is_asked_of_a_connection_that_has_ended_unnoticed_is_refused(redis_server: RedisServer) -> None:
+    """As where it has ended between its greeting and the first command."""
+    async with open_link(Address(redis_server.url), 60) as link:
+        wire = link._wire
+        assert wire is not None
+        wire._transport.set_protocol(asyncio.Protocol())
+        wire._transport.abort()
+        with anyio.fail_after(20), pytest.raises(Unavailable):
+            await link.command("PING")
+        await is_up(link)
+        assert await link.command("ECHO", "mine") == b"mine"
+
+
 async def test_a_frozen_redis_is_given_up_and_its_late_replies_reach_nobody(
     link: Link, redis_server: RedisServer
 ) -> None:

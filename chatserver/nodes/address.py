@@ -83,9 +83,11 @@ class Address:
             await connection.connect()  # type: ignore[no-untyped-call]
             await connection.send_command("PING")  # Refused by a Redis that is still reading its data.
             await connection.read_response()
-        except BaseException:
+        except BaseException as error:
             with suppress(RedisError, OSError):
                 await connection.disconnect(nowait=True)
+            if isinstance(error, RuntimeError):  # So uvloop calls a socket that was closed before it was written to.
+                raise ConnectionResetError(str(error)) from None
             raise
         return connection
 

@@ -79,7 +79,10 @@ class Wire(asyncio.Protocol):
 
     def _flush(self) -> None:
         commands, self._unsent = self._unsent, []
-        self._transport.write(b"".join(commands))
+        if self._transport.is_closing():  # uvloop raises from a write then, and tells nobody of an end before this one.
+            self.abort("the connection was closed")
+        else:
+            self._transport.write(b"".join(commands))
 
     @property
     def waited_seconds(self) -> float:
