@@ -24,11 +24,6 @@ class Counts(Counter[str]):
             del self[user]
 
 
-def local_counts(_: str) -> Counts:
-    """Counts of a kind of things, by the kind's name, which only this process knows."""
-    return Counts()
-
-
 class TokenBucket:
     """Holds up to ``size`` drops, loses one for each action, and is refilled by ``per_second`` drops."""
 
@@ -62,7 +57,7 @@ class RateLimiter:
     """The requests and commands of each user. ``per_minute`` None: nobody counts."""
 
     def __init__(self, per_minute: int | None) -> None:
-        self._per_minute = per_minute
+        self.per_minute = per_minute
         self._buckets: dict[str, TokenBucket] = {}
         self._forget_at = USERS_LIMIT
 
@@ -72,7 +67,7 @@ class RateLimiter:
         Raises:
             TooMany: the user has made as many as one may.
         """
-        if self._per_minute is None:
+        if self.per_minute is None:
             return
         bucket = self._buckets.get(user)
         if bucket is None:
@@ -80,11 +75,10 @@ class RateLimiter:
                 self._buckets = {name: each for name, each in self._buckets.items() if not each.is_full}
                 # Doubled, so that cleaning stays rare: its cost for each new user is constant.
                 self._forget_at = max(USERS_LIMIT, 2 * len(self._buckets))
-            bucket = self._buckets[user] = TokenBucket(self._per_minute, self._per_minute / 60)
+            bucket = self._buckets[user] = TokenBucket(self.per_minute, self.per_minute / 60)
         if seconds := bucket.draw():
-            raise too_often(self._per_minute, seconds)
+            raise self.too_often(seconds)
 
-
-def too_often(per_minute: int, seconds: float) -> TooMany:
-    """The refusal of a request that comes so many seconds too early."""
-    return TooMany(f"at most {per_minute} requests in a minute", retry_after=ceil(seconds))
+    def too_often(self, seconds: float) -> TooMany:
+        """The refusal of a request that comes so many seconds too early."""
+        return TooMany(f"at most {self.per_minute} requests in a minute", retry_after=ceil(seconds))

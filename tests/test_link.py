@@ -268,7 +268,7 @@ async def test_a_unix_socket_will_do(tmp_path: Path) -> None:
 
 
 async def test_a_sentinel_names_the_master_and_its_successor(tmp_path: Path) -> None:
-    with redis_process() as first, redis_process() as second:
+    with redis_process("--repl-diskless-sync-delay", "0") as first, redis_process() as second:
         second.cli("REPLICAOF", "127.0.0.1", str(first.port))
         (tmp_path / "sentinel.conf").write_text(
             f"sentinel monitor chat 127.0.0.1 {first.port} 1\nsentinel down-after-milliseconds chat 200\n"
@@ -328,3 +328,19 @@ def test_redis_py_is_pinned_to_the_minor_version_that_was_read() -> None:
     (bound,) = [each for each in requires("chatserver") or () if each.startswith("redis[")]
     major, minor, *_ = version("redis").split(".")
     assert re.fullmatch(rf"redis\[hiredis\]<{major}\.{int(minor) + 1},>={major}\.{minor};.*", bound), bound
+
+
+async def test_scripts_run_in_the_order_in_which_they_were_posted_the_first_time_too(redis_server: RedisServer) -> None:
+    """Redis learns them from the connection: a script that it did not know would be sent again, behind later ones."""
+    script = Echo()
+    script.source += b"-- as no other"
+    script.digest = sha1(script.source, usedforsecurity=False).hexdigest()
+    Script.known.append(script)
+    try:
+        async with open_link(Address(redis_server.url), PATIENCE_SECONDS) as link:
+            replies: list[object] = []
+            link.post(script, ["k"], ["first"], replies.append)
+            assert await link.command("ECHO", "second") == b"second"
+            assert replies == [[b"k", b"first"]]
+    finally:
+        Script.known.remove(script)

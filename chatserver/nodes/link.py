@@ -13,7 +13,7 @@ from functools import partial
 from hashlib import sha1
 from pathlib import Path
 from time import monotonic
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import anyio
 from redis.exceptions import RedisError, ResponseError
@@ -48,9 +48,13 @@ OnMessage: TypeAlias = Callable[[bytes], None]
 class Script:
     """A Lua script of the folder ``scripts``. Redis runs nothing else meanwhile."""
 
+    known: ClassVar[list["Script"]] = []
+    """All of them: each connection begins with giving them to Redis."""
+
     def __init__(self, name: str) -> None:
         self.source = (SCRIPTS / f"{name}.lua").read_bytes()
         self.digest = sha1(self.source, usedforsecurity=False).hexdigest()
+        self.known.append(self)
 
 
 class Link:
@@ -157,6 +161,8 @@ class Link:
             RedisError, OSError: there is no Redis now.
         """
         self._wire = Wire(await self._address.connect(), self._pushed)
+        for script in Script.known:  # A script that is sent only when Redis does not know it runs behind later ones.
+            self._wire.send(packed("SCRIPT", "LOAD", script.source), lambda _: None)
         for channel in self._channels:
             self._want("SUBSCRIBE", channel)
         _call_all(self.on_up)

@@ -7,12 +7,9 @@ from math import ceil, inf
 from typing import Protocol
 
 from chatserver.errors import TooMany
-from chatserver.limits import EVERYBODY, Counts, local_counts
+from chatserver.limits import EVERYBODY, Counts
 from chatserver.meter import Day, Meter
 from chatserver.settings import Settings
-
-OPEN_RUNS = "runs"
-"""The kind of what is open that runs are."""
 
 
 class Place:
@@ -65,8 +62,8 @@ class Days(Protocol):
 class LocalPlaces:
     """The places of one process."""
 
-    def __init__(self, settings: Settings, days: Days, make_counts: Callable[[str], Counts] = local_counts) -> None:
-        self.held = make_counts(OPEN_RUNS)
+    def __init__(self, settings: Settings, days: Days) -> None:
+        self.held = Counts()
         # In `none` mode everybody is one user, so only the limit of all runs counts.
         self.user_limit = inf if settings.auth == "none" else settings.max_runs_per_user
         self.limit = settings.max_runs

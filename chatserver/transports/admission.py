@@ -1,11 +1,10 @@
 """Admission: how often a user may ask, and how many connections, open requests and body bytes one has at a time."""
 
-from collections.abc import Callable
 from math import inf
 from typing import Protocol, Self
 
 from chatserver.errors import TooMany
-from chatserver.limits import Counts, RateLimiter, local_counts
+from chatserver.limits import Counts, RateLimiter
 
 ADMISSION = "chatserver.admission"
 """The key of a request's ``Admission`` in its extensions, from its head to the last byte of its response."""
@@ -98,20 +97,11 @@ class Admissions(Protocol):
 class LocalAdmissions:
     """The admissions of one process."""
 
-    def __init__(
-        self,
-        rate_limiter: RateLimiter,
-        limit: int,
-        bytes_limit: float = inf,
-        make_counts: Callable[[str], Counts] = local_counts,
-    ) -> None:
-        """``limit`` of each kind, and of bodies ``bytes_limit``, are what one user may have at a time.
-
-        ``make_counts`` makes what counts each kind, by the name of the kind.
-        """
+    def __init__(self, rate_limiter: RateLimiter, limit: int, bytes_limit: float = inf) -> None:
+        """``limit`` of each kind, and of bodies ``bytes_limit``, are what one user may have at a time."""
         self.rate_limiter = rate_limiter
         self.limit = limit
-        self.open = {kind: make_counts(kind) for kind in (OPEN_CONNECTIONS, OPEN_REQUESTS)}
+        self.open = {kind: Counts() for kind in (OPEN_CONNECTIONS, OPEN_REQUESTS)}
         self._bytes_limit = bytes_limit
         self._bytes = Counts()
 
