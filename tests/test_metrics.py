@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from itertools import pairwise
+from random import Random
 from typing import Any
 
 import anyio
@@ -10,12 +11,13 @@ import pytest
 from prometheus_client import CollectorRegistry, Histogram
 
 from chatserver.commands import ChatRequest
+from chatserver.providers.chat_completions.turn import Turn
 from chatserver.sessions import Begun
 from chatserver.telemetry import GAP_SECONDS, Pace
 from chatserver.telemetry.instruments import LIVING_STATES
 from chatserver.telemetry.metrics import Metrics, observe_all
 from tests.clients import TRANSPORTS, WS, SseReader, Transport, WsReader, cancel, documents_of, request
-from tests.fake_upstream import Done, FakeUpstream, Gate, call, finish, refuse, say, token, usage
+from tests.fake_upstream import Done, FakeUpstream, Gate, body_of, call, finish, refuse, say, token, usage
 from tests.live import LiveServer, live_server
 from tests.scrapes import OPENMETRICS, WAIT_SECONDS, Scrape, counted_up, scrape, until
 from tests.users import guarded_server, of
@@ -216,25 +218,39 @@ async def _changes(upstream: FakeUpstream, server: LiveServer, tokens: int) -> i
 
 def test_a_pace_counts_gaps_and_no_first_token() -> None:
     pace = Pace()
-    for now in (10.0, 10.0005, 10.0205, 10.0205, 15.0):
-        pace.came(now)
-    assert (pace.first_at, pace.last_at) == (10.0, 15.0)
+    pace.fold()
+    assert (pace.first_at, sum(pace.gaps)) == (None, 0)
+    pace.moments += [10.0, 10.0005, 10.0205, 10.0205, 15.0]
+    pace.fold()
+    assert (pace.first_at, pace.moments) == (10.0, [15.0])
     assert pace.gaps[0] == 2 and pace.gaps[GAP_SECONDS.index(0.025)] == 1 and pace.gaps[-1] == 1
     assert sum(pace.gaps) == 4
 
 
 def test_gaps_that_are_counted_already_are_observed_as_if_one_by_one() -> None:
-    """The one place that uses private names of the library."""
-    registry, pace = CollectorRegistry(), Pace()
+    """Also those between two folds, and those that are exactly as long as a bound."""
+    registry, pace, random = CollectorRegistry(), Pace(), Random(1)
     single, whole = (Histogram(name, "x", registry=registry, buckets=GAP_SECONDS) for name in ("single", "whole"))
-    moments = [0.0, 0.001, 0.003, 0.5, 0.5, 3.5, 3.65]
-    pace.came(moments[0])
-    for before, now in pairwise(moments):
-        pace.came(now)
+    moments = [0.0, 0.001, 0.003, 0.5, 0.5, 3.0, *(3.0 + random.expovariate(1 / n) for n in range(1, 300))]
+    for now in sorted(moments):
+        pace.moments.append(now)
+        if random.random() < 0.1:
+            pace.fold()
+    pace.fold()
+    for before, now in pairwise(sorted(moments)):
         single.observe(now - before)
-    observe_all(whole, pace.gaps, moments[-1] - moments[0])
+    observe_all(whole, pace.gaps, pace.moments[-1])
     values = [[each.value for each in _samples(registry, name)] for name in ("single", "whole")]
-    assert values[0] == pytest.approx(values[1]) and sum(values[0]) > 6
+    assert values[0] == pytest.approx(values[1]) and sum(values[0]) > len(moments)
+
+
+async def test_a_turn_of_many_reads_keeps_few_of_their_moments() -> None:
+    turn, tokens = Turn(lambda _: None, 60.0), 3 * Pace.MOMENTS
+    for _ in range(tokens):
+        turn.receive(body_of([token("x")]))
+        assert len(turn.pace.moments) <= Pace.MOMENTS
+    turn.pace.fold()
+    assert sum(turn.pace.gaps) == tokens - 1
 
 
 def _samples(registry: CollectorRegistry, name: str) -> list[Any]:

@@ -4,8 +4,10 @@ Nothing is told per token. What happens with each read of a model server's socke
 a turn.
 """
 
-from bisect import bisect_left
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
+from operator import sub
 from types import MappingProxyType
 from typing import Literal, Self, TypeAlias
 
@@ -27,23 +29,32 @@ def carrier_of(headers: Iterable[tuple[bytes, bytes]]) -> Mapping[str, str]:
 
 
 class Pace:
-    """When the parts of a turn came. Times are those of ``time.monotonic``."""
+    """When the parts of a turn came. Times are those of ``time.monotonic``.
 
-    __slots__ = ("first_at", "gaps", "last_at")
+    For each read of the model server's socket that has something of the answer, its time is appended to ``moments``;
+    past ``MOMENTS`` of them, ``fold`` is called. To sort gaps into buckets one at a time would take twice as long.
+    """
+
+    __slots__ = ("first_at", "gaps", "moments")
+
+    MOMENTS = 1024
 
     def __init__(self) -> None:
         self.first_at: float | None = None
-        self.last_at = 0.0
+        self.moments: list[float] = []
         self.gaps = [0] * (len(GAP_SECONDS) + 1)
         """How many gaps were at most as long as each of ``GAP_SECONDS``, and longer than the bound before."""
 
-    def came(self, now: float) -> None:
-        """One read of the model server's socket had something of the answer."""
-        if self.first_at is None:
-            self.first_at = now
-        else:
-            self.gaps[bisect_left(GAP_SECONDS, now - self.last_at)] += 1
-        self.last_at = now
+    def fold(self) -> None:
+        """Count the gaps between the moments, of which only the last one stays."""
+        moments = self.moments
+        if self.first_at is None and moments:
+            self.first_at = moments[0]
+        gaps = sorted(map(sub, moments[1:], moments))
+        ends = [bisect_right(gaps, bound) for bound in GAP_SECONDS]
+        for index, (begin, end) in enumerate(pairwise((0, *ends, len(gaps)))):
+            self.gaps[index] += end - begin
+        del moments[:-1]
 
 
 class ToolObserver:
@@ -78,7 +89,7 @@ class TurnObserver:
         """A request has failed; ``code`` is as in the run's `error`."""
 
     def streamed(self, pace: Pace) -> None:
-        """What has come to one request."""
+        """How fast what has come to one request came."""
 
     def finished(self, reason: str, usage: Usage | None) -> None:
         """The turn has ended as it should."""

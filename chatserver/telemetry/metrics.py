@@ -146,9 +146,10 @@ class TurnMetrics(TurnObserver):
             self._instruments.retries.labels(self._label, code).inc()
 
     def streamed(self, pace: Pace) -> None:
+        pace.fold()
         if pace.first_at is not None:
             self._instruments.turn_first_token.labels(self._label).observe(pace.first_at - self._asked_at)
-            observe_all(self._instruments.gaps.labels(self._label), pace.gaps, pace.last_at - pace.first_at)
+            observe_all(self._instruments.gaps.labels(self._label), pace.gaps, pace.moments[-1] - pace.first_at)
 
     def finished(self, reason: str, usage: Usage | None) -> None:
         if usage is not None:

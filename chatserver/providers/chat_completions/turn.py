@@ -67,8 +67,11 @@ class Turn:
             self._lived_at = now
         is_ending = decoder.has_finished is not had_finished or decoder.is_over is not was_over
         if decoder.pieces > pieces:
-            self.pace.came(now)
             self._heard_at = now
+            moments = self.pace.moments
+            moments.append(now)
+            if len(moments) > Pace.MOMENTS:
+                self.pace.fold()
         elif is_ending:
             self._heard_at = now
         return is_ending
