@@ -6,7 +6,7 @@ set positional-arguments
 export PATH := justfile_directory() / ".venv/bin:" + env("PATH")
 
 # Debian packages that tests use beyond Python's. Without them those tests are skipped, but never in CI.
-debian_packages := "postgresql redis-server redis-sentinel chromium haproxy nginx caddy"
+debian_packages := "postgresql redis-server redis-sentinel chromium haproxy nginx caddy prometheus"
 
 # Twice the cores: tests wait more than they work, for browsers, processes and the wire.
 workers := `echo $((2 * $(getconf _NPROCESSORS_ONLN)))`

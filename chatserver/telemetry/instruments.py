@@ -16,6 +16,7 @@ SHORT_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2
 """Upper bounds of what takes milliseconds: a commit, a round trip."""
 
 FIRST_TOKEN_SECONDS = (0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0)
+TOOL_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 ANSWER_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0)
 
 LIVING_STATES = ("running", "waiting", "ending", "over", "kept")
@@ -59,7 +60,7 @@ class Instruments:
         self.gaps = spread("token_gap_seconds", "Between two reads that had tokens.", GAP_SECONDS, "model")
         self.tokens = count("model_tokens_total", "Tokens of ended turns, as the model server told.", "model", "type")
         self.tool_calls = count("tool_calls_total", "Calls of tools.", "tool", "outcome")
-        self.tool_seconds = spread("tool_call_seconds", "How long calls of tools take.", ANSWER_SECONDS, "tool")
+        self.tool_seconds = spread("tool_call_seconds", "How long calls of tools take.", TOOL_SECONDS, "tool")
         self.commit = spread("sql_commit_seconds", "From a transaction to its commit.", SHORT_SECONDS)
         self.journal = spread(
             "journal_round_trip_seconds", "From a batch of events to its confirmation by Redis.", SHORT_SECONDS
