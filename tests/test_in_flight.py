@@ -27,7 +27,8 @@ pytestmark = pytest.mark.anyio
 
 WAIT_SECONDS = 20.0
 LIMIT = 3
-PRIVATE = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+AS_DATA = {"x-content-type-options": "nosniff", "cross-origin-resource-policy": "same-origin"}
+PRIVATE = AS_DATA | {"cache-control": "no-store"}
 
 
 def upload(user: str, size: int, path: str = "/chat/runs") -> bytes:
@@ -173,6 +174,11 @@ async def test_no_answer_of_a_user_is_kept_by_anybody() -> None:
     async with FakeUpstream() as upstream, users.guarded_server(upstream.url) as server:
         upstream.always(*say("x"))
         run = (await request(server, "POST", "/chat/runs", {"message": "x"}, users.of("ann"))).json
+        for accept in ("text/event-stream", "application/x-ndjson", "text/plain"):
+            path = f"/chat/runs/{run['run_id']}/events"
+            found = (await request(server, "GET", path, headers=users.of("ann") | {"Accept": accept})).headers
+            assert found["content-type"].startswith(accept)
+            assert {name: found.get(name) for name in AS_DATA} == AS_DATA, accept
         for method, path in (
             ("POST", "/chat/runs"),
             ("GET", f"/chat/runs/{run['run_id']}"),

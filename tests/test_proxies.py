@@ -16,7 +16,7 @@ from time import monotonic
 import anyio
 import pytest
 
-from tests.clients import SSE, TRANSPORTS, WS, Address, SseReader, Transport, documents_of, request
+from tests.clients import SSE, TRANSPORTS, WS, Address, HttpReader, SseReader, Transport, documents_of, request
 from tests.fake_upstream import FakeUpstream, Gate, say, token
 from tests.live import ROOT, LiveServer, live_server
 from tests.merging import unmerged
@@ -175,6 +175,25 @@ async def test_a_run_is_read_on_through_the_proxy_and_beside_it(
         assert await documents_of(again) == whole[2:]
         late = await transport.attach(proxy, begun.run_id, len(whole) - 1)
         assert await documents_of(late) == whole[-1:]
+
+
+@pytest.mark.parametrize("accept", ["text/event-stream", "application/x-ndjson", "text/plain"])
+async def test_nginx_compresses_the_page_and_no_stream(server: LiveServer, accept: str) -> None:
+    """What is compressed waits for more: no event would come before the answer's end."""
+    gate, offer = anyio.Event(), {"Accept-Encoding": "gzip"}
+    live_upstreams[server.port].script(token("One"), Gate(gate), *say(" and two."))
+    async with running("nginx", server) as proxy:
+        with anyio.fail_after(WAIT_SECONDS):
+            for path in ("/", "/web/chatserver.js"):
+                page = await request(proxy, "GET", path, headers=offer)
+                assert (page.status, page.headers.get("content-encoding")) == (200, "gzip")
+            wants = offer | {"Accept": accept}
+            async with await HttpReader.post(proxy, "/chat/stream", {"message": "x"}, headers=wants) as run:
+                assert run.headers["content-type"].startswith(accept) and "content-encoding" not in run.headers
+                while b"One" not in run.raw:
+                    await run.more()
+                gate.set()
+                assert b" and two." in await run.read_all()
 
 
 async def test_refusals_and_pages_come_through(server: LiveServer, proxy: Proxy) -> None:

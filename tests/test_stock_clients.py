@@ -75,6 +75,33 @@ def by_sseclient(pieces: Iterable[bytes]) -> Iterator[Seen]:
         yield event.event, event.data, event.id or ""
 
 
+AIOHTTP_LINE_BYTES = 2**17
+"""A longer line is an error in aiohttp, as its default is."""
+
+
+def by_lines(pieces: Iterable[bytes]) -> Iterator[Seen]:
+    """As clients on aiohttp read: line by line, the fields by hand; what has no empty line behind it is no event."""
+    kind, data, last_id, rest = "message", list[str](), "", b""
+    for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            assert len(line) < AIOHTTP_LINE_BYTES
+            name, _, value = line.decode().rstrip("\r").partition(":")
+            value = value.removeprefix(" ")
+            if name == "event":
+                kind = value
+            elif name == "data":
+                data.append(value)
+            elif name == "id":
+                last_id = value
+            elif name == "retry":
+                assert int(value) > 0
+            elif not line:
+                if data:
+                    yield kind, "\n".join(data), last_id
+                kind, data = "message", []
+
+
 def lost(data: bytes) -> Iterator[bytes]:
     """What comes before the connection is lost."""
     yield data
@@ -88,7 +115,7 @@ def check(seen: list[Seen], count: int) -> None:
     assert [type for type, _, _ in seen] == [json.loads(each)["type"] for each in documents]
 
 
-@pytest.mark.parametrize("read", [by_httpx_sse, by_openai, by_sseclient])
+@pytest.mark.parametrize("read", [by_httpx_sse, by_openai, by_sseclient, by_lines])
 def test_readers_in_python(streams: list[bytes], read: Reader) -> None:
     whole, count = streams[0], len(streams)
     for at in range(len(whole) + 1):

@@ -5,7 +5,10 @@ from chatserver.transports.asgi import IS_OWN, AsgiMessage, AsgiScope, AsgiSend
 from chatserver.transports.connections import Connection, Connections
 from chatserver.transports.peer import PEER, BodyPeer
 
-PRIVATE = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
+AS_DATA = ((b"x-content-type-options", b"nosniff"), (b"cross-origin-resource-policy", b"same-origin"))
+"""Headers of each response: a browser takes the body for nothing but its type, and embeds it in no foreign page."""
+
+PRIVATE = ((b"cache-control", b"no-store"), *AS_DATA)
 """Headers of each response without a `Cache-Control` of its own: such a response is a user's, or soon out of date."""
 
 PIECE_BYTES = 64 * 1024

@@ -10,11 +10,12 @@ from chatserver.transports.connections import FLUSH_SECONDS, Connection, Connect
 from chatserver.transports.formats import Format
 from chatserver.transports.peer import BodyPeer, with_body
 from chatserver.transports.pump import Pump
+from chatserver.transports.response import AS_DATA
 
 STREAM_HEADERS = (
     (b"cache-control", b"no-cache, no-transform"),
     (b"x-accel-buffering", b"no"),
-    (b"x-content-type-options", b"nosniff"),
+    *AS_DATA,
 )
 
 
