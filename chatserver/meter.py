@@ -34,6 +34,7 @@ class Meter:
         self._day = day
         self._told = Usage()
         self._asked_tokens: int | None = None
+        self._known_tokens = 0  # What was told of the turns before, and what is asked in this one.
         self._said_bytes = 0
         self._room_bytes = answer_bytes_limit
         self.spent = 0
@@ -47,8 +48,7 @@ class Meter:
         """
         if self.is_spent():
             raise Spent
-        self._asked_tokens, self._said_bytes = estimated_tokens([*request.messages, *request.tools]), 0
-        self._count()
+        self._ask(estimated_tokens([*request.messages, *request.tools]))
 
     def add_text(self, text: str) -> str:
         """Count a text of the answer or of its reasoning; the part of the text that may be said.
@@ -79,13 +79,13 @@ class Meter:
         self._count()
 
     def end_turn(self, usage: Usage | None) -> None:
-        self._told, self._asked_tokens = self._told + (usage or self._estimate()), None
-        self._count()
+        self._told += usage or self._estimate()
+        self._ask(None)
 
     def void(self) -> None:
         """There is no such run: nothing was spent."""
-        self._told, self._asked_tokens = Usage(), None
-        self._count()
+        self._told = Usage()
+        self._ask(None)
 
     def usage(self) -> Usage:
         return self._told + self._estimate()
@@ -93,9 +93,14 @@ class Meter:
     def is_spent(self) -> bool:
         return self.spent >= self._limit or (self._day is not None and self._day.is_spent())
 
+    def _ask(self, tokens: int | None) -> None:
+        """A turn of so many tokens begins; None: a turn has ended."""
+        self._asked_tokens, self._said_bytes = tokens, 0
+        self._known_tokens = self._told.input_tokens + self._told.output_tokens + (tokens or 0)
+        self._count()
+
     def _count(self) -> None:
-        now = 0 if self._asked_tokens is None else self._asked_tokens - -self._said_bytes // BYTES_PER_TOKEN
-        spent = self._told.input_tokens + self._told.output_tokens + now
+        spent = self._known_tokens - -self._said_bytes // BYTES_PER_TOKEN
         if self._day is not None:
             self._day.spent += spent - self.spent
         self.spent = spent

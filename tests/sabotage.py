@@ -272,7 +272,7 @@ async def lines_end_with_crlf() -> AsyncIterator[None]:
     original = EventStream.frame
 
     def frame(self: EventStream, records: Sequence[Record]) -> bytes:
-        return original(self, records).replace(b"\n", b"\r\n")
+        return original(records).replace(b"\n", b"\r\n")
 
     with patch.object(EventStream, "frame", frame):
         yield

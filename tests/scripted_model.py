@@ -12,10 +12,10 @@ from chatserver.agent import Emit, Step, ToolAgent
 from chatserver.answer import Answer
 from chatserver.dialogue import TurnOrigin, UserText
 from chatserver.errors import UpstreamError
-from chatserver.events import Done, FinishReason, Terminal, ToolCall, ToolResult, Usage, decode
+from chatserver.events import Done, FinishReason, Terminal, Token, ToolCall, ToolResult, Usage, decode
 from chatserver.log.memory import MemoryLog
 from chatserver.meter import Meter
-from chatserver.providers import Delta, Finish, ModelRequest, OnDelta, TextDelta, ToolCallRequest
+from chatserver.providers import Delta, Finish, ModelRequest, OnDelta, ToolCallRequest
 from chatserver.providers.chat_completions.requests import messages_of
 from chatserver.resources import RunResource
 from chatserver.runs.checkpoints import Checkpoints
@@ -58,7 +58,7 @@ class ScriptedModel:
             for said in next(self._turns):
                 match said:
                     case str():
-                        on_delta(TextDelta(said))
+                        on_delta(Token(content=said))
                     case anyio.Event():
                         await said.wait()
                     case UpstreamError():

@@ -27,7 +27,7 @@ from chatserver.events import (
     record,
 )
 from chatserver.meter import Meter, Spent
-from chatserver.providers import WANTED_CALLS_LIMIT, Finish, ModelRequest, OnDelta, ReasoningDelta, TextDelta
+from chatserver.providers import WANTED_CALLS_LIMIT, Finish, ModelRequest, OnDelta
 from chatserver.tools import tool
 from tests.scripted_model import (
     ASKED,
@@ -59,14 +59,17 @@ pytestmark = pytest.mark.anyio
     ("turn", "steps"),
     [
         ([stop()], [Finished("stop")]),
-        ([TextDelta("Hel"), TextDelta("lo"), stop()], [Token(content="Hel"), Token(content="lo"), Finished("stop")]),
         (
-            [ReasoningDelta("Hm"), TextDelta("Hi"), ReasoningDelta("!"), stop()],
+            [Token(content="Hel"), Token(content="lo"), stop()],
+            [Token(content="Hel"), Token(content="lo"), Finished("stop")],
+        ),
+        (
+            [Reasoning(content="Hm"), Token(content="Hi"), Reasoning(content="!"), stop()],
             [Reasoning(content="Hm"), Token(content="Hi"), Reasoning(content="!"), Finished("stop")],
         ),
-        ([TextDelta("Hi"), Finish("length", None)], [Token(content="Hi"), Finished("length")]),
+        ([Token(content="Hi"), Finish("length", None)], [Token(content="Hi"), Finished("length")]),
         ([Finish("content_filter", None)], [Finished("content_filter")]),
-        ([TextDelta("Hi"), Finish("tool_calls", None)], [Token(content="Hi"), Finished("stop")]),
+        ([Token(content="Hi"), Finish("tool_calls", None)], [Token(content="Hi"), Finished("stop")]),
     ],
 )
 async def test_text_and_reasoning_pass_and_the_reason_is_told(turn: Turn, steps: list[Single]) -> None:
@@ -89,7 +92,7 @@ async def test_each_delta_passes_as_soon_as_it_comes() -> None:
     class Counting(ScriptedModel):
         async def stream(self, request: ModelRequest, on_delta: OnDelta) -> Finish:
             for text in ("Hel", "lo"):
-                on_delta(TextDelta(text))
+                on_delta(Token(content=text))
                 seen.append(len(told))
             return stop()
 
@@ -133,8 +136,8 @@ async def test_the_model_is_asked_with_all_tools_and_what_was_asked_for() -> Non
 
 async def test_a_turn_with_tools_is_told_to_the_next_and_then_answered() -> None:
     model = ScriptedModel(
-        [TextDelta("Let me see."), *wants(("c1", "add", '{"a": 1, "b": "2"}'), ("c2", "shout", '{"text": "é"}'))],
-        [TextDelta("3"), stop()],
+        [Token(content="Let me see."), *wants(("c1", "add", '{"a": 1, "b": "2"}'), ("c2", "shout", '{"text": "é"}'))],
+        [Token(content="3"), stop()],
     )
     steps = await steps_of(agent(model))
     assert steps[:3] == [Token(content="Let me see."), called("c1", "add", a=1, b="2"), called("c2", "shout", text="é")]
@@ -347,7 +350,7 @@ async def test_calls_have_ids_of_their_own_over_all_turns() -> None:
 
 
 async def test_the_model_is_asked_so_many_times_at_most() -> None:
-    turn = [TextDelta("again "), *wants(("c", "add", '{"a": 1, "b": 2}'))]
+    turn = [Token(content="again "), *wants(("c", "add", '{"a": 1, "b": 2}'))]
     model = ScriptedModel(*[turn] * 5)
     steps = await steps_of(agent(model, turns_limit=3))
     assert len(model.requests) == 3
@@ -402,8 +405,8 @@ async def test_a_turn_that_wants_more_calls_than_can_be_meant_fails_the_answer_a
         (["éééé", "ééé"], ["éééé", "é"], "length"),
         (["123456789", "é"], ["123456789"], "length"),
         (["🦜🦜", "🦜"], ["🦜🦜"], "length"),
-        ([ReasoningDelta("12345"), "1234567"], ["12345", "12345"], "length"),
-        ([ReasoningDelta("12345678901"), "1"], ["1234567890"], "length"),
+        ([Reasoning(content="12345"), "1234567"], ["12345", "12345"], "length"),
+        ([Reasoning(content="12345678901"), "1"], ["1234567890"], "length"),
     ],
 )
 async def test_an_answer_has_so_much_text_and_not_a_byte_more(turn: Turn, texts: list[str], end: FinishReason) -> None:
@@ -425,7 +428,7 @@ async def test_the_text_of_all_turns_counts_and_what_tools_are_asked_does_not() 
     [("multi_tool_use.parallel", "multi_tool_use_parallel"), ("", "_"), ("größe 1", "gr__e_1"), ("x" * 99, "x" * 64)],
 )
 async def test_a_name_that_the_model_made_up_is_told_in_a_form_that_its_server_takes(name: str, told: str) -> None:
-    model = ScriptedModel(wants(("c", name, "{}")), [TextDelta("Sorry"), stop()])
+    model = ScriptedModel(wants(("c", name, "{}")), [Token(content="Sorry"), stop()])
     steps = await steps_of(agent(model))
     assert [each.tool for each in steps if isinstance(each, ToolCall | ToolResult)] == [name, name]
     assert sent(model.requests[1])[1]["tool_calls"][0]["function"]["name"] == told

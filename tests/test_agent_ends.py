@@ -9,9 +9,9 @@ import pytest
 
 from chatserver.agent import Emit, Settled, Step
 from chatserver.dialogue import estimated_tokens
-from chatserver.events import Done, Error, FinishReason, Token, Usage
+from chatserver.events import Done, Error, FinishReason, Reasoning, Token, Usage
 from chatserver.meter import Meter
-from chatserver.providers import Finish, ModelRequest, ReasoningDelta, TextDelta, ToolCallRequest
+from chatserver.providers import Finish, ModelRequest, ToolCallRequest
 from tests.scripted_model import (
     ASKED,
     FAILURE,
@@ -41,7 +41,7 @@ CALLS = ("c", "add", '{"a":1,"b":2}')
 
 async def test_usage_is_what_the_upstream_told_over_all_turns() -> None:
     meter = Meter()
-    model = ScriptedModel(wants(CALLS, usage=Usage(10, 5)), [TextDelta("3"), stop(20, 1)])
+    model = ScriptedModel(wants(CALLS, usage=Usage(10, 5)), [Token(content="3"), stop(20, 1)])
     await steps_of(agent(model), meter)
     assert meter.usage() == Usage(30, 6, estimated=False)
 
@@ -50,8 +50,8 @@ async def test_usage_is_what_the_upstream_told_over_all_turns() -> None:
 async def test_usage_that_is_not_told_is_estimated_and_says_so(tells: tuple[bool, bool]) -> None:
     meter = Meter()
     told = [Usage(1000, 500) if each else None for each in tells]
-    said: list[Said] = [ReasoningDelta("r" * 40), TextDelta("t" * 41)]
-    model = ScriptedModel([*said, *wants(CALLS, usage=told[0])], [TextDelta("x" * 8), Finish("stop", told[1])])
+    said: list[Said] = [Reasoning(content="r" * 40), Token(content="t" * 41)]
+    model = ScriptedModel([*said, *wants(CALLS, usage=told[0])], [Token(content="x" * 8), Finish("stop", told[1])])
     await steps_of(agent(model), meter)
     asked = [estimated_tokens([*request.messages, *request.tools]) for request in model.requests]
     answered = [-(-(40 + 41 + len(CALLS[2])) // 4), 2]
@@ -64,7 +64,7 @@ async def test_usage_is_right_at_any_moment() -> None:
     """A run may be cancelled at any."""
     meter = Meter()
     assert meter.usage() == Usage()
-    model = ScriptedModel([TextDelta("t" * 4), TextDelta("t" * 4), stop(7, 2)])
+    model = ScriptedModel([Token(content="t" * 4), Token(content="t" * 4), stop(7, 2)])
     seen: list[Usage] = []
     run = life_of(meter).run
 
@@ -81,7 +81,7 @@ async def test_usage_is_right_at_any_moment() -> None:
 # ---- failing and leaving --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("said", [[], [TextDelta("Hel")], [ReasoningDelta("H")], [ToolCallRequest(*CALLS)]])
+@pytest.mark.parametrize("said", [[], [Token(content="Hel")], [Reasoning(content="H")], [ToolCallRequest(*CALLS)]])
 async def test_a_failing_model_fails_the_answer(said: list[Said]) -> None:
     meter = Meter()
     model = ScriptedModel(wants(CALLS, usage=Usage(10, 5)), [*said, FAILURE])
@@ -101,9 +101,14 @@ async def test_a_failing_model_fails_the_answer(said: list[Said]) -> None:
 
 
 def busy_turns() -> Iterator[Turn]:
-    yield [ReasoningDelta("Hm"), TextDelta("Let "), TextDelta("me"), *wants(CALLS, ("d", "shout", '{"text":"a"}'))]
-    yield [TextDelta("Once more"), *wants(("e", "add", '{"a":1,"b":2}'))]
-    yield [TextDelta("Done"), stop()]
+    yield [
+        Reasoning(content="Hm"),
+        Token(content="Let "),
+        Token(content="me"),
+        *wants(CALLS, ("d", "shout", '{"text":"a"}')),
+    ]
+    yield [Token(content="Once more"), *wants(("e", "add", '{"a":1,"b":2}'))]
+    yield [Token(content="Done"), stop()]
 
 
 @pytest.mark.parametrize("count", range(1, 11))
@@ -131,7 +136,7 @@ async def test_a_run_that_takes_no_more_leaves_nothing_behind(count: int) -> Non
 
 
 async def test_cancelling_while_the_model_speaks_leaves_it_at_once() -> None:
-    model = ScriptedModel([TextDelta("Hel"), anyio.Event(), stop()])
+    model = ScriptedModel([Token(content="Hel"), anyio.Event(), stop()])
     steps: list[Step] = []
     with anyio.fail_after(WAIT_SECONDS), anyio.CancelScope() as scope:
 

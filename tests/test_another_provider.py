@@ -14,8 +14,8 @@ import pytest
 
 from chatserver import app
 from chatserver.dialogue import AssistantTurn, Item, Leavings, SystemText, ToolOutput, UserText
-from chatserver.events import Usage
-from chatserver.providers import Finish, ModelRequest, OnDelta, ReasoningDelta, TextDelta, ToolCallRequest
+from chatserver.events import Reasoning, Token, Usage
+from chatserver.providers import Finish, ModelRequest, OnDelta, ToolCallRequest
 from tests.clients import BOTH, Transport, documents_of, types_of
 from tests.live import live_server
 from tests.slow_tools import REFERENCE
@@ -53,10 +53,10 @@ class Responses:
         assert [each.name for each in request.tools] == ["add", "hang"]
         await anyio.lowlevel.checkpoint()
         if isinstance(request.messages[-1], UserText):
-            on_delta(ReasoningDelta("hm"))
+            on_delta(Reasoning(content="hm"))
             on_delta(ToolCallRequest("call.1", "add", '{"a":1,"b":2}'))
             return Finish("tool_calls", Usage(5, 5), Leavings(maker, CALLED))
-        on_delta(TextDelta("Three"))
+        on_delta(Token(content="Three"))
         return Finish("stop", Usage(5, 5), Leavings(maker, SPOKEN))
 
 

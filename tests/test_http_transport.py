@@ -15,7 +15,8 @@ import httpx2
 import pytest
 
 from chatserver.dialogue import UserText
-from chatserver.providers import Delta, ModelRequest, TextDelta
+from chatserver.events import Token
+from chatserver.providers import Delta, ModelRequest
 from chatserver.providers.chat_completions.provider import OpenAIProvider
 from chatserver.upstream import connection, transport
 from chatserver.upstream.connection import RESPONSE_HEAD_BYTES_LIMIT, UNREAD_BYTES_LIMIT, UpstreamConnection
@@ -415,7 +416,7 @@ async def test_leaving_closes_the_socket_at_once() -> None:
 
                     with suppress(LookupError):
                         await provider.stream(request, on_delta)
-                assert found == [TextDelta("Hi")]
+                assert found == [Token(content="Hi")]
                 left_at = monotonic()
                 replies = await upstream.closed(turn + 1)
                 closed_at = replies[turn].closed_at

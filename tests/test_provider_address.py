@@ -11,7 +11,8 @@ import pytest
 
 from chatserver.dialogue import UserText
 from chatserver.errors import UpstreamError
-from chatserver.providers import Delta, ModelRequest, TextDelta
+from chatserver.events import Token
+from chatserver.providers import Delta, ModelRequest
 from chatserver.providers.chat_completions.provider import OpenAIProvider
 from chatserver.providers.client import OPENAI_URL, address, make_client
 from chatserver.settings import Settings
@@ -49,7 +50,7 @@ async def answer(base_url: str | None) -> str:
         with anyio.fail_after(20):
             found: list[Delta] = []
             await provider.stream(ASK, found.append)
-            return "".join([delta.text for delta in found if isinstance(delta, TextDelta)])
+            return "".join([delta.content for delta in found if isinstance(delta, Token)])
 
 
 # ---- the address ----------------------------------------------------------------------------------------------------

@@ -24,14 +24,12 @@ from hypothesis import strategies as st
 
 from chatserver.dialogue import Dialogue, Leavings, SystemText, ToolSpecification, UserText
 from chatserver.errors import UpstreamError
-from chatserver.events import ErrorCode, Usage
+from chatserver.events import ErrorCode, Reasoning, Token, Usage
 from chatserver.providers import (
     WANTED_CALLS_LIMIT,
     Delta,
     Finish,
     ModelRequest,
-    ReasoningDelta,
-    TextDelta,
     ToolCallRequest,
 )
 from chatserver.providers.chat_completions.provider import OpenAIProvider
@@ -78,7 +76,7 @@ LEAK = "upstream-text-canary"
 ASK = ModelRequest(model="test-model", messages=[UserText("Hi")])
 Said: TypeAlias = Delta | Finish
 
-HI = TextDelta("Hi")
+HI = Token(content="Hi")
 STOP = Finish("stop", None)
 IDLE_SECONDS = 0.3
 PATIENT_SECONDS = 10.0
@@ -165,7 +163,7 @@ async def leave(provider: OpenAIProvider) -> None:
 
 
 def text_of(deltas: Iterable[Said]) -> str:
-    return "".join(delta.text for delta in deltas if isinstance(delta, TextDelta))
+    return "".join(delta.content for delta in deltas if isinstance(delta, Token))
 
 
 def calls_of(deltas: Iterable[Said]) -> list[ToolCallRequest]:
@@ -202,12 +200,12 @@ EVERYDAY = {
 def test_a_token_of_every_server_is_read_the_fast_way(chunk: str) -> None:
     found: list[Said] = []
     decoder = TurnDecoder(found.append)
-    assert decoder._read_texts(chunk.encode()) and found == [TextDelta("Hi")]
+    assert decoder._read_texts(chunk.encode()) and found == [Token(content="Hi")]
     for field in THOUGHTS:
         assert decoder._read_texts(
             chunk.replace('"content"', f'"{field}"').encode().replace(b',"reasoning_content":null', b"")
         )
-    assert found[1:] == [ReasoningDelta("Hi")] * len(THOUGHTS)
+    assert found[1:] == [Reasoning(content="Hi")] * len(THOUGHTS)
 
 
 maybe_text = st.sampled_from([None, "", "Hi", "\0", "\N{GRINNING FACE}", "\ud83d", "\ude00"])
@@ -310,9 +308,9 @@ async def test_an_answer_is_its_text_and_one_finish_with_usage(
 ) -> None:
     upstream.script(*say("Hello there!", 3))
     assert await ask(provider) == [
-        TextDelta("Hell"),
-        TextDelta("o th"),
-        TextDelta("ere!"),
+        Token(content="Hell"),
+        Token(content="o th"),
+        Token(content="ere!"),
         Finish("stop", Usage(7, 3)),
     ]
 
@@ -461,8 +459,8 @@ SPLIT_LEAVINGS = Leavings(
     "chat_completions 127.0.0.1 test-model", {"message": {"reasoning_content": "hm"}, "calls": [{}]}
 )
 SPLIT_DELTAS = [
-    ReasoningDelta("hm"),
-    TextDelta(f"é{FAMILY}"),
+    Reasoning(content="hm"),
+    Token(content=f"é{FAMILY}"),
     ToolCallRequest("c", "f", '{"a":"€"}'),
     Finish("tool_calls", Usage(1, 2), SPLIT_LEAVINGS),
 ]
@@ -588,8 +586,8 @@ async def test_text_is_what_was_meant_and_always_utf8(
     upstream.script(*map(escaped, chunks), finish(), Done())
     deltas = await ask(provider)
     for delta in deltas:
-        if isinstance(delta, TextDelta):
-            delta.text.encode()
+        if isinstance(delta, Token):
+            delta.content.encode()
     assert text_of(deltas) == expected
 
 
@@ -600,7 +598,7 @@ async def test_a_lone_surrogate_is_harmless_wherever_it_comes(
     if where == "reasoning_content":
         upstream.script(escaped(r"a\ud83d", where), finish(), Done())
         deltas = await ask(provider)
-        assert "".join(each.text for each in deltas if isinstance(each, ReasoningDelta)) == "a\ufffd"
+        assert "".join(each.content for each in deltas if isinstance(each, Reasoning)) == "a\ufffd"
         return
     function = json.dumps({"name": "f", "arguments": "{}"} | {where: "SURROGATE"}).replace("SURROGATE", r"a\udc00")
     upstream.script(
@@ -693,23 +691,23 @@ async def test_content_in_parts_is_their_text(upstream: FakeUpstream, provider: 
 async def test_thinking_among_the_parts_is_reasoning(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
     thinking = {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}
     upstream.script(chunk({"content": [thinking, {"type": "text", "text": "Hi"}]}), finish(), Done())
-    assert await ask(provider) == [ReasoningDelta("hm"), HI, STOP]
+    assert await ask(provider) == [Reasoning(content="hm"), HI, STOP]
 
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
 async def test_reasoning_comes_under_either_name(upstream: FakeUpstream, provider: OpenAIProvider, field: str) -> None:
     upstream.script(reasoning("Let me ", field), reasoning("think", field), token("Hi"), finish(), Done())
-    assert await ask(provider) == [ReasoningDelta("Let me "), ReasoningDelta("think"), HI, STOP]
+    assert await ask(provider) == [Reasoning(content="Let me "), Reasoning(content="think"), HI, STOP]
 
 
 async def test_reasoning_under_both_names_comes_once(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
     upstream.script(chunk({"reasoning": "hm", "reasoning_content": "hm"}), token("Hi"), finish(), Done())
-    assert await ask(provider) == [ReasoningDelta("hm"), HI, STOP]
+    assert await ask(provider) == [Reasoning(content="hm"), HI, STOP]
 
 
 async def test_reasoning_and_text_of_one_chunk_both_count(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
     upstream.script(chunk({"reasoning": "hm", "content": "Hi"}), finish(), Done())
-    assert await ask(provider) == [ReasoningDelta("hm"), HI, STOP]
+    assert await ask(provider) == [Reasoning(content="hm"), HI, STOP]
 
 
 @pytest.mark.parametrize(
@@ -1121,7 +1119,7 @@ async def test_an_answer_with_its_finish_reason_does_not_wait_for_ever(
 
 BEGINNINGS: list[tuple[str, list[Step], list[Said]]] = [
     ("a-token", [role(), token("Hi")], [HI]),
-    ("reasoning", [role(), reasoning("hm")], [ReasoningDelta("hm")]),
+    ("reasoning", [role(), reasoning("hm")], [Reasoning(content="hm")]),
     ("a-tool-fragment", [role(), tool_fragment(0, "c", "f", '{"a')], []),
     ("a-token-and-half-a-line", [token("Hi"), Raw(b'data: {"choices":[{"delta":{"con')], [HI]),
 ]

@@ -5,7 +5,7 @@ import pytest
 from chatserver.events import Token
 from chatserver.log.memory import MemoryLog
 from chatserver.log.waking import WAKES
-from chatserver.providers import Delta, TextDelta
+from chatserver.providers import Delta
 from chatserver.providers.chat_completions.turn import Turn
 from chatserver.providers.faults import Fault
 
@@ -30,8 +30,8 @@ def chunks(*texts: str) -> bytes:
 
 def turn_into(log: MemoryLog) -> Turn:
     def on_delta(delta: Delta) -> None:
-        assert isinstance(delta, TextDelta)
-        log.append(Token(content=delta.text))
+        assert isinstance(delta, Token)
+        log.append(delta)
 
     return Turn(on_delta, idle_seconds=60)
 

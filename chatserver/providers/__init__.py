@@ -1,4 +1,4 @@
-"""Providers: where a model's deltas come from. A provider streams one turn; it knows no run, no event and no tool."""
+"""Providers: where a model's deltas come from. A provider streams one turn; it knows no run and no tool."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal, Protocol, TypeAlias
@@ -6,7 +6,7 @@ from typing import Literal, Protocol, TypeAlias
 from msgspec import Struct
 
 from chatserver.dialogue import Dialogue, Leavings, ToolSpecification
-from chatserver.events import Usage
+from chatserver.events import Reasoning, Token, Usage
 from chatserver.telemetry import UNOBSERVED_RUN, RunObserver
 
 WANTED_CALLS_LIMIT = 256
@@ -28,18 +28,6 @@ class ModelRequest(Struct, frozen=True, kw_only=True):
         return f"ModelRequest(model={self.model!r}, …)"
 
 
-class TextDelta(Struct, frozen=True, gc=False):
-    """Text to append to the answer."""
-
-    text: str
-
-
-class ReasoningDelta(Struct, frozen=True, gc=False):
-    """Reasoning to append."""
-
-    text: str
-
-
 class ToolCallRequest(Struct, frozen=True, gc=False):
     """The model wants a tool called; ``arguments`` is its JSON, complete but not checked."""
 
@@ -48,7 +36,9 @@ class ToolCallRequest(Struct, frozen=True, gc=False):
     arguments: str
 
 
-Delta: TypeAlias = TextDelta | ReasoningDelta | ToolCallRequest
+Delta: TypeAlias = Token | Reasoning | ToolCallRequest
+"""What comes next in a turn. A text is the draft of its event already: nothing is made of it on its way to the log."""
+
 OnDelta: TypeAlias = Callable[[Delta], None]
 """Is told of each delta as soon as it has come, from within the callback of the upstream's socket."""
 

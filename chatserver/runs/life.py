@@ -29,6 +29,9 @@ EARLY_SECONDS = 0.001
 """How much too early uvloop's timers may be, whose clock counts whole milliseconds: a timer that is early would be set
 again, dozens of times, until the deadline has passed."""
 
+HASTENING = ToolCall, ToolResult
+"""The steps that are stored soon."""
+
 Ask: TypeAlias = Callable[[], Awaitable[ModelRequest]]
 """Builds the request to the model."""
 
@@ -162,7 +165,7 @@ class Life:
         except CannotHappen:
             self._cancel()  # So that an agent that catches this exception ends too.
             raise
-        if isinstance(step, ToolCall | ToolResult):
+        if isinstance(step, HASTENING):
             self._checkpoints.hasten(self.run_id)
 
     async def _finish(self) -> bool:

@@ -91,6 +91,9 @@ TRANSITIONS: dict[State, dict[Cause, State]] = {
 }
 """The next state of a run, by its state and a cause. A pair that is missing here cannot happen."""
 
+SPEAKING = frozenset(state for state, causes in TRANSITIONS.items() if causes.get(Cause.SAY) is state)
+"""The states that each step of the agent leaves as they are."""
+
 
 class CannotHappen(RuntimeError):
     """A cause that the state of the run does not allow; raised to an agent, it means that the run takes no more."""
@@ -146,7 +149,8 @@ class Run:
         Raises:
             CannotHappen: the run has ended, or this step ends it: a limit is reached, or the agent breaks a rule.
         """
-        self._happens(Cause.SAY)
+        if self.state not in SPEAKING:
+            self._happens(Cause.SAY)
         if isinstance(step, TEXTS):
             return self._say_text(step)
         if isinstance(step, TurnOrigin):
@@ -178,7 +182,7 @@ class Run:
             self._stop("length")
         if fitting:
             self._append(text if fitting is text.content else type(text)(content=fitting))
-        if len(fitting) < len(text.content):
+        if fitting is not text.content:
             self._stop("length")
 
     def _append(self, event: Event) -> None:

@@ -49,8 +49,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._headers: list[tuple[bytes, bytes]] = []
         self._head_bytes = 0
         self._status = 0
-        self._parts: list[bytes] = []
-        self._unread_bytes = 0
+        self._unread = bytearray()
         self._is_framed = self._is_complete = self._lasts = self._is_paused = False
         self._error: Exception | None = None
         if self._is_lost or self._transport.is_closing():
@@ -88,17 +87,16 @@ class UpstreamConnection(asyncio.Protocol):
             httpx2.TransportError: the body was cut off, or the peer is silent.
         """
         deadline = self._silence()  # Set once: bytes that are no body, such as trailers, count as silence.
-        while not self._parts:
+        while not self._unread:
             if self._is_complete:
                 raise StopAsyncIteration
             await self._news(deadline)
             await checkpoint_if_cancelled()  # anyio cancels only a task that waits, and with a fast peer it never does.
-        return self._unread()
+        return self._taken()
 
-    def _unread(self) -> bytes:
-        data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-        self._parts = []
-        self._unread_bytes = 0
+    def _taken(self) -> bytes:
+        data = bytes(self._unread)
+        self._unread.clear()
         if self._is_paused:
             self._is_paused = False
             self._transport.resume_reading()
@@ -192,12 +190,12 @@ class UpstreamConnection(asyncio.Protocol):
     def _hand_over(self) -> None:
         """Give what has come of the body to the sink. Without a sink the bytes wait, and past a limit the peer does."""
         if self._sink is None:
-            if self._unread_bytes > UNREAD_BYTES_LIMIT and not self._is_paused:
+            if len(self._unread) > UNREAD_BYTES_LIMIT and not self._is_paused:
                 self._is_paused = True
                 self._transport.pause_reading()
             return self._wake()
         try:
-            if (self._parts and self._sink(self._unread())) or self._is_complete:
+            if (self._unread and self._sink(self._taken())) or self._is_complete:
                 self._wake()
         except Exception as error:  # noqa: BLE001 - `pour` raises it
             self._fail(error)
@@ -235,8 +233,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._headers.clear()  # 100 Continue and its like: the response is still to come.
 
     def on_body(self, data: bytes) -> None:
-        self._parts.append(data)
-        self._unread_bytes += len(data)
+        self._unread += data
 
     def on_message_complete(self) -> None:
         if self._status:

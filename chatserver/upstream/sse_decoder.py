@@ -25,6 +25,7 @@ class SSEDecoder:
         self._at_start = True
         self._is_document: bool | None = None  # Unknown until the first line that is not blank.
         self._holds_cr = False
+        self._is_between = True  # The next byte begins an event: nothing of one is held.
 
     def feed(self, chunk: bytes) -> list[tuple[bytes, bytes]]:
         """The events that ``chunk`` completes; type b"" is the default, `message`.
@@ -32,39 +33,40 @@ class SSEDecoder:
         Raises:
             EventTooLong: a line or an event is over ``SSE_EVENT_BYTES_LIMIT``.
         """
-        if (whole := self._whole(chunk)) is not None:
+        if self._is_between and (whole := self._whole(chunk)):
+            self._at_start = self._is_document = False
             return whole
         self._rest.append(chunk)
         self._rest_bytes += len(chunk)
         is_inside = b"\n" not in chunk and b"\r" not in chunk and not self._holds_cr
         if is_inside and self._rest_bytes <= SSE_EVENT_BYTES_LIMIT:
+            self._is_between = False
             return []  # Joined only at a line end: many small pieces must not take quadratic time.
         events: list[tuple[bytes, bytes]] = []
         for line in self._lines(b"".join(self._rest)):
             self._read(line, events)
         if self._rest_bytes + self._data_bytes > SSE_EVENT_BYTES_LIMIT:
             raise EventTooLong
+        self._is_between = not (self._rest or self._data or self._type)
         return events
 
-    def _whole(self, chunk: bytes) -> list[tuple[bytes, bytes]] | None:
-        """The events of a chunk that holds only whole events in the commonest form, as nearly all chunks do; else None.
+    @staticmethod
+    def _whole(chunk: bytes) -> list[tuple[bytes, bytes]]:
+        """The events of a chunk that holds only whole events in the commonest form, as nearly all chunks do; else none.
 
         Takes about half the time of the general way.
         """
-        if self._rest or self._data or self._type or not (chunk.startswith(b"data: ") and chunk.endswith(b"\n\n")):
-            return None
-        if b"\r" in chunk or len(chunk) > SSE_EVENT_BYTES_LIMIT:
-            return None
+        if not (chunk.startswith(b"data: ") and chunk.endswith(b"\n\n")):
+            return []
+        # Not `in`, which takes four times as long here: it tries first whether the CR is a number.
+        if chunk.find(b"\r") >= 0 or len(chunk) > SSE_EVENT_BYTES_LIMIT:
+            return []
         if (
             chunk.find(b"\n") == len(chunk) - 2
         ):  # One event: the commonest case, since a model's tokens come one by one.
-            found = [(b"", chunk[6:-2])]
-        else:
-            found = [(b"", data) for data in chunk[6:-2].split(b"\n\ndata: ")]
-            if chunk.count(b"\n") != 2 * len(found):
-                return None
-        self._at_start = self._is_document = False
-        return found
+            return [(b"", chunk[6:-2])]
+        found = [(b"", data) for data in chunk[6:-2].split(b"\n\ndata: ")]
+        return found if chunk.count(b"\n") == 2 * len(found) else []
 
     def flush(self) -> list[tuple[bytes, bytes]]:
         """The last event at the end of the body, where a server forgot the blank line behind it."""

@@ -14,23 +14,19 @@ class Told:
         self._chars = 0
         self._pieces = 0
 
-    def add(self, text: str) -> None:
-        """Count a piece of the text."""
-        if self._chars < HEAD_CHARS:
-            self._head = (self._head + text)[:HEAD_CHARS]
-        self._chars += len(text)
-        self._pieces += 1
-
     def new(self, text: str, may_repeat: bool, is_whole: bool) -> str:
         """The new part of a piece, which is counted too.
 
         ``is_whole``: the piece is the whole text from its beginning. ``may_repeat``: the piece comes at the end of the
         answer, so it may be the whole text.
         """
-        if text and self._chars and (is_whole or (may_repeat and self._is_again(text))):
+        if self._chars and (is_whole or (may_repeat and self._is_again(text))):
             text = text[self._chars :] if text.startswith(self._head) else ""
         if text:
-            self.add(text)
+            if self._chars < HEAD_CHARS:
+                self._head = (self._head + text)[:HEAD_CHARS]
+            self._chars += len(text)
+            self._pieces += 1
         return text
 
     def _is_again(self, text: str) -> bool:

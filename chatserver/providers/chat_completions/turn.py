@@ -54,18 +54,17 @@ class Turn:
             Exception: what ``on_delta`` raised.
         """
         events, decoder = self._events, self._decoder
-        lines, pieces, had_finished, was_over = events.lines, decoder.pieces, decoder.has_finished, decoder.is_over
+        lines, pieces = events.lines, decoder.pieces
         found = events.feed(data)
         if len(found) > 1:
             with WAKES.held():
-                decoder.feed(found)
+                is_ending = decoder.feed(found)
         else:
-            decoder.feed(found)
+            is_ending = decoder.feed(found)
         # Silence begins only now: the time that `on_delta` took is no silence of the upstream.
         now = monotonic()
         if found or events.lines > lines:  # Bytes that end no line are silence.
             self._lived_at = now
-        is_ending = decoder.has_finished is not had_finished or decoder.is_over is not was_over
         if decoder.pieces > pieces:
             self._heard_at = now
             moments = self.pace.moments

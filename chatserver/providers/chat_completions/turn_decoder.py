@@ -14,8 +14,8 @@ import msgspec
 from msgspec import Struct
 
 from chatserver.dialogue import Leavings
-from chatserver.events import Usage
-from chatserver.providers import Finish, OnDelta, ReasoningDelta, TextDelta
+from chatserver.events import Reasoning, Token, Usage
+from chatserver.providers import Finish, OnDelta
 from chatserver.providers.chat_completions.chunks import HEARTBEATS, documents, failure_of
 from chatserver.providers.chat_completions.finish_reasons import End, meaning
 from chatserver.providers.chat_completions.leavings import LEAVINGS_BYTES_LIMIT, MessageFields, size_of
@@ -98,28 +98,30 @@ class TurnDecoder:
     def has_begun(self) -> bool:
         return self.pieces > 0
 
-    def feed(self, events: Iterable[tuple[bytes, bytes]]) -> None:
-        """Read some events of the stream, each a type and a chunk.
+    def feed(self, events: Iterable[tuple[bytes, bytes]]) -> bool:
+        """Read some events of the stream, each a type and a chunk; whether they said the end of the answer, or more.
 
         Raises:
             Fault: an error chunk, or one that makes no sense; not behind the end of the answer, which stays whole.
         """
+        is_ending = False
         for kind, data in events:
             if self.is_over:
-                return
+                break
             if kind or self.has_finished or not self._read_texts(data):
-                self._read_event(kind, data)
+                is_ending = self._read_event(kind, data) or is_ending
             if self.pieces > PIECES_LIMIT:
-                self.is_over = True
+                self.is_over = is_ending = True
                 if not self.has_finished:
                     raise nonsense("a turn without end", "the model's answer has no end")
+        return is_ending
 
     def finish(self) -> Finish:
         """The end of an answer that has ended; what was held back until now, and the collected calls, come before."""
         if half := self._reasoning.rest():
-            self._on_delta(ReasoningDelta(half))
+            self._on_delta(Reasoning(content=half))
         for is_thought, text in (*self._split(self._text.rest()), *self._tags.rest()):
-            self._on_delta(ReasoningDelta(text) if is_thought else TextDelta(text))
+            self._on_delta(Reasoning(content=text) if is_thought else Token(content=text))
         # Some servers say `stop` although they called tools; a cut answer's calls are not whole.
         calls = list(self._calls.requests()) if self._reason == "stop" else []
         for call, _ in calls:
@@ -145,13 +147,15 @@ class TurnDecoder:
             delta = _decode_texts(data).choices[0].delta
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return False
-        thoughts = delta.reasoning_content or delta.reasoning or delta.thinking or ""
-        if thoughts and self._fields.reasoning_field is None:
-            self._fields.reasoning_field = next(name for name in THOUGHTS if getattr(delta, name))
-        self._say(thoughts, delta.content or "")
+        if thoughts := delta.reasoning_content or delta.reasoning or delta.thinking:
+            if self._fields.reasoning_field is None:
+                self._fields.reasoning_field = next(name for name in THOUGHTS if getattr(delta, name))
+            self._think(thoughts)
+        if content := delta.content:
+            self._tell(content)
         return True
 
-    def _read_event(self, kind: bytes, data: bytes) -> None:
+    def _read_event(self, kind: bytes, data: bytes) -> bool:
         had_finished, pieces = self.has_finished, self.pieces
         chunk, is_done = _without_done(data)
         try:
@@ -163,6 +167,7 @@ class TurnDecoder:
         self.went_on = self.went_on or (had_finished and self.pieces > pieces)
         self.is_over = is_done
         self.has_finished = self.has_finished or is_done
+        return is_done or self.has_finished is not had_finished
 
     def _read_chunk(self, kind: bytes, chunk: dict[str, Any]) -> None:
         said = chunk.get("type")
@@ -210,7 +215,10 @@ class TurnDecoder:
             self._fields.reasoning_field = self._fields.reasoning_field or field
             thoughts = delta[field]
         self._fields.collect(delta, is_whole=is_whole)
-        self._say(thoughts, content, may_repeat, is_whole)
+        if thoughts:
+            self._think(thoughts, may_repeat, is_whole)
+        if content:
+            self._tell(content, may_repeat, is_whole)
         calls = delta.get("tool_calls")
         if calls is not None:
             for place, fragment in enumerate(calls if isinstance(calls, list) else [calls]):
@@ -218,17 +226,19 @@ class TurnDecoder:
         if isinstance(call := delta.get("function_call"), dict):
             self.pieces += self._calls.collect({"index": 0, "function": call})
 
-    def _say(self, thoughts: str, content: str, may_repeat: bool = False, is_whole: bool = False) -> None:
-        if thoughts and (text := self._thought.new(self._reasoning.clean(thoughts), may_repeat, is_whole)):
+    def _think(self, thoughts: str, may_repeat: bool = False, is_whole: bool = False) -> None:
+        if text := self._thought.new(self._reasoning.clean(thoughts), may_repeat, is_whole):
             self.pieces += 1
             self._fields.think(text)
-            self._on_delta(ReasoningDelta(text))
-        if content and (text := self._told.new(self._text.clean(content), may_repeat, is_whole)):
+            self._on_delta(Reasoning(content=text))
+
+    def _tell(self, content: str, may_repeat: bool = False, is_whole: bool = False) -> None:
+        if text := self._told.new(self._text.clean(content), may_repeat, is_whole):
             self.pieces += 1
             if self._tags.is_past:  # As it is for nearly all: no list is made.
-                return self._on_delta(TextDelta(text))
+                return self._on_delta(Token(content=text))
             for is_thought, part in self._tags.split(text):
-                self._on_delta(ReasoningDelta(part) if is_thought else TextDelta(part))
+                self._on_delta(Reasoning(content=part) if is_thought else Token(content=part))
 
     def _split(self, text: str) -> list[tuple[bool, str]]:
         return self._tags.split(text) if text else []

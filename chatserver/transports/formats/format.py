@@ -24,8 +24,9 @@ class Format(ABC):
         """The first bytes, sent before any event."""
         return b""
 
+    @staticmethod
     @abstractmethod
-    def frame(self, records: Sequence[Record]) -> bytes:
+    def frame(records: Sequence[Record]) -> bytes:
         """The records as the bytes of one write."""
 
     def farewell(self) -> bytes:

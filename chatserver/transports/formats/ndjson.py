@@ -8,11 +8,6 @@ from chatserver.transports.formats.format import Format
 from chatserver.transports.frames import framed_once
 
 
-@framed_once
-def _lines(records: Sequence[Record]) -> bytes:
-    return b"".join([each.data + b"\n" for each in records])
-
-
 class JsonLines(Format):
     """The ping is the one that WebSocket clients know."""
 
@@ -21,5 +16,7 @@ class JsonLines(Format):
     content_type = b"application/x-ndjson"
     ping = PING + b"\n"
 
-    def frame(self, records: Sequence[Record]) -> bytes:
-        return _lines(records)
+    @staticmethod
+    @framed_once
+    def frame(records: Sequence[Record]) -> bytes:
+        return b"".join([each.data + b"\n" for each in records])

@@ -11,11 +11,6 @@ RETRY_MS = 1000
 """How long a browser's EventSource waits before it comes back."""
 
 
-@framed_once
-def _events(records: Sequence[Record]) -> bytes:
-    return b"".join(map(_event, records)) if len(records) > 1 else _event(records[0])
-
-
 def _event(each: Record) -> bytes:
     return b"event: %b\ndata: %b\nid: %d\n\n" % (each.type.encode(), each.data, each.seq)
 
@@ -35,8 +30,10 @@ class EventStream(Format):
     def opening(self) -> bytes:
         return b"retry: %d\n" % RETRY_MS
 
-    def frame(self, records: Sequence[Record]) -> bytes:
-        return _events(records)
+    @staticmethod
+    @framed_once
+    def frame(records: Sequence[Record]) -> bytes:
+        return b"".join(map(_event, records)) if len(records) > 1 else _event(records[0])
 
     def farewell(self) -> bytes:
         # At random, or all readers would come back at the same moment.

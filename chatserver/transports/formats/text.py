@@ -20,11 +20,6 @@ class _Token(Struct):
 _token = msgspec.json.Decoder(_Token)
 
 
-@framed_once
-def _texts(records: Sequence[Record]) -> bytes:
-    return "".join(map(_text, records)).encode()
-
-
 def _text(each: Record) -> str:
     if each.type == "token":
         return _token.decode(each.data).content
@@ -42,5 +37,7 @@ class PlainText(Format):
     content_type = b"text/plain; charset=utf-8"
     shows_failure = False
 
-    def frame(self, records: Sequence[Record]) -> bytes:
-        return _texts(records)
+    @staticmethod
+    @framed_once
+    def frame(records: Sequence[Record]) -> bytes:
+        return "".join(map(_text, records)).encode()
