@@ -20,7 +20,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from chatserver.errors import SettingsError
 from chatserver.nodes.address import Address
-from chatserver.nodes.wire import OnReply, Wire, Word, packed, unavailable
+from chatserver.nodes.wire import OnError, OnReply, Wire, Word, packed, unavailable
 from chatserver.settings import variable
 
 logger = logging.getLogger(__name__)
@@ -91,34 +91,41 @@ class Link:
 
     async def command(self, *words: Word) -> Any:
         """The reply of a command, as of a script."""
-        return await _reply(partial(self._send, packed(*words)))
+        return await _reply(partial(self._send_command, packed(*words)))
+
+    def _send_command(self, command: bytes, on_reply: OnReply) -> None:
+        self._send(command, on_reply, partial(self._judge, on_reply))
 
     def post(self, script: Script, keys: Sequence[Word], args: Sequence[Word], on_reply: OnReply) -> None:
         """As ``call``, without a task: ``on_reply`` is given the reply or the exception, later."""
-        words = len(keys), *keys, *args
+        command = packed("EVALSHA", script.digest, len(keys), *keys, *args)
+        self._send(command, on_reply, partial(self._send_source, script, keys, args, on_reply))
 
-        def with_source(reply: Any) -> None:
-            if isinstance(reply, ResponseError) and str(reply).startswith("NOSCRIPT"):
-                self._send(packed("EVAL", script.source, *words), on_reply)
-            else:
-                on_reply(reply)
+    def _send_source(
+        self, script: Script, keys: Sequence[Word], args: Sequence[Word], on_reply: OnReply, error: ResponseError
+    ) -> None:
+        """Send a script that was refused once more, if that was since Redis does not know it."""
+        if str(error).startswith("NOSCRIPT"):
+            command = packed("EVAL", script.source, len(keys), *keys, *args)
+            self._send(command, on_reply, partial(self._judge, on_reply))
+        else:
+            self._judge(on_reply, error)
 
-        self._send(packed("EVALSHA", script.digest, *words), with_source)
-
-    def _send(self, command: bytes, on_reply: OnReply) -> None:
+    def _send(self, command: bytes, on_reply: OnReply, on_error: OnError) -> None:
         if self._wire is None:
             asyncio.get_running_loop().call_soon(on_reply, unavailable())
         else:
-            self._wire.send(command, partial(self._judge, self._wire, on_reply))
+            self._wire.send(command, on_reply, on_error)
 
-    def _judge(self, wire: Wire, on_reply: OnReply, reply: Any) -> None:
-        """Hand a reply on; an error that is Redis' own fault as ``Unavailable``."""
-        if isinstance(reply, ResponseError) and str(reply).startswith(TROUBLE):
-            self._tell_trouble(str(reply))
-            if str(reply).startswith("READONLY"):  # A master no longer.
-                wire.abort("it is a replica")
-            reply = unavailable()
-        on_reply(reply)
+    def _judge(self, on_reply: OnReply, error: ResponseError) -> None:
+        """Hand an error on; one that is Redis' own fault as ``Unavailable``."""
+        words = str(error)
+        if not words.startswith(TROUBLE):
+            return on_reply(error)
+        self._tell_trouble(words)
+        if words.startswith("READONLY") and self._wire is not None:  # A master no longer.
+            self._wire.abort("it is a replica")
+        on_reply(unavailable())
 
     def _tell_trouble(self, words: str) -> None:
         if monotonic() - self._told_at >= TELL_AGAIN_SECONDS:
@@ -138,7 +145,7 @@ class Link:
 
     def publish(self, channel: str, message: bytes) -> None:
         """Say something in a channel, if Redis can be used now."""
-        self._send(packed("PUBLISH", channel, message), _nobody)
+        self._send_command(packed("PUBLISH", channel, message), _nobody)
 
     def unsubscribe(self, channel: str) -> None:
         """Be given no more messages of the channel."""
@@ -147,7 +154,8 @@ class Link:
 
     def _want(self, verb: str, channel: str | bytes) -> None:
         if self._wire is not None:
-            self._wire.send(packed(verb, channel), partial(_confirmed, self._wire))
+            wire = self._wire  # Of no use without its channels.
+            wire.send(packed(verb, channel), _nobody, lambda error: wire.abort(str(error)))
 
     def _pushed(self, push: Sequence[Any]) -> None:
         if push[0] == b"message" and (on_message := self._channels.get(push[1])):
@@ -210,11 +218,6 @@ def _pauses() -> Iterator[float]:
 
 def _nobody(reply: Any) -> None:
     """Nobody waits for it."""
-
-
-def _confirmed(wire: Wire, reply: Any) -> None:
-    if isinstance(reply, ResponseError):  # The connection is of no use without its channels.
-        wire.abort(str(reply))
 
 
 def _call_all(callbacks: Sequence[Callable[[], None]]) -> None:

@@ -64,6 +64,8 @@ class OwnedLog:
         if self.tail < self.shown.last_seq:  # The journal has lost its end.
             part = self.shown.merged.stored_after(self.tail)
             return part.last_seq, packed_chunk(part)
+        if len(self._hidden) == 1:  # As nearly always.
+            return self.last_seq, self._hidden[0].data
         records = batch_of(self._hidden)
         return records[-1].seq, chunk_of(records)
 
@@ -79,9 +81,10 @@ class OwnedLog:
     def _show(self, count: int) -> None:
         if count <= 0:
             return
-        for new, draft in zip(self._hidden[:count], self._drafts[:count], strict=True):
+        hidden, drafts = self._hidden, self._drafts
+        self._hidden, self._drafts = hidden[count:], drafts[count:]
+        for draft, new in zip(drafts[:count], hidden, strict=False):
             self.shown.keep(draft, new)
-        del self._hidden[:count], self._drafts[:count]
         self.shown.tell()
 
     def fence(self) -> None:

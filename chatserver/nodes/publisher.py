@@ -7,11 +7,11 @@ one round trip, and under load a round trip is shared by all that came meanwhile
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import Any
 
 from redis.exceptions import ResponseError
 
-from chatserver.log.waking import WAKES
 from chatserver.nodes.keys import node_key
 from chatserver.nodes.link import Link, Script
 from chatserver.nodes.owned_log import OwnedLog
@@ -24,6 +24,9 @@ CALL_BYTES = 1024 * 1024
 
 RUN_TTL_SECONDS = 6 * 3600
 """How long what is kept of a run outlives its last renewal: only a run that all nodes have left comes to that."""
+
+BETWEEN_CALLS_SECONDS = 0.001
+"""From one call to the next at least. A token that comes alone does not wait; many share the cost of a call."""
 
 PUBLISH_AGAIN_SECONDS = 0.25
 """After a call that was refused."""
@@ -45,12 +48,21 @@ class Publisher:
         self._is_busy = False
         """A call is under way, or is going to be made."""
 
+        self._called_at = 0.0
+
     def publish(self, log: OwnedLog) -> None:
         """There is something new of this log."""
         self._behind[log] = None
         if not self._is_busy:
-            self._is_busy = True
-            asyncio.get_running_loop().call_soon(self._call)
+            self._call_again(BETWEEN_CALLS_SECONDS - monotonic() + self._called_at)
+
+    def _call_again(self, seconds: float) -> None:
+        self._is_busy = True
+        loop = asyncio.get_running_loop()
+        if seconds > 0:
+            loop.call_later(seconds, self._call)
+        else:
+            loop.call_soon(self._call)
 
     def _call(self) -> None:
         """Send what is new; there is no other call under way."""
@@ -66,21 +78,24 @@ class Publisher:
                 room -= len(chunk)
         self._is_busy = bool(self._sent)
         if self._sent:
+            self._called_at = monotonic()
             self._link.post(PUBLISH, (node_key(self._node),), args, self._replied)
 
     def _replied(self, reply: Any) -> None:
         sent, self._sent = self._sent, []
         if isinstance(reply, list):
-            with WAKES.held():
-                self._confirm(sent, reply)
-            self._call()
+            self._is_busy = False
+            self._confirm(sent, reply)
+            if self._behind and not self._is_busy:
+                self._call_again(BETWEEN_CALLS_SECONDS - monotonic() + self._called_at)
         else:
             self._refuse(sent, reply)
 
-    def _confirm(self, sent: Sequence[tuple[OwnedLog, int]], others: Sequence[int]) -> None:
-        tails = dict(zip(others[::2], others[1::2], strict=True))
-        for place, (log, last) in enumerate(sent):
-            tail = tails.get(place, last)
+    def _confirm(self, sent: list[tuple[OwnedLog, int]], others: Sequence[int]) -> None:
+        if others:
+            for place, tail in zip(others[::2], others[1::2], strict=True):
+                sent[place] = sent[place][0], tail
+        for log, tail in sent:
             if log.is_fenced:
                 continue
             if not 0 <= tail <= log.last_seq:
@@ -101,7 +116,7 @@ class Publisher:
             self._behind[log] = None
             if log.has_ended:  # The database has it.
                 log.show_all()
-        asyncio.get_running_loop().call_later(PUBLISH_AGAIN_SECONDS, self._call)
+        self._call_again(PUBLISH_AGAIN_SECONDS)
 
 
 def _nothing(log: OwnedLog) -> None:

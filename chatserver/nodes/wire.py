@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import hiredis
+from hiredis import PushNotification
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ResponseError
 
@@ -25,7 +26,10 @@ this was read; a test names what another version lacks."""
 Word: TypeAlias = str | bytes | int | float
 
 OnReply: TypeAlias = Callable[[Any], None]
-"""Is given a reply, or an exception in its place: ``Unavailable`` or ``ResponseError``."""
+"""Is given a reply, or ``Unavailable`` in its place."""
+
+OnError: TypeAlias = Callable[[ResponseError], None]
+"""Is given an error that Redis says."""
 
 OnPush: TypeAlias = Callable[[Sequence[Any]], None]
 
@@ -57,13 +61,13 @@ class Wire(asyncio.Protocol):
         self._reader = hiredis.Reader(replyError=ResponseError, notEnoughData=_NOTHING)
         self._on_push = on_push
         self._unsent: list[bytes] = []
-        self._waiting = deque[OnReply]()
+        self._waiting = deque[tuple[OnReply, OnError]]()
         self._loop = asyncio.get_running_loop()
         self._quiet_since = self._loop.time()
         self._transport.set_protocol(self)
 
-    def send(self, command: bytes, on_reply: OnReply) -> None:
-        """Write a packed command behind all others; ``on_reply`` is called once, never before this returns.
+    def send(self, command: bytes, on_reply: OnReply, on_error: OnError) -> None:
+        """Write a packed command behind all others; one of the callbacks is called, once and never before this returns.
 
         The command has one reply: a ``SUBSCRIBE`` has one channel.
         """
@@ -75,7 +79,7 @@ class Wire(asyncio.Protocol):
         if not self._unsent:
             self._loop.call_soon(self._flush)
         self._unsent.append(command)
-        self._waiting.append(on_reply)
+        self._waiting.append((on_reply, on_error))
 
     def _flush(self) -> None:
         commands, self._unsent = self._unsent, []
@@ -94,10 +98,11 @@ class Wire(asyncio.Protocol):
         try:
             self._reader.feed(data)
             while (reply := self._reader.gets()) is not _NOTHING:
-                if isinstance(reply, hiredis.PushNotification) and reply[0] not in _CONFIRMATIONS:
+                if isinstance(reply, PushNotification) and reply[0] not in _CONFIRMATIONS:
                     _tell(self._on_push, reply)
                 else:
-                    _tell(self._waiting.popleft(), reply)
+                    on_reply, on_error = self._waiting.popleft()
+                    _tell(on_error if isinstance(reply, ResponseError) else on_reply, reply)
         except (hiredis.ProtocolError, IndexError) as error:
             self.abort(f"what it says is no reply: {error}")
 
@@ -119,7 +124,7 @@ class Wire(asyncio.Protocol):
         self._transport.abort()
         self._connection._writer = None  # Else redis-py warns of a connection that was not closed.
         waiting, self._waiting = self._waiting, deque()
-        for on_reply in waiting:
+        for on_reply, _ in waiting:
             _tell(on_reply, unavailable())
 
 
