@@ -11,12 +11,22 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from benchmarks import nginx
+from benchmarks import nginx, redis
 from benchmarks.bench import LATE, Seen
 from benchmarks.load import Order
 from benchmarks.processes import cores
 from benchmarks.scenarios import Scenario
-from benchmarks.servers import CONTENDERS, IDLE_PING_SECONDS, ROOT, TITLES, Contender, Server, pinned, running
+from benchmarks.servers import (
+    CONTENDERS,
+    IDLE_PING_SECONDS,
+    ROOT,
+    TITLES,
+    WITH_REDIS,
+    Contender,
+    Server,
+    pinned,
+    running,
+)
 from chatserver.bench.observations import Observation
 
 ATTEMPTS = 2
@@ -100,6 +110,7 @@ class Conductor:
         self._stack = ExitStack()
         self._servers: dict[str, tuple[Server, ExitStack]] = {}
         self._full: set[tuple[str, int, Contender]] = set()
+        self._redis_url = ""
 
     def __enter__(self) -> "Conductor":
         self.load = self._stack.enter_context(loading(self._load_core))
@@ -117,7 +128,16 @@ class Conductor:
 
     def _running(self, name: str, ping_seconds: int = IDLE_PING_SECONDS) -> AbstractContextManager[Server]:
         checkout = self._before if name == "before" else None
-        return running(name, self.load.model_url, self._core, ping_seconds=ping_seconds, checkout=checkout)
+        shared = {"CHATSERVER_REDIS_URL": self._redis()} if name in WITH_REDIS else None
+        return running(
+            name, self.load.model_url, self._core, ping_seconds=ping_seconds, checkout=checkout, shared=shared
+        )
+
+    def _redis(self) -> str:
+        """The URL of the Redis that stays; started when it is first asked for, on the core of the load."""
+        if not self._redis_url:
+            self._redis_url = self._stack.enter_context(redis.running(self._load_core))
+        return self._redis_url
 
     def take(self, turn: Turn) -> Observation | None:
         """Make one measurement; None where an earlier step was already too much for the contender."""
@@ -160,11 +180,12 @@ class Conductor:
 
 
 def chosen(scenarios: Sequence[Scenario], only: Sequence[str], *, quick: bool) -> list[Scenario]:
-    """The scenarios of a run; those that need nginx only where it is installed."""
+    """The scenarios of a run; those that need nginx or Redis only where it is installed."""
     fit = [each for each in scenarios if not only or each.name in only]
     if quick:
         fit = [replace(each, steps={0: each.is_quick}) for each in fit if each.is_quick is not None]
-    return [each for each in fit if each.through != "nginx" or nginx.binary()]
+    missing = {name for name, binary in (("nginx", nginx.binary()), ("redis", redis.binary())) if binary is None}
+    return [each for each in fit if each.through not in missing]
 
 
 def record(

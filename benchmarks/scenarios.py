@@ -280,6 +280,26 @@ SCENARIOS = (
     ),
     Scenario(
         Chapter(
+            "nodes",
+            "Several nodes: a token through Redis",
+            "20 tokens a second each, of 1,000 streams 5. This server alone, and as a node that shows a token when "
+            "Redis has it; beside it a server that writes each token into a Redis list and a channel of its run.",
+            (CPU, *latency("delivery_us", "delivery", 50, 99), *latency("added_us", "since it left", 50, 99)),
+            steps="streams",
+        ),
+        "paced",
+        {
+            100: {"streams": 100, "rate": 20, "seconds": 2.0, "ramp_seconds": 0.5},
+            1000: {"streams": 1000, "rate": 5, "seconds": 2.0, "ramp_seconds": 6.0, "settle_seconds": 2.0},
+        },
+        contenders=("chatserver", "node", "list"),
+        transports=("SSE",),
+        through="redis",
+        stops_when_full=True,
+        is_quick={"streams": 4, "rate": 20, "seconds": 0.2, "ramp_seconds": 0.1},
+    ),
+    Scenario(
+        Chapter(
             "far",
             "Through a bad network",
             "20 ms each way and up to 5 ms more, and once a second nothing passes for 200 ms.",

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,12 @@ MODULES = {
     "native": ["benchmarks.peers.native"],
     "litestar": ["benchmarks.peers.litestar"],
     "floor": ["benchmarks.peers.floor"],
+    "node": ["chatserver", "serve", "--port"],
+    "list": ["benchmarks.peers.redis_list"],
 }
+
+WITH_REDIS = ("node", "list")
+"""Those that share their runs with other servers."""
 
 TITLES = {
     "chatserver": "chatserver",
@@ -36,6 +41,8 @@ TITLES = {
     "native": "FastAPI native",
     "litestar": "Litestar's own",
     "floor": "Python floor",
+    "node": "chatserver with Redis",
+    "list": "Redis list and channel",
 }
 
 LIMITS = {
@@ -66,7 +73,7 @@ CONTENDERS = tuple(
     Contender(name, transport)
     for name in TITLES
     for transport in ("SSE", "WebSocket")
-    if (name, transport) != ("native", "WebSocket")
+    if (name, transport) not in (("native", "WebSocket"), ("list", "WebSocket"))
 )
 
 
@@ -114,9 +121,17 @@ def checked_out(commit: str) -> Path:
 
 @contextmanager
 def running(
-    name: str, model_url: str, core: int, *, ping_seconds: int = IDLE_PING_SECONDS, checkout: Path | None = None
+    name: str,
+    model_url: str,
+    core: int,
+    *,
+    ping_seconds: int = IDLE_PING_SECONDS,
+    checkout: Path | None = None,
+    shared: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
     """A server of that name until the end of the block; with a ``checkout``, as it is there.
+
+    ``shared`` are the variables that name what it shares with other servers.
 
     Raises:
         NotStarted: it does not listen in time.
@@ -129,7 +144,7 @@ def running(
         command = [str(python), "-m", *MODULES[name], str(port)]
         if name == "usual":
             command.append(str(ping_seconds))
-        environment = {**os.environ, **LIMITS, **heartbeat, **model}
+        environment = {**os.environ, **LIMITS, **heartbeat, **model, **(shared or {})}
         process = pinned(core, *command, cwd=folder, env=environment, stdout=log, stderr=log)
         try:
             _wait_until_open(process, port, Path(folder, "log"))

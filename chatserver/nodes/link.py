@@ -170,7 +170,7 @@ class Link:
         """
         self._wire = Wire(await self._address.connect(), self._pushed)
         for script in Script.known:  # A script that is sent only when Redis does not know it runs behind later ones.
-            self._wire.send(packed("SCRIPT", "LOAD", script.source), lambda _: None)
+            self._wire.send(packed("SCRIPT", "LOAD", script.source), _nobody, _nobody)
         for channel in self._channels:
             self._want("SUBSCRIBE", channel)
         _call_all(self.on_up)
