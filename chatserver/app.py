@@ -92,13 +92,16 @@ async def _without_traceback(send: AsgiSend, message: AsgiMessage) -> None:
 _WRONG = f"{SettingsError.__module__}.{SettingsError.__qualname__}: "
 
 
-def create_app(settings: Settings) -> Litestar:
+def create_app(settings: Settings, demo_key: str | None = None) -> Litestar:
     """The server as an ASGI application; it starts and ends everything it needs in its lifespan.
+
+    Processes behind one address share the ``demo_key``: each may be asked for the demo model that another one uses.
 
     Raises:
         SettingsError: a setting cannot be obeyed.
     """
-    gate, tools, demo_key, metrics = Gate(settings), load_tools(settings.tools), token_urlsafe(), _metrics(settings)
+    gate, tools, metrics = Gate(settings), load_tools(settings.tools), _metrics(settings)
+    demo_key = demo_key or token_urlsafe()
     link = link_to(settings.redis_url)
 
     @asynccontextmanager

@@ -1,7 +1,5 @@
 """The command line."""
 
-import gc
-import logging
 import os
 import sys
 from collections.abc import Callable
@@ -21,23 +19,6 @@ from chatserver.settings.remarks import remarks
 F = TypeVar("F", bound=Callable[..., Any])
 
 ENV_FILE = Path(".env")
-
-GC_THRESHOLDS = (5_000, 10, 100)
-"""With Python's own thresholds and thousands of open streams, a full collection stops all streams for 0.2 s. With these
-thresholds, most collections are of the young generation (5,000 objects, 3 ms). Larger ones, of up to 30 ms, come with
-every 200 streams or 1,000 connections."""
-
-SWITCH_INTERVAL_SECONDS = 0.0005
-"""How long a thread waits for the interpreter at most (Python's own: 5 ms). Under load, such waits are most of the time
-of a database transaction."""
-
-
-def tune_interpreter() -> None:
-    """Set Python up for a server. The garbage collector never examines again what was imported until now."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
-    sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
@@ -70,29 +51,26 @@ def _flags(command: F) -> F:
 @_flags
 def serve(**flags: Any) -> None:
     """Run the server."""
-    for line in remarks(str(ENV_FILE.resolve()), _env_file(), os.environ):
-        click.echo(line, err=True)
-    settings = _settings(flags)
-    from chatserver.serving.server import (
-        Server,
-        bind,
-    )  # Imported here: the other commands start faster without a web server.
+    from chatserver.serving import serve as serving
+    from chatserver.serving.processes import inherited
 
+    inheritance = inherited()
+    if inheritance.worker is None:
+        for line in remarks(str(ENV_FILE.resolve()), _env_file(), os.environ):
+            click.echo(line, err=True)
+    settings = _settings(flags)
     try:
-        sock = bind(settings)
+        settings, inheritance = serving.listen(settings, inheritance)
     except OSError as error:
         raise click.ClickException(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from None
-    settings = msgspec.structs.replace(settings, port=sock.getsockname()[1])
-    try:
-        server = Server(settings, on_ready=lambda: click.echo(_banner(settings)))
     except SettingsError as error:
-        sock.close()
         raise click.ClickException(str(error)) from None
-    tune_interpreter()
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    server.run(sockets=[sock])
-    if not server.started:
-        sys.exit(3)
+    try:
+        status = serving.serve(settings, inheritance, lambda: click.echo(_banner(settings)))
+    except SettingsError as error:
+        raise click.ClickException(str(error)) from None
+    if status:
+        sys.exit(status)
 
 
 @main.command()

@@ -7,6 +7,7 @@ async with FakeUpstream() as upstream, live_server(upstream.url) as server:
 import asyncio
 import os
 import re
+import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
@@ -20,7 +21,8 @@ import msgspec
 import uvicorn.server
 from litestar import Litestar
 
-from chatserver.serving.server import Server, bind
+from chatserver.serving.server import Server
+from chatserver.serving.sockets import bind
 from chatserver.settings import Settings, variable
 from tests.program import START_SECONDS, Program
 
@@ -71,6 +73,7 @@ class LiveServer:
 
     server: Server
     settings: Settings
+    listening: socket.socket
 
     @property
     def host(self) -> str:
@@ -116,7 +119,7 @@ async def live_server(
         serving = asyncio.get_running_loop().create_task(server.serve(sockets=[sock]), name="live server")
         try:
             await _started(server, serving)
-            yield LiveServer(server, chosen)
+            yield LiveServer(server, chosen, sock)
         finally:
             try:
                 with anyio.CancelScope(shield=True):

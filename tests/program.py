@@ -9,7 +9,8 @@ from typing import Self
 
 import anyio
 
-START_SECONDS = 30.0
+START_SECONDS = 90.0
+"""How long a program may take until it is ready: two workers on a machine that ten others use took 40 s."""
 
 
 async def until(holds: Callable[[], Awaitable[bool]], seconds: float = START_SECONDS) -> None:
@@ -101,6 +102,15 @@ class Program:
     def _said(self) -> None:
         self._spoke.set()
         self._spoke = asyncio.Event()
+
+    async def said(self, text: str) -> str:
+        """Wait for a line of its standard error that has this text; the line."""
+        with anyio.fail_after(START_SECONDS):
+            while not (found := next((line for line in self.stderr if text in line), None)):
+                if not self.is_running:
+                    raise RuntimeError(f"the program never said {text!r}:\n{self.output}")
+                await self._spoke.wait()
+        return found
 
     def terminate(self) -> None:
         self._running.send_signal(signal.SIGTERM)

@@ -9,7 +9,8 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from chatserver.serving.server import Server, bind
+from chatserver.serving.server import Server
+from chatserver.serving.sockets import bind
 from tests.clients import WsReader, request
 from tests.live import LiveServer, settings_for
 from tests.virtual_time import VirtualTimeLoop
@@ -36,7 +37,7 @@ async def served(directory: Path) -> AsyncIterator[LiveServer]:
     serving = asyncio.create_task(server.serve(sockets=[sock]))
     await ready.wait()
     try:
-        yield LiveServer(server, settings)
+        yield LiveServer(server, settings, sock)
     finally:
         server.stop()
         await serving

@@ -14,7 +14,8 @@ import anyio
 import psutil
 import pytest
 
-from chatserver.serving.server import Server, bind
+from chatserver.serving.server import Server
+from chatserver.serving.sockets import bind
 from chatserver.sessions import Sessions
 from tests.clients import (
     SSE,

@@ -55,6 +55,12 @@ class ServedProtocol(asyncio.Protocol):
     def shutdown(self) -> None:
         """The server goes down."""
 
+    def ask_no_more(self) -> None:
+        """Another process serves from now on: the next answer is the last one on this connection."""
+
+    def close_if_idle(self) -> None:
+        """Close, unless a request is being answered or has begun to come."""
+
     def check_peer(self) -> None:
         """Called every few seconds: find out whether a program is behind the peer's kernel, where that can be done."""
 

@@ -134,9 +134,13 @@ class Exchange:
         self._has_all = True
         self._notify()
 
+    def be_last(self) -> None:
+        """The connection takes no further request."""
+        self._keep_alive = False
+
     def shutdown(self) -> None:
         """The server goes down: abort a response that a peer writes, since its owner has been told to end it."""
-        self._keep_alive = False
+        self.be_last()
         if self.progress is Progress.TAKEN:
             self.abort()
 

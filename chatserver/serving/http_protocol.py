@@ -70,6 +70,8 @@ class HttpProtocol(ServedProtocol):
         self._exchange: Exchange | None = None
         self._is_half_closed = False
         """The peer asks for no more, and takes what it has asked for."""
+        self._is_last = False
+        """The next request is the last one on this connection."""
         self.is_read_paused = False
 
     # what the transport tells
@@ -128,6 +130,15 @@ class HttpProtocol(ServedProtocol):
             self.transport.close()
         else:
             self._exchange.shutdown()
+
+    def ask_no_more(self) -> None:
+        self._is_last = True
+        if self._exchange is not None:
+            self._exchange.be_last()
+
+    def close_if_idle(self) -> None:
+        if self._is_idle:
+            self.transport.close()
 
     # what an exchange asks for
 
@@ -254,7 +265,8 @@ class HttpProtocol(ServedProtocol):
         scope = http_scope(self._config, self.transport, head) | {"state": self._app_state.copy()}
         expects_continue = any(name == b"expect" and value.lower() == b"100-continue" for name, value in head.headers)
         line = AccessLine(scope) if self._has_access_log else None
-        self._exchange = exchange = Exchange(self, scope, head.keep_alive, expects_continue, line)
+        keep_alive = head.keep_alive and not self._is_last
+        self._exchange = exchange = Exchange(self, scope, keep_alive, expects_continue, line)
         scope["extensions"] = {PEER: exchange.take_over}
         self._start(exchange.run(self._config.loaded_app, scope))
 

@@ -11,9 +11,10 @@ from typing import Any, cast
 import uvicorn
 
 from chatserver.app import create_app, drain
-from chatserver.serving import lost_peers
+from chatserver.serving.connection import ServedProtocol
 from chatserver.serving.http_protocol import HttpProtocol
 from chatserver.serving.lost_peers import Peers
+from chatserver.serving.notify import STOPPING, notify
 from chatserver.serving.websocket_protocol import WebSocketProtocol
 from chatserver.settings import Settings
 from chatserver.telemetry import Observer
@@ -34,16 +35,21 @@ UVICORN_NAMES = {
 """What this room uses of uvicorn that its documentation does not promise. uvicorn is pinned to the minor version in
 which these were read; a test names what another version lacks."""
 
-BACKLOG = 2048
 LAST_TASKS_SECONDS = 2
 """How long tasks may go on after the drain, before uvicorn cancels them."""
+
+LAST_REQUESTS_SECONDS = 1.0
+"""How long a server that another one replaces takes requests on its open connections, before it drains: on those that
+it has just accepted, and on those that a proxy keeps for its next request."""
 
 
 class Server(uvicorn.Server):
     """A server of one process. The first SIGTERM or SIGINT drains it, a second one ends it at once."""
 
-    def __init__(self, settings: Settings, on_ready: Callable[[], None] | None = None) -> None:
-        self.app = create_app(settings)
+    def __init__(
+        self, settings: Settings, on_ready: Callable[[], None] | None = None, demo_key: str | None = None
+    ) -> None:
+        self.app = create_app(settings, demo_key)
         observer: Observer = self.app.state.metrics
         super().__init__(config(settings, self.app, observer))
         self.server_state.connections = Peers(observer)
@@ -51,6 +57,7 @@ class Server(uvicorn.Server):
         self._on_ready = on_ready
         self._is_told = False
         self._draining: asyncio.Task[None] | None = None
+        self._retiring: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -78,6 +85,21 @@ class Server(uvicorn.Server):
         if self.started:  # Otherwise the server drains as soon as it has started.
             self._drain_soon()
 
+    def retire(self) -> None:
+        """Another server accepts on the same socket: answer what is still asked here, then drain."""
+        if self._retiring is None and self._draining is None:
+            self._retiring = asyncio.get_running_loop().create_task(self._retire())
+
+    async def _retire(self) -> None:
+        for listening in self.servers:
+            listening.close()
+        for connection in list(self.server_state.connections):
+            cast(ServedProtocol, connection).ask_no_more()
+        await asyncio.sleep(LAST_REQUESTS_SECONDS)
+        for connection in list(self.server_state.connections):
+            cast(ServedProtocol, connection).close_if_idle()
+        self.begin_drain()
+
     def _drain_soon(self) -> None:
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self.begin_drain)
@@ -85,6 +107,7 @@ class Server(uvicorn.Server):
     def begin_drain(self) -> None:
         """Take no more runs, let running runs end, then stop."""
         if self._draining is None:
+            notify(STOPPING)
             self._draining = asyncio.get_running_loop().create_task(self._drain())
 
     async def _drain(self) -> None:
@@ -113,20 +136,3 @@ def config(settings: Settings, app: object, observer: Observer) -> uvicorn.Confi
         log_level="warning",
         server_header=False,
     )
-
-
-def bind(settings: Settings) -> socket.socket:
-    """A listening socket; port 0 takes a free one."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    # The protocol is named, or asyncio would not switch Nagle's algorithm off: 40 ms for the second frame of an answer.
-    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        lost_peers.watch(sock, settings.send_timeout_seconds)
-        sock.bind((settings.host, settings.port))
-        sock.listen(BACKLOG)
-    except OSError:
-        sock.close()
-        raise
-    sock.setblocking(False)
-    return sock

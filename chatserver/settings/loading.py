@@ -62,7 +62,7 @@ def _possible(settings: Settings) -> Settings:
     omittable = (*PARAMETERS, *FIELDS_SENT_BACK)
     if not set(settings.upstream_omit) <= set(omittable):
         raise SettingsError(f"{variable('upstream_omit')}: only of {', '.join(omittable)}")
-    if settings.workers > 1:
+    if settings.workers > 1 and not settings.redis_url:
         raise SettingsError(f"{variable('workers')}: more than one worker needs {variable('redis_url')}")
     if settings.login_url is not None and not is_link(settings.login_url):
         raise SettingsError(f"{variable('login_url')}: is no http:// or https:// URL and no path that begins with /")

@@ -8,7 +8,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from shutil import rmtree
+from tempfile import mkdtemp
 
 WORKERS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 _GAUGES = "gauge_livesum_"
@@ -16,14 +17,18 @@ _GAUGES = "gauge_livesum_"
 
 
 @contextmanager
-def shared_metrics() -> Iterator[None]:
-    """For the parent: a folder for the metrics of its workers, as long as they run."""
-    with TemporaryDirectory(prefix="chatserver-metrics-") as folder:
-        os.environ[WORKERS_VARIABLE] = folder
-        try:
-            yield
-        finally:
-            del os.environ[WORKERS_VARIABLE]
+def shared_metrics(*, has_workers: bool = False) -> Iterator[None]:
+    """For the parent: a folder for the metrics of its workers, as long as they run.
+
+    ``has_workers``: the program before this one, in the same process, has left workers and their folder.
+    """
+    folder = os.environ[WORKERS_VARIABLE] if has_workers else mkdtemp(prefix="chatserver-metrics-")
+    os.environ[WORKERS_VARIABLE] = folder
+    try:
+        yield
+    finally:
+        del os.environ[WORKERS_VARIABLE]
+        rmtree(folder, ignore_errors=True)
 
 
 def worker_died(pid: int) -> None:
