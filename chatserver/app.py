@@ -1,10 +1,10 @@
 """The application, put together."""
 
 from collections.abc import AsyncIterator, Collection, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from secrets import token_urlsafe
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 from litestar import Litestar, Router
@@ -17,11 +17,11 @@ from chatserver import __version__
 from chatserver.agent import ToolAgent
 from chatserver.auth import Gate
 from chatserver.auth.origins import is_probe
-from chatserver.errors import ChatError, NotFound, SettingsError
+from chatserver.errors import ChatError, NotFound, SettingsError, Unavailable
 from chatserver.limits import RateLimiter
 from chatserver.log.journal import LocalJournal
 from chatserver.log.logs import MemoryLogs
-from chatserver.nodes import link_to
+from chatserver.nodes import Shared, link_to
 from chatserver.providers.chat_completions.provider import OpenAIProvider
 from chatserver.routes import contract, demo, http, page, scrape
 from chatserver.routes.http import IS_HEAD
@@ -41,6 +41,9 @@ from chatserver.transports.components import Components
 from chatserver.transports.connections import Connections
 from chatserver.transports.refusal import refuse
 from chatserver.transports.response import WatchedSend
+
+if TYPE_CHECKING:
+    from chatserver.nodes.link import Link
 
 BODIES_AT_ONCE = 16
 """How many of the largest bodies, or more of smaller ones, one user may be sending at a time."""
@@ -106,7 +109,8 @@ def create_app(settings: Settings, demo_key: str | None = None) -> Litestar:
 
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
-        async with link(), _running(settings, gate, tools, demo_key, metrics) as app.state.components:
+        async with link() as opened, _running(settings, gate, tools, demo_key, metrics, opened) as components:
+            app.state.components = components
             yield
 
     routes = [
@@ -131,18 +135,24 @@ def create_app(settings: Settings, demo_key: str | None = None) -> Litestar:
 
 @asynccontextmanager
 async def _running(
-    settings: Settings, gate: Gate, tools: Mapping[str, Tool], demo_key: str, metrics: Metrics
+    settings: Settings,
+    gate: Gate,
+    tools: Mapping[str, Tool],
+    demo_key: str,
+    metrics: Metrics,
+    link: "Link | None",
 ) -> AsyncIterator[Components]:
     """What the routes are built on, from its start to its end."""
     async with AsyncExitStack() as stack:
         stack.push_async_callback(metrics.close)
-        quota = Quota(settings.max_sessions_per_user, settings.max_stored_bytes_per_user)
-        sessions = await stack.enter_async_context(open_sessions(settings.database_url, quota, observer=metrics))
-        await sessions.interrupt_abandoned()
+        shared = await stack.enter_async_context(_shared(settings, metrics, link))
+        sessions, elsewhere = shared.sessions, shared.elsewhere
+        with suppress(Unavailable):  # Later, then.
+            await sessions.interrupt_abandoned()
         provider = await stack.enter_async_context(_provider(settings, demo_key))
         threads = ToolThreads(settings.tool_timeout_seconds, settings.max_tool_result_bytes)
         agent = ToolAgent(provider, tools, threads, settings.max_turns, settings.max_tool_calls_per_run)
-        logs = MemoryLogs(settings.max_logs_bytes, sessions.log, LocalJournal())
+        logs = MemoryLogs(settings.max_logs_bytes, sessions.log, shared.journal)
         connections = await stack.enter_async_context(
             Connections(
                 heartbeat_seconds=settings.heartbeat_seconds,
@@ -151,7 +161,8 @@ async def _running(
             )
         )
         places = LocalPlaces(settings, LocalDays(settings.max_tokens_per_day, sessions.spent_on))
-        runs = await stack.enter_async_context(Runs(settings, sessions, logs, agent.answer, places, Alone(), metrics))
+        runs = Runs(settings, sessions, logs, agent.answer, places, elsewhere, metrics)
+        await stack.enter_async_context(runs)
         # Without authentication all are one user, whom nobody else could be kept from asking.
         rate_limiter = RateLimiter(None if settings.auth == "none" else settings.max_requests_per_minute)
         admissions = LocalAdmissions(
@@ -174,6 +185,20 @@ def _metrics(settings: Settings) -> Metrics:
     except ModuleNotFoundError as error:
         raise SettingsError(f"{variable('otel_exporter_otlp_endpoint')}: needs the package {error.name}") from None
     return Traces(settings.models_offered, exported(endpoint))
+
+
+@asynccontextmanager
+async def _shared(settings: Settings, metrics: Metrics, link: "Link | None") -> AsyncIterator[Shared]:
+    """What this process shares with others: with all that have the same Redis, or just the database."""
+    quota = Quota(settings.max_sessions_per_user, settings.max_stored_bytes_per_user)
+    if link is None:
+        async with open_sessions(settings.database_url, quota, observer=metrics) as sessions:
+            yield Shared(sessions, LocalJournal(), Alone())
+    else:
+        from chatserver.nodes.node import open_node
+
+        async with open_node(link, settings.database_url, quota, metrics) as shared:
+            yield shared
 
 
 def _provider(settings: Settings, demo_key: str) -> OpenAIProvider:

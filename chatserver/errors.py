@@ -230,6 +230,10 @@ class UpstreamError(Exception):
 class RunLost(Exception):
     """A run's end could not be kept, since another process has ended or deleted the run; the message says which."""
 
+    def __init__(self, message: str, *, is_deleted: bool = False) -> None:
+        super().__init__(message)
+        self.is_deleted = is_deleted
+
 
 class SettingsError(Exception):
     """A setting that cannot be obeyed; the message names it."""

@@ -101,8 +101,9 @@ async def joined(redis_server: RedisServer, *names: str) -> AsyncIterator[list[N
         nodes = []
         for name in names:
             link = await stack.enter_async_context(open_link(Address(redis_server.url)))
-            kept = Kept()
-            nodes.append(Node(link, await stack.enter_async_context(open_membership(link, name, kept)), kept))
+            member = await stack.enter_async_context(open_membership(link, name))
+            member.journal = kept = Kept()
+            nodes.append(Node(link, member, kept))
         yield nodes
 
 
@@ -167,9 +168,10 @@ async def test_a_node_is_gone_when_its_lease_was_missing_in_all_looks_for_long(n
     a.member.watch(lambda: told.append("a"))
     await die(b)
     await a.look()
-    assert (await a.member.gone({"b"}, NOBODY), told) == (NOBODY, [])
+    assert await a.member.gone({"b"}, NOBODY) == NOBODY
+    assert await a.member.gone({"b"}, {"b"}) == {"b"}, "as one that has died on this machine"
     await clock.passes(a, c)
-    assert (await a.member.gone({"b", "c"}, NOBODY), told) == ({"b"}, ["a"])
+    assert (await a.member.gone({"b", "c"}, NOBODY), told) == ({"b"}, ["a", "a"])
     assert await a.member.gone(NOBODY, NOBODY) == NOBODY
     assert await registered(a) == ["a", "c"], "a node that left nothing is forgotten"
 
@@ -219,13 +221,13 @@ async def test_a_node_that_leaves_is_no_node(redis_server: RedisServer, nodes: l
 
 
 async def test_a_node_that_redis_does_not_answer_ends_its_runs(
-    nodes: list[Node], clock: Clock, monkeypatch: pytest.MonkeyPatch
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a = nodes[0]
     a.serve()
-    clock.seconds += membership.CUT_OFF_SECONDS + 1
-    monkeypatch.setattr(membership, "BETWEEN_LOOKS_SECONDS", 0.0)
-    a.member._is_looking = True  # The last look has no answer yet.
+    monkeypatch.setattr(membership, "BETWEEN_LOOKS_SECONDS", 0.001)
+    monkeypatch.setattr(membership, "CUT_OFF_SECONDS", 0.01)
+    a.member._is_looking = True  # The last look has no answer yet, and gets none.
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(a.member.keep)
         with anyio.fail_after(SECONDS):
@@ -233,6 +235,18 @@ async def test_a_node_that_redis_does_not_answer_ends_its_runs(
                 await a.owner._news.wait()
         tasks.cancel_scope.cancel()
     assert set(a.owner.done) == {"interrupt"}
+    await a.look()
+    assert a.member._silent_seconds == 0, "it is counted from the last answer"
+
+
+async def test_looks_that_are_not_answered_count_for_nothing(nodes: list[Node], clock: Clock) -> None:
+    a, b, _ = nodes
+    await die(b)
+    await a.look()
+    clock.seconds += 10 * membership.MISSED_SECONDS
+    assert await a.member.gone({"b"}, NOBODY) == NOBODY
+    await clock.passes(a)
+    assert await a.member.gone({"b"}, NOBODY) == {"b"}
 
 
 # Who takes what is left

@@ -148,6 +148,17 @@ class EventLogs(Protocol):
         """The log of a run, wherever it is owned or stored; None: nobody has it."""
         ...
 
+    async def restore(self, run_id: str) -> EventLog | None:
+        """The log of a run that is over, as it is stored; None: it is not."""
+        ...
+
+    def lose(self, run_id: str) -> None:
+        """Another process owns the run, or has ended it.
+
+        Where its log can be followed, the readers here go on with that, and ``append`` raises ``Fenced`` from now on.
+        """
+        ...
+
     def retain(self, run_id: str, forget: Callable[[str], None]) -> None:
         """The log is over, and can still be read. ``forget`` is called for those that there is no room for any more.
 

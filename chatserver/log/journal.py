@@ -7,8 +7,21 @@ handed over together, so that no token has one of its own.
 
 from typing import Protocol
 
+import anyio
+
 from chatserver.log import EventLog, Fenced
 from chatserver.log.memory import MemoryLog
+
+CATCH_UP_SECONDS = 2.0
+
+
+async def catch_up(log: EventLog, seq: int) -> None:
+    """Wait until the log of another node's run has come so far here; not for ever, since that may never be."""
+    if log.last_seq < seq:
+        with anyio.move_on_after(CATCH_UP_SECONDS):
+            async for _ in log.read(log.last_seq):
+                if log.last_seq >= seq:
+                    return
 
 
 class Journal(Protocol):
@@ -31,6 +44,10 @@ class Journal(Protocol):
         """
         ...
 
+    def lose(self, run_id: str) -> None:
+        """The run is not ours any more: forget what nobody was told, and go on with what others have of it."""
+        ...
+
     def release(self, run_id: str) -> None:
         """This node needs the log that it owned no more: it is over and stored, or there never was such a run."""
         ...
@@ -50,6 +67,9 @@ class LocalJournal:
 
     async def follow(self, run_id: str) -> EventLog | None:
         return self._logs.get(run_id)
+
+    def lose(self, run_id: str) -> None:
+        """Others cannot be followed: the readers are told that the run was lost."""
 
     def release(self, run_id: str) -> None:
         self._logs.pop(run_id, None)

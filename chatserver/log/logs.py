@@ -32,10 +32,10 @@ class MemoryLogs:
         return log
 
     async def open(self, run_id: str) -> EventLog | None:
-        return self._logs.get(run_id) or await self._journal.follow(run_id) or await self._restore(run_id)
+        return self._logs.get(run_id) or await self._journal.follow(run_id) or await self.restore(run_id)
 
-    async def _restore(self, run_id: str) -> MemoryLog | None:
-        """A stored log: one for all who read it at the same time, or each would take as much memory again."""
+    async def restore(self, run_id: str) -> EventLog | None:
+        """One log for all who read it at the same time, or each would take as much memory again."""
         lock = self._restoring.setdefault(run_id, asyncio.Lock())
         async with lock:
             log = self._restored.get(run_id)
@@ -44,6 +44,9 @@ class MemoryLogs:
                 await log.restore(stored)
                 self._restored[run_id] = log
             return log
+
+    def lose(self, run_id: str) -> None:
+        self._journal.lose(run_id)
 
     def retain(self, run_id: str, forget: Callable[[str], None]) -> None:
         self._over[run_id] = size_bytes = self._logs[run_id].size_bytes

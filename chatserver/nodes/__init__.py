@@ -5,11 +5,24 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
 from chatserver.errors import SettingsError
+from chatserver.log.journal import Journal
+from chatserver.runs.elsewhere import Elsewhere
+from chatserver.sessions import Sessions
 from chatserver.settings import variable
 
 if TYPE_CHECKING:
     from chatserver.nodes.link import Link
+
+
+class Shared(Struct, frozen=True):
+    """What processes with one database share, in the form for nodes or for a process that is alone."""
+
+    sessions: Sessions
+    journal: Journal
+    elsewhere: Elsewhere
 
 
 def link_to(redis_url: str | None) -> Callable[[], AbstractAsyncContextManager["Link | None"]]:

@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from chatserver.errors import ChatError, Unavailable
-from chatserver.nodes.keys import CANCELS, node_key, owner_key, run_key
+from chatserver.nodes.follower import TAILS
+from chatserver.nodes.keys import CANCELS, node_key, owner_key
 from chatserver.nodes.link import Link, Script
 from chatserver.nodes.membership import Membership
 from chatserver.runs.elsewhere import Owner
@@ -34,11 +35,19 @@ class OtherNodes:
             "leave": self._remove_reader,
         }
 
+    @property
+    def is_reached(self) -> bool:
+        return self._membership.is_answered
+
     def serve(self, owner: Owner) -> None:
         self._owner = owner
         self._membership.on_look = self._looked
         self._membership.on_cut_off = owner.interrupt
         self._link.subscribe(node_key(self._membership.node), self._obey)
+
+    def lose(self, run_id: str) -> None:
+        """Another node has taken a run of this one."""
+        self._owner.lose(run_id)
 
     # What is asked of others.
 
@@ -62,10 +71,9 @@ class OtherNodes:
 
     async def last_seq(self, run_id: str) -> int:
         try:
-            newest = await self._link.command("XREVRANGE", run_key(run_id), "+", "-", "COUNT", 1)
+            return int((await self._link.call(TAILS, (), (run_id,)))[0])
         except Unavailable:
             return 0
-        return int(newest[0][0].partition(b"-")[0]) if newest else 0
 
     def unreached(self) -> ChatError:
         return Unavailable("the node that goes on with this run cannot be reached now", retry_after=1)

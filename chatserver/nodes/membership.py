@@ -13,10 +13,13 @@ from typing import Any, Protocol
 import anyio
 
 from chatserver.answer import Answer
-from chatserver.errors import Unavailable
+from chatserver.errors import SettingsError, Unavailable
 from chatserver.log import EventLog
+from chatserver.log.journal import catch_up
+from chatserver.nodes.follower import TAILS
 from chatserver.nodes.keys import NODES, cancels_key, node_key, owner_key
 from chatserver.nodes.link import Link, Script
+from chatserver.settings import variable
 
 BETWEEN_LOOKS_SECONDS = 1.0
 LEASE_SECONDS = 4.0
@@ -47,8 +50,11 @@ class Kept(Protocol):
 class Membership:
     """This node among the others; to the leases of the database, it is their ``Witness``."""
 
-    def __init__(self, link: Link, node: str, journal: Kept) -> None:
+    def __init__(self, link: Link, node: str) -> None:
         self.node = node
+        self.journal: Kept | None = None
+        """Where the runs of nodes that are gone are kept; None: they cannot be read yet."""
+
         self.on_look: Callable[[Sequence[str]], None] = _nobody
         """Called after each look, with the runs of this node that are to be cancelled."""
 
@@ -57,8 +63,8 @@ class Membership:
 
         self._on_gone: Callable[[], None] = _nobody
         self._link = link
-        self._journal = journal
-        self._answered_at = monotonic()
+        self._silent_seconds = 0.0
+        self._looked_at = 0.0
         self._is_looking = False
         self._living: Set[str] = frozenset()
         self._missing: dict[str, float] = {}  # Since which look the lease of each is missing.
@@ -67,7 +73,8 @@ class Membership:
         """Renew the lease and look for the others, for ever."""
         while True:
             await anyio.sleep(BETWEEN_LOOKS_SECONDS)
-            if monotonic() - self._answered_at > CUT_OFF_SECONDS:
+            self._silent_seconds += BETWEEN_LOOKS_SECONDS  # Not what a clock says: this process may have been frozen.
+            if self._silent_seconds > CUT_OFF_SECONDS:
                 self.on_cut_off()
             self.look()
 
@@ -86,25 +93,33 @@ class Membership:
         if isinstance(reply, Exception):
             self._living, self._missing = frozenset(), {}
             return
-        now = self._answered_at = monotonic()
+        now = self._looked_at = monotonic()
+        self._silent_seconds = 0.0
         living, missing, cancels = ([each.decode() for each in part] for part in reply)
         self._living = frozenset(living)
         self._missing = {node: self._missing.get(node, now) for node in missing}
-        if self._gone():
+        if self._missing:  # Where a lock shows that a node is dead, its runs end now.
             self._on_gone()
         self.on_look(cancels)
 
+    @property
+    def is_answered(self) -> bool:
+        """Whether Redis has answered the last look."""
+        return bool(self._living)
+
     def _gone(self) -> set[str]:
-        now = monotonic()
-        return {node for node, since in self._missing.items() if now - since >= MISSED_SECONDS}
+        return {node for node, since in self._missing.items() if self._looked_at - since >= MISSED_SECONDS}
 
     async def join(self) -> None:
         """Be one of the nodes from now on.
 
         Raises:
-            Unavailable: Redis cannot be used.
+            SettingsError: Redis cannot be used.
         """
-        self._saw(await self._link.call(LOOK, *self._asked()))
+        try:
+            self._saw(await self._link.call(LOOK, *self._asked()))
+        except Unavailable as error:
+            raise SettingsError(f"{variable('redis_url')}: {error}") from None
 
     async def leave(self) -> None:
         """Be none of the nodes any more: what this node has left, if anything, is ended at once."""
@@ -119,7 +134,7 @@ class Membership:
 
     async def gone(self, owners: Set[str | None], silent: Set[str | None]) -> Set[str | None]:
         """As ``Witness``. Whoever was never seen here, or was forgotten with the data of Redis, the database knows."""
-        if not self._living:
+        if not self.is_answered:
             raise Unavailable("Redis does not say who lives")
         gone = self._gone()
         if forgotten := gone - owners:
@@ -127,17 +142,24 @@ class Membership:
         return {each for each in owners if each in gone or (each in silent and each not in self._living)}
 
     async def take(self, run_ids: Sequence[str]) -> dict[str, Answer | None]:
+        if self.journal is None:
+            raise Unavailable("the journal cannot be read yet")
         owners = [owner_key(run_id) for run_id in run_ids]
         taken = await self._link.call(TAKE, owners, (self.node, node_key("")))
-        return {run_id: await self._left(run_id) for run_id in (run_ids[place - 1] for place in taken)}
+        return {run_ids[place - 1]: await self._said(self.journal, run_ids[place - 1]) for place in taken}
 
-    async def _left(self, run_id: str) -> Answer | None:
-        log = await self._journal.follow(run_id)
-        return log.answer() if log is not None else None
+    async def _said(self, journal: Kept, run_id: str) -> Answer | None:
+        """All that was published of a run of which nothing is published any more."""
+        (tail,) = await self._link.call(TAILS, (), (run_id,))
+        if (log := await journal.follow(run_id)) is None:
+            return None
+        await catch_up(log, tail)
+        return log.answer()
 
     async def ended(self, run_ids: Iterable[str]) -> None:
         for run_id in run_ids:
-            self._journal.announce(run_id)
+            if self.journal is not None:
+                self.journal.announce(run_id)
 
 
 def _nobody(*_: object) -> None:
@@ -145,13 +167,13 @@ def _nobody(*_: object) -> None:
 
 
 @asynccontextmanager
-async def open_membership(link: Link, node: str, journal: Kept) -> AsyncIterator[Membership]:
+async def open_membership(link: Link, node: str) -> AsyncIterator[Membership]:
     """Be a node until the end of the block.
 
     Raises:
-        Unavailable: Redis cannot be used.
+        SettingsError: Redis cannot be used.
     """
-    membership = Membership(link, node, journal)
+    membership = Membership(link, node)
     await membership.join()
     link.on_up.append(membership.look)
     async with anyio.create_task_group() as tasks:

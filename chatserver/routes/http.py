@@ -226,9 +226,11 @@ async def livez() -> dict[str, str]:
 
 @get("/readyz", opt={PUBLIC: True}, security=BY_NOTHING, responses=refusals(*ALWAYS, Draining, Unavailable))
 async def readyz(request: Request[str, Any, State]) -> dict[str, Any]:
-    """New runs are welcome, and this model answers them; 503 while draining, or while nothing can be stored."""
+    """New runs are welcome, and this model answers them; 503 while draining, or without database or Redis."""
     if not await components_of(request).sessions.is_writable():
         raise Unavailable("the database cannot be written")
+    if not components_of(request).runs.are_welcome:
+        raise Unavailable("Redis cannot be used")
     settings = components_of(request).settings
     about = {name: getattr(settings, name) for name in ("model", "is_demo", "login_url", "max_message_bytes")}
     return {"status": "ok"} | about

@@ -28,6 +28,11 @@ class Owner(Protocol):
 class Elsewhere(Protocol):
     """The runs of other processes."""
 
+    @property
+    def is_reached(self) -> bool:
+        """Whether others can be told what is done here; otherwise no run begins."""
+        ...
+
     def serve(self, owner: Owner) -> None:
         """From now on do for others what they ask of the runs of this process."""
         ...
@@ -55,6 +60,8 @@ class Elsewhere(Protocol):
 
 class Alone:
     """``Elsewhere`` where processes share nothing but the database: the runs of one are out of reach of the others."""
+
+    is_reached = True
 
     def serve(self, owner: Owner) -> None:
         """Nobody can ask."""

@@ -44,6 +44,9 @@ class Life:
         self.run = run
         self.log = run.log
         self.run_id = run.resource.run_id
+        self.on_lost: Callable[[], None] = lambda: None
+        """Called when another process has ended the run: what that process has stored is the run's log."""
+
         self._sessions = sessions
         self._checkpoints = checkpoints
         self._scope: anyio.CancelScope | None = None
@@ -181,6 +184,8 @@ class Life:
         except RunLost as lost:
             logger.warning("run %s was lost: %s", self.run_id, lost)
             terminal, is_stored = ending_of(lost), True
+            if not lost.is_deleted:
+                self.on_lost()
         except Unavailable:  # `sessions/trouble.py` logs it once for all runs.
             terminal = UNSTORED
         except Exception:

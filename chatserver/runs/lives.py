@@ -155,6 +155,7 @@ class Lives:
         grace_seconds = settings.grace_seconds if request.on_disconnect == "cancel" else None
         run = Run(begun.run, log, place.meter(), grace_seconds, monotonic(), observer)
         life = Life(user, run, self._sessions, self._checkpoints)
+        life.on_lost = partial(self._logs.lose, life.run_id)
         return life, _spawn(self._live(life, partial(self._asked, begun, request, life), place), self._tasks)
 
     async def _asked(self, begun: Begun, request: ChatRequest, life: Life) -> ModelRequest:

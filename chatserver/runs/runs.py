@@ -15,6 +15,7 @@ from chatserver.agent import Agent
 from chatserver.commands import ChatRequest, checked_id, checked_model, checked_request, new_id
 from chatserver.errors import BadCursor, BadRequest, ChatError, Draining, NotFound, Unavailable
 from chatserver.log import EventLog, EventLogs
+from chatserver.log.journal import catch_up
 from chatserver.resources import MessageResource, RunResource, SessionDetail
 from chatserver.runs.elsewhere import Elsewhere
 from chatserver.runs.life import Life
@@ -25,9 +26,6 @@ from chatserver.runs.subscription import Subscription
 from chatserver.sessions import Sessions
 from chatserver.settings import Settings
 from chatserver.telemetry import NOTHING, UNOBSERVED, Observer
-
-HEAR_SECONDS = 2.0
-"""How long a process waits to hear from another what a reader has already read there."""
 
 CANCEL_SECONDS = 10.0
 """How long a deletion waits for the end of a run at another process; by then a dead process's run has ended."""
@@ -64,6 +62,11 @@ class Runs:
 
     async def __aexit__(self, *_: object) -> None:
         await self._lives.close()
+
+    @property
+    def are_welcome(self) -> bool:
+        """Whether new runs can begin, as far as others have to agree."""
+        return self._elsewhere.is_reached
 
     async def start(self, user: str, request: ChatRequest, carrier: Mapping[str, str] = NOTHING) -> Subscription:
         """Begin a run, or find the one that the request's idempotency key names; subscribed from its start.
@@ -143,24 +146,27 @@ class Runs:
             Unavailable: the process that goes on with the run cannot be reached now.
         """
         life = await self._find(user, run_id)
-        if life is None or life.run.state is State.KEPT:  # Another process may have deleted it.
+        if life is not None and life.run.state is State.KEPT:  # Another process may have deleted it.
             await self._sessions.run(user, run_id)
-        log = await self._elsewhere_log(run_id) if life is None else life.log
-        if life is None and after > log.last_seq:
-            await _heard(log, after)
+        log = await self._log(user, run_id) if life is None else life.log
+        if life is None:
+            await catch_up(log, after)
         if after > log.last_seq:
             raise BadCursor(f"`after` is past the end of the log, {log.last_seq}")
         return log, life
 
-    async def _elsewhere_log(self, run_id: str) -> EventLog:
+    async def _log(self, user: str, run_id: str) -> EventLog:
         """The log of a run that this process does not have, or has forgotten."""
-        log = await self._logs.open(run_id)
-        if log is None:
-            await self._sessions.interrupt_abandoned()
-            log = await self._logs.open(run_id)
-        if log is None:
-            raise self._elsewhere.unreached()
-        return log
+        if log := await self._found(user, run_id):
+            return log
+        await self._sessions.interrupt_abandoned()
+        if log := await self._found(user, run_id):
+            return log
+        raise self._elsewhere.unreached()
+
+    async def _found(self, user: str, run_id: str) -> EventLog | None:
+        is_over = (await self._sessions.run(user, run_id)).finished_at is not None
+        return await (self._logs.restore(run_id) if is_over else self._logs.open(run_id))
 
     async def resource(self, user: str, run_id: str) -> RunResource:
         """The run as it is now.
@@ -250,7 +256,7 @@ class Runs:
         with suppress(NotFound), anyio.move_on_after(CANCEL_SECONDS):
             if await self._goes_on(user, run_id):
                 await self._elsewhere.cancel(run_id)
-                log = await self._elsewhere_log(run_id)
+                log = await self._log(user, run_id)
                 async for _ in log.read(log.last_seq):
                     """What its readers are told."""
 
@@ -270,11 +276,3 @@ class Runs:
             await beginning.wait()
         life = self._lives.lives.get(run_id)
         return life if life is not None and life.user == user else None
-
-
-async def _heard(log: EventLog, seq: int) -> None:
-    """Wait until the log of a run at another process has come so far; a wrong cursor is waited for in vain."""
-    with anyio.move_on_after(HEAR_SECONDS):
-        async for _ in log.read(log.last_seq):
-            if log.last_seq >= seq:
-                return

@@ -76,7 +76,7 @@ def _check_owner(connection: Connection, run_id: str, owner: str) -> None:
     """A run is over already: well, if this very process has ended it, and never heard that its end was kept."""
     found = connection.execute(select(runs.c.owner).where(runs.c.run_id == run_id)).one_or_none()
     if found is None:
-        raise RunLost("the session was deleted while the answer was written")
+        raise RunLost("the session was deleted while the answer was written", is_deleted=True)
     if found.owner != owner:
         raise RunLost("the server was away for too long: another one ended the answer")
 

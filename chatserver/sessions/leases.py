@@ -74,7 +74,7 @@ class Lease:
         self._renewed_at = 0.0
         self._call = asyncio.Event()
         witness.watch(self._call.set)
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def is_stale(self) -> bool:
@@ -85,13 +85,15 @@ class Lease:
         self._lock.acquire()
         _remove_old(self._database.lock_file("*"))
         await self._renew()
-        self._task = asyncio.create_task(self._renew_forever(), name="lease")
+        self._tasks = [
+            asyncio.create_task(each, name="lease") for each in (self._renew_forever(), self._heed_forever())
+        ]
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         try:
             await self._database.write(partial(_forget, owner=self.owner))
         except Unavailable:
@@ -102,24 +104,30 @@ class Lease:
 
     async def _renew_forever(self) -> None:
         while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(RENEW_SECONDS):
-                    await self._call.wait()
-            self._call.clear()
+            await asyncio.sleep(RENEW_SECONDS)
             try:
                 if not await self._renew():
                     logger.warning("this process was taken for dead by another: its running answers end")
                     self.on_loss()
-                if ended := await self._end_gone(
-                    self._owners, {owner: seen.beat for owner, seen in self._seen.items()}
-                ):
-                    logger.warning("runs that a dead process had left were ended: %d", len(ended))
+                _report(await self._end_gone(self._owners, {owner: seen.beat for owner, seen in self._seen.items()}))
             except Unavailable:
                 # A process that cannot reach the database cannot tell whether others can.
                 self._seen.clear()
             except Exception:
                 # The task goes on: without it, other processes would take this one for dead.
                 logger.exception("the lease could not be renewed")
+
+    async def _heed_forever(self) -> None:
+        """End what is left of those of whom the witness tells; it tells of them again until there is nothing left."""
+        while True:
+            await self._call.wait()
+            self._call.clear()
+            try:
+                _report(await self.end_abandoned())
+            except Unavailable:
+                """It is told again."""
+            except Exception:
+                logger.exception("what dead processes have left could not be ended")
 
     async def touch(self) -> None:
         """Write to the database, to find out whether it can be written."""
@@ -169,6 +177,11 @@ class Lease:
     def _stands_still(self, owner: str | None, beat: int) -> bool:
         seen = self._seen.get(owner)
         return seen is not None and seen.beat == beat and seen.looks >= LOOKS
+
+
+def _report(ended: list[str]) -> None:
+    if ended:
+        logger.warning("runs that a dead process had left were ended: %d", len(ended))
 
 
 def _beat(connection: Connection, owner: str) -> tuple[bool, set[str | None], dict[str | None, int]]:

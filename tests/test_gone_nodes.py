@@ -1,0 +1,251 @@
+"""Nodes that die, freeze or are cut off from Redis: their runs come to one end, and every reader is told the same."""
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from chatserver.log import SEQ_LIMIT
+from chatserver.nodes import membership
+from tests.clients import TRANSPORTS, Reading, RefusedError, Transport, cancel, documents_of, get_run, request, text_of
+from tests.cluster import Cluster, LiveNode, cluster, live_cluster
+from tests.fake_upstream import Done, FakeUpstream, Gate, Hang, Step, finish, role, say, token
+from tests.life import in_time
+from tests.program import until
+from tests.redis_server import RedisServer
+
+pytestmark = pytest.mark.anyio
+
+PUBLISHED = 20
+"""Tokens that were sent before the owner dies, within its first checkpoint: the database has none of them."""
+
+
+SECONDS = 100
+"""How long a test may take that starts processes, on a machine that does much else."""
+
+
+@pytest.fixture
+async def redis() -> AsyncIterator[RedisServer]:
+    async with RedisServer() as redis:
+        yield redis
+
+
+def tokens() -> list[Step]:
+    return [role(), *(token(f"{number} ") for number in range(PUBLISHED))]
+
+
+TEXT = "".join(f"{number} " for number in range(PUBLISHED))
+
+
+class Story:
+    """A run that has said a part, with a reader at its owner, ``nodes[0]``, and one that has come to ``nodes[1]``."""
+
+    def __init__(self, transport: Transport, here: Reading, there: Reading) -> None:
+        self.transport = transport
+        self.here = here
+        self.there = there
+        self.run_id = here.run_id
+        self.path = f"/chat/sessions/{transport}"
+
+    async def is_stored(self, node: Any) -> None:
+        """It is stored once, with all that was published, and its session is free."""
+        run = await get_run(node, self.run_id)
+        assert (run["status"], run["error"]["code"]) == ("failed", "interrupted")
+        session = (await request(node, "GET", self.path)).json
+        assert session["active_run_id"] is None
+        (asked, answer) = session["messages"]
+        assert (asked["content"], answer["status"]) == ("Hi", "partial")
+        assert answer["content"].startswith(TEXT)
+        await ends_as_lost(await self.transport.attach(node, self.run_id, 5))
+
+
+async def begun(nodes: Cluster[Any], *steps: Step) -> list[Story]:
+    """A run for each transport."""
+    stories = []
+    for transport in TRANSPORTS:
+        nodes.upstream.script(*tokens(), *steps)
+        here = await transport.start(nodes[0], asked(transport))
+        documents = await here.take(1 + PUBLISHED)
+        assert text_of(documents) == TEXT, documents
+        there = await transport.attach(nodes[1], here.run_id, 1 + PUBLISHED)
+        stories.append(Story(transport, here, there))
+    return stories
+
+
+def asked(transport: Transport) -> dict[str, str]:
+    return {"message": "Hi", "session_id": str(transport), "on_disconnect": "continue"}
+
+
+async def ends_as_lost(reading: Reading) -> None:
+    """A reader that has seen what was published is told of it once more, as one snapshot, and of the end.
+
+    The snapshot may hold more: what the owner had stored already, and had not published.
+    """
+    documents = await documents_of(reading)
+    events = [json.loads(each) for each in documents]
+    assert [each["type"] for each in events] == ["snapshot", "error"], events
+    assert [each["seq"] for each in events] == [SEQ_LIMIT + 1, SEQ_LIMIT + 2]
+    assert events[-1]["code"] == "interrupted"
+    assert text_of(documents).startswith(TEXT)
+
+
+async def takes_runs(node: Any, upstream: FakeUpstream) -> None:
+    """A node takes new runs, now or soon."""
+    for transport in TRANSPORTS:
+        upstream.script(*say("Next"))
+        assert text_of(await documents_of(await started(transport, node))) == "Next"
+
+
+async def started(transport: Transport, node: Any) -> Reading:
+    """A run, as soon as the node takes one again."""
+    while True:
+        try:
+            return await transport.start(node, asked(transport))
+        except RefusedError as refusal:
+            if refusal.code != "unavailable":
+                raise
+            await anyio.sleep(0.05)
+
+
+async def test_the_runs_of_a_node_that_dies_end_on_another_with_all_that_was_published(
+    tmp_path: Path, redis: RedisServer, url: str
+) -> None:
+    with anyio.fail_after(SECONDS):
+        async with cluster(tmp_path, 3, redis, database_url=url) as nodes:
+            stories = await begun(nodes, Hang())
+            nodes[0].kill()
+            for story in stories:
+                await ends_as_lost(story.there)
+                story.here.cut()
+                for node in nodes.nodes[1:]:
+                    await story.is_stored(node)
+            await takes_runs(nodes[2], nodes.upstream)
+            assert "Traceback" not in nodes[1].output + nodes[2].output
+
+
+async def test_a_node_that_was_frozen_says_nothing_more_of_runs_that_were_taken(
+    tmp_path: Path, redis: RedisServer
+) -> None:
+    gate = anyio.Event()
+    with anyio.fail_after(SECONDS):
+        async with cluster(tmp_path, 2, redis) as nodes:
+            stories = await begun(nodes, Gate(gate), token("never"), Hang())
+            nodes[0].freeze()
+            for story in stories:
+                await ends_as_lost(story.there)
+            gate.set()
+            nodes[0].thaw()
+            for story in stories:
+                await ends_as_lost(story.here)
+                for node in nodes:
+                    await story.is_stored(node)
+            await nodes.upstream.closed(len(stories))
+            for node in nodes:
+                await takes_runs(node, nodes.upstream)
+            assert "Traceback" not in nodes[0].output + nodes[1].output
+
+
+# Nodes in this loop
+
+
+@pytest.fixture
+async def nodes(
+    tmp_path: Path, redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Cluster[LiveNode]]:
+    """Nodes that are taken for gone, and take themselves for cut off, sooner."""
+    monkeypatch.setattr(membership, "BETWEEN_LOOKS_SECONDS", 0.1)
+    monkeypatch.setattr(membership, "LEASE_SECONDS", 1.5)
+    monkeypatch.setattr(membership, "MISSED_SECONDS", 1.0)
+    monkeypatch.setattr(membership, "CUT_OFF_SECONDS", 4.0)
+    async with live_cluster(tmp_path, 2, redis) as nodes:
+        yield nodes
+
+
+@in_time
+async def test_a_node_that_is_cut_off_from_redis_loses_its_runs_to_another(nodes: Cluster[LiveNode]) -> None:
+    gate = anyio.Event()
+    stories = await begun(nodes, Gate(gate), token("never"), Hang())
+    nodes[0].redis.cut()
+    gate.set()
+    for story in stories:
+        await ends_as_lost(story.there)
+        await ends_as_lost(story.here)
+        for node in nodes:
+            await story.is_stored(node)
+        with pytest.raises(RefusedError) as refusal:
+            await story.transport.start(nodes[0], asked(story.transport))
+        assert (refusal.value.status, refusal.value.code) == (503, "unavailable")
+    await nodes.upstream.closed(len(stories))
+    nodes[0].redis.heal()
+    await takes_runs(nodes[0], nodes.upstream)
+
+
+@in_time
+async def test_runs_end_stored_when_redis_is_gone_for_long_and_all_heals_by_itself(
+    nodes: Cluster[LiveNode], redis: RedisServer
+) -> None:
+    gate = anyio.Event()
+    stories = await begun(nodes, Gate(gate), token("unseen"), Hang())
+    await redis.stop(keep=False)
+    gate.set()
+    await is_ready(nodes[0], 503)
+    for story in stories:
+        with pytest.raises(RefusedError) as refusal:
+            await story.transport.start(nodes[1], {"message": "Hi"})
+        assert (refusal.value.status, refusal.value.code) == (503, "unavailable")
+        assert (await cancel(nodes[1], story.run_id)).status == 503
+        assert (await request(nodes[1], "GET", story.path)).json["active_run_id"] == story.run_id
+        assert (await get_run(nodes[1], story.run_id))["status"] == "running"
+    for story in stories:
+        for reading in (story.here, story.there):
+            documents = await documents_of(reading)
+            assert text_of(documents) == "unseen"
+            assert json.loads(documents[-1])["code"] == "interrupted"
+        for node in nodes:
+            assert (await get_run(node, story.run_id))["error"]["code"] == "interrupted"
+            documents = await documents_of(await story.transport.attach(node, story.run_id))
+            assert text_of(documents) == TEXT + "unseen"
+    await redis.start()
+    for node in nodes:
+        await takes_runs(node, nodes.upstream)
+    await is_ready(nodes[0], 200)
+
+
+async def is_ready(node: LiveNode, status: int) -> None:
+    """Wait until this is what load balancers are told."""
+
+    async def says_so() -> bool:
+        return (await request(node, "GET", "/readyz")).status == status
+
+    await until(says_so)
+
+
+@in_time
+async def test_runs_go_on_when_redis_comes_back_in_time_without_its_data(
+    nodes: Cluster[LiveNode], redis: RedisServer
+) -> None:
+    gate = anyio.Event()
+    stories = await begun(nodes, Gate(gate), token("more"), finish(), Done())
+    await redis.stop(keep=False)
+    await redis.start()
+    gate.set()
+    for story in stories:
+        rest = await documents_of(story.here)
+        assert (text_of(rest), json.loads(rest[-1])["type"]) == ("more", "done")
+        assert await documents_of(story.there) == rest
+
+
+@in_time
+async def test_a_redis_that_loses_its_data_ends_no_run(nodes: Cluster[LiveNode], redis: RedisServer) -> None:
+    gate = anyio.Event()
+    stories = await begun(nodes, Gate(gate), token("more"), finish(), Done())
+    for _ in range(2):
+        await redis.call("FLUSHALL")
+        await anyio.sleep(membership.LEASE_SECONDS + membership.MISSED_SECONDS)
+    gate.set()
+    for story in stories:
+        for reading in (story.here, story.there):
+            assert text_of(await documents_of(reading)) == "more"
