@@ -1,7 +1,7 @@
 """The application, put together."""
 
 from collections.abc import AsyncIterator, Collection, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from secrets import token_urlsafe
 from typing import TYPE_CHECKING, Any
@@ -18,24 +18,20 @@ from chatserver.agent import ToolAgent
 from chatserver.auth import Gate
 from chatserver.auth.origins import is_probe
 from chatserver.errors import ChatError, NotFound, SettingsError, Unavailable
-from chatserver.limits import RateLimiter
-from chatserver.log.journal import LocalJournal
 from chatserver.log.logs import MemoryLogs
 from chatserver.nodes import Shared, link_to
+from chatserver.nodes.alone import open_alone
 from chatserver.providers.chat_completions.provider import OpenAIProvider
 from chatserver.routes import contract, demo, http, page, scrape
 from chatserver.routes.http import IS_HEAD
 from chatserver.routes.openapi import BY_TOKEN, SECURITY
 from chatserver.routes.websocket import WEBSOCKET_PATH, websocket
-from chatserver.runs.elsewhere import Alone
-from chatserver.runs.places import LocalDays, LocalPlaces
 from chatserver.runs.runs import Runs
-from chatserver.sessions import Quota, open_sessions
 from chatserver.settings import Settings, variable
 from chatserver.telemetry.metrics import Metrics
 from chatserver.tools import Tool, load_tools
 from chatserver.tools.execution import ToolThreads
-from chatserver.transports.admission import ADMISSION, LocalAdmissions
+from chatserver.transports.admission import ADMISSION
 from chatserver.transports.asgi import AsgiMessage, AsgiScope, AsgiSend
 from chatserver.transports.components import Components
 from chatserver.transports.connections import Connections
@@ -44,9 +40,6 @@ from chatserver.transports.response import WatchedSend
 
 if TYPE_CHECKING:
     from chatserver.nodes.link import Link
-
-BODIES_AT_ONCE = 16
-"""How many of the largest bodies, or more of smaller ones, one user may be sending at a time."""
 
 
 class App(Litestar):
@@ -146,7 +139,7 @@ async def _running(
     async with AsyncExitStack() as stack:
         stack.push_async_callback(metrics.close)
         shared = await stack.enter_async_context(_shared(settings, metrics, link))
-        sessions, elsewhere = shared.sessions, shared.elsewhere
+        gate.tickets, sessions = shared.tickets, shared.sessions
         with suppress(Unavailable):  # Later, then.
             await sessions.interrupt_abandoned()
         provider = await stack.enter_async_context(_provider(settings, demo_key))
@@ -160,18 +153,12 @@ async def _running(
                 observer=metrics,
             )
         )
-        places = LocalPlaces(settings, LocalDays(settings.max_tokens_per_day, sessions.spent_on))
-        runs = Runs(settings, sessions, logs, agent.answer, places, elsewhere, metrics)
+        runs = Runs(settings, sessions, logs, agent.answer, shared.places, shared.elsewhere, metrics)
         await stack.enter_async_context(runs)
-        # Without authentication all are one user, whom nobody else could be kept from asking.
-        rate_limiter = RateLimiter(None if settings.auth == "none" else settings.max_requests_per_minute)
-        admissions = LocalAdmissions(
-            rate_limiter, settings.max_connections_per_user, BODIES_AT_ONCE * settings.max_body_bytes
-        )
         beside = await stack.enter_async_context(anyio.create_task_group())
         beside.start_soon(provider.warm_up)
         beside.start_soon(gate.keep_fresh)
-        yield Components(settings, gate, runs, sessions, admissions, connections, metrics)
+        yield Components(settings, gate, runs, sessions, shared.admissions, connections, metrics)
         beside.cancel_scope.cancel()
 
 
@@ -187,18 +174,13 @@ def _metrics(settings: Settings) -> Metrics:
     return Traces(settings.models_offered, exported(endpoint))
 
 
-@asynccontextmanager
-async def _shared(settings: Settings, metrics: Metrics, link: "Link | None") -> AsyncIterator[Shared]:
+def _shared(settings: Settings, metrics: Metrics, link: "Link | None") -> AbstractAsyncContextManager[Shared]:
     """What this process shares with others: with all that have the same Redis, or just the database."""
-    quota = Quota(settings.max_sessions_per_user, settings.max_stored_bytes_per_user)
     if link is None:
-        async with open_sessions(settings.database_url, quota, observer=metrics) as sessions:
-            yield Shared(sessions, LocalJournal(), Alone())
-    else:
-        from chatserver.nodes.node import open_node
+        return open_alone(settings, metrics)
+    from chatserver.nodes.node import open_node
 
-        async with open_node(link, settings.database_url, quota, metrics) as shared:
-            yield shared
+    return open_node(link, settings, metrics)
 
 
 def _provider(settings: Settings, demo_key: str) -> OpenAIProvider:

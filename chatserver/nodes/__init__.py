@@ -7,22 +7,33 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
+from chatserver.auth.tickets import Tickets
 from chatserver.errors import SettingsError
 from chatserver.log.journal import Journal
 from chatserver.runs.elsewhere import Elsewhere
-from chatserver.sessions import Sessions
-from chatserver.settings import variable
+from chatserver.runs.places import Places
+from chatserver.sessions import Quota, Sessions
+from chatserver.settings import Settings, variable
+from chatserver.transports.admission import Admissions
 
 if TYPE_CHECKING:
     from chatserver.nodes.link import Link
 
 
-class Shared(Struct, frozen=True):
+class Shared(Struct, frozen=True, kw_only=True):
     """What processes with one database share, in the form for nodes or for a process that is alone."""
 
     sessions: Sessions
     journal: Journal
     elsewhere: Elsewhere
+    places: Places
+    admissions: Admissions
+    tickets: Tickets
+
+
+def quota_of(settings: Settings) -> Quota:
+    """What each user may have stored."""
+    return Quota(settings.max_sessions_per_user, settings.max_stored_bytes_per_user)
 
 
 def link_to(redis_url: str | None) -> Callable[[], AbstractAsyncContextManager["Link | None"]]:

@@ -41,7 +41,7 @@ class OtherNodes:
 
     def serve(self, owner: Owner) -> None:
         self._owner = owner
-        self._membership.on_look = self._looked
+        self._membership.on_look.append(self._looked)
         self._membership.on_cut_off = owner.interrupt
         self._link.subscribe(node_key(self._membership.node), self._obey)
 

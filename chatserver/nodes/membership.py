@@ -55,7 +55,7 @@ class Membership:
         self.journal: Kept | None = None
         """Where the runs of nodes that are gone are kept; None: they cannot be read yet."""
 
-        self.on_look: Callable[[Sequence[str]], None] = _nobody
+        self.on_look: list[Callable[[Sequence[str]], None]] = []
         """Called after each look, with the runs of this node that are to be cancelled."""
 
         self.on_cut_off: Callable[[], None] = _nobody
@@ -100,7 +100,8 @@ class Membership:
         self._missing = {node: self._missing.get(node, now) for node in missing}
         if self._missing:  # Where a lock shows that a node is dead, its runs end now.
             self._on_gone()
-        self.on_look(cancels)
+        for each in self.on_look:
+            each(cancels)
 
     @property
     def is_answered(self) -> bool:

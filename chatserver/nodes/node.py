@@ -4,34 +4,51 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from chatserver.commands import new_id
-from chatserver.nodes import Shared
+from chatserver.nodes import Shared, quota_of
+from chatserver.nodes.admissions import SharedAdmissions
+from chatserver.nodes.alone import local_admissions
 from chatserver.nodes.commands import OtherNodes
+from chatserver.nodes.days import SharedDays
 from chatserver.nodes.journal import open_journal
 from chatserver.nodes.link import Link
 from chatserver.nodes.membership import open_membership
+from chatserver.nodes.open_counts import OpenCounts
 from chatserver.nodes.owned_log import OwnedLog
-from chatserver.sessions import Quota, open_sessions
+from chatserver.nodes.places import SharedPlaces
+from chatserver.nodes.tickets import SharedTickets
+from chatserver.runs.places import LocalPlaces
+from chatserver.sessions import open_sessions
+from chatserver.settings import Settings
 from chatserver.telemetry import Observer
 
 
 @asynccontextmanager
-async def open_node(link: Link, database_url: str, quota: Quota, observer: Observer) -> AsyncIterator[Shared]:
+async def open_node(link: Link, settings: Settings, observer: Observer) -> AsyncIterator[Shared]:
     """Be one of the nodes until the end of the block. The database knows the node by the same id as Redis.
 
     Raises:
         SettingsError: the database or Redis cannot be used.
     """
-    node = new_id()
+    node, quota = new_id(), quota_of(settings)
     async with (
         open_membership(link, node) as membership,
-        open_sessions(database_url, quota, node, membership, observer) as sessions,
+        open_sessions(settings.database_url, quota, node, membership, observer) as sessions,
         open_journal(link, node, sessions.log) as journal,
     ):
-        others = OtherNodes(link, membership)
+        others, counts = OtherNodes(link, membership), OpenCounts(link, node)
 
         def lose(log: OwnedLog) -> None:
             journal.lose(log.run_id)
             others.lose(log.run_id)
 
         membership.journal, journal.publisher.on_fenced = journal, lose
-        yield Shared(sessions, journal, others)
+        membership.on_look.append(lambda _: counts.renew())
+        days = SharedDays(link, settings.max_tokens_per_day, sessions.spent_on)
+        yield Shared(
+            sessions=sessions,
+            journal=journal,
+            elsewhere=others,
+            places=SharedPlaces(counts, LocalPlaces(settings, days)),
+            admissions=SharedAdmissions(counts, local_admissions(settings)),
+            tickets=SharedTickets(link),
+        )
