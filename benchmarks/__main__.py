@@ -10,7 +10,7 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from benchmarks import goals, nginx, upstream
+from benchmarks import goals, nginx, redis, upstream
 from benchmarks.conductor import Conductor, Turn, chosen, record, turns
 from benchmarks.processes import cores, raise_files_limit
 from benchmarks.scenarios import CHAPTERS, COVER, SCENARIOS
@@ -69,9 +69,12 @@ def run(
         "open files": str(raise_files_limit()),
         "settings": " ".join(f"{name}={value}" for name, value in LIMITS.items()),
         "nginx": "not installed: nothing was measured behind it" if nginx.binary() is None else "installed",
+        "Redis": "not installed: no nodes were measured" if redis.binary() is None else "installed",
     }
     if nginx.binary() is None:
         console.print("nginx is not installed: nothing is measured behind it.", style="yellow")
+    if redis.binary() is None:
+        console.print("Redis is not installed: no nodes are measured.", style="yellow")
     if server_core == load_core:
         console.print("There is one core only: the load takes its time from the servers.", style="yellow")
     path = out / f"{'quick' if quick else 'bench'}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.jsonl.gz"

@@ -3,9 +3,10 @@
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import msgspec
 from msgspec import Struct
@@ -110,7 +111,7 @@ class Conductor:
         self._stack = ExitStack()
         self._servers: dict[str, tuple[Server, ExitStack]] = {}
         self._full: set[tuple[str, int, Contender]] = set()
-        self._redis_url = ""
+        self._places: dict[str, str] = {}
 
     def __enter__(self) -> "Conductor":
         self.load = self._stack.enter_context(loading(self._load_core))
@@ -128,16 +129,18 @@ class Conductor:
 
     def _running(self, name: str, ping_seconds: int = IDLE_PING_SECONDS) -> AbstractContextManager[Server]:
         checkout = self._before if name == "before" else None
-        shared = {"CHATSERVER_REDIS_URL": self._redis()} if name in WITH_REDIS else None
+        shared = self._shared() if name in WITH_REDIS else None
         return running(
             name, self.load.model_url, self._core, ping_seconds=ping_seconds, checkout=checkout, shared=shared
         )
 
-    def _redis(self) -> str:
-        """The URL of the Redis that stays; started when it is first asked for, on the core of the load."""
-        if not self._redis_url:
-            self._redis_url = self._stack.enter_context(redis.running(self._load_core))
-        return self._redis_url
+    def _shared(self) -> Mapping[str, str]:
+        """Where a Redis and a database are that stay; made when first asked for, Redis on the core of the load."""
+        if not self._places:
+            folder = self._stack.enter_context(TemporaryDirectory(prefix="chatserver-lab-"))
+            self._places["CHATSERVER_DATABASE_URL"] = f"sqlite:///{folder}/chat.db"
+            self._places["CHATSERVER_REDIS_URL"] = self._stack.enter_context(redis.running(self._load_core))
+        return self._places
 
     def take(self, turn: Turn) -> Observation | None:
         """Make one measurement; None where an earlier step was already too much for the contender."""
@@ -164,6 +167,8 @@ class Conductor:
     def _measured(self, turn: Turn) -> Seen:
         scenario, contender = turn.scenario, turn.contender
         name, params = contender.name, scenario.steps[turn.step]
+        if scenario.measure == "followed":
+            params = params | {"writer_port": self.server("writer").port}
         with ExitStack() as stack:
             if scenario.is_fresh:
                 server = stack.enter_context(self._running(name, scenario.ping_seconds))

@@ -199,6 +199,33 @@ async def far_away(bench: Bench, *, delay_ms: float, jitter_ms: float, stall_ms:
         return await paced(there, **params)
 
 
+async def followed(bench: Bench, *, writer_port: int, streams: int, rate: float, seconds: float) -> Seen:
+    """Runs that one node writes, each read at another one as it grows: the delivery of their tokens there."""
+    seen, readers, connections = Seen(), list[RunReader](), list[AnyConnection]()
+    tokens = int((seconds + 2.0 + streams / 20) * rate)
+    for _ in range(streams):
+        first, reader = RunReader(), RunReader()
+        asking = await CONNECTIONS[bench.transport].open(Target("127.0.0.1", writer_port))
+        asking.ask({"message": Script(tokens, f"{rate:g}").message, "on_disconnect": "continue"}, first)
+        await asyncio.wait_for(first.began.wait(), 30)
+        connections.append(await bench.open())
+        connections[-1].attach(first.run_id, 0, reader)
+        await asyncio.wait_for(reader.began.wait(), 30)
+        readers.append(reader)
+        asking.drop()
+    bytes_before = sum(each.bytes_in for each in connections)
+    counts = [len(each.arrivals) for each in readers]
+    async with bench.metered(seen):
+        await asyncio.sleep(seconds)
+    arrivals = [each for reader, count in zip(readers, counts, strict=True) for each in reader.arrivals[count:]]
+    seen.values |= per_token(seen, len(arrivals), sum(each.bytes_in for each in connections) - bytes_before)
+    seen.samples["delivery_us"] = [latency for _, latency, _ in arrivals]
+    seen.samples["added_us"] = [max(0, latency - late) for _, latency, late in arrivals]
+    await all_over(readers, 30)
+    check(seen, readers, tokens)
+    return seen
+
+
 MEASURES: dict[str, Callable[..., Any]] = {
-    each.__name__: each for each in (together, many_readers, keepalive, resume, far_away)
+    each.__name__: each for each in (together, many_readers, keepalive, resume, far_away, followed)
 }

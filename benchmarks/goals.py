@@ -17,7 +17,8 @@ from chatserver.bench.tables import number
 class Goal(Struct, frozen=True):
     """``metric`` of this server in ``scenario`` is at most ``limit`` times a peer's, or ``limit`` units without one.
 
-    ``other_step``: where in the scenario the peer's number is, if not at the same step.
+    ``other_step``: where in the scenario the peer's number is, if not at the same step. ``ours``: this server, or this
+    server as a node.
     """
 
     title: str
@@ -28,6 +29,7 @@ class Goal(Struct, frozen=True):
     peer: str = ""
     step: int = 0
     other_step: int | None = None
+    ours: str = "chatserver"
 
 
 def _latency(name: str, percent: float) -> Metric:
@@ -55,15 +57,28 @@ def _goals() -> Iterator[Goal]:
         yield Goal("longest stall while pinging", "keepalive", transport, Metric("stall_max_ms", "", "ms"), 5)
         yield Goal("CPU of a token, 100,000 to 1,000", "long", transport, CPU, 1.25, "chatserver", 100_000, 1000)
         yield Goal("CPU of a token, 1,000 streams to 100", "growth", transport, CPU, 1.25, "chatserver", 1000, 100)
+    for streams in (100, 1000):
+        yield Goal(
+            f"CPU of a token through Redis, {streams:,} streams",
+            "nodes",
+            "SSE",
+            CPU,
+            1.5,
+            "chatserver",
+            streams,
+            ours="node",
+        )
+    yield Goal("a node’s token, p99", "nodes", "SSE", _latency("added_us", 99), 4, step=100, ours="node")
+    yield Goal("another node’s token, p99", "followed", "SSE", _latency("added_us", 99), 6, ours="node")
     yield Goal("wakes a second without connections", "idle", "SSE", Metric("wakes_per_s", "", "/s"), 1)
 
 
 GOALS = tuple(_goals())
 
 
-def measured(goal: Goal, recording: Recording, name: str = "chatserver") -> Comparison | None:
+def measured(goal: Goal, recording: Recording, name: str = "") -> Comparison | None:
     """A server's ratio to the goal's peer, or its number where there is none; None where a recording has it not."""
-    ours = _rounds(recording, goal.scenario, name, goal.transport, goal.step, goal.metric)
+    ours = _rounds(recording, goal.scenario, name or goal.ours, goal.transport, goal.step, goal.metric)
     if not goal.peer:
         values = spread(list(ours.values()))
         return Comparison(values.middle, values.low, values.high, values.rounds, goal.limit) if values else None

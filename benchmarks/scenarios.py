@@ -300,6 +300,19 @@ SCENARIOS = (
     ),
     Scenario(
         Chapter(
+            "followed",
+            "Several nodes: runs that another node writes",
+            "50 streams of 20 tokens a second, asked for at one node and read at another one, whose CPU counts.",
+            (*latency("delivery_us", "delivery", 50, 99), *latency("added_us", "since it left", 50, 99), CPU),
+        ),
+        "followed",
+        {0: {"streams": 50, "rate": 20, "seconds": 2.0}},
+        contenders=("node",),
+        through="redis",
+        is_quick={"streams": 2, "rate": 20, "seconds": 0.2},
+    ),
+    Scenario(
+        Chapter(
             "far",
             "Through a bad network",
             "20 ms each way and up to 5 ms more, and once a second nothing passes for 200 ms.",

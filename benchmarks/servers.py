@@ -28,11 +28,12 @@ MODULES = {
     "litestar": ["benchmarks.peers.litestar"],
     "floor": ["benchmarks.peers.floor"],
     "node": ["chatserver", "serve", "--port"],
+    "writer": ["chatserver", "serve", "--port"],
     "list": ["benchmarks.peers.redis_list"],
 }
 
-WITH_REDIS = ("node", "list")
-"""Those that share their runs with other servers."""
+WITH_REDIS = ("node", "writer", "list")
+"""Those that share their runs with other servers; the writer has the runs that are read at the node."""
 
 TITLES = {
     "chatserver": "chatserver",
