@@ -85,7 +85,8 @@ class ToolAgent(Struct, frozen=True):
         self, request: ModelRequest, meter: Meter, emit: Emit, settled: Settled = checkpoint
     ) -> FinishReason:
         """The ``Agent``. A model that wants too many tools at once has failed."""
-        request, call_ids = replace(request, tools=[each.specification() for each in self.tools.values()]), set[str]()
+        request = replace(request, tools=[each.specification() for each in self.tools.values()])
+        call_ids: dict[str, None] = {}  # No set: an empty one takes 0.2 KB of each run.
         for _ in range(self.turns_limit):
             meter.begin_turn(request)
             turn = _Turn(meter, emit)
@@ -180,12 +181,12 @@ class _Call(Struct, frozen=True):
     problem: str | None = None
 
 
-def _checked(wanted: ToolCallRequest, tools: Mapping[str, Tool], call_ids: set[str]) -> _Call:
+def _checked(wanted: ToolCallRequest, tools: Mapping[str, Tool], call_ids: dict[str, None]) -> _Call:
     """The call under an id that is one, and its own in the run: some servers count from 0 in every turn."""
     call_id = wanted.call_id
     if call_id in call_ids or not is_id(call_id):
         call_id = f"call_{new_id()}"
-    call_ids.add(call_id)
+    call_ids[call_id] = None
     problem = None
     if wanted.name not in tools:
         problem = "there is no such tool"

@@ -29,6 +29,10 @@ class Meter:
     The meter also counts the text that the answer may still have: ``answer_bytes_limit`` bytes of UTF-8 in all.
     """
 
+    __slots__ = (
+        "_asked_tokens", "_day", "_known_tokens", "_limit", "_room_bytes", "_said_bytes", "_told", "spent",
+    )  # fmt: skip
+
     def __init__(self, limit: float = inf, day: Day | None = None, answer_bytes_limit: float = inf) -> None:
         self._limit = limit
         self._day = day

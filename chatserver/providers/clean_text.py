@@ -6,6 +6,8 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 class Cleaner:
     """Cleans a text that comes in pieces, and joins a pair of surrogates that a server has split over two pieces."""
 
+    __slots__ = ("_half",)
+
     def __init__(self) -> None:
         self._half = ""
 

@@ -22,6 +22,10 @@ class Tries:
     ``secrets`` never come into the log. ``maker`` is who is asked, as its own turns' leavings name it.
     """
 
+    __slots__ = (
+        "_deadline", "_delays", "_known", "_maker", "_parameters", "_refused", "_request", "_secrets", "is_fresh",
+    )  # fmt: skip
+
     def __init__(self, request: ModelRequest, parameters: Parameters, secrets: Sequence[str], maker: str) -> None:
         self._request = request
         self._maker = maker
@@ -29,7 +33,7 @@ class Tries:
         self._secrets = secrets
         self._known = self._refused = parameters.refused_by(request.model)
         self._deadline = monotonic() + RETRY_DEADLINE_SECONDS
-        self._delays = backoff()
+        self._delays: Iterator[float] | None = None
         self.is_fresh = False
         """The next try is not to use a connection that was used before."""
 
@@ -63,6 +67,8 @@ class Tries:
         return delay
 
     def _delay(self, fault: Fault) -> float | None:
+        if self._delays is None:
+            self._delays = backoff()
         delay = next(self._delays, None)
         if delay is None:
             return None

@@ -61,6 +61,11 @@ class RequestEvents(Protocol):
 class RequestDecoder:
     """The requests of one connection, decoded a head or a piece of a body at a time."""
 
+    __slots__ = (
+        "_body_bytes_left", "_headers", "_made", "_requests", "_target", "_trailer_bytes", "_trailers",
+        "_useless_bytes", "came_bytes", "stage", "unread",
+    )  # fmt: skip
+
     def __init__(self, requests: RequestEvents) -> None:
         self.stage = Stage.BETWEEN
         self.unread = Unread()

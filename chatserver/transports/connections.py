@@ -38,6 +38,10 @@ class Connection(ABC):
     At ``expires_at`` (Unix time) the user's credential expires.
     """
 
+    __slots__ = (
+        "_admission", "_connections", "_ping", "_slot", "expires_at", "is_open", "peer", "stuck_since", "wrote_at",
+    )  # fmt: skip
+
     transport = "http"
     form: str
 

@@ -59,6 +59,8 @@ class RunStream(StreamHead):
 class _Stream(Connection):
     """A subscription that is being sent to a peer."""
 
+    __slots__ = "_body", "_form", "_is_draining", "_pump", "form"
+
     def __init__(
         self,
         peer: BodyPeer,

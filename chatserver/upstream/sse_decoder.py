@@ -15,6 +15,11 @@ class SSEDecoder:
     without those of events in the commonest form.
     """
 
+    __slots__ = (
+        "_at_start", "_data", "_data_bytes", "_holds_cr", "_is_between", "_is_document", "_rest", "_rest_bytes",
+        "_type", "lines",
+    )  # fmt: skip
+
     def __init__(self) -> None:
         self.lines = 0
         self._rest: list[bytes] = []

@@ -6,7 +6,7 @@ way a body can be framed. Where the environment names a proxy, the client's own 
 """
 
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -77,7 +77,7 @@ class HttpTransport(httpx2.AsyncBaseTransport):
         except BaseException:
             connection.close()
             raise
-        body = Body(connection, lambda: self._return_idle(origin, connection))
+        body = Body(self, origin, connection)
         return httpx2.Response(status, headers=headers, stream=body, extensions={BODY: body})
 
     async def aclose(self) -> None:
@@ -104,7 +104,8 @@ class HttpTransport(httpx2.AsyncBaseTransport):
                 return connection
         return None
 
-    def _return_idle(self, origin: Origin, connection: UpstreamConnection) -> None:
+    def return_idle(self, origin: Origin, connection: UpstreamConnection) -> None:
+        """The response has ended, or nobody wants the rest of it."""
         kept = self._idle.setdefault(origin, [])
         kept[:] = [each for each in kept if each.is_reusable]
         if connection.is_reusable and len(kept) < KEEPALIVE_LIMIT:
@@ -117,9 +118,12 @@ class HttpTransport(httpx2.AsyncBaseTransport):
 class Body(httpx2.AsyncByteStream):
     """A response's body. Closing it gives the connection back, or closes the connection when bytes are left to come."""
 
-    def __init__(self, connection: UpstreamConnection, leave: Callable[[], None]) -> None:
+    __slots__ = "_connection", "_origin", "_transport"
+
+    def __init__(self, transport: HttpTransport, origin: Origin, connection: UpstreamConnection) -> None:
+        self._transport = transport
+        self._origin = origin
         self._connection: UpstreamConnection | None = connection
-        self._leave = leave
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
@@ -137,9 +141,9 @@ class Body(httpx2.AsyncByteStream):
         return self._connection
 
     async def aclose(self) -> None:
-        if self._connection is not None:
-            self._connection = None
-            self._leave()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._transport.return_idle(self._origin, connection)
 
 
 def _message(request: httpx2.Request, body: bytes) -> bytes:

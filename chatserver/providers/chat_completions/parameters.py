@@ -52,9 +52,10 @@ class Parameters:
 
     def refused_by(self, model: str) -> frozenset[str]:
         """What is left out of a request to a model."""
-        if model in self._refused:
-            self._refused.move_to_end(model)
-        return self._omitted | self._refused.get(model, frozenset())
+        if model not in self._refused:
+            return self._omitted
+        self._refused.move_to_end(model)
+        return self._omitted | self._refused[model]
 
     def remember(self, model: str, refused: frozenset[str]) -> None:
         """The model has answered a request without these."""

@@ -21,6 +21,8 @@ class ThinkTags:
     without an opening one (a template has opened it in the prompt) stays text, since what stands before it was shown.
     """
 
+    __slots__ = "_closing", "_has_thought", "_held", "_is_closed", "is_past"
+
     def __init__(self) -> None:
         self.is_past = False
         self._closing = ""

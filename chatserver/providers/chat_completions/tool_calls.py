@@ -103,6 +103,8 @@ class _Call:
 class ToolCalls:
     """The calls of one turn."""
 
+    __slots__ = "_by_id", "_by_index", "_calls", "_chars"
+
     def __init__(self) -> None:
         self._calls: list[_Call] = []
         self._chars = 0

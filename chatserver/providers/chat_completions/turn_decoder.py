@@ -78,6 +78,11 @@ class TurnDecoder:
     the answer came behind its end; ``is_over``: nothing can follow.
     """
 
+    __slots__ = (
+        "_calls", "_fields", "_maker", "_on_delta", "_reason", "_reasoning", "_tags", "_text", "_thought", "_told",
+        "_usage", "has_finished", "is_over", "pieces", "went_on",
+    )  # fmt: skip
+
     def __init__(self, on_delta: OnDelta, maker: str = "") -> None:
         """``maker``: who is asked, as the turn's leavings name it."""
         self.pieces = 0
