@@ -12,6 +12,7 @@ from chatserver.nodes.journal import RedisJournal, open_journal
 from chatserver.nodes.keys import node_key
 from chatserver.nodes.link import Link, open_link
 from chatserver.nodes.owned_log import OwnedLog
+from chatserver.telemetry import UNOBSERVED, Observer
 from tests.logs import all_of, data, documents_of
 from tests.merging import unmerged
 from tests.redis_servers import RedisServer
@@ -45,7 +46,12 @@ class Node:
 
 
 @asynccontextmanager
-async def node(server: RedisServer, name: str, database: Mapping[str, StoredLog] | None = None) -> AsyncIterator[Node]:
+async def node(
+    server: RedisServer,
+    name: str,
+    database: Mapping[str, StoredLog] | None = None,
+    observer: Observer = UNOBSERVED,
+) -> AsyncIterator[Node]:
     """A node; ``database`` has the logs of the runs that are over."""
 
     async def stored(run_id: str) -> StoredLog | None:
@@ -53,7 +59,7 @@ async def node(server: RedisServer, name: str, database: Mapping[str, StoredLog]
 
     async with (
         open_link(Address(server.url), PATIENCE_SECONDS) as link,
-        open_journal(link, name, stored, LOOK_SECONDS) as journal,
+        open_journal(link, name, stored, LOOK_SECONDS, observer) as journal,
     ):
         made = Node(name, link, journal)
         await made.register()

@@ -3,8 +3,10 @@
 import re
 from collections.abc import Callable
 from itertools import pairwise
+from math import inf
 from random import Random
 from typing import Any
+from unittest.mock import patch
 
 import anyio
 import pytest
@@ -12,6 +14,8 @@ from prometheus_client import CollectorRegistry, Histogram
 
 from chatserver.commands import ChatRequest
 from chatserver.providers.chat_completions.turn import Turn
+from chatserver.serving import lost_peers
+from chatserver.serving.websocket_protocol import WebSocketProtocol
 from chatserver.sessions import Begun
 from chatserver.telemetry import GAP_SECONDS, Pace
 from chatserver.telemetry.instruments import LIVING_STATES
@@ -148,6 +152,26 @@ async def test_a_peer_that_takes_nothing_is_counted_when_it_is_dropped() -> None
         reader.cut()
 
 
+async def test_a_peer_whose_token_expires_is_counted() -> None:
+    async with FakeUpstream() as upstream, guarded_server(upstream.url, heartbeat_seconds=0.2) as server:
+        upstream.script(token("Hello"), Gate(anyio.Event()))
+        reader = await SseReader.open(server, "POST", "/chat/stream", {"message": "x"}, of("ann", 1))
+        await until(server, 1, "chatserver_peers_dropped_total", reason="expired")
+        reader.cut()
+
+
+async def test_a_peer_that_is_lost_and_one_whose_program_is_stuck_are_counted() -> None:
+    async with live_server(None) as server:
+        peers: Any = server.server.server_state.connections
+        for reason in ("lost", "no_pong"):
+            async with await WsReader.connect(server):
+                (peer,) = (each for each in peers if isinstance(each, WebSocketProtocol))
+                peer._decoder.has_pong, peer._pinged_at = False, -inf
+                with patch.object(lost_peers, "is_lost", lambda _, is_lost=reason == "lost": is_lost):
+                    peers._check_on(iter([peer]))
+                await until(server, 1, "chatserver_peers_dropped_total", reason=reason)
+
+
 async def test_a_scrape_can_be_had_in_both_formats() -> None:
     async with live_server(None) as server:
         plain = await request(server, "GET", "/metrics")
@@ -170,7 +194,7 @@ async def test_names_and_units_follow_the_conventions() -> None:
     for family in ours:
         assert re.fullmatch(r"[a-z][a-z_]*[a-z]", family.name) and family.documentation.endswith(".")
         if family.type == "histogram":
-            assert family.name.endswith("_seconds")
+            assert family.name.endswith(("_seconds", "_events"))
         elif family.type == "counter":  # The parser has taken it off.
             assert f"{family.name}_total" in found.text
         else:

@@ -20,6 +20,7 @@ from chatserver.log.fed import FedLog
 from chatserver.nodes.chunk import unpacked_chunk
 from chatserver.nodes.keys import blocks_key, owner_key, run_key
 from chatserver.nodes.link import Link, Script
+from chatserver.telemetry import UNOBSERVED, Observer
 
 BLOCKS_AT_ONCE, ENTRIES_AT_ONCE = 16, 256
 """How much one call reads at most: a block has some 10,000 characters, an entry a few tokens."""
@@ -66,10 +67,11 @@ class Followed:
 class Follower:
     """The runs of other nodes that have readers on this one."""
 
-    def __init__(self, link: Link, stored: Stored) -> None:
+    def __init__(self, link: Link, stored: Stored, observer: Observer = UNOBSERVED) -> None:
         """``stored`` gives the log of a run that is over from the database."""
         self._link = link
         self._stored = stored
+        self._observer = observer
         self._followed: dict[str, Followed] = {}
         self._maybe_over: dict[str, None] = {}  # Runs that the database is asked about next.
         self._news = asyncio.Event()
@@ -182,6 +184,7 @@ class Follower:
     def _compare(self, looked_at: Sequence[Followed], tails: Any) -> None:
         if isinstance(tails, list):
             for followed, tail in zip(looked_at, tails, strict=True):
+                self._observer.follower_lagged(max(0, tail - followed.log.last_seq))
                 if tail > followed.log.last_seq and not followed.is_reading:
                     self._read(followed)
 

@@ -21,6 +21,7 @@ from chatserver.nodes.link import Link, Script
 from chatserver.nodes.owned_log import OwnedLog
 from chatserver.nodes.publisher import RUN_TTL_SECONDS, Publisher
 from chatserver.nodes.wire import Word, unavailable
+from chatserver.telemetry import UNOBSERVED, Observer
 
 RENEW_RUNS_SECONDS = RUN_TTL_SECONDS / 10
 
@@ -32,14 +33,14 @@ OWN, MERGE, RELEASE, RENEW = Script("own"), Script("merge"), Script("release"), 
 class RedisJournal:
     """A ``Journal`` in Redis, of one node."""
 
-    def __init__(self, link: Link, node: str, stored: Stored) -> None:
+    def __init__(self, link: Link, node: str, stored: Stored, observer: Observer = UNOBSERVED) -> None:
         self._link = link
         self._node = node
         self._stored = stored
         self._owned: dict[str, OwnedLog] = {}
-        self._follower = Follower(link, stored)
+        self._follower = Follower(link, stored, observer)
         self._renewed_at = monotonic()
-        self.publisher = Publisher(link, node)
+        self.publisher = Publisher(link, node, observer)
 
     async def own(self, run_id: str) -> EventLog:
         try:
@@ -112,10 +113,14 @@ def _nobody(reply: Any) -> None:
 
 @asynccontextmanager
 async def open_journal(
-    link: Link, node: str, stored: Stored, look_seconds: float = JOURNAL_LOOK_SECONDS
+    link: Link,
+    node: str,
+    stored: Stored,
+    look_seconds: float = JOURNAL_LOOK_SECONDS,
+    observer: Observer = UNOBSERVED,
 ) -> AsyncIterator[RedisJournal]:
     """The journal of a node; ``stored`` gives the log of a run that is over from the database."""
-    journal = RedisJournal(link, node, stored)
+    journal = RedisJournal(link, node, stored, observer)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(journal._keep, look_seconds)
         tasks.start_soon(journal._follower.keep, look_seconds)

@@ -16,6 +16,7 @@ from chatserver.nodes.keys import node_key
 from chatserver.nodes.link import Link, Script
 from chatserver.nodes.owned_log import OwnedLog
 from chatserver.nodes.wire import Word
+from chatserver.telemetry import UNOBSERVED, Observer
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +38,13 @@ PUBLISH = Script("publish")
 class Publisher:
     """Publishes the logs that this node owns."""
 
-    def __init__(self, link: Link, node: str) -> None:
+    def __init__(self, link: Link, node: str, observer: Observer = UNOBSERVED) -> None:
         self.on_fenced: Callable[[OwnedLog], None] = _nothing
         """Called when another node owns a run of ours. What was not confirmed is gone already."""
 
         self._link = link
         self._node = node
+        self._observer = observer
         self._behind: dict[OwnedLog, None] = {}  # In the order in which they fell behind.
         self._sent: list[tuple[OwnedLog, int]] = []  # With the number of the last event that was sent.
         self._is_busy = False
@@ -84,6 +86,7 @@ class Publisher:
     def _replied(self, reply: Any) -> None:
         sent, self._sent = self._sent, []
         if isinstance(reply, list):
+            self._observer.journal_confirmed(monotonic() - self._called_at)
             self._is_busy = False
             self._confirm(sent, reply)
             if self._behind and not self._is_busy:

@@ -150,8 +150,8 @@ class Observer:
     def journal_confirmed(self, seconds: float) -> None:
         """The shared journal has confirmed a batch that was sent so long ago."""
 
-    def follower_lagged(self, seconds: float) -> None:
-        """A batch of another node's run came to this node so long after its owner had sent it."""
+    def follower_lagged(self, events: int) -> None:
+        """So many events of another node's run, which has readers here, have not come here yet."""
 
 
 UNOBSERVED_TOOL = ToolObserver()

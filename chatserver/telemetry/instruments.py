@@ -15,6 +15,7 @@ NAMESPACE = "chatserver"
 SHORT_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 """Upper bounds of what takes milliseconds: a commit, a round trip."""
 
+LAG_EVENTS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 FIRST_TOKEN_SECONDS = (0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0)
 TOOL_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 ANSWER_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0)
@@ -65,7 +66,7 @@ class Instruments:
         self.journal = spread(
             "journal_round_trip_seconds", "From a batch of events to its confirmation by Redis.", SHORT_SECONDS
         )
-        self.lag = spread("follower_lag_seconds", "From a batch at its owner to this node.", SHORT_SECONDS)
+        self.lag = spread("follower_lag_events", "Events of a followed run that have not come yet.", LAG_EVENTS)
         self._begin_at_zero()
 
     def _begin_at_zero(self) -> None:

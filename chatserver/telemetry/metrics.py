@@ -79,8 +79,8 @@ class Metrics(Observer):
     def journal_confirmed(self, seconds: float) -> None:
         self.instruments.journal.observe(seconds)
 
-    def follower_lagged(self, seconds: float) -> None:
-        self.instruments.lag.observe(seconds)
+    def follower_lagged(self, events: int) -> None:
+        self.instruments.lag.observe(events)
 
 
 class RunMetrics(RunObserver):
