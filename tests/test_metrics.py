@@ -21,7 +21,20 @@ from chatserver.telemetry import GAP_SECONDS, Pace
 from chatserver.telemetry.instruments import LIVING_STATES
 from chatserver.telemetry.metrics import Metrics, observe_all
 from tests.clients import TRANSPORTS, WS, SseReader, Transport, WsReader, cancel, documents_of, request
-from tests.fake_upstream import Done, FakeUpstream, Gate, body_of, call, finish, refuse, say, token, usage
+from tests.fake_upstream import (
+    Cut,
+    Done,
+    FakeUpstream,
+    Gate,
+    body_of,
+    call,
+    finish,
+    reasoning,
+    refuse,
+    say,
+    token,
+    usage,
+)
 from tests.live import LiveServer, live_server
 from tests.scrapes import OPENMETRICS, WAIT_SECONDS, Scrape, counted_up, scrape, until
 from tests.users import guarded_server, of
@@ -57,6 +70,13 @@ async def test_a_run_is_counted_from_its_beginning_to_its_end(transport: Transpo
         assert over("chatserver_model_tokens_total", type="output") == 7
         assert over("chatserver_sql_commit_seconds_count") >= 2
         await until(server, 0, "chatserver_runs")  # Forgotten.
+
+
+async def test_only_the_first_text_of_a_run_is_its_first() -> None:
+    async with FakeUpstream() as upstream, live_server(upstream.url) as server:
+        upstream.script(reasoning("Hm."), token("A"), reasoning("Hm."), token("B"), finish(), Done())
+        await documents_of(await WS.start(server, {"message": "x"}))
+        assert (await scrape(server))("chatserver_run_first_token_seconds_count") == 1
 
 
 async def test_a_tool_call_and_two_turns_are_counted() -> None:
@@ -231,9 +251,13 @@ async def test_nothing_is_counted_per_token() -> None:
 
 
 async def _changes(upstream: FakeUpstream, server: LiveServer, tokens: int) -> int:
-    upstream.script(*say("x" * tokens, pieces=tokens))
+    gate = anyio.Event()
+    upstream.script(Gate(gate), *say("x" * tokens, pieces=tokens))
     with counted_up() as changes:
-        await documents_of(await WS.start(server, {"message": "x"}))
+        reading = await WS.start(server, {"message": "x"})
+        await reading.take(1)  # The run is on disk: from here on it counts.
+        gate.set()
+        await documents_of(reading)
         with anyio.fail_after(WAIT_SECONDS):
             while server.connections:  # A scrape would be counted.
                 await anyio.wait_all_tasks_blocked()
@@ -290,18 +314,19 @@ def test_a_server_has_metrics_of_its_own() -> None:
 
 async def test_a_run_that_never_came_to_the_disk_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     async with FakeUpstream() as upstream, live_server(upstream.url) as server:
-        upstream.script(token("Hello"), Gate(anyio.Event()))
+        upstream.script(token("Hello"), Cut())
         sessions = server.app.state.components.sessions
 
         async def failing(user: str, request: ChatRequest, run_id: str, on_begun: Callable[[Begun], None]) -> None:
             on_begun(await begin(user, request, run_id))
-            await upstream.until(lambda: bool(upstream.requests))
+            await until(server, 1, "chatserver_turn_seconds_count")  # The run would have spoken and failed by now.
             raise RuntimeError("the disk is gone")
 
         begin = sessions.begin
         monkeypatch.setattr(sessions, "begin", failing)
         assert (await request(server, "POST", "/chat/runs", {"message": "x"})).status == 500
-        found = await until(server, 1, "chatserver_turn_seconds_count")  # The model was asked, and left.
-    assert found("chatserver_runs") == found("chatserver_runs_ended_total") == 0
+        found = await scrape(server)
+    assert [each.value for each in found.of("chatserver_runs", {})] == [0] * len(LIVING_STATES)
+    assert found("chatserver_runs_ended_total") == 0
     assert found("chatserver_run_first_token_seconds_count") == 0
     assert found("chatserver_refusals_total", code="internal") == 1
