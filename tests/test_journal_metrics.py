@@ -5,10 +5,13 @@ import pytest
 from chatserver.events import Token
 from chatserver.nodes.keys import run_key
 from chatserver.telemetry.metrics import Metrics
+from tests.clients import WS, documents_of
+from tests.fake_upstream import FakeUpstream, say
 from tests.journals import is_at, is_shown, node, until
+from tests.live import live_server
 from tests.logs import start
 from tests.redis_servers import RedisServer
-from tests.scrapes import Scrape
+from tests.scrapes import Scrape, scrape
 
 pytestmark = pytest.mark.anyio
 
@@ -47,3 +50,10 @@ async def test_a_follower_tells_how_far_it_is_behind(redis_server: RedisServer) 
             log.append(Token(content="x"))
         await is_at(followed, 51)
         assert scraped(metrics)(f"{LAG}_sum") >= 49
+
+
+async def test_a_node_tells_of_its_journal(redis_server: RedisServer) -> None:
+    async with FakeUpstream() as upstream, live_server(upstream.url, redis_url=redis_server.url) as server:
+        upstream.script(*say("Hello."))
+        await documents_of(await WS.start(server, {"message": "x"}))
+        assert (await scrape(server))("chatserver_journal_round_trip_seconds_count") > 0

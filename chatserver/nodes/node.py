@@ -33,7 +33,7 @@ async def open_node(link: Link, settings: Settings, observer: Observer) -> Async
     async with (
         open_membership(link, node) as membership,
         open_sessions(settings.database_url, quota, node, membership, observer) as sessions,
-        open_journal(link, node, sessions.log) as journal,
+        open_journal(link, node, sessions.log, observer=observer) as journal,
     ):
         others, counts = OtherNodes(link, membership), OpenCounts(link, node)
 
