@@ -1,4 +1,4 @@
-"""The agent: ask the model, tell what it says, call the tools that it wants, ask again."""
+"""The agent: ask the model, emit what the model says, call the tools that the model wants, ask again."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -32,34 +32,37 @@ ARGUMENTS_BYTES_LIMIT = 32 * 1024
 """A call's arguments must fit into one event with room to spare."""
 
 CALLS_PER_TURN_LIMIT = 32
-"""Calls that are made of those that a model wants in one turn: the others are refused, and it is told so."""
+"""How many of the calls that a model wants in one turn are made. The model is told that the others were refused."""
 
 
 OWN_ID_CHARS_LIMIT = 1024
-"""What is longer is no id that a provider would miss."""
+"""A longer call id of a provider is not kept: no provider is known that would miss it."""
 
 
 Step: TypeAlias = Token | Reasoning | TurnOrigin | ToolCall | ToolResult
-"""What an agent says. A turn's origin is for no reader: it is told in front of the turn's calls, and survives a crash
-with them. A turn that needs none has none.
+"""What an agent emits. A ``TurnOrigin`` reaches no reader. The agent emits it before the calls of its turn, so that a
+checkpoint with the calls has the origin too. A turn without calls and leavings needs none.
 """
 Emit: TypeAlias = Callable[[Step], None]
-"""Tells the run what has happened. It raises when the run takes no more; the agent need not catch that."""
+"""Hands a step to the run. Raises when the run takes no more steps; the agent need not catch that."""
 
 
 Settled: TypeAlias = Callable[[], Awaitable[None]]
-"""Waits until the run is on disk. Before that, nothing may be done that changes the world: there may be no such run."""
+"""Waits until the run is on disk. An agent awaits this before it changes the world: the disk may refuse the run."""
 
 Agent: TypeAlias = Callable[[ModelRequest, Meter, Emit, Settled], Awaitable[FinishReason]]
-"""Answers a request, telling each step as it happens, and returns why the answer ends where it does.
+"""Answers a request: emits each step as it happens, and returns why the answer ends.
 
-Cancelling it ends all that it does. ``emit`` meters texts; the agent itself meters requests and tool calls. It may
-raise `UpstreamError`, where the model fails, and `Spent`, where the meter allows no more.
+Cancelling the call ends all that the agent does. ``emit`` meters texts; the agent meters requests and tool calls.
+
+Raises:
+    UpstreamError: the model has failed.
+    Spent: the meter allows no more.
 """
 
 
 def generated(steps: Callable[[ModelRequest], AsyncGenerator[Step, None]]) -> Agent:
-    """An agent out of an async generator of its steps, which ends when the answer is complete."""
+    """An agent made of an async generator of steps; the answer is complete when the generator ends."""
 
     async def answer(request: ModelRequest, meter: Meter, emit: Emit, settled: Settled) -> FinishReason:
         await settled()
@@ -73,7 +76,7 @@ def generated(steps: Callable[[ModelRequest], AsyncGenerator[Step, None]]) -> Ag
 
 
 class ToolAgent(Struct, frozen=True):
-    """A model with tools; the limits bound how often, in one answer, the model is asked and a tool is called."""
+    """A model with tools. ``turns_limit`` and ``calls_limit`` bound the turns and the tool calls of one answer."""
 
     provider: Provider
     tools: Mapping[str, Tool]
@@ -111,7 +114,7 @@ class ToolAgent(Struct, frozen=True):
     async def _results(
         self, calls: Sequence["_Call"], made: int, emit: Emit, observer: RunObserver
     ) -> list[ToolResult]:
-        """The results of a turn's calls, each told as it comes; so many were ``made`` in the answer before."""
+        """Make the calls of a turn at the same time, emit each result; ``made``: calls of the turns before."""
         results: list[ToolResult] = []
 
         async def complete(call: _Call, refusal: str | None) -> None:
@@ -125,7 +128,7 @@ class ToolAgent(Struct, frozen=True):
         return results
 
     def _refusal(self, in_turn: int, in_answer: int) -> str | None:
-        """Why a call is not made that has so many before it."""
+        """Why a call is refused that has so many calls before it, in its turn and in its answer; None: it is made."""
         if in_turn >= CALLS_PER_TURN_LIMIT:
             return f"at most {CALLS_PER_TURN_LIMIT} calls in one turn"
         return f"at most {self.calls_limit} calls in one answer" if in_answer >= self.calls_limit else None
@@ -149,7 +152,7 @@ class ToolAgent(Struct, frozen=True):
 
 
 class _Turn:
-    """What the model has said in one turn, told on as it comes."""
+    """One turn: emits what the model says as it comes, and keeps it for the next request."""
 
     __slots__ = ("_emit", "_meter", "said", "wanted")
 
@@ -173,7 +176,7 @@ class _Turn:
 
 
 class _Call(Struct, frozen=True):
-    """A wanted call as it is shown and made; ``problem`` says why it cannot be."""
+    """A call that the model wants, as readers see it and as the tool gets it; ``problem``: why it is not made."""
 
     call_id: str
     name: str
@@ -182,7 +185,7 @@ class _Call(Struct, frozen=True):
 
 
 def _checked(wanted: ToolCallRequest, tools: Mapping[str, Tool], call_ids: dict[str, None]) -> _Call:
-    """The call under an id that is one, and its own in the run: some servers count from 0 in every turn."""
+    """The call, under an id that is valid and unique in the run: some servers count from 0 in every turn."""
     call_id = wanted.call_id
     if call_id in call_ids or not is_id(call_id):
         call_id = f"call_{new_id()}"
@@ -196,7 +199,7 @@ def _checked(wanted: ToolCallRequest, tools: Mapping[str, Tool], call_ids: dict[
         try:
             args = _arguments(wanted.arguments)
             encoded = to_json(args)
-            if len(encoded) > ARGUMENTS_BYTES_LIMIT:  # Not as they came: 1e15 grows.
+            if len(encoded) > ARGUMENTS_BYTES_LIMIT:  # Numbers may grow when they are encoded again: 1e15.
                 problem = f"the arguments are over {ARGUMENTS_BYTES_LIMIT} bytes"
             elif is_nested_too_deeply(encoded):
                 problem = f"the arguments are nested over {NESTING_LIMIT} levels"
@@ -212,7 +215,7 @@ def _arguments(text: str) -> dict[str, Any]:
 
 
 def _origin(wanted: Sequence[ToolCallRequest], calls: Sequence[_Call], leavings: Leavings | None) -> TurnOrigin:
-    """The turn's calls under the ids that the provider gave them, where those tell the calls apart."""
+    """The turn's leavings, and the id that the provider gave to each call, where these ids tell the calls apart."""
     own_ids: dict[str, str] = {}
     for each, call in zip(wanted, calls, strict=True):
         is_id_upstream = each.call_id.isprintable() and 0 < len(each.call_id) <= OWN_ID_CHARS_LIMIT

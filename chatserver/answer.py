@@ -44,11 +44,11 @@ _KIND_BITS = 2
 
 
 class Folding:
-    """An answer that grows by one event after the other.
+    """An answer that grows event by event.
 
     Texts that are adjacent and of one kind are one part; a tool call, which ends a turn, stands between the texts of
-    two turns. All text is in one array of UTF-8, and a part is where it begins there: memory is the text's own, and
-    8 bytes a part.
+    two turns. All text is in one array of UTF-8, and each part is kept as the offset where its text begins: so an
+    answer takes its text and 8 bytes a part.
     """
 
     __slots__ = ("_begins", "_calls", "_kind", "_text")
@@ -143,7 +143,7 @@ def fold(events: Iterable[Event]) -> Answer:
 
 
 def unfold(parts: Iterable[Part]) -> Iterator[Event]:
-    """Events that fold to these parts, each of them small enough to be one."""
+    """Events that fold to these parts. A text that is too long for one event becomes several."""
     for part in parts:
         match part:
             case TextPart():
@@ -174,7 +174,7 @@ def _unfolded_call(call: ToolCallPart) -> Iterator[Event]:
 
 
 def retold(parts: Parts, run_id: str, seq: int) -> Iterator[Event]:
-    """A snapshot that is numbered ``seq``, of the first parts that fit into one event, and the others behind it."""
+    """Drafts that fold to these parts: a snapshot of those that fit into one event (``seq``), then the others."""
     room = EVENT_BYTES_LIMIT - len(record(Answer().snapshot(run_id, seq)).data) + len(",")  # The first part has none.
     count = 0
     for part in parts:

@@ -63,13 +63,13 @@ class App(Litestar):
             else:
                 await super().__call__(asked, receive, send)
         finally:
-            # What reaches from here to the server's objects: a cycle each, for the collector.
+            # The extensions refer to the server's objects: a cycle that only the garbage collector would free.
             if admission := scope.pop("extensions", {}).get(ADMISSION):
                 await admission.release()
 
 
 def _for_route(scope: AsgiScope) -> AsgiScope:
-    """The request as its route sees it: HEAD as the GET that it is but for the body, a probe without its `Host`."""
+    """The scope as the route gets it: HEAD becomes GET, and a probe has no `Host`."""
     if scope["method"] == "HEAD":
         scope = {**scope, "method": "GET", IS_HEAD: True}
     if is_probe(scope):
@@ -78,7 +78,7 @@ def _for_route(scope: AsgiScope) -> AsgiScope:
 
 
 async def _without_traceback(send: AsgiSend, message: AsgiMessage) -> None:
-    """Say how the start went; of a setting that turned out wrong, in a line."""
+    """Tell the server how the start went. A wrong setting is told in one line, without the traceback."""
     lines = message.get("message", "").rstrip().splitlines()
     if wrong := [line.partition(_WRONG)[2] for line in lines if _WRONG in line]:
         message = message | {"message": wrong[-1]}
@@ -89,7 +89,7 @@ _WRONG = f"{SettingsError.__module__}.{SettingsError.__qualname__}: "
 
 
 def create_app(settings: Settings, demo_key: str | None = None) -> Litestar:
-    """The server as an ASGI application; it starts and ends everything it needs in its lifespan.
+    """The server as an ASGI application. Its lifespan starts and ends everything that the application needs.
 
     Processes behind one address share the ``demo_key``: each may be asked for the demo model that another one uses.
 
@@ -135,7 +135,7 @@ async def _running(
     metrics: Metrics,
     link: "Link | None",
 ) -> AsyncIterator[Components]:
-    """What the routes are built on, from its start to its end."""
+    """The components that the routes call, from their start to their end."""
     async with AsyncExitStack() as stack:
         stack.push_async_callback(metrics.close)
         shared = await stack.enter_async_context(_shared(settings, metrics, link))
@@ -184,11 +184,11 @@ def _shared(settings: Settings, metrics: Metrics, link: "Link | None") -> Abstra
 
 
 def _provider(settings: Settings, demo_key: str) -> OpenAIProvider:
-    """Whoever answers: the model server of the settings, or the demo model of this very server."""
+    """The model server of the settings, or the demo model of this very server."""
     return OpenAIProvider(
         api_key=demo_key if settings.is_demo else settings.openai_api_key,
         base_url=f"{settings.own_url}{demo.DEMO_PATH}" if settings.is_demo else settings.openai_base_url,
-        # The demo's own key wins over whatever the SDK finds in the environment.
+        # The key of the demo model wins over a key that the SDK finds in the environment.
         headers={"Authorization": f"Bearer {demo_key}"} if settings.is_demo else settings.upstream_headers,
         idle_seconds=settings.upstream_idle_seconds,
         omitted=settings.upstream_omit,
@@ -201,7 +201,7 @@ def _openapi() -> OpenAPIConfig:
         version=__version__,
         components=SECURITY,
         security=BY_TOKEN,
-        path="/schema/openapi",  # Below ours: Litestar answers for whatever is missing under it, in HTML.
+        path="/schema/openapi",  # A path below our own: Litestar responds in HTML to every unknown path under it.
         render_plugins=[JsonRenderPlugin()],
     )
 
@@ -215,7 +215,7 @@ def _cors(origins: Collection[str]) -> CORSConfig:
 
 
 async def drain(app: Litestar) -> None:
-    """What a server does before it stops: no new runs, running ones to their end, every reader told."""
+    """Before the server stops: take no new runs, let running ones end, tell every reader."""
     components: Components = app.state.components
     components.runs.is_draining = True
     components.connections.drain()

@@ -1,6 +1,7 @@
 """Dialogue: what goes upstream of a session, within a token budget, in words that belong to no API.
 
-A provider writes the items of a dialogue as its API has them, and reads of a turn what nobody else understands.
+A provider writes the items of a dialogue as its API has them. Leavings are the part of a turn that only the provider
+understands.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,19 +17,19 @@ BYTES_PER_TOKEN = 4
 """A rule of thumb for English and code; used for budgets, and for usage that an upstream does not tell."""
 
 INTERRUPTED_TEXT = "[The answer was interrupted here.]"
-"""Told in place of the words that should follow a tool's results: a strict template takes no user's message there."""
+"""Stands for the words that should follow a tool's results: strict chat templates refuse a user's message there."""
 
 INTERRUPTED_CALL = "[The tool was interrupted: whether the call had an effect is not known.]"
-"""Told in place of a result that never came: every call must have one, and a tool may have changed the world."""
+"""Stands for a result that never came: every call must have a result, and the tool may have changed the world."""
 
 MESSAGE_BYTES = 16
-"""What a message takes upstream at least, beside what it says."""
+"""What each message takes upstream, beside its content."""
 
 
 class Leavings(Struct, frozen=True):
-    """What only a provider understands of a turn that it has streamed: JSON that it wants back with that turn.
+    """JSON of a turn that only the turn's provider understands, and wants back with the turn.
 
-    ``maker`` names the provider and the model; to any other, the items are foreign and are left out.
+    ``maker`` names the provider and the model. To any other maker the items are foreign, and are left out.
     """
 
     maker: str
@@ -36,10 +37,10 @@ class Leavings(Struct, frozen=True):
 
 
 class TurnOrigin(Struct, frozen=True, omit_defaults=True):
-    """A turn of an answer beside its parts, kept privately: its calls' own ids at the provider, and its leavings.
+    """What the provider wants back of a turn beside the turn's parts. No client sees it.
 
-    ``call_ids``: the id of each call of the turn, in order, and what its provider calls it. Of a turn without calls,
-    which is the last one of its answer, there are none.
+    ``call_ids``: for each call of the turn, in order, its id in the run and its id at the provider. A turn without
+    calls is the last one of its answer.
     """
 
     call_ids: dict[str, str] = {}
@@ -50,13 +51,13 @@ NO_ORIGIN = TurnOrigin()
 
 
 class SystemText(Struct, frozen=True, tag="system"):
-    """What the model is told to be."""
+    """The system message."""
 
     text: str
 
 
 class UserText(Struct, frozen=True, tag="user"):
-    """What the user says."""
+    """A message of the user."""
 
     text: str
 
@@ -70,7 +71,7 @@ class TurnCall(Struct, frozen=True):
 
 
 class AssistantTurn(Struct, frozen=True, tag="assistant"):
-    """What the model said in one turn, and all the tools that it called then."""
+    """What the model said in one turn, and all tool calls of the turn."""
 
     text: str
     calls: tuple[TurnCall, ...] = ()
@@ -78,7 +79,7 @@ class AssistantTurn(Struct, frozen=True, tag="assistant"):
 
 
 class ToolOutput(Struct, frozen=True, tag="tool"):
-    """What a call of the turn before has come to, as the model reads it."""
+    """The result of a call of the turn before, as the model reads it."""
 
     call_id: str
     name: str
@@ -87,7 +88,7 @@ class ToolOutput(Struct, frozen=True, tag="tool"):
 
 Item: TypeAlias = SystemText | UserText | AssistantTurn | ToolOutput
 Dialogue: TypeAlias = Sequence[Item]
-"""The user and the model alternate, where the outputs of all its calls stand behind each turn that has any."""
+"""Users and model alternate. Behind a turn with calls stand the outputs of all these calls."""
 
 
 class ToolSpecification(Struct, frozen=True):
@@ -105,16 +106,16 @@ class PastMessage(Struct, frozen=True):
     parts: Parts
     transcript: tuple[TurnOrigin, ...]
     is_growing: bool = False
-    """Its run has not ended on disk."""
+    """The message's run has not ended on disk."""
 
 
 def text_bytes(text: str) -> int:
-    """How long a text is in UTF-8, without encoding one of ASCII for it."""
+    """The length of a text in UTF-8; a text of ASCII is not encoded for that."""
     return len(text) if text.isascii() else len(text.encode())
 
 
 def json_bytes(value: object) -> int:
-    """How long the JSON of a value is."""
+    """The length of a value as JSON."""
     return len(msgspec.json.encode(value))
 
 
@@ -124,7 +125,7 @@ def estimated_tokens(value: object) -> int:
 
 
 def told_bytes(parts: Parts, transcript: Sequence[TurnOrigin] = ()) -> int:
-    """About how much of a message goes upstream: its reasoning does not."""
+    """About how many bytes of a message go upstream. Its reasoning does not."""
     calls = [part for part in parts if isinstance(part, ToolCallPart)]
     texts = sum(text_bytes(part.text) for part in parts if isinstance(part, TextPart))
     return MESSAGE_BYTES + texts + (json_bytes(calls) if calls else 0) + (json_bytes(transcript) if transcript else 0)
@@ -133,8 +134,8 @@ def told_bytes(parts: Parts, transcript: Sequence[TurnOrigin] = ()) -> int:
 def dialogue(messages: Sequence[PastMessage], system: str | None, tokens_limit: int) -> Dialogue:
     """The newest messages that fit, oldest first, behind the system message; the last one is always there.
 
-    The dialogue begins with a message of the user, and the user's and the model's alternate, since many models refuse
-    any other: two messages of the user, with an answer between them that failed or was empty, are told as one.
+    The dialogue begins with the user, and users and model alternate, since many models refuse any other order. Two
+    messages of the user with a failed or empty answer between them become one.
     """
     kept: list[list[Item]] = []
     left = tokens_limit - (estimated_tokens(system) if system else 0)
@@ -158,7 +159,10 @@ def _alternating(items: Iterable[Item]) -> Iterator[Item]:
 
 
 def _told(message: PastMessage) -> list[Item]:
-    """What a user said; or an answer's turns, each with the outputs of its calls: behind the last ones, a sentence."""
+    """The items of one message: the user's text, or the turns of an answer, each with the outputs of its calls.
+
+    Where no words follow the last outputs, a sentence stands for the words.
+    """
     if message.is_of_user:
         return [UserText(text_of(message.parts))]
     origins = {call_id: origin for origin in message.transcript for call_id in origin.call_ids}
@@ -178,7 +182,7 @@ def _told(message: PastMessage) -> list[Item]:
 
 
 def _turns(parts: Parts, origins: Mapping[str, TurnOrigin]) -> Iterator[list[Part]]:
-    """The parts of an answer by turns. A turn's calls are its last parts; those of one turn have one origin."""
+    """The parts of an answer by turns. The calls of a turn are its last parts, and have one origin."""
     turn: list[Part] = []
     for part in parts:
         last = turn[-1] if turn else None
@@ -193,7 +197,7 @@ def _turns(parts: Parts, origins: Mapping[str, TurnOrigin]) -> Iterator[list[Par
 
 
 def told_turn(parts: Sequence[Part], origin: TurnOrigin) -> list[Item]:
-    """One turn, and what its calls have come to."""
+    """One turn, and the outputs of its calls."""
     made: list[TurnCall] = []
     outputs: list[Item] = []
     for part in parts:

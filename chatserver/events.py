@@ -140,11 +140,11 @@ _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 
 _LINE_ENDS = tuple((mark.encode(), b"\\u%04x" % ord(mark)) for mark in "\x85\u2028\u2029")
-"""What is text in JSON and in SSE, but ends a line for Python's `splitlines` and the clients built on it."""
+"""Characters that are text in JSON and in SSE, but end a line for Python's `splitlines` and clients built on it."""
 
 
 class Record(Struct, frozen=True, gc=False):
-    """An appended event: its place, its type and its one encoded JSON document."""
+    """An entry of a log: an event's number, its type, and its JSON document, which is encoded once."""
 
     seq: int
     type: str
@@ -156,7 +156,7 @@ class Record(Struct, frozen=True, gc=False):
 
 
 def to_json(value: object) -> bytes:
-    """JSON as events are written: in one line, whoever looks for line ends."""
+    """JSON as events are written: one line, whatever characters a reader takes for line ends."""
     data = _encoder.encode(value)
     if not data.isascii():
         for raw, escaped in _LINE_ENDS:
@@ -165,12 +165,12 @@ def to_json(value: object) -> bytes:
 
 
 def appended(draft: Event, run_id: str, seq: int) -> Record:
-    """The record of a draft that is given its place. Only here does an event become bytes."""
+    """The record of a draft, which gets its run and its number. Only here does an event become bytes."""
     return Record(seq, TYPE_NAMES[type(draft)], to_json(replace(draft, run_id=run_id, seq=seq)))
 
 
 def record(event: Event) -> Record:
-    """The record of an event that has its place."""
+    """The record of an event that has its run and its number."""
     return appended(event, event.run_id, event.seq)
 
 
@@ -178,7 +178,7 @@ def decode(document: bytes) -> Event:
     """The event in a document that ``record`` made.
 
     Raises:
-        msgspec.ValidationError: it is no event.
+        msgspec.ValidationError: the document is no event.
     """
     return _decoder.decode(document)
 

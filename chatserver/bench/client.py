@@ -64,11 +64,11 @@ ARRIVALS_PER_SECOND = 4.0
 
 
 class Failed(Exception):
-    """The server did not answer as a chatserver does."""
+    """The server does not behave as a chatserver does."""
 
 
 class Plan(Struct, frozen=True):
-    """What shall be asked of the server."""
+    """What to ask of the server, and how often."""
 
     target: Target
     request: dict[str, Any]
@@ -78,7 +78,7 @@ class Plan(Struct, frozen=True):
 
 
 class _Reader:
-    """One run over one transport: each event's `seq` and when it came. Merged events came all at once."""
+    """One run over one transport: the `seq` of each event, and when the event came. Merged events came at one time."""
 
     def __init__(self, planned_ns: int = 0) -> None:
         self.planned_ns, self.asked_ns = planned_ns, 0
@@ -209,7 +209,7 @@ def _pauses(seed: int) -> Iterator[float]:
 
 
 async def _cut_short(plan: Plan, connection: AnyConnection, reader: _Reader) -> None:
-    """Ask, and end the run as soon as it has begun: the beginning is what is looked at."""
+    """Start a run, and cancel it at its first event: only the beginning is measured."""
     connection.ask(plan.request, reader)
     await asyncio.wait_for(reader.began.wait(), RUN_SECONDS)
     if reader.problem:

@@ -1,4 +1,4 @@
-"""The HTTP routes: requests to calls of `runs` and `sessions`, and their answers to JSON."""
+"""The HTTP routes: a request becomes a call of `runs` or `sessions`, and the call's result becomes JSON."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -62,10 +62,10 @@ TICKET = "ticket"
 """A route that a ticket is good for."""
 
 STREAMS = "stream"
-"""A route whose answer is a stream."""
+"""A route whose response is a stream."""
 
 IS_HEAD = "chatserver.is_head"
-"""In the scope of a HEAD that is answered as the GET."""
+"""In the scope of a HEAD request, which is routed as the GET."""
 
 PAGE_DEFAULT = 20
 LIMIT = f"1 to {PAGE_LIMIT}, default "
@@ -73,14 +73,14 @@ CURSOR = "where the last page ended"
 
 
 async def admit(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """Guard of every route: are we still open, who is it, and how often has that user asked?
+    """Guard of every route: refuse while the server drains, identify the user, count the user's requests.
 
-    Async, or Litestar would ask it in a thread.
+    Async, since Litestar calls other guards in a thread.
 
     Raises:
-        Draining: going down, and this route is not one that helps running answers to end.
-        Unauthenticated, Forbidden, Unavailable: nobody knows who it is.
-        TooMany: the user has asked too often, or is asking for too much at a time.
+        Draining: the server drains, and the route does not help running answers to end.
+        Unauthenticated, Forbidden, Unavailable: the user cannot be identified.
+        TooMany: the user has sent too many requests, or too many at the same time.
     """
     components = components_of(connection)
     if components.runs.is_draining and not handler.opt.get(OPEN_WHILE_DRAINING):
@@ -184,7 +184,7 @@ async def read_session(
 
 
 def _size(limit: str | None, default: int) -> int:
-    """How much a page shall hold."""
+    """How many entries a page has."""
     if limit is None:
         return default
     if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= PAGE_LIMIT):
@@ -241,8 +241,8 @@ def _form(request: Request[str, Any, State]) -> Format:
 
 
 def _cursor(request: Request[str, Any, State], after: str | None = None) -> int:
-    """Where a client goes on that has read before: by its header, or else by its query; 0: it has read nothing."""
-    # Not `request.headers`: Litestar keeps them, decoded, for as long as the stream.
+    """The cursor of a client, from its header or else from its query; 0: the client has read nothing."""
+    # Not `request.headers`: Litestar would keep the decoded headers as long as the stream.
     given = header(request.scope["headers"], b"last-event-id") or after
     return parse_cursor(given) if given else 0
 
@@ -259,7 +259,7 @@ def error_response(request: Request[Any, Any, Any], error: Exception) -> Respons
 
 
 def _litestar_refusal(request: Request[Any, Any, Any], error: HTTPException) -> ChatError:
-    """What Litestar refuses before a route has the request."""
+    """A refusal of Litestar's own, before a route has the request."""
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         return MethodNotAllowed(_methods(request))
     refusal = ChatError(error.detail if error.status_code < 500 else None)
@@ -269,7 +269,7 @@ def _litestar_refusal(request: Request[Any, Any, Any], error: HTTPException) -> 
 
 
 def _methods(request: Request[Any, Any, Any]) -> Iterator[str]:
-    """The methods that the requested path answers to."""
+    """The methods that the requested path takes."""
     path = request.scope["path"].removeprefix(request.scope.get("root_path", "")).rstrip("/") or "/"
     for method in HttpMethod:
         with suppress(HTTPException):
