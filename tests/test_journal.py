@@ -141,7 +141,7 @@ async def test_closed_blocks_are_moved_and_never_written_again(redis_server: Red
 
 
 async def test_what_is_kept_has_a_time_to_live_and_goes_with_the_run(redis_server: RedisServer) -> None:
-    async with node(redis_server, "a") as owner:
+    async with node(redis_server, "a") as owner, node(redis_server, "b") as other:
         log = await owner.own("run")
         for _ in range(3):
             log.append(Token(content="x" * 10_000))
@@ -152,7 +152,10 @@ async def test_what_is_kept_has_a_time_to_live_and_goes_with_the_run(redis_serve
         await is_shown(log)
         owner.journal.release("run")
         await until(lambda: redis_server.cli("EXISTS", *keys[:2]) == "0")
-        assert int(redis_server.cli("TTL", keys[2])) > 3600, "who was away must not take the run for its own"
+        assert int(redis_server.cli("TTL", keys[2])) > 3600
+        assert await other.journal.follow("run") is None
+        assert redis_server.cli("HGET", keys[2], "node") == "", "who was away must not take the run for its own"
+        assert (await owner.own("run")).last_seq == 0, "the store may begin a run once more"
 
 
 # ---- who owns a run -------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@
 | ``chatserver:tickets:{user}`` | sorted set with a TTL | the hashes of a user's tickets, by their expiry |
 | ``chatserver:run:{run}`` | stream | what was published of a run and is not merged yet; an id is ``{last seq}-0`` |
 | ``chatserver:run:{run}:blocks`` | list | what is merged, older than the stream |
-| ``chatserver:run:{run}:owner`` | hash | the owner of a run: its field ``node`` |
+| ``chatserver:run:{run}:owner`` | hash | the owner of a run: its field ``node``; empty: nobody any more |
 
 | channel | what |
 |---|---|

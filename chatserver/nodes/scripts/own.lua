@@ -5,7 +5,10 @@
 if redis.call('EXISTS', KEYS[1]) == 0 then
     return false
 end
-if redis.call('HSETNX', KEYS[2], 'node', ARGV[1]) == 1 then
-    redis.call('EXPIRE', KEYS[2], ARGV[2])
+local owner = redis.call('HGET', KEYS[2], 'node')
+if owner and owner ~= '' then
+    return owner
 end
-return redis.call('HGET', KEYS[2], 'node')
+redis.call('HSET', KEYS[2], 'node', ARGV[1])
+redis.call('EXPIRE', KEYS[2], ARGV[2])
+return ARGV[1]
