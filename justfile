@@ -76,6 +76,7 @@ screenshots: _package _services
 lock *options: _package
     {{lock_command}} "$@" --output-file requirements.lock pyproject.toml
     {{lock_command}} "$@" --all-extras --group dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
+    {{lock_command}} "$@" --extra redis --extra postgres --extra otel --constraint requirements-dev.lock --output-file deploy/requirements.lock pyproject.toml
 
 # .venv with all locked packages and the project itself, editable; nothing to do while neither has changed
 _package:

@@ -465,7 +465,7 @@ OF_A_WORKPLACE = re.compile(
 
 
 def test_documents_are_of_no_workplace() -> None:
-    documents = sorted([*ROOT.glob("*.md"), *ROOT.glob("clients/*/*.md")])
+    documents = sorted([*ROOT.glob("*.md"), *ROOT.glob("deploy/*.md"), *ROOT.glob("clients/*/*.md")])
     assert {"README.md", "PROTOCOL.md", "CHANGELOG.md", "ARCHITECTURE.md", "CONTRIBUTING.md"} <= {
         path.name for path in documents
     }
@@ -494,7 +494,7 @@ def _anchors(document: str) -> set[str]:
 
 
 def test_every_link_leads_somewhere() -> None:
-    linked = ("*.md", "clients/*/*.md", "clients/*/*.d.ts", "benchmarks/*.svg")
+    linked = ("*.md", "deploy/*", "clients/*/*.md", "clients/*/*.d.ts", "benchmarks/*.svg")
     files = [path for pattern in linked for path in ROOT.glob(pattern)]
     documents = {path.relative_to(ROOT).as_posix(): path.read_text() for path in files}
     broken = {name: broken_links(text, documents, dirname(name)) for name, text in documents.items()}

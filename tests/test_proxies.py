@@ -1,108 +1,42 @@
-"""The proxies of README, real ones with the configuration that stands there: what comes through, and how soon."""
+"""The proxies of `deploy/`: what comes through, how soon, over HTTP/2, and what a reload and a drain do to streams."""
 
 import json
-import os
-import re
-import shutil
-import socket
-import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import AsyncExitStack
 from statistics import median
 from time import monotonic
 
 import anyio
 import pytest
 
-from tests.clients import SSE, TRANSPORTS, WS, Address, HttpReader, SseReader, Transport, documents_of, request
+from tests.browser import open_chromium
+from tests.clients import (
+    SSE,
+    TRANSPORTS,
+    WS,
+    Address,
+    BrokenError,
+    Reading,
+    SseReader,
+    Transport,
+    documents_of,
+    is_terminal,
+    request,
+)
 from tests.fake_upstream import FakeUpstream, Gate, say, token
-from tests.live import ROOT, LiveServer, live_server
+from tests.live import LiveServer, live_server
 from tests.merging import unmerged
+from tests.proxies import PROXIES, Proxy, running
 
 pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("proxies")]
 
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 60.0
 EVENTS = 8
 HELD_BACK_SECONDS = 0.2
 """So long the kernel keeps what a program says it will add to."""
 
-NGINX_MAIN = """
-daemon off;
-pid {folder}/pid;
-error_log {folder}/log;
-events {{}}
-http {{
-    access_log off;
-    client_body_temp_path {folder}/body;
-    proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
-    {config}
-}}
-"""
-
-
-@dataclass(frozen=True)
-class Proxy:
-    """A proxy that listens on this address."""
-
-    host: str
-    port: int
-
-
-def configured(program: str, server: LiveServer, port: int) -> str:
-    """What README says, in front of this server, without TLS."""
-    config: str
-    (config,) = re.findall(rf"^```{program}\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
-    for written, here in {
-        "127.0.0.1:8000": f"{server.host}:{server.port}",
-        "bind :443 ssl crt /etc/haproxy/chat.example.org.pem": f"bind 127.0.0.1:{port}",
-        "listen 443 ssl": f"listen 127.0.0.1:{port}",
-        "server_name chat.example.org;": "",
-    }.items():
-        config = config.replace(written, here)
-    assert f"127.0.0.1:{port}" in config and f":{server.port}" in config
-    return config
-
-
-@asynccontextmanager
-async def running(program: str, server: LiveServer, without: str = "") -> AsyncIterator[Proxy]:
-    """A proxy until the end of the block; ``without`` a line of its configuration."""
-    found = shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
-    if found is None:
-        pytest.skip(f"{program} is not installed")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        proxy = Proxy("127.0.0.1", free.getsockname()[1])
-    config = configured(program, server, proxy.port)
-    assert without in config
-    config = config.replace(without, "")
-    with tempfile.TemporaryDirectory(prefix="chatserver-proxy-") as folder:
-        path = Path(folder, "config")
-        if program == "nginx":
-            config = NGINX_MAIN.format(folder=folder, config=config)
-            config = f"user root;{config}" if os.getuid() == 0 else config
-        path.write_text(config)  # noqa: ASYNC240 - a kilobyte
-        command = [found, "-db", "-f", str(path)] if program == "haproxy" else [found, "-p", folder, "-c", str(path)]
-        async with await anyio.open_process(command, stdin=None, stdout=None, stderr=None) as process:
-            try:
-                await _answers(proxy)
-                yield proxy
-            finally:
-                process.terminate()
-
-
-async def _answers(proxy: Proxy) -> None:
-    with anyio.fail_after(WAIT_SECONDS):
-        while True:
-            try:
-                if (await request(proxy, "GET", "/livez")).status == 200:
-                    return
-            except OSError:
-                pass
-            await anyio.sleep(0.02)
+STREAMS = 9
+"""More than the six connections that a browser opens to one HTTP/1.1 server."""
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +49,7 @@ async def server(anyio_backend: str) -> AsyncIterator[LiveServer]:
 live_upstreams: dict[int, FakeUpstream] = {}
 
 
-@pytest.fixture(scope="module", params=["haproxy", "nginx"])
+@pytest.fixture(scope="module", params=PROXIES)
 async def proxy(server: LiveServer, request: pytest.FixtureRequest) -> AsyncIterator[Proxy]:
     async with running(request.param, server) as found:
         yield found
@@ -150,8 +84,8 @@ async def test_each_event_comes_as_soon_as_without_the_proxy(server: LiveServer,
 
 
 async def test_haproxy_holds_events_back_unless_it_is_told_not_to(server: LiveServer) -> None:
-    """The reason for the line in README."""
-    async with running("haproxy", server, without="option http-no-delay") as proxy:
+    """The reason for the line in its configuration."""
+    async with running("haproxy", server, change=lambda config: config.replace("option http-no-delay", "")) as proxy:
         assert await gap(server, proxy) > HELD_BACK_SECONDS * 0.8
 
 
@@ -175,25 +109,6 @@ async def test_a_run_is_read_on_through_the_proxy_and_beside_it(
         assert await documents_of(again) == whole[2:]
         late = await transport.attach(proxy, begun.run_id, len(whole) - 1)
         assert await documents_of(late) == whole[-1:]
-
-
-@pytest.mark.parametrize("accept", ["text/event-stream", "application/x-ndjson", "text/plain"])
-async def test_nginx_compresses_the_page_and_no_stream(server: LiveServer, accept: str) -> None:
-    """What is compressed waits for more: no event would come before the answer's end."""
-    gate, offer = anyio.Event(), {"Accept-Encoding": "gzip"}
-    live_upstreams[server.port].script(token("One"), Gate(gate), *say(" and two."))
-    async with running("nginx", server) as proxy:
-        with anyio.fail_after(WAIT_SECONDS):
-            for path in ("/", "/web/chatserver.js"):
-                page = await request(proxy, "GET", path, headers=offer)
-                assert (page.status, page.headers.get("content-encoding")) == (200, "gzip")
-            wants = offer | {"Accept": accept}
-            async with await HttpReader.post(proxy, "/chat/stream", {"message": "x"}, headers=wants) as run:
-                assert run.headers["content-type"].startswith(accept) and "content-encoding" not in run.headers
-                while b"One" not in run.raw:
-                    await run.more()
-                gate.set()
-                assert b" and two." in await run.read_all()
 
 
 async def test_refusals_and_pages_come_through(server: LiveServer, proxy: Proxy) -> None:
@@ -225,18 +140,103 @@ async def test_a_reader_that_leaves_the_proxy_has_left_the_server(server: LiveSe
         gate.set()
 
 
-async def test_haproxy_sends_nobody_to_a_server_that_drains() -> None:
-    gate = anyio.Event()
-    async with FakeUpstream() as upstream, live_server(upstream.url, drain_seconds=30.0) as server:
-        upstream.script(token("One"), Gate(gate), *say(" and two.", 3))
-        async with running("haproxy", server) as proxy:
-            with anyio.fail_after(WAIT_SECONDS):
-                reading = await SSE.start(proxy, {"message": "x"})
+async def whole_through(proxy: Proxy, reading: Reading, transport: Transport) -> list[bytes]:
+    """All documents of a reading, resumed behind the last one as often as its connection breaks."""
+    found = [*reading.documents]
+    while not (found and is_terminal(found[-1])):
+        try:
+            if (document := await reading.next()) is not None:
+                found.append(document)
+                continue
+        except (BrokenError, OSError):
+            pass
+        reading.cut()
+        reading = await transport.attach(proxy, reading.run_id, json.loads(found[-1])["seq"])
+    reading.cut()
+    return found
+
+
+@pytest.mark.parametrize("program", PROXIES)
+async def test_a_reload_in_mid_stream_loses_nothing(server: LiveServer, program: str) -> None:
+    async with running(program, server) as proxy:
+        gate = anyio.Event()
+        readings = []
+        with anyio.fail_after(WAIT_SECONDS):
+            for transport in TRANSPORTS:
+                live_upstreams[server.port].script(token("One"), Gate(gate), *say(" and two.", 3))
+                reading = await transport.start(proxy, {"message": "x"})
                 await reading.take(2)
-                server.begin_drain()
-                # HAProxy's own 503: it has no server.
-                while (await request(proxy, "GET", "/livez")).status != 503:  # noqa: ASYNC110 - it tells nobody
-                    await anyio.sleep(0.1)
-                assert (await request(server, "GET", "/livez")).status == 200
-                gate.set()
+                readings.append((reading, await SSE.attach(server, reading.run_id), transport))
+                await readings[-1][1].take(2)
+            await proxy.reload()
+            assert (await request(proxy, "GET", "/readyz")).status == 200
+            gate.set()
+            for reading, beside, transport in readings:
+                documents = await whole_through(proxy, reading, transport)
+                await documents_of(beside)
+                assert unmerged(documents, beside.documents) == beside.documents
+
+
+@pytest.mark.parametrize("program", PROXIES)
+async def test_who_is_new_goes_to_the_node_that_does_not_drain(program: str) -> None:
+    gate = anyio.Event()
+    async with AsyncExitStack() as stack:
+        upstream = await stack.enter_async_context(FakeUpstream())
+        upstream.always(token("One"), Gate(gate), *say(" and two.", 3))
+        nodes = [
+            await stack.enter_async_context(live_server(upstream.url, drain_seconds=WAIT_SECONDS)) for _ in range(2)
+        ]
+        proxy = await stack.enter_async_context(running(program, *nodes))
+        with anyio.fail_after(WAIT_SECONDS):
+            readings = [await SSE.start(proxy, {"message": "x"}) for _ in range(4)]
+            for reading in readings:
+                await reading.take(2)
+            assert all(node.runs._lives.lives for node in nodes), "both nodes are used"
+            nodes[0].begin_drain()
+            in_a_row = 0
+            while in_a_row < 20:
+                in_a_row = in_a_row + 1 if (await request(proxy, "GET", "/readyz")).status == 200 else 0
+            gate.set()
+            for reading in readings:
                 assert json.loads((await documents_of(reading))[-1])["type"] == "done"
+
+
+@pytest.mark.xdist_group("chromium")
+async def test_a_browser_reads_more_than_six_streams_at_a_time_over_http2(server: LiveServer) -> None:
+    async with open_chromium() as browser:
+        for program in PROXIES:
+            gate = anyio.Event()
+            upstream = live_upstreams[server.port]
+            async with running(program, server, is_tls=True) as proxy:
+                for _ in range(STREAMS):
+                    upstream.script(token("One"), Gate(gate), *say(" and two.", 3))
+                runs = [(await request(server, "POST", "/chat/runs", {"message": "x"})).json for _ in range(STREAMS)]
+                context = await browser.new_context(ignore_https_errors=True)
+                page = await context.new_page()
+                await page.goto(f"https://127.0.0.1:{proxy.port}/readyz")
+                assert await page.evaluate(OPEN_ALL, [run["run_id"] for run in runs]) == STREAMS
+                assert await page.evaluate(PROTOCOLS) == ["h2"], program
+                gate.set()
+                assert await page.evaluate(ALL_DONE) == ["done"] * STREAMS
+                assert await page.evaluate(SAY_OVER_WEBSOCKET) == "accepted", program
+                await context.close()
+
+
+OPEN_ALL = """async ids => {
+    window.last = [];
+    const opened = ids.map((id, index) => new Promise(resolve => {
+        const events = new EventSource(`/chat/runs/${id}/events`);
+        events.addEventListener("start", () => resolve());
+        window.last.push(new Promise(end => events.addEventListener("done", () => (events.close(), end("done")))));
+    }));
+    await Promise.all(opened);
+    return opened.length;
+}"""
+PROTOCOLS = "() => [...new Set(performance.getEntriesByType('navigation').map(each => each.nextHopProtocol))]"
+ALL_DONE = "() => Promise.all(window.last)"
+SAY_OVER_WEBSOCKET = """() => new Promise((resolve, reject) => {
+    const socket = new WebSocket(`wss://${location.host}/chat/ws`);
+    socket.onopen = () => socket.send(JSON.stringify({type: "send", ref: "a", message: "x"}));
+    socket.onmessage = message => resolve(JSON.parse(message.data).type);
+    socket.onclose = event => reject(new Error(`closed ${event.code}`));
+})"""
