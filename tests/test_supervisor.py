@@ -41,7 +41,7 @@ class Played(Child):
             self.begun.set_result(False)
         self.ended.set_result(status)
 
-    def replace(self) -> None:
+    def change(self) -> None:
         assert all(worker.begun.done() for worker in self._stage.supervisor.workers.values())
         self.is_replaced = True
 

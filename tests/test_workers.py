@@ -254,3 +254,24 @@ async def test_a_restart_with_a_wrong_setting_leaves_the_process_that_serves(tmp
         await server.said("serves, this one drains")
         await until(lambda: _has_ended(server))
         assert (await request(server, "GET", "/readyz")).status == 200
+
+
+@pytest.mark.parametrize("is_idle", [True, False], ids=["after its predecessor", "before it"])
+async def test_a_server_that_is_stopped_while_its_successor_starts_leaves_none(tmp_path: Path, is_idle: bool) -> None:
+    async with restarting(tmp_path) as (upstream, server):
+        upstream.always(answers(gate := anyio.Event()))
+        # An answer holds the old process up until the successor serves.
+        reading = None if is_idle else await SSE.start(server, {"message": HELD})
+        if reading is not None:
+            await reading.take(2)
+        os.kill(server.pid, signal.SIGHUP)
+        await server.said("a new process is started")
+        server.terminate()
+        if reading is not None:
+            (successor,) = children_of(server)
+            await all_ended([successor])
+            gate.set()
+            assert json.loads((await documents_of(reading))[-1])["type"] == "done"
+        assert await server.wait() == 0, "its output ends only when no process is left"
+        with pytest.raises(ConnectionRefusedError):
+            await request(server, "GET", "/livez")

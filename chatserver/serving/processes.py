@@ -2,8 +2,8 @@
 
 A process starts another by its own command line, so the other has the code and the settings of that moment. The child
 inherits the listening sockets and one end of a line, a pair of connected sockets. Over the line a child says that it
-serves, and its parent says that another process has taken the child's place. The end of the line is the end of the
-process behind it.
+serves, and its parent that the roles have changed: another process has taken a worker's place, or a successor is the
+server now. The end of the line is the end of the process behind it.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from msgspec import Struct
 from chatserver.serving.sockets import given
 
 VARIABLE = "CHATSERVER_INHERITED"
-SERVES, REPLACED = b"s", b"r"
+SERVES, CHANGED = b"s", b"c"
 START_SECONDS = 60.0
 """How long a process may take until it serves."""
 
@@ -97,10 +97,10 @@ class Child:
             self.signal(signal.SIGKILL)
         return await self.begun
 
-    def replace(self) -> None:
-        """Tell it that another process has taken its place."""
+    def change(self) -> None:
+        """Tell it that the roles have changed."""
         with suppress(OSError):
-            self.line.send(REPLACED)
+            self.line.send(CHANGED)
 
     def signal(self, number: signal.Signals) -> None:
         if not self.ended.done():
@@ -146,8 +146,8 @@ def _environment(inheritance: Inheritance, without: Iterable[str]) -> dict[str, 
     return kept | {VARIABLE: msgspec.json.encode(inheritance).decode()}
 
 
-def attend(line: socket.socket, *, on_replaced: Callable[[], None], on_end: Callable[[], None]) -> None:
-    """As a child: say that this process serves, and listen to what its parent says."""
+def attend(line: socket.socket, *, on_change: Callable[[], None], on_end: Callable[[], None]) -> None:
+    """As a child: say that this process serves, and hear once from its parent: a change of roles, or its end."""
     loop = asyncio.get_running_loop()
 
     def read() -> None:
@@ -155,10 +155,10 @@ def attend(line: socket.socket, *, on_replaced: Callable[[], None], on_end: Call
             said = line.recv(64)
         except OSError:
             said = b""
+        loop.remove_reader(line)
         if said:
-            on_replaced()
+            on_change()
         else:
-            loop.remove_reader(line)
             on_end()
 
     line.setblocking(False)

@@ -120,24 +120,28 @@ class _Role:
         if not is_worker and hasattr(signal, "SIGHUP") and not os.isatty(0):
             signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(self._restart))
         if line is not None:
-            on_end = self.server.begin_drain if is_worker else lambda: None
-            attend(socket.socket(fileno=line), on_replaced=self.server.retire, on_end=on_end)
+            on_change = self.server.retire if is_worker else lambda: None
+            attend(socket.socket(fileno=line), on_change=on_change, on_end=self.server.begin_drain)
         if not is_worker:
             self._say_ready()
         if line is None:
             notify(READY)
 
     def _restart(self) -> None:
-        if len(self._tasks) == 1:
+        if len(self._tasks) == 1 and not self.server.is_draining:
             self._tasks.append(asyncio.get_running_loop().create_task(self._hand_over()))
 
     async def _hand_over(self) -> None:
         logger.warning("restart: a new process is started")
         successor = start(self._inheritance)
-        if await successor.serves():
+        serves = await successor.serves()
+        if self.server.is_draining:
+            successor.signal(signal.SIGTERM)  # Asked to stop meanwhile. If this process ends first, the line tells it.
+        elif serves:
             logger.warning("restart: process %d serves, this one drains", successor.pid)
             notify(main_pid(successor.pid))
             os.environ.pop("NOTIFY_SOCKET", None)  # From now on the successor is the service.
+            successor.change()
             self.server.retire()
         else:
             logger.error("restart: the new process has ended before it served, this one goes on")

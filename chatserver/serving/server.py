@@ -104,6 +104,10 @@ class Server(uvicorn.Server):
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self.begin_drain)
 
+    @property
+    def is_draining(self) -> bool:
+        return self._draining is not None
+
     def begin_drain(self) -> None:
         """Take no more runs, let running runs end, then stop."""
         if self._draining is None:

@@ -74,7 +74,7 @@ class Supervisor:
             if number in self._pauses:
                 self.workers[number] = child
             elif number:  # There are to be fewer workers now.
-                child.replace()
+                child.change()
             self._do(self._watch(number, child))
         for number in self._pauses.keys() - self.workers.keys():
             self._do(self._fill(number))
@@ -116,7 +116,7 @@ class Supervisor:
         self.workers[number] = child
         self._do(self._watch(number, child))
         if old is not None:
-            old.replace()
+            old.change()
         self._tell_ready()
         return True
 
