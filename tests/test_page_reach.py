@@ -115,6 +115,36 @@ async def test_what_is_behind_the_list_is_out_of_reach(chromium: Browser, contex
         await expect(page("#message")).to_be_focused()
 
 
+async def walk(page: Driver) -> None:
+    """Press Tab until everything has had the focus, and see each time where it is."""
+    wrong, left = set[str](), ["everything"]
+    await page("#title").click()
+    for _ in range(80):
+        await page.page.keyboard.press("Tab")
+        if await page.page.evaluate("document.activeElement !== document.body"):
+            wrong.add(await page.probe("ring"))
+        if (left := await page.probe("unreached")) == []:
+            break
+    assert (left, wrong - {""}) == ([], set())
+
+
+@pytest.mark.parametrize("width", [1300, 720, 390])
+async def test_every_tab_stop_is_reached_and_seen(chromium: Browser, width: int) -> None:
+    code = "\n".join(f"a{number} = {'x' * 200}" for number in range(5))
+    async with chatting(chromium, viewport={"width": width, "height": 700}) as (page, _, upstream):
+        upstream.script(*call("calculator", {"expression": "6 * 7"}))
+        upstream.script(*say(f"See [there](https://example.org/).\n\n```python\n{code}\n```\n\nDone."))
+        await page.send("Work it out")
+        await page.answered("Done.")
+        await walk(page)
+        await page("#open-wire").click()
+        await walk(page)
+        await page("#close-wire").click()
+        await page.page.evaluate("location.hash = 'compare'")
+        await expect(page(".compare")).to_be_visible()
+        await walk(page)
+
+
 async def test_the_skip_link_leads_on(chromium: Browser) -> None:
     async with chatting(chromium) as (page, _, _):
         for address, field in (("#/", page("#message")), ("#compare", page(".compare").get_by_label("Ask"))):

@@ -48,6 +48,37 @@
       .map(([html, { width, height }]) => `${Math.round(width)} x ${Math.round(height)}: ${html}`);
   },
 
+  /** What is wrong with how one sees that this has the focus: no ring, or one that an ancestor cuts off; else "". */
+  ring() {
+    const focused = document.activeElement;
+    const name = focused.outerHTML.slice(0, 120);
+    const hasRing = (each) => parseFloat(getComputedStyle(each).outlineWidth) >= 2 && getComputedStyle(each).outlineStyle !== "none";
+    const ringed = [focused, focused.nextElementSibling].find((each) => each && hasRing(each));
+    if (!ringed && focused.id !== "message") return `no ring: ${name}`; // The message has a caret, and the border of its box.
+    const { outlineWidth, outlineOffset } = getComputedStyle(ringed ?? focused);
+    const around = ringed ? parseFloat(outlineWidth) + parseFloat(outlineOffset) - 0.5 : 0;
+    const box = (ringed ?? focused).getBoundingClientRect();
+    const isOut = (x, y, width, height) =>
+      box.left - around < x || box.top - around < y || box.right + around > x + width || box.bottom + around > y + height;
+    if (isOut(0, 0, innerWidth, innerHeight)) return `out of view: ${name}`;
+    for (let each = (ringed ?? focused).parentElement; each && each !== document.body; each = each.parentElement) {
+      if (getComputedStyle(each).overflow === "visible") continue;
+      const { left, top } = each.getBoundingClientRect();
+      if (isOut(left + each.clientLeft, top + each.clientTop, each.clientWidth, each.clientHeight)) return `cut off by ${each.className || each.id}: ${name}`;
+    }
+    return "";
+  },
+
+  /** Marks what has the focus; what can be used and was not marked yet. */
+  unreached() {
+    document.activeElement.dataset.reached = "";
+    const isChosen = (each) => each.type !== "radio" || each.checked;
+    return [...document.querySelectorAll("button, a[href], input, textarea, summary, [tabindex='0']")]
+      .filter((each) => each.checkVisibility({ visibilityProperty: true }) && !each.disabled && !each.closest("[inert]"))
+      .filter((each) => isChosen(each) && each.tabIndex >= 0 && !("reached" in each.dataset))
+      .map((each) => each.outerHTML.slice(0, 120));
+  },
+
   /** Whether one has to scroll sideways. */
   isTooWide() {
     return [document.documentElement, document.querySelector("main")].some((each) => each.scrollWidth > innerWidth);
