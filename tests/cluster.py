@@ -34,6 +34,7 @@ class Member(Address, Protocol):
 
     @property
     def redis(self) -> Gateway: ...
+    async def come_back(self) -> None: ...
 
 
 class Node(ServerProcess):
@@ -46,6 +47,14 @@ class Node(ServerProcess):
     async def start(self) -> Self:
         self.settings = replace(self.settings, redis_url=_url_of(self._server, self.redis))
         return await super().start()
+
+    async def come_back(self) -> None:
+        """Thaw, connect or start again, whatever a test has done."""
+        self.redis.heal()
+        if self.is_running:
+            self.thaw()
+        else:
+            await self.start()
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,10 @@ class LiveNode:
     @property
     def port(self) -> int:
         return self.server.port
+
+    async def come_back(self) -> None:
+        """Connect again."""
+        self.redis.heal()
 
 
 MemberT = TypeVar("MemberT", bound=Member)
@@ -84,23 +97,17 @@ class Cluster(Generic[MemberT]):
     def others(self, node: MemberT) -> list[MemberT]:
         return [each for each in self.nodes if each is not node]
 
+    async def heal(self) -> None:
+        """Mend whatever a test has done to nodes and networks."""
+        async with anyio.create_task_group() as tasks:
+            for node in self.nodes:
+                tasks.start_soon(node.come_back)
+
     def stage(self) -> Stage:
         """Where the proofs of one server are played by all nodes: each connection goes to the next one."""
         stage = Stage(cast(LiveServer, self.balancer), self.upstream)  # To its clients it is a server.
         self.upstream.always(stage.answer)
         return stage
-
-
-async def heal(nodes: Cluster[Node]) -> None:
-    """Thaw, connect and start again whatever a test has stopped."""
-    async with anyio.create_task_group() as tasks:
-        for node in nodes:
-            node.redis.heal()
-            node.redis.delay_seconds = 0.0
-            if node.is_running:
-                node.thaw()
-            else:
-                tasks.start_soon(node.start)
 
 
 @asynccontextmanager

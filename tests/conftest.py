@@ -101,18 +101,18 @@ def postgres() -> Iterator[Postgres]:
 @pytest.fixture(scope="session")
 def postgres_database(postgres_server: str) -> str:
     """One database for all tests of this process: to make one takes longer than most of them."""
-    _psql(f"{postgres_server}/postgres", "CREATE DATABASE chat")
+    psql(f"{postgres_server}/postgres", "CREATE DATABASE chat")
     return f"{postgres_server}/chat"
 
 
 @pytest.fixture
 def postgres_url(postgres_database: str) -> str:
     """The URL of an empty database."""
-    _psql(postgres_database, "SET client_min_messages = warning; DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    psql(postgres_database, "SET client_min_messages = warning; DROP SCHEMA public CASCADE; CREATE SCHEMA public")
     return postgres_database
 
 
-def _psql(database: str, statements: str) -> None:
+def psql(database: str, statements: str) -> None:
     subprocess.run(["psql", "--quiet", database, "--command", statements], check=True, timeout=50)
 
 

@@ -12,7 +12,7 @@ import pytest
 from redis.exceptions import ConnectionError as NoRedis
 
 from tests.clients import SSE, TRANSPORTS, WS, BrokenError, Wire, documents_of, get_run, request, text_of
-from tests.cluster import Cluster, Node, cluster, heal, live_cluster
+from tests.cluster import Cluster, Node, cluster, live_cluster
 from tests.fake_upstream import Hang, say, token
 from tests.gateway import Gateway, Way
 from tests.life import in_time
@@ -208,7 +208,7 @@ async def test_a_frozen_node_says_nothing_and_a_killed_one_comes_back(nodes: Clu
     nodes[0].freeze()
     with anyio.move_on_after(0.2):
         raise AssertionError(await request(nodes[0], "GET", "/livez"))
-    await heal(nodes)
+    await nodes.heal()
     assert (await request(nodes[0], "GET", "/livez")).status == 200
 
     nodes[0].kill()
@@ -216,7 +216,7 @@ async def test_a_frozen_node_says_nothing_and_a_killed_one_comes_back(nodes: Clu
         await reading.take(1)
     assert await nodes[0].wait() < 0
     assert [(await request(nodes.balancer, "GET", "/livez")).status for _ in range(3)] == [200, 200, 200]
-    await heal(nodes)
+    await nodes.heal()
     assert (await get_run(nodes[0], reading.run_id))["status"] == "failed"
     assert "Traceback" not in nodes[0].output + nodes[1].output
 
