@@ -4,10 +4,25 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 
-from tests.clients import SSE, TRANSPORTS, Reading, RefusedError, Transport, documents_of, get_run, request
+from chatserver.log import EventLog
+from chatserver.log.journal import catch_up
+from chatserver.runs import runs
+from tests.clients import (
+    SSE,
+    TRANSPORTS,
+    Reading,
+    RefusedError,
+    Transport,
+    WsReader,
+    documents_of,
+    get_run,
+    request,
+    types_of,
+)
 from tests.cluster import Cluster, LiveNode, live_cluster
 from tests.life import GRACE_SECONDS, HEARTBEAT_SECONDS, answer_in, begun, end_of, in_time, is_cut
 from tests.proving import Stage, cancelled_from, check_rest, check_whole, each_pair, each_transport, long_story
@@ -105,18 +120,31 @@ async def test_a_cursor_past_the_end_is_wrong_on_another_node_too(
 async def test_a_reader_may_be_ahead_of_what_the_node_has_heard(
     nodes: Cluster[LiveNode], stage: Stage, other: Stage, transport: Transport
 ) -> None:
+    """Over HTTP, and where requests are counted, Redis is asked first: then its messages have come, too."""
+    waits = asyncio.Event()
+
+    async def watched(log: EventLog, seq: int) -> None:
+        waits.set()
+        await catch_up(log, seq)
+
     story, reading = await begun(stage, transport)
-    async with await SSE.attach(other.server, reading.run_id) as follower:
+    async with (
+        await SSE.attach(other.server, reading.run_id) as follower,
+        await WsReader.connect(other.server) as there,
+    ):
         await follower.take(3)
         nodes[1].redis.stall("replies")
         story.tell(4)
         await reading.take(1)
-        attaching = asyncio.create_task(transport.attach(other.server, reading.run_id, 4))
-        await asyncio.wait([attaching], timeout=0.1)
-        nodes[1].redis.heal()
-        there = await attaching
+        with patch.object(runs, "catch_up", watched):
+            there.send({"type": "attach", "run_id": reading.run_id, "after": 4})
+            await waits.wait()
+            nodes[1].redis.heal()
+            assert (await there.answer())["type"] == "accepted"
         story.tell(story.last)
-        assert await documents_of(there) == await documents_of(reading)
+        documents = await documents_of(reading)
+        await there.until("done")
+        assert there.documents_of(reading.run_id) == documents
 
 
 @each_transport
@@ -192,7 +220,7 @@ async def test_a_reader_at_another_node_keeps_a_run_going_until_it_leaves(
     reading.cut()
     await passes_grace(stage)
     story.tell(4)
-    await there.take(1)
+    assert types_of(await there.take(1)) == ["token"]
     there.cut()
     assert (await end_of(other, reading.run_id))["finish_reason"] == "cancelled"
     await is_cut(stage, story)

@@ -76,8 +76,9 @@ class RedisJournal:
             self._follower.adopt(log.shown)
 
     def announce(self, run_id: str) -> None:
-        """Tell all who follow the run that the database has its log."""
+        """Tell all who follow the run that the database has its log; so nobody needs what Redis has."""
         self._link.publish(run_key(run_id), STORED)
+        self._delete(run_id)
 
     def _delete(self, run_id: str) -> None:
         keys = run_key(run_id), blocks_key(run_id), owner_key(run_id)
