@@ -6,5 +6,6 @@ if not owner then
   return 0
 end
 redis.call('SADD', ARGV[1] .. owner .. ARGV[2], ARGV[4])
+redis.call('EXPIRE', ARGV[1] .. owner .. ARGV[2], 60) -- An owner that is gone looks no more.
 redis.call('PUBLISH', ARGV[1] .. owner, ARGV[3] .. ' ' .. ARGV[4])
 return 1
