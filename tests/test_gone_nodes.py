@@ -110,11 +110,23 @@ async def started(transport: Transport, node: Any) -> Reading:
             await anyio.sleep(0.05)
 
 
+@pytest.fixture
+def patience(tmp_path: Path) -> dict[str, str]:
+    """The environment of nodes with longer leases: all that runs here may stand still for seconds."""
+    folder = tmp_path / "patience"
+    folder.mkdir()
+    source = (
+        "from chatserver.nodes import membership\nmembership.LEASE_SECONDS, membership.MISSED_SECONDS = 12.0, 4.0\n"
+    )
+    (folder / "sitecustomize.py").write_text(source)
+    return {"PYTHONPATH": f"{folder}:{Path(__file__).parents[1]}"}
+
+
 async def test_the_runs_of_a_node_that_dies_end_on_another_with_all_that_was_published(
-    tmp_path: Path, redis: RedisServer, url: str
+    tmp_path: Path, redis: RedisServer, url: str, patience: dict[str, str]
 ) -> None:
     with anyio.fail_after(SECONDS):
-        async with cluster(tmp_path, 3, redis, database_url=url) as nodes:
+        async with cluster(tmp_path, 3, redis, database_url=url, environment=patience) as nodes:
             stories = await begun(nodes, Hang())
             nodes[0].kill()
             for story in stories:
@@ -127,11 +139,11 @@ async def test_the_runs_of_a_node_that_dies_end_on_another_with_all_that_was_pub
 
 
 async def test_a_node_that_was_frozen_says_nothing_more_of_runs_that_were_taken(
-    tmp_path: Path, redis: RedisServer
+    tmp_path: Path, redis: RedisServer, patience: dict[str, str]
 ) -> None:
     gate = anyio.Event()
     with anyio.fail_after(SECONDS):
-        async with cluster(tmp_path, 2, redis) as nodes:
+        async with cluster(tmp_path, 2, redis, environment=patience) as nodes:
             stories = await begun(nodes, Gate(gate), token("never"), Hang())
             nodes[0].freeze()
             for story in stories:
