@@ -1,7 +1,7 @@
 """The owner's side of the journal: all that is new of all runs of a node goes out in one script call at a time.
 
-What is appended while a call is under way goes out with the next one. So a token that comes alone is confirmed after
-one round trip, and under load a round trip is shared by all that came meanwhile.
+What is appended while a call is under way, or within a millisecond of it, goes out with the next one. So a token that
+comes alone is confirmed after one round trip, and under load a round trip is shared by all that came meanwhile.
 """
 
 import asyncio
