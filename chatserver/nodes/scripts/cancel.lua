@@ -2,7 +2,7 @@
 -- KEYS: the owner of the run. ARGV: what the names of nodes begin with, what the name of a list of cancels ends with,
 -- what is told, the run. Returns whether the run has an owner.
 local owner = redis.call('HGET', KEYS[1], 'node')
-if not owner then
+if not owner or owner == '' then
   return 0
 end
 redis.call('SADD', ARGV[1] .. owner .. ARGV[2], ARGV[4])

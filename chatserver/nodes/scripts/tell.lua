@@ -3,7 +3,7 @@
 local told = {}
 for i, key in ipairs(KEYS) do
   local owner = redis.call('HGET', key, 'node')
-  if owner then
+  if owner and owner ~= '' then
     told[owner] = told[owner] or {ARGV[2]}
     table.insert(told[owner], ARGV[i + 2])
   end
