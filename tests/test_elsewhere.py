@@ -10,6 +10,7 @@ import pytest
 
 from chatserver.log import EventLog
 from chatserver.log.journal import catch_up
+from chatserver.nodes.keys import owner_key
 from chatserver.runs import runs
 from tests.clients import (
     SSE,
@@ -197,6 +198,22 @@ async def test_a_session_is_deleted_at_another_node_with_its_active_run_and_thos
                 with pytest.raises(RefusedError) as refusal:
                     await way.attach(each.server, run_id)
                 assert refusal.value.status == 404
+
+
+@each_transport
+@in_time
+async def test_an_owner_that_was_replaced_ends_its_run_and_shows_nothing_more_of_it(
+    nodes: Cluster[LiveNode], stage: Stage, transport: Transport
+) -> None:
+    story, reading = await begun(stage, transport)
+    (redis,) = nodes[0].redis.targets
+    assert isinstance(redis, RedisServer)
+    await redis.call("HSET", owner_key(reading.run_id), "node", "another")
+    story.tell(4)
+    await is_cut(stage, story)
+    documents = await documents_of(reading)
+    assert (types_of(documents), json.loads(documents[-1])["code"]) == (["error"], "interrupted")
+    assert (await get_run(stage.server, reading.run_id))["status"] == "failed"
 
 
 # Readers
