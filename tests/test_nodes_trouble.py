@@ -23,8 +23,8 @@ pytestmark = [
 SECONDS = 60.0
 """How long anything may take before it counts as a hang, on a machine that does much else."""
 
-STALL_SECONDS = 5.0
-"""Shorter than what ends the runs of a node that cannot reach Redis."""
+SHORT_STALL_SECONDS, LONG_STALL_SECONDS = 5.0, 30.0
+"""Before and after a node ends its runs that cannot reach Redis."""
 
 Trouble: TypeAlias = Callable[[RedisServer], AbstractAsyncContextManager[None]]
 
@@ -109,28 +109,25 @@ async def test_a_flushed_redis_skips_nothing(nodes: Cluster[Node], redis: RedisS
         await answers_again(nodes)
 
 
-async def test_a_redis_that_stalls_holds_a_run_up_and_skips_nothing(nodes: Cluster[Node], redis: RedisServer) -> None:
-    with anyio.fail_after(SECONDS):
+@pytest.mark.parametrize("seconds", [SHORT_STALL_SECONDS, LONG_STALL_SECONDS] if IS_FULL else [SHORT_STALL_SECONDS])
+async def test_a_redis_that_stalls_holds_a_run_up_or_ends_it_and_skips_nothing(
+    nodes: Cluster[Node], redis: RedisServer, seconds: float
+) -> None:
+    with anyio.fail_after(SECONDS + seconds):
         async with everywhere(nodes) as audience:
             redis.freeze()
             try:
                 audience.goes_on(40)
-                await anyio.sleep(STALL_SECONDS)
+                await anyio.sleep(seconds)
+                if seconds == LONG_STALL_SECONDS:
+                    await refuses_new_runs_and_shows_sessions(nodes)
             finally:
                 redis.thaw()
-            await audience.hears_the_end()
+            if seconds == LONG_STALL_SECONDS:
+                await audience.hears_that_it_was_interrupted()
+            else:
+                await audience.hears_the_end()
         await answers_again(nodes)
-
-
-@pytest.mark.skipif(not IS_FULL, reason="takes a minute; `just proofs` has it")
-async def test_a_redis_that_stalls_for_long_ends_the_runs(nodes: Cluster[Node], redis: RedisServer) -> None:
-    async with everywhere(nodes) as audience:
-        redis.freeze()
-        await anyio.sleep(30)
-        await refuses_new_runs_and_shows_sessions(nodes)
-        redis.thaw()
-        await audience.hears_that_it_was_interrupted()
-    await answers_again(nodes)
 
 
 async def test_a_node_does_not_start_without_redis(nodes: Cluster[Node], tmp_path: Path) -> None:
