@@ -184,6 +184,7 @@ async def test_sentinels_find_the_replica_that_takes_over(tmp_path: Path) -> Non
         with anyio.fail_after(SECONDS):
             await replica.follows()
             await sentinel.watches(replica, as_master=False)
+            await answers_again(nodes)
             async with Audience(nodes, told=5) as audience:
                 await audience.hears(5)
                 await redis.call("WAIT", 1, 0)
