@@ -179,10 +179,10 @@ async def test_sentinels_find_the_replica_that_takes_over(tmp_path: Path) -> Non
     async with AsyncExitStack() as stack:
         redis = await stack.enter_async_context(RedisServer())
         replica = await stack.enter_async_context(RedisServer(replica_of=redis))
-        sentinel = await stack.enter_async_context(Sentinel(redis))
+        await replica.follows()
+        sentinel = await stack.enter_async_context(Sentinel(redis, down_seconds=3.0))  # Nodes that start hold it up.
         nodes = await stack.enter_async_context(cluster(tmp_path, 2, sentinel))
         with anyio.fail_after(SECONDS):
-            await replica.follows()
             await sentinel.watches(replica, as_master=False)
             await answers_again(nodes)
             async with Audience(nodes, told=5) as audience:
