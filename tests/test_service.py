@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
 async def test_a_given_socket_is_served_and_the_life_of_the_service_is_told(kind: str, tmp_path: Path) -> None:
     address = f"{tmp_path}/notify" if kind == "path" else f"@chatserver-test-{os.getpid()}"
     with manager(address) as service:
-        environment = service.environment | {"WATCHDOG_USEC": "200000"}
+        environment = service.environment | {"WATCHDOG_USEC": "2000000"}  # Few: the queue of a socket has ten places.
         async with ServerProcess(None, tmp_path, start=("-c", GIVE), environment=environment) as server:
             await service.hears("READY=1")
             assert server.stdout[0] == f"given {server.port}"
