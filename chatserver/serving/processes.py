@@ -147,19 +147,26 @@ def _environment(inheritance: Inheritance, without: Iterable[str]) -> dict[str, 
 
 
 def attend(line: socket.socket, *, on_change: Callable[[], None], on_end: Callable[[], None]) -> None:
-    """As a child: say that this process serves, and hear once from its parent: a change of roles, or its end."""
+    """As a child: say that this process serves, and hear once from its parent: a change of roles, or its end.
+
+    The line stays open as long as this process lives: to the parent, its end is the end of this process.
+    """
     loop = asyncio.get_running_loop()
+    has_changed = False
 
     def read() -> None:
+        nonlocal has_changed
         try:
             said = line.recv(64)
         except OSError:
             said = b""
-        loop.remove_reader(line)
-        if said:
+        if not said:
+            loop.remove_reader(line)
+            if not has_changed:
+                on_end()
+        elif not has_changed:
+            has_changed = True
             on_change()
-        else:
-            on_end()
 
     line.setblocking(False)
     with suppress(OSError):
