@@ -156,8 +156,8 @@ async def _running(
         runs = Runs(settings, sessions, logs, agent.answer, shared.places, shared.elsewhere, metrics)
         await stack.enter_async_context(runs)
         beside = await stack.enter_async_context(anyio.create_task_group())
-        beside.start_soon(provider.warm_up)
         beside.start_soon(gate.keep_fresh)
+        await provider.warm_up()  # Else the first run would hold up the loop by its imports, and with it the lease.
         yield Components(settings, gate, runs, sessions, shared.admissions, connections, metrics)
         beside.cancel_scope.cancel()
 

@@ -74,7 +74,7 @@ class OpenAIProvider:
             await self._sdk.close()
 
     async def warm_up(self) -> None:
-        """Import the SDK (about a second) beside the loop, before the first run needs it."""
+        """Import the SDK, about a second, in a thread, so that the first run does not wait for it."""
         try:
             await self._client()
         except Exception:
@@ -86,7 +86,7 @@ class OpenAIProvider:
         return self._sdk
 
     def _made_client(self) -> "openai.AsyncOpenAI":
-        with self._making:  # The first run may come while `warm_up` is still at it.
+        with self._making:  # Two first runs may come together, where nobody has called `warm_up`.
             if self._sdk is None:
                 sdk = make_client(
                     api_key=self._api_key,
