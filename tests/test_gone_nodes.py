@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from chatserver.log import SEQ_LIMIT
 from chatserver.nodes import membership
+from chatserver.nodes.keys import owner_key, run_key
 from tests.clients import TRANSPORTS, Reading, RefusedError, Transport, cancel, documents_of, get_run, request, text_of
 from tests.cluster import Cluster, LiveNode, cluster, live_cluster
 from tests.fake_upstream import Done, FakeUpstream, Gate, Hang, Step, finish, role, say, token
@@ -248,6 +250,23 @@ async def test_runs_go_on_when_redis_comes_back_in_time_without_its_data(
         rest = await documents_of(story.here)
         assert (text_of(rest), json.loads(rest[-1])["type"]) == ("more", "done")
         assert await documents_of(story.there) == rest
+
+
+@in_time
+@pytest.mark.parametrize("loss", ["FLUSHALL", "a failover"])
+async def test_the_owner_of_a_quiet_run_is_found_again(nodes: Cluster[LiveNode], redis: RedisServer, loss: str) -> None:
+    """Else nobody could cancel the run, and its readers on other nodes would not count."""
+    for story in await begun(nodes, Hang()):
+        if loss == "FLUSHALL":
+            await redis.call(loss)
+        else:  # What follows the failover: a replica that had not heard of the run.
+            await redis.call("DEL", owner_key(story.run_id), run_key(story.run_id))
+            nodes[0].redis.cut()
+            nodes[0].redis.heal()
+        await until(partial(redis.call, "EXISTS", owner_key(story.run_id)))
+        await cancel(nodes[1], story.run_id)
+        for reading in (story.here, story.there):
+            assert json.loads((await documents_of(reading))[-1])["finish_reason"] == "cancelled"
 
 
 @in_time

@@ -102,6 +102,20 @@ async def test_after_flushall_the_runs_go_on(redis_server: RedisServer) -> None:
         await run.finish()
 
 
+@pytest.mark.parametrize("loss", ["nothing", *LOSSES])
+async def test_what_is_lost_of_a_quiet_run_is_published_again(redis_server: RedisServer, loss: str) -> None:
+    """No token needs to come, whatever has become of the run meanwhile."""
+    async with writer(redis_server) as run:
+        if loss in LOSSES:
+            LOSSES[loss](redis_server)
+        run.owner.journal.publish_again()
+        assert run.log.is_behind
+        await until(lambda: not run.log.is_behind)
+        assert redis_server.cli("HGET", owner_key("run"), "node") == "a"
+        await is_at(await run.others[1].follow("run"), 150)
+        await run.finish()
+
+
 @pytest.mark.parametrize("kept", ["nothing", "all", "an older state"])
 async def test_after_a_restart_of_redis_the_runs_go_on(kept: str) -> None:
     with redis_process() as server:

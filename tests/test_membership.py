@@ -209,6 +209,19 @@ async def test_a_redis_that_has_lost_its_data_kills_nobody(nodes: list[Node], cl
     assert await a.member.gone({"b", "c"}, {"b", "c"}) == NOBODY
 
 
+async def test_a_node_learns_that_redis_has_lost_its_data(nodes: list[Node]) -> None:
+    a, b, _ = nodes
+    told: list[str] = []
+    a.member.on_forgotten = lambda: told.append("a")
+    await a.look()
+    assert told == []
+    await a.link.command("FLUSHALL")
+    await b.look()
+    await a.look()
+    await a.look()
+    assert told == ["a"], "once"
+
+
 async def test_whom_redis_does_not_know_the_database_judges(nodes: list[Node]) -> None:
     assert await nodes[0].member.gone({"x", "y", None}, {"x", None}) == {"x", None}
 

@@ -75,6 +75,12 @@ class RedisJournal:
             log.fence()
             self._follower.adopt(log.shown)
 
+    def publish_again(self) -> None:
+        """Redis may have lost its data: publish what it lacks of each run of ours, and whose the run is."""
+        for log in self._owned.values():
+            log.tail = 0
+            self.publisher.publish(log)
+
     def announce(self, run_id: str) -> None:
         """Tell all who follow the run that the database has its log; so nobody needs what Redis has."""
         self._link.publish(run_key(run_id), STORED)

@@ -58,6 +58,9 @@ class Membership:
         self.on_look: list[Callable[[Sequence[str]], None]] = []
         """Called after each look, with the runs of this node that are to be cancelled."""
 
+        self.on_forgotten: Callable[[], None] = _nobody
+        """Called when Redis has lost its data."""
+
         self.on_cut_off: Callable[[], None] = _nobody
         """Called again and again while Redis does not answer, as soon as others may take this node for gone."""
 
@@ -95,11 +98,13 @@ class Membership:
             return
         now = self._looked_at = monotonic()
         self._silent_seconds = 0.0
-        living, missing, cancels = ([each.decode() for each in part] for part in reply)
+        living, missing, cancels = ([each.decode() for each in part] for part in reply[1:])
         self._living = frozenset(living)
         self._missing = {node: self._missing.get(node, now) for node in missing}
         if self._missing:  # Where a lock shows that a node is dead, its runs end now.
             self._on_gone()
+        if reply[0]:
+            self.on_forgotten()
         for each in self.on_look:
             each(cancels)
 

@@ -41,6 +41,8 @@ async def open_node(link: Link, settings: Settings, observer: Observer) -> Async
             journal.lose(log.run_id)
             others.lose(log.run_id)
 
+        membership.on_forgotten = journal.publish_again
+        link.on_up.append(journal.publish_again)
         membership.journal, journal.publisher.on_fenced = journal, lose
         membership.on_look.append(lambda _: counts.renew())
         days = SharedDays(link, settings.max_tokens_per_day, sessions.spent_on)

@@ -1,7 +1,8 @@
 -- A node shows that it lives, and learns who else does, and which of its runs are to be cancelled.
 -- KEYS: all nodes, the lease of this node, what this node has to cancel.
 -- ARGV: this node, how long the lease holds in ms, what the names of leases begin with.
-redis.call('SADD', KEYS[1], ARGV[1])
+-- Returns 1 where Redis did not know this node, else 0; who lives; whose lease is missing; the runs.
+local is_new = redis.call('SADD', KEYS[1], ARGV[1])
 redis.call('SET', KEYS[2], 1, 'PX', ARGV[2])
 local living, missing = {}, {}
 for _, node in ipairs(redis.call('SMEMBERS', KEYS[1])) do
@@ -10,4 +11,4 @@ for _, node in ipairs(redis.call('SMEMBERS', KEYS[1])) do
 end
 local cancels = redis.call('SMEMBERS', KEYS[3])
 redis.call('DEL', KEYS[3])
-return {living, missing, cancels}
+return {is_new, living, missing, cancels}
