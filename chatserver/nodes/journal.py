@@ -65,9 +65,15 @@ class RedisJournal:
             return None
 
     def release(self, run_id: str) -> None:
-        if (log := self._owned.pop(run_id, None)) and not log.is_fenced:
-            log.fence()
-            self._delete(run_id)
+        if log := self._owned.get(run_id):
+            log.is_released = True
+            if not (log.has_ended and log.is_behind):  # Else who follows the run would never be told of its end.
+                self._drop(log)
+
+    def _drop(self, log: OwnedLog) -> None:
+        del self._owned[log.run_id]
+        log.fence()
+        self._delete(log.run_id)
 
     def lose(self, run_id: str) -> None:
         """The run is not ours any more: forget what was not confirmed, and go on with what others have of it."""
@@ -91,11 +97,14 @@ class RedisJournal:
         self._link.post(RELEASE, keys, (self._node, RUN_TTL_SECONDS), _nobody)
 
     async def _keep(self, look_seconds: float) -> None:
-        """Merge what can be merged, for ever: once in a while, and nothing per token."""
+        """Merge what can be merged, and drop what was released, for ever: once in a while, and nothing per token."""
         while True:
             await anyio.sleep(look_seconds)
-            for log in self._owned.values():
-                self._merge(log)
+            for log in list(self._owned.values()):
+                if log.is_released and not log.is_behind:
+                    self._drop(log)
+                else:
+                    self._merge(log)
             if monotonic() - self._renewed_at > RENEW_RUNS_SECONDS:
                 self._renewed_at = monotonic()
                 self._link.post(RENEW, (), (RUN_TTL_SECONDS, *self._owned), _nobody)

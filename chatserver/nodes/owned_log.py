@@ -26,6 +26,9 @@ class OwnedLog:
 
         self.is_fenced = False
         self.has_ended = False
+        self.is_released = False
+        """Whether nobody needs it but those who have not been told of its end."""
+
         self._publish = publish
         self._hidden: list[Record] = []
         self._drafts: list[Event] = []  # Of the hidden records, in the same order.

@@ -1,0 +1,115 @@
+"""How a log of the journal ends: whoever reads it on any node is told, however early its owner lets it go."""
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+import pytest
+
+from chatserver.events import Event, Token
+from chatserver.log import EventLog
+from chatserver.nodes.keys import blocks_key, node_key, owner_key, run_key
+from chatserver.nodes.owned_log import OwnedLog
+from tests.clients import SSE, documents_of, text_of
+from tests.cluster import live_cluster
+from tests.fake_upstream import say
+from tests.journals import Node, agrees, is_at, is_shown, node, until
+from tests.logs import end, start
+from tests.redis_server import RedisServer as Redis
+from tests.redis_servers import RedisServer
+
+pytestmark = pytest.mark.anyio
+
+DRAFTS: list[Event] = [start(), Token(content="Hi"), end()]
+
+
+@dataclass
+class Run:
+    """A run that has said all but its end, with a reader at its owner and at another node."""
+
+    owner: Node
+    other: Node
+    log: OwnedLog
+    followed: EventLog
+
+    def end_and_release(self) -> None:
+        """As when its session is deleted, or when there is no room for its log."""
+        self.log.append(end())
+        self.owner.journal.release("run")
+
+    async def is_told(self) -> None:
+        for each in (self.log, self.followed):
+            await agrees(each, DRAFTS)
+
+
+@pytest.fixture
+async def run(redis_server: RedisServer) -> AsyncIterator[Run]:
+    async with node(redis_server, "a") as owner, node(redis_server, "b") as other:
+        log = await owner.own("run")
+        for draft in DRAFTS[:-1]:
+            log.append(draft)
+        await is_shown(log)
+        made = Run(owner, other, log, await other.follow("run"))
+        await is_at(made.followed, log.last_seq)
+        yield made
+
+
+# ---- a log that is released -----------------------------------------------------------------------------------------
+
+
+async def test_a_log_that_is_released_at_its_end_is_told_to_all_and_then_deleted(
+    run: Run, redis_server: RedisServer
+) -> None:
+    run.end_and_release()
+    await run.is_told()
+    await until(lambda: redis_server.cli("EXISTS", run_key("run"), blocks_key("run")) == "0")
+    assert redis_server.cli("HGET", owner_key("run"), "node") == ""
+    assert run.owner.journal._owned == {}
+
+
+@contextmanager
+def stalled(server: RedisServer) -> Iterator[None]:
+    server.freeze()
+    try:
+        yield
+    finally:
+        server.thaw()
+
+
+@contextmanager
+def without_a_lease(server: RedisServer) -> Iterator[None]:
+    server.cli("DEL", node_key("a"))
+    yield
+    server.cli("SET", node_key("a"), "1")
+
+
+@pytest.mark.parametrize("trouble", [stalled, without_a_lease])
+async def test_a_log_that_is_released_in_trouble_is_told_to_all_when_that_is_over(
+    run: Run, redis_server: RedisServer, trouble: Callable[[RedisServer], AbstractContextManager[None]]
+) -> None:
+    with trouble(redis_server):
+        run.end_and_release()
+        await agrees(run.log, DRAFTS)  # The database has it.
+        assert not run.followed.is_over
+    await run.is_told()
+    await until(lambda: not run.owner.journal._owned)
+
+
+async def test_a_log_that_was_released_and_is_owned_by_another_goes_on_with_what_that_says(
+    run: Run, redis_server: RedisServer
+) -> None:
+    run.owner.journal.publisher.on_fenced = lambda log: run.owner.journal.lose(log.run_id)
+    redis_server.cli("HSET", owner_key("run"), "node", "b")
+    run.end_and_release()
+    await until(lambda: run.log.is_fenced and not run.owner.journal._owned)
+    assert redis_server.cli("HGET", owner_key("run"), "node") == "b"
+
+
+async def test_a_run_ends_for_whose_log_there_is_no_room(tmp_path: Path) -> None:
+    async with Redis() as redis, live_cluster(tmp_path, 1, redis, max_logs_bytes=1) as nodes:
+        nodes.upstream.script(*say("Next"))
+        reading = await SSE.start(nodes[0], {"message": "Hi"})
+        with anyio.fail_after(20):
+            assert text_of(await documents_of(reading)) == "Next"
