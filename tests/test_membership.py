@@ -305,6 +305,17 @@ async def test_a_cancel_whose_message_was_lost_is_found_with_the_next_look(nodes
     assert await a.link.command("EXISTS", cancels_key("b")) == 0
 
 
+async def test_a_cancel_outlives_the_loss_of_the_reply_that_tells_of_it(nodes: list[Node]) -> None:
+    a, b, _ = nodes
+    b.serve("run")
+    await own(b, "run")
+    b.link.unsubscribe(node_key("b"))
+    await a.others.cancel("run")
+    await a.link.call(membership.LOOK, *b.member._asked())  # Redis has answered, and the owner has not heard it.
+    await b.look()
+    await b.owner.until("cancel run")
+
+
 async def test_a_run_that_nobody_owns_cannot_be_cancelled(nodes: list[Node]) -> None:
     await nodes[0].link.command("HSET", owner_key("released"), "node", "")
     for run_id in ("unknown", "released"):

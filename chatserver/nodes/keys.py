@@ -4,7 +4,7 @@
 |---|---|---|
 | ``chatserver:nodes`` | set | the ids of all nodes that have registered |
 | ``chatserver:node:{node}`` | string with a TTL | the lease of a node; missing: it is gone, or Redis lost it |
-| ``chatserver:node:{node}:cancels`` | set with a TTL | the runs of a node that are to be cancelled, until it looks |
+| ``chatserver:node:{node}:cancels`` | set with a TTL | the runs of a node that are to be cancelled, until it knows |
 | ``chatserver:node:{node}:open`` | hash with a TTL | how many connections, requests and runs each user has on a node |
 | ``chatserver:requests:{user}`` | string with a TTL | until when a user's requests are paid for, in µs since 1970 |
 | ``chatserver:tokens:{date}:{user}`` | string with a TTL | the model tokens that a user has spent on a day |

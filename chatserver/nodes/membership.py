@@ -70,6 +70,7 @@ class Membership:
         self._looked_at = 0.0
         self._is_looking = False
         self._living: Set[str] = frozenset()
+        self._cancels: Sequence[str] = ()  # What the last reply told to cancel: a reply that is lost is repeated.
         self._missing: dict[str, float] = {}  # Since which look the lease of each is missing.
 
     async def keep(self) -> None:
@@ -89,7 +90,7 @@ class Membership:
 
     def _asked(self) -> tuple[Sequence[str], Sequence[str | int]]:
         keys = NODES, node_key(self.node), cancels_key(self.node)
-        return keys, (self.node, round(LEASE_SECONDS * 1000), node_key(""))
+        return keys, (self.node, round(LEASE_SECONDS * 1000), node_key(""), *self._cancels)
 
     def _saw(self, reply: Any) -> None:
         self._is_looking = False
@@ -98,7 +99,7 @@ class Membership:
             return
         now = self._looked_at = monotonic()
         self._silent_seconds = 0.0
-        living, missing, cancels = ([each.decode() for each in part] for part in reply[1:])
+        living, missing, self._cancels = ([each.decode() for each in part] for part in reply[1:])
         self._living = frozenset(living)
         self._missing = {node: self._missing.get(node, now) for node in missing}
         if self._missing:  # Where a lock shows that a node is dead, its runs end now.
@@ -106,7 +107,7 @@ class Membership:
         if reply[0]:
             self.on_forgotten()
         for each in self.on_look:
-            each(cancels)
+            each(self._cancels)
 
     @property
     def is_answered(self) -> bool:
