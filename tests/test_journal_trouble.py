@@ -9,8 +9,10 @@ import pytest
 from chatserver.errors import Unavailable
 from chatserver.events import Event, Token, appended
 from chatserver.log import EventLog, StoredLog
+from chatserver.log.memory import MemoryLog
 from chatserver.nodes import follower
-from chatserver.nodes.keys import node_key, owner_key, run_key
+from chatserver.nodes.chunk import packed_chunk
+from chatserver.nodes.keys import blocks_key, node_key, owner_key, run_key
 from chatserver.nodes.owned_log import OwnedLog
 from tests.journals import Node, agrees, is_at, is_shown, node, until
 from tests.logs import end, start
@@ -229,3 +231,26 @@ async def test_a_node_without_a_lease_shows_nothing(redis_server: RedisServer) -
         assert (run.log.shown.last_seq, run.followers[0].last_seq) == (150, 150)
         await run.owner.register()
         await run.finish()
+
+
+async def test_a_node_that_follows_many_runs_comes_back_to_redis() -> None:
+    """Redis hangs up on a connection with channels when what it has to send there is too much."""
+    whole = MemoryLog("run")
+    while whole._merged.closed_blocks < follower.BLOCKS_AT_ONCE:
+        whole.append(Token(content="x" * 9000))
+    blocks = [packed_chunk(whole._merged.stored_block(index)) for index in range(follower.BLOCKS_AT_ONCE)]
+    limit = str(2 * follower.READS_AT_ONCE * sum(map(len, blocks)))
+    run_ids = [f"run {number}" for number in range(6 * follower.READS_AT_ONCE)]
+    with redis_process("--client-output-buffer-limit", "pubsub", limit, "0", "0") as server:
+        async with node(server, "b") as one:
+            for run_id in run_ids:
+                await one.link.command("HSET", owner_key(run_id), "node", "a")
+            logs = [await one.follow(run_id) for run_id in run_ids]
+            for run_id in run_ids:
+                await one.link.command("RPUSH", blocks_key(run_id), *blocks)
+            lost = list[None]()
+            one.link.on_down.append(lambda: lost.append(None))
+            server.cli("CLIENT", "KILL", "TYPE", "pubsub")
+            for log in logs:
+                await is_at(log, follower.BLOCKS_AT_ONCE)
+            assert len(lost) == 1

@@ -6,6 +6,7 @@ is silent, may be over in the database, which then has its whole log.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -24,6 +25,9 @@ from chatserver.telemetry import UNOBSERVED, Observer
 
 BLOCKS_AT_ONCE, ENTRIES_AT_ONCE = 16, 256
 """How much one call reads at most: a block has some 10,000 characters, an entry a few tokens."""
+
+READS_AT_ONCE = 8
+"""How many runs are read at a time: Redis hangs up on a connection with channels that has 32 MB to be sent."""
 
 JOURNAL_LOOK_SECONDS = 1.0
 """Between two looks whether the newest message of a run was lost."""
@@ -73,6 +77,8 @@ class Follower:
         self._stored = stored
         self._observer = observer
         self._followed: dict[str, Followed] = {}
+        self._unread = deque[Followed]()  # What is read next, as soon as another read has its reply.
+        self._reads = 0
         self._maybe_over: dict[str, None] = {}  # Runs that the database is asked about next.
         self._news = asyncio.Event()
         link.on_up.append(self._read_all)
@@ -130,13 +136,22 @@ class Follower:
 
     def _read(self, followed: Followed) -> None:
         followed.is_reading = True
-        run_id, after = followed.log.run_id, followed.log.last_seq
-        keys = run_key(run_id), blocks_key(run_id), owner_key(run_id)
-        args = followed.blocks, after, BLOCKS_AT_ONCE, ENTRIES_AT_ONCE
-        self._link.post(READ, keys, args, partial(self._got, followed))
+        self._unread.append(followed)
+        self._read_next()
+
+    def _read_next(self) -> None:
+        while self._unread and self._reads < READS_AT_ONCE:
+            self._reads += 1
+            followed = self._unread.popleft()
+            run_id, after = followed.log.run_id, followed.log.last_seq
+            keys = run_key(run_id), blocks_key(run_id), owner_key(run_id)
+            args = followed.blocks, after, BLOCKS_AT_ONCE, ENTRIES_AT_ONCE
+            self._link.post(READ, keys, args, partial(self._got, followed))
 
     def _got(self, followed: Followed, reply: Any) -> None:
         followed.is_reading = False
+        self._reads -= 1
+        self._read_next()
         if isinstance(reply, Exception):
             return self._tell_first(followed, reply)
         is_there, blocks, chunks = reply
