@@ -56,6 +56,9 @@ class Story:
         """It is stored once, with all that was published, and its session is free."""
         run = await get_run(node, self.run_id)
         assert (run["status"], run["error"]["code"]) == ("failed", "interrupted")
+        assert run["last_seq"] == SEQ_LIMIT + 2
+        rest = await documents_of(await self.transport.attach(node, self.run_id, SEQ_LIMIT + 1))
+        assert [json.loads(each)["type"] for each in rest] == ["error"]
         session = (await request(node, "GET", self.path)).json
         assert session["active_run_id"] is None
         (asked, answer) = session["messages"]

@@ -6,7 +6,7 @@ from anyio.lowlevel import checkpoint
 
 from chatserver.errors import Unavailable
 from chatserver.events import Event, Reasoning, Token, appended
-from chatserver.log import Fenced, StoredLog
+from chatserver.log import SEQ_LIMIT, Fenced, StoredLog
 from chatserver.log.fed import FedLog
 from chatserver.log.memory import MemoryLog
 from chatserver.nodes import follower
@@ -186,10 +186,10 @@ async def test_a_fenced_owner_shows_nothing_more_and_goes_on_as_a_reader(redis_s
         with pytest.raises(Fenced):
             log.append(Token(content="nor this"))
         owner.journal.lose("run")
-        database["run"] = log.stored(appended(end(), "run", 2))
+        database["run"] = StoredLog.of([appended(end(), "run", SEQ_LIMIT + 2)])
         other.journal.announce("run")
         await until(lambda: log.is_over)
-        assert [each.seq for each in await all_of(log)] == [1, 2]
+        assert [each.seq for each in await all_of(log)] == [log.last_seq] == [SEQ_LIMIT + 2]
 
 
 # ---- a log that is fed ----------------------------------------------------------------------------------------------

@@ -92,8 +92,11 @@ class EventLog(Protocol):
     """One run's log. One owner appends, anybody on any node reads."""
 
     run_id: str
-    last_seq: int
-    """The ``seq`` of the newest record; 0: there is none."""
+
+    @property
+    def last_seq(self) -> int:
+        """The ``seq`` of the newest record; 0: there is none."""
+        ...
 
     @property
     def is_over(self) -> bool:

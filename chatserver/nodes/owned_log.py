@@ -17,7 +17,6 @@ class OwnedLog:
         """``publish`` is told of each append: there is something that the journal has not."""
         self.run_id = run_id
         self.shown = FedLog(run_id)
-        self.last_seq = 0
         self.tail = 0
         """The number up to which the journal has the log."""
 
@@ -32,6 +31,10 @@ class OwnedLog:
         self._publish = publish
         self._hidden: list[Record] = []
         self._drafts: list[Event] = []  # Of the hidden records, in the same order.
+
+    @property
+    def last_seq(self) -> int:
+        return self.shown.last_seq + len(self._hidden)
 
     @property
     def is_over(self) -> bool:
@@ -49,7 +52,6 @@ class OwnedLog:
         for part in pieces(draft):
             new = appended(part, self.run_id, self.last_seq + 1)
             self.has_ended = new.is_terminal
-            self.last_seq = new.seq
             self._hidden.append(new)
             self._drafts.append(part)
         self._publish(self)
@@ -93,7 +95,6 @@ class OwnedLog:
     def fence(self) -> None:
         """Another node owns the run: what is not confirmed is never shown."""
         self.is_fenced = True
-        self.last_seq = self.shown.last_seq
         self._hidden, self._drafts = [], []
 
     # What is read.
