@@ -212,7 +212,7 @@ async def test_what_a_dead_process_had_told_others_is_kept_beside_what_it_had_st
     told: list[str] = []
 
     class Heard(DatabaseAlone):
-        async def take(self, run_ids: Sequence[str]) -> Mapping[str, Answer | None]:
+        async def take(self, run_ids: Sequence[str], owner: str | None) -> Mapping[str, Answer | None]:
             return {run_id: answers[run_id] for run_id in run_ids}
 
         async def ended(self, run_ids: Iterable[str]) -> None:
@@ -239,15 +239,15 @@ async def test_a_process_is_alive_whose_witness_says_so(sessions: Sessions, othe
     await ended(sessions, begun)
 
 
-async def test_a_run_that_another_process_has_taken_over_is_left_to_it(sessions: Sessions, other: Sessions) -> None:
+async def test_a_run_that_cannot_be_taken_over_is_left_to_its_owner(sessions: Sessions, other: Sessions) -> None:
     begun = [await ask(sessions, session_id=each) for each in "st"]
     mine, another = (each.run.run_id for each in begun)
 
-    class Rival(DatabaseAlone):
-        async def take(self, run_ids: Sequence[str]) -> Mapping[str, Answer | None]:
+    class Back(DatabaseAlone):
+        async def take(self, run_ids: Sequence[str], owner: str | None) -> Mapping[str, Answer | None]:
             return {run_id: None for run_id in run_ids if run_id == mine}
 
-    other._lease._witness = Rival()
+    other._lease._witness = Back()
     sessions._lease._lock.release()
     assert await other.interrupt_abandoned() == [mine]
     assert (await other.run("ann", another)).finished_at is None

@@ -265,20 +265,34 @@ async def test_looks_that_are_not_answered_count_for_nothing(nodes: list[Node], 
 # Who takes what is left
 
 
-async def test_the_runs_of_a_node_that_is_gone_are_taken_once_with_all_that_was_published(nodes: list[Node]) -> None:
-    a, b, c = nodes
+async def test_the_runs_of_a_node_that_is_gone_are_taken_with_all_that_was_published(nodes: list[Node]) -> None:
+    a, b, _ = nodes
     await own(b, "known", "unknown")
     log = a.kept.logs["known"] = MemoryLog("known")
     log.append(Token(content="So far"))
-    assert await a.member.take(["known", "unknown"]) == {}, "it lives"
+    assert await a.member.take(["known", "unknown"], "b") == {}, "it lives"
     await die(b)
-    assert await a.member.take(["known", "unknown"]) == {"known": log.answer(), "unknown": None}
-    assert await c.member.take(["known", "unknown"]) == {}
-    assert await a.member.take(["known"]) == {"known": log.answer()}, "again, when it could not be stored"
-    await die(a)
-    assert await c.member.take(["unknown", "nobody's"]) == {"unknown": None, "nobody's": None}
+    assert await a.member.take(["known", "unknown"], "b") == {"known": log.answer(), "unknown": None}
+    assert await a.member.take(["known"], "b") == {"known": log.answer()}, "again, when it could not be stored"
     await a.member.ended(["known"])
     assert a.kept.announced == ["known"]
+
+
+async def test_one_that_has_taken_a_run_and_cannot_store_it_keeps_nobody_from_it(nodes: list[Node]) -> None:
+    a, b, c = nodes
+    await own(b, "run")
+    await die(b)
+    for node in (a, c):
+        assert await node.member.take(["run"], "b") == {"run": None}
+    await b.look()
+    assert await a.member.take(["run"], "b") == {"run": None}, "it lives again, and lost its run before"
+
+
+async def test_a_run_that_redis_has_forgotten_is_taken_for_a_while(nodes: list[Node]) -> None:
+    a, _, _ = nodes
+    for run_id, owner in (("run", "gone"), ("nobody's", None)):
+        assert await a.member.take([run_id], owner) == {run_id: None}
+        assert await a.link.command("TTL", owner_key(run_id)) > 0
 
 
 # What is told

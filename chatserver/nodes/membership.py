@@ -2,7 +2,8 @@
 
 Each node renews a lease in Redis, and looks for the leases of the others. A node whose lease was missing in all looks
 for a while is gone. While Redis does not answer, nobody is: a look without an answer begins the count anew, and whoever
-lives has a lease again with the next look. The runs of a node that is gone are ended by whoever takes them first.
+lives has a lease again with the next look. Several nodes may take the runs of one that is gone over: of each run, the
+first end that is stored counts.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence, Set
@@ -19,6 +20,7 @@ from chatserver.log.journal import catch_up
 from chatserver.nodes.follower import TAILS
 from chatserver.nodes.keys import NODES, cancels_key, node_key, owner_key
 from chatserver.nodes.link import Link, Script
+from chatserver.nodes.publisher import RUN_TTL_SECONDS
 from chatserver.settings import variable
 
 BETWEEN_LOOKS_SECONDS = 1.0
@@ -148,11 +150,11 @@ class Membership:
             await self._link.command("SREM", NODES, *forgotten)
         return {each for each in owners if each in gone or (each in silent and each not in self._living)}
 
-    async def take(self, run_ids: Sequence[str]) -> dict[str, Answer | None]:
+    async def take(self, run_ids: Sequence[str], owner: str | None) -> dict[str, Answer | None]:
         if self.journal is None:
             raise Unavailable("the journal cannot be read yet")
-        owners = [owner_key(run_id) for run_id in run_ids]
-        taken = await self._link.call(TAKE, owners, (self.node, node_key("")))
+        keys = node_key(owner or ""), *map(owner_key, run_ids)
+        taken = await self._link.call(TAKE, keys, (self.node, owner or "", RUN_TTL_SECONDS))
         return {run_ids[place - 1]: await self._said(self.journal, run_ids[place - 1]) for place in taken}
 
     async def _said(self, journal: Kept, run_id: str) -> Answer | None:

@@ -165,7 +165,7 @@ class Lease:
         left = await self._database.write(partial(_bury, owner=owner, beat=beat))
         ended: list[str] = []
         for start in range(0, len(left), RUNS_AT_ONCE):
-            taken = await self._witness.take(left[start : start + RUNS_AT_ONCE])
+            taken = await self._witness.take(left[start : start + RUNS_AT_ONCE], owner)
             await self._database.write(partial(interrupt, left=taken, owner=self.owner))
             await self._witness.ended(taken)
             ended += taken

@@ -21,8 +21,8 @@ class Witness(Protocol):
         """
         ...
 
-    async def take(self, run_ids: Sequence[str]) -> Mapping[str, Answer | None]:
-        """Take runs over whose owners are gone: those that nobody else has taken.
+    async def take(self, run_ids: Sequence[str], owner: str | None) -> Mapping[str, Answer | None]:
+        """Take runs over whose owner is gone: those that it does not own again. Others may take the same runs.
 
         Each comes with what it has said; None: no more than the database has.
 
@@ -45,7 +45,7 @@ class DatabaseAlone:
     async def gone(self, owners: Set[str | None], silent: Set[str | None]) -> Set[str | None]:
         return silent
 
-    async def take(self, run_ids: Sequence[str]) -> Mapping[str, Answer | None]:
+    async def take(self, run_ids: Sequence[str], owner: str | None) -> Mapping[str, Answer | None]:
         return dict.fromkeys(run_ids)
 
     async def ended(self, run_ids: Iterable[str]) -> None:
