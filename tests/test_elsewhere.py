@@ -26,6 +26,7 @@ from tests.clients import (
 )
 from tests.cluster import Cluster, LiveNode, live_cluster
 from tests.life import GRACE_SECONDS, HEARTBEAT_SECONDS, answer_in, begun, end_of, in_time, is_cut
+from tests.program import until
 from tests.proving import Stage, cancelled_from, check_rest, check_whole, each_pair, each_transport, long_story
 from tests.redis_server import RedisServer
 
@@ -167,12 +168,20 @@ async def test_a_request_that_is_repeated_at_another_node_starts_nothing(
 @each_transport
 @in_time
 async def test_a_session_takes_one_run_at_a_time_over_all_nodes(
-    stage: Stage, other: Stage, transport: Transport
+    nodes: Cluster[LiveNode], stage: Stage, other: Stage, transport: Transport
 ) -> None:
+    (redis,) = nodes[0].redis.targets
+    assert isinstance(redis, RedisServer)
     _, reading = await begun(stage, transport, session_id=f"busy-{transport}")
+    owned = set(await redis.call("KEYS", owner_key("*")))
+
+    async def nothing_stays_of_what_was_refused() -> bool:
+        return set(await redis.call("KEYS", owner_key("*"))) <= owned
+
     with pytest.raises(RefusedError) as refusal:
         await transport.start(other.server, {"message": "And?", "session_id": f"busy-{transport}"})
     assert (refusal.value.status, refusal.value.code) == (409, "run_active")
+    await until(nothing_stays_of_what_was_refused)
     reading.cut()
 
 

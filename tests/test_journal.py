@@ -152,10 +152,22 @@ async def test_what_is_kept_has_a_time_to_live_and_goes_with_the_run(redis_serve
         await is_shown(log)
         owner.journal.release("run")
         await until(lambda: redis_server.cli("EXISTS", *keys[:2]) == "0")
-        assert int(redis_server.cli("TTL", keys[2])) > 3600
+        assert 0 < int(redis_server.cli("TTL", keys[2])) <= 60
         assert await other.journal.follow("run") is None
         assert redis_server.cli("HGET", keys[2], "node") == "", "who was away must not take the run for its own"
         assert (await owner.own("run")).last_seq == 0, "the store may begin a run once more"
+
+
+async def test_nothing_stays_of_a_run_that_never_began(redis_server: RedisServer) -> None:
+    async with node(redis_server, "a") as owner, node(redis_server, "b") as other:
+        await owner.own("refused")
+        owner.journal.release("refused")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(owner.own, "cancelled")
+            await checkpoint()
+            tasks.cancel_scope.cancel()
+        assert await owner.link.command("KEYS", owner_key("*")) == []
+        await other.own("refused")
 
 
 # ---- who owns a run -------------------------------------------------------------------------------------------------

@@ -23,6 +23,9 @@ from chatserver.nodes.publisher import RUN_TTL_SECONDS, Publisher
 from chatserver.nodes.wire import Word, unavailable
 from chatserver.telemetry import UNOBSERVED, Observer
 
+RELEASED_SECONDS = 60
+"""How long a run that is over is marked as nobody's: a node that was away for longer learns it from the database."""
+
 RENEW_RUNS_SECONDS = RUN_TTL_SECONDS / 10
 
 BLOCKS_PER_MERGE = 16
@@ -47,7 +50,7 @@ class RedisJournal:
             keys = node_key(self._node), owner_key(run_id)
             owner = await self._link.call(OWN, keys, (self._node, RUN_TTL_SECONDS))
         except asyncio.CancelledError:
-            self._delete(run_id)
+            self._delete(run_id, 0)
             raise
         if owner is None:  # This node has no lease now.
             raise unavailable()
@@ -72,8 +75,9 @@ class RedisJournal:
 
     def _drop(self, log: OwnedLog) -> None:
         del self._owned[log.run_id]
+        marked_seconds = RELEASED_SECONDS if log.last_seq else 0  # Nobody has heard of a run that never began.
         log.fence()
-        self._delete(log.run_id)
+        self._delete(log.run_id, marked_seconds)
 
     def lose(self, run_id: str) -> None:
         """The run is not ours any more: forget what was not confirmed, and go on with what others have of it."""
@@ -92,9 +96,9 @@ class RedisJournal:
         self._link.publish(run_key(run_id), STORED)
         self._delete(run_id)
 
-    def _delete(self, run_id: str) -> None:
+    def _delete(self, run_id: str, marked_seconds: int = RELEASED_SECONDS) -> None:
         keys = run_key(run_id), blocks_key(run_id), owner_key(run_id)
-        self._link.post(RELEASE, keys, (self._node, RUN_TTL_SECONDS), _nobody)
+        self._link.post(RELEASE, keys, (self._node, marked_seconds), _nobody)
 
     async def _keep(self, look_seconds: float) -> None:
         """Merge what can be merged, and drop what was released, for ever: once in a while, and nothing per token."""
