@@ -209,6 +209,38 @@ async def test_a_redis_that_has_lost_its_data_kills_nobody(nodes: list[Node], cl
     assert await a.member.gone({"b", "c"}, {"b", "c"}) == NOBODY
 
 
+async def test_a_node_is_gone_that_dies_when_redis_loses_its_data(nodes: list[Node], clock: Clock) -> None:
+    a, _, c = nodes
+    await a.look()
+    await a.link.command("FLUSHALL")
+    await a.look()
+    clock.seconds += membership.LEASE_SECONDS
+    await clock.passes(a)
+    assert await a.member.gone({"b"}, NOBODY) == {"b"}
+    await c.look()
+    await a.look()
+    assert await a.member.gone({"b", "c"}, NOBODY) == {"b"}
+    assert await a.member.gone(NOBODY, NOBODY) == NOBODY
+    told: list[str] = []
+    a.member.watch(lambda: told.append("a"))
+    await a.look()
+    assert told == [], "a node that left nothing is forgotten"
+
+
+async def test_whose_lease_redis_has_lost_has_the_time_of_a_lease(nodes: list[Node], clock: Clock) -> None:
+    """To find the way to Redis again: it may be another server now."""
+    a, _, _ = nodes
+    await a.look()
+    a.member._saw(Unavailable())
+    await a.link.command("FLUSHALL")
+    await a.look()
+    await clock.passes(a)
+    assert await a.member.gone({"b", "c"}, NOBODY) == NOBODY
+    clock.seconds += membership.LEASE_SECONDS
+    await a.look()
+    assert await a.member.gone({"b", "c"}, NOBODY) == {"b", "c"}, "though Redis was away and knows of neither"
+
+
 async def test_a_node_learns_that_redis_has_lost_its_data(nodes: list[Node]) -> None:
     a, b, _ = nodes
     told: list[str] = []

@@ -72,6 +72,7 @@ class Membership:
         self._looked_at = 0.0
         self._is_looking = False
         self._living: Set[str] = frozenset()
+        self._known = set[str]()  # All that were ever seen, until they are gone and have left nothing.
         self._cancels: Sequence[str] = ()  # What the last reply told to cancel: a reply that is lost is repeated.
         self._missing: dict[str, float] = {}  # Since which look the lease of each is missing.
 
@@ -103,7 +104,10 @@ class Membership:
         self._silent_seconds = 0.0
         living, missing, self._cancels = ([each.decode() for each in part] for part in reply[1:])
         self._living = frozenset(living)
-        self._missing = {node: self._missing.get(node, now) for node in missing}
+        self._known.update(living, missing)
+        forgotten = self._known.difference(living, missing)  # With the data of Redis: their leases might hold still.
+        since = dict.fromkeys(missing, now) | dict.fromkeys(forgotten, now + LEASE_SECONDS)
+        self._missing = {node: self._missing.get(node, at) for node, at in since.items()}
         if self._missing:  # Where a lock shows that a node is dead, its runs end now.
             self._on_gone()
         if reply[0]:
@@ -142,12 +146,13 @@ class Membership:
         self._on_gone = on_gone
 
     async def gone(self, owners: Set[str | None], silent: Set[str | None]) -> Set[str | None]:
-        """As ``Witness``. Whoever was never seen here, or was forgotten with the data of Redis, the database knows."""
+        """As ``Witness``. Whoever was never seen here, the database knows."""
         if not self.is_answered:
             raise Unavailable("Redis does not say who lives")
         gone = self._gone()
         if forgotten := gone - owners:
             await self._link.command("SREM", NODES, *forgotten)
+            self._known -= forgotten
         return {each for each in owners if each in gone or (each in silent and each not in self._living)}
 
     async def take(self, run_ids: Sequence[str], owner: str | None) -> dict[str, Answer | None]:
