@@ -86,9 +86,9 @@ class RedisJournal:
             self._follower.adopt(log.shown)
 
     def publish_again(self) -> None:
-        """Redis may have lost its data: publish what it lacks of each run of ours, and whose the run is."""
+        """Redis may have lost its data: ask how far it has each run of ours, then publish what it lacks."""
         for log in self._owned.values():
-            log.tail = 0
+            log.tail = -1
             self.publisher.publish(log)
 
     def announce(self, run_id: str) -> None:

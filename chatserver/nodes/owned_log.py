@@ -18,7 +18,7 @@ class OwnedLog:
         self.run_id = run_id
         self.shown = FedLog(run_id)
         self.tail = 0
-        """The number up to which the journal has the log."""
+        """The number up to which the journal has the log; -1: the journal is to be asked."""
 
         self.merged_blocks = 0
         """How many closed blocks of the merged form the journal has."""
@@ -66,6 +66,8 @@ class OwnedLog:
 
     def chunk(self) -> tuple[int, bytes]:
         """What follows the tail of the journal, as much as one batch holds, and its last number."""
+        if self.tail < 0:
+            return self.last_seq, b""
         if self.tail < self.shown.last_seq:  # The journal has lost its end.
             part = self.shown.merged.stored_after(self.tail)
             return part.last_seq, packed_chunk(part)

@@ -1,6 +1,6 @@
 -- Hand over what is new of the runs of a node, if the node is alive and owns them, each behind what is there.
 -- KEYS: the node's lease. ARGV: the node, the TTL in seconds of what is kept of a run; then for each run its id, the
--- number before the first new event, the number of the last one, and the chunk.
+-- number before the first new event (-1: there is none, the node asks), the number of the last one, and the chunk.
 -- Returns false: the node has no lease. Otherwise two values for each run that is not at its last event now: its place
 -- among the runs (from 0), and the number that it is at; -1: another node owns it.
 
