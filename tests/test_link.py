@@ -25,7 +25,7 @@ from tests.redis_servers import RedisServer, free_port, redis_process
 
 pytestmark = pytest.mark.anyio
 
-PATIENCE_SECONDS = 0.4
+PATIENCE_SECONDS = 2.0
 
 
 class Echo(Script):

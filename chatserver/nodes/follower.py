@@ -21,6 +21,7 @@ from chatserver.log.fed import FedLog
 from chatserver.nodes.chunk import unpacked_chunk
 from chatserver.nodes.keys import blocks_key, owner_key, run_key
 from chatserver.nodes.link import Link, Script
+from chatserver.nodes.wire import unavailable
 from chatserver.telemetry import UNOBSERVED, Observer
 
 BLOCKS_AT_ONCE, ENTRIES_AT_ONCE = 16, 256
@@ -93,6 +94,8 @@ class Follower:
         followed.used_at = monotonic()
         if followed.first_read is not None:
             is_there = await asyncio.shield(followed.first_read)
+            if isinstance(is_there, Unavailable):
+                raise unavailable()  # One for each who waits: the traceback of one would grow with their number.
             if isinstance(is_there, Exception):
                 raise is_there
             if not is_there:
