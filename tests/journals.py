@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 
+from chatserver.errors import NotFound
 from chatserver.events import Event, Record
 from chatserver.log import EventLog, StoredLog
 from chatserver.nodes.address import Address
@@ -50,13 +51,16 @@ class Node:
 async def node(
     server: RedisServer,
     name: str,
-    database: Mapping[str, StoredLog] | None = None,
+    database: Mapping[str, StoredLog | NotFound] | None = None,
     observer: Observer = UNOBSERVED,
 ) -> AsyncIterator[Node]:
-    """A node; ``database`` has the logs of the runs that are over."""
+    """A node; ``database`` has the logs of the runs that are over, and ``NotFound`` of those that were deleted."""
 
     async def stored(run_id: str) -> StoredLog | None:
-        return (database or {}).get(run_id)
+        found = (database or {}).get(run_id)
+        if isinstance(found, NotFound):
+            raise found
+        return found
 
     async with (
         open_link(Address(server.url), PATIENCE_SECONDS) as link,

@@ -234,3 +234,10 @@ def test_what_does_not_follow_is_not_kept() -> None:
     known = StoredLog.of([appended(Token(content="x"), "run", 2)])
     assert log.feed(known)
     assert log.last_seq == 2
+
+
+def test_nothing_follows_the_end() -> None:
+    log = FedLog("run")
+    log.keep(end(), appended(end(), "run", 1))
+    assert log.feed(StoredLog.of([appended(Token(content="late"), "run", 2)]))
+    assert (log.last_seq, log.is_over) == (1, True)

@@ -8,8 +8,11 @@ from pathlib import Path
 import anyio
 import pytest
 
+from chatserver.endings import DELETED
+from chatserver.errors import NotFound
 from chatserver.events import Event, Token
-from chatserver.log import EventLog
+from chatserver.log import EventLog, StoredLog
+from chatserver.nodes import follower
 from chatserver.nodes.keys import blocks_key, node_key, owner_key, run_key
 from chatserver.nodes.owned_log import OwnedLog
 from tests.clients import SSE, documents_of, text_of
@@ -29,6 +32,7 @@ DRAFTS: list[Event] = [start(), Token(content="Hi"), end()]
 class Run:
     """A run that has said all but its end, with a reader at its owner and at another node."""
 
+    database: dict[str, StoredLog | NotFound]
     owner: Node
     other: Node
     log: OwnedLog
@@ -46,12 +50,13 @@ class Run:
 
 @pytest.fixture
 async def run(redis_server: RedisServer) -> AsyncIterator[Run]:
-    async with node(redis_server, "a") as owner, node(redis_server, "b") as other:
+    database = dict[str, StoredLog | NotFound]()
+    async with node(redis_server, "a", database) as owner, node(redis_server, "b", database) as other:
         log = await owner.own("run")
         for draft in DRAFTS[:-1]:
             log.append(draft)
         await is_shown(log)
-        made = Run(owner, other, log, await other.follow("run"))
+        made = Run(database, owner, other, log, await other.follow("run"))
         await is_at(made.followed, log.last_seq)
         yield made
 
@@ -113,3 +118,19 @@ async def test_a_run_ends_for_whose_log_there_is_no_room(tmp_path: Path) -> None
         reading = await SSE.start(nodes[0], {"message": "Hi"})
         with anyio.fail_after(20):
             assert text_of(await documents_of(reading)) == "Next"
+
+
+# ---- a run that was deleted -----------------------------------------------------------------------------------------
+
+
+async def test_the_readers_of_a_run_that_was_deleted_are_told_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follower, "SILENT_SECONDS", 0.0)
+    monkeypatch.setattr(follower, "IDLE_SECONDS", 0.0)
+    readers = [each.cursor(0) for each in (run.log, run.followed)]
+    run.owner.journal.lose("run")
+    run.database["run"] = NotFound()
+    for log in (run.log, run.followed):
+        await agrees(log, [*DRAFTS[:-1], DELETED])
+    for reader in readers:
+        reader.close()
+    await until(lambda: not any(each.journal._follower._followed for each in (run.owner, run.other)))

@@ -24,7 +24,12 @@ class FedLog(MemoryLog):
         return self._merged
 
     def feed(self, chunk: StoredLog) -> bool:
-        """Keep what is new of a part of the log; False: what is new does not follow what is here, and is not kept."""
+        """Keep what is new of a part of the log; False: what is new does not follow what is here, and is not kept.
+
+        Nothing is new to a log that is over.
+        """
+        if self.is_over:
+            return True
         has_gap, before = False, self.last_seq
         for event, document, lengths in events_of(chunk):
             if event.seq <= self.last_seq:

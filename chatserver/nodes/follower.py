@@ -15,7 +15,9 @@ from typing import Any, TypeAlias
 
 import anyio
 
-from chatserver.errors import Unavailable
+from chatserver.endings import DELETED
+from chatserver.errors import NotFound, Unavailable
+from chatserver.events import appended
 from chatserver.log import StoredLog
 from chatserver.log.fed import FedLog
 from chatserver.nodes.chunk import unpacked_chunk
@@ -45,6 +47,7 @@ STORED = b""
 """The message of a run's channel that says: the run is over, and the database has its log."""
 
 Stored: TypeAlias = Callable[[str], Awaitable[StoredLog | None]]
+"""As ``Sessions.log``."""
 
 
 class Followed:
@@ -181,7 +184,11 @@ class Follower:
                 await self._news.wait()
             self._news.clear()
             self._look()
-            await self._complete()
+            run_ids, self._maybe_over = self._maybe_over, {}
+            for run_id in run_ids:
+                if followed := self._followed.get(run_id):
+                    with suppress(Unavailable):
+                        await self._complete(followed)
 
     def _look(self) -> None:
         now, looked_at = monotonic(), list[Followed]()
@@ -211,13 +218,15 @@ class Follower:
         self._maybe_over[followed.log.run_id] = None
         self._news.set()
 
-    async def _complete(self) -> None:
-        """Complete the logs of the runs that are over in the database."""
-        run_ids, self._maybe_over = self._maybe_over, {}
-        for run_id in run_ids:
-            with suppress(Unavailable):
-                stored = await self._stored(run_id)
-                followed = self._followed.get(run_id)
-                if stored is not None and followed is not None and not followed.log.is_over:
-                    self._link.unsubscribe(run_key(run_id))
-                    await followed.log.complete(stored)
+    async def _complete(self, followed: Followed) -> None:
+        """Complete the log of a run that is over in the database, or was deleted there."""
+        log = followed.log
+        try:
+            if (stored := await self._stored(log.run_id)) and not log.is_over:
+                self._link.unsubscribe(run_key(log.run_id))
+                await log.complete(stored)
+        except NotFound:
+            if not log.is_over:
+                self._link.unsubscribe(run_key(log.run_id))
+                log.keep(DELETED, appended(DELETED, log.run_id, log.last_seq + 1))
+                log.tell()

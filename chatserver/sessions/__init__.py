@@ -164,7 +164,11 @@ class Sessions:
         return await self._database.read(partial(queries.run, user=user, run_id=run_id))
 
     async def log(self, run_id: str) -> StoredLog | None:
-        """The log that a finished run left; None for any other. Whose it is has been asked before (``run``)."""
+        """The log that a finished run left; None: it goes on. Whose it is has been asked before (``run``).
+
+        Raises:
+            NotFound: there is no such run.
+        """
         return await self._database.read(partial(queries.log, run_id=run_id))
 
     async def spent_on(self, user: str, day: str) -> int:

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Executable, bindparam, case, select, tuple_, 
 
 from chatserver.answer import Answer, retold
 from chatserver.dialogue import json_bytes, told_bytes
-from chatserver.endings import INTERRUPTED
+from chatserver.endings import DELETED, INTERRUPTED
 from chatserver.errors import RunLost
 from chatserver.events import Error, Event, Terminal, Usage, record
 from chatserver.log import SEQ_LIMIT, StoredLog
@@ -76,7 +76,7 @@ def _check_owner(connection: Connection, run_id: str, owner: str) -> None:
     """A run is over already: well, if this very process has ended it, and never heard that its end was kept."""
     found = connection.execute(select(runs.c.owner).where(runs.c.run_id == run_id)).one_or_none()
     if found is None:
-        raise RunLost("the session was deleted while the answer was written", is_deleted=True)
+        raise RunLost(DELETED.message, is_deleted=True)
     if found.owner != owner:
         raise RunLost("the server was away for too long: another one ended the answer")
 

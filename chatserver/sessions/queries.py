@@ -51,10 +51,16 @@ def spent_on(connection: Connection, user: str, day: str) -> int:
 
 
 def log(connection: Connection, run_id: str) -> StoredLog | None:
-    """The log of a finished run, as it was given to ``finish``; None where there is none."""
+    """The log of a finished run, as it was given to ``finish``; None: the run goes on.
+
+    Raises:
+        NotFound: there is no such run.
+    """
     query = select(runs.c.last_seq, runs.c.events, runs.c.lengths).where(runs.c.run_id == run_id)
     row = connection.execute(query).one_or_none()
-    return StoredLog(row.last_seq, row.events, row.lengths or b"") if row and row.events else None
+    if row is None:
+        raise NotFound
+    return StoredLog(row.last_seq, row.events, row.lengths or b"") if row.events else None
 
 
 def session_resource(connection: Connection, user: str, session_id: str) -> SessionResource:
