@@ -10,7 +10,7 @@ import pytest
 
 from chatserver.endings import DELETED
 from chatserver.errors import NotFound
-from chatserver.events import Event, Token
+from chatserver.events import Event, Token, appended
 from chatserver.log import EventLog, StoredLog
 from chatserver.nodes import follower
 from chatserver.nodes.keys import blocks_key, node_key, owner_key, run_key
@@ -134,3 +134,29 @@ async def test_the_readers_of_a_run_that_was_deleted_are_told_so(run: Run, monke
     for reader in readers:
         reader.close()
     await until(lambda: not any(each.journal._follower._followed for each in (run.owner, run.other)))
+
+
+async def test_a_run_that_is_lost_when_the_database_has_its_end_is_told_at_once(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follower, "SILENT_SECONDS", 3600.0)
+    run.database["run"] = run.log.stored(appended(end(), "run", 3))
+    run.owner.journal.lose("run")
+    await agrees(run.log, DRAFTS)
+
+
+async def test_a_lost_message_is_found_while_the_database_does_not_answer(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = anyio.Event()
+
+    async def never(_: str) -> None:
+        asked.set()
+        await anyio.sleep_forever()
+
+    monkeypatch.setattr(run.other.journal._follower, "_stored", never)
+    run.other.journal._follower._ask_database(run.other.journal._follower._followed["run"])
+    await asked.wait()
+    monkeypatch.setitem(run.other.link._channels, run_key("run").encode(), lambda _: None)
+    run.log.append(end())
+    await run.is_told()

@@ -106,8 +106,8 @@ class Follower:
         return followed.log
 
     def adopt(self, log: FedLog) -> None:
-        """Follow a run that was ours, from where it is, to its end."""
-        self._begin(log, is_ours=True)
+        """Follow a run that was ours, from where it is, to its end, which the database may have already."""
+        self._ask_database(self._begin(log, is_ours=True))
 
     def _begin(self, log: FedLog, is_ours: bool = False) -> Followed:
         self._followed[log.run_id] = followed = Followed(log, is_ours)
@@ -178,12 +178,16 @@ class Follower:
     # What is looked at once in a while.
 
     async def keep(self, look_seconds: float) -> None:
-        """Find what was lost and what is over, and leave what nobody reads, for ever."""
+        """Find what was lost, and leave what nobody reads, for ever."""
         while True:
-            with anyio.move_on_after(look_seconds):
-                await self._news.wait()
-            self._news.clear()
+            await anyio.sleep(look_seconds)
             self._look()
+
+    async def complete(self) -> None:
+        """Find what is over, for ever. The database may not answer for long: nothing else waits for it."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
             run_ids, self._maybe_over = self._maybe_over, {}
             for run_id in run_ids:
                 if followed := self._followed.get(run_id):

@@ -144,5 +144,6 @@ async def open_journal(
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(journal._keep, look_seconds)
         tasks.start_soon(journal._follower.keep, look_seconds)
+        tasks.start_soon(journal._follower.complete)
         yield journal
         tasks.cancel_scope.cancel()
