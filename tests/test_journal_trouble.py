@@ -254,3 +254,28 @@ async def test_a_node_that_follows_many_runs_comes_back_to_redis() -> None:
             for log in logs:
                 await is_at(log, follower.BLOCKS_AT_ONCE)
             assert len(lost) == 1
+
+
+@pytest.mark.parametrize("fault", ["chunk", "confirm"])
+async def test_a_log_that_cannot_be_published_is_lost_alone(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: str
+) -> None:
+    lost = list[OwnedLog]()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("broken")
+
+    def lose(log: OwnedLog) -> None:
+        lost.append(log)
+        fail()
+
+    async with node(redis_server, "a") as owner:
+        owner.journal.publisher.on_fenced = lose
+        broken, sound = await owner.own("broken"), await owner.own("sound")
+        monkeypatch.setattr(broken, fault, fail)
+        broken.append(start())
+        for draft in DRAFTS[:2]:
+            sound.append(draft)
+            await is_shown(sound)
+        assert lost == [broken] and broken.is_fenced
+        assert [each.getMessage().split()[:2] for each in caplog.records] == [["run", "broken"], ["nobody", "could"]]

@@ -32,6 +32,8 @@ BETWEEN_CALLS_SECONDS = 0.001
 PUBLISH_AGAIN_SECONDS = 0.25
 """After a call that was refused."""
 
+BROKEN = "run %s cannot be published"
+
 PUBLISH = Script("publish")
 
 
@@ -40,7 +42,10 @@ class Publisher:
 
     def __init__(self, link: Link, node: str, observer: Observer = UNOBSERVED) -> None:
         self.on_fenced: Callable[[OwnedLog], None] = _nothing
-        """Called when another node owns a run of ours. What was not confirmed is gone already."""
+        """Called when another node owns a run of ours, or when a fault here keeps a run from being published.
+
+        What was not confirmed is gone already.
+        """
 
         self._link = link
         self._node = node
@@ -74,7 +79,12 @@ class Publisher:
             if room < 0:
                 self._behind[log] = None
             elif log.is_behind:
-                last, chunk = log.chunk()
+                try:
+                    last, chunk = log.chunk()
+                except Exception:  # Others wait behind it.
+                    logger.exception(BROKEN, log.run_id)
+                    self._lose(log)
+                    continue
                 args += (log.run_id, log.tail, last, chunk)
                 self._sent.append((log, last))
                 room -= len(chunk)
@@ -99,17 +109,29 @@ class Publisher:
             for place, tail in zip(others[::2], others[1::2], strict=True):
                 sent[place] = sent[place][0], tail
         for log, tail in sent:
-            if log.is_fenced:
-                continue
-            if not 0 <= tail <= log.last_seq:
-                log.fence()
-                self.on_fenced(log)
-                continue
-            if tail < log.tail:
-                logger.warning("the journal has lost run %s behind %d: it is filled again", log.run_id, tail)
-            log.confirm(tail)
-            if log.is_behind:
-                self._behind[log] = None
+            try:
+                self._confirm_one(log, tail)
+            except Exception:  # Others wait behind it.
+                logger.exception(BROKEN, log.run_id)
+                self._lose(log)
+
+    def _confirm_one(self, log: OwnedLog, tail: int) -> None:
+        if log.is_fenced:
+            return
+        if not 0 <= tail <= log.last_seq:
+            return self._lose(log)
+        if tail < log.tail:
+            logger.warning("the journal has lost run %s behind %d: it is filled again", log.run_id, tail)
+        log.confirm(tail)
+        if log.is_behind:
+            self._behind[log] = None
+
+    def _lose(self, log: OwnedLog) -> None:
+        log.fence()
+        try:
+            self.on_fenced(log)
+        except Exception:
+            logger.exception("nobody could be told that run %s is lost", log.run_id)
 
     def _refuse(self, sent: Sequence[tuple[OwnedLog, int]], reply: object) -> None:
         """Nothing is confirmed, whatever has happened in Redis: try again."""
