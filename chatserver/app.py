@@ -22,7 +22,7 @@ from chatserver.log.logs import MemoryLogs
 from chatserver.nodes import Shared, link_to
 from chatserver.nodes.alone import open_alone
 from chatserver.providers.chat_completions.provider import OpenAIProvider
-from chatserver.routes import contract, demo, http, page, scrape
+from chatserver.routes import contract, demo, health, http, page, scrape
 from chatserver.routes.http import IS_HEAD
 from chatserver.routes.openapi import BY_TOKEN, SECURITY
 from chatserver.routes.websocket import WEBSOCKET_PATH, websocket
@@ -108,6 +108,7 @@ def create_app(settings: Settings, demo_key: str | None = None) -> Litestar:
 
     routes = [
         *http.ROUTES,
+        *health.ROUTES,
         *contract.ROUTES,
         *page.ROUTES,
         scrape.metrics,

@@ -34,11 +34,6 @@ def no_fence() -> Fault:
     )
 
 
-def no_tail_check() -> Fault:
-    """What is published is taken whatever is there before it."""
-    return _script(publisher.PUBLISH, "if tail == before then", "if true then")
-
-
 def no_lease() -> Fault:
     """The lease of a node never ends."""
     return _script(membership.LOOK, "redis.call('SET', KEYS[2], 1, 'PX', ARGV[2])", "redis.call('SET', KEYS[2], 1)")

@@ -191,7 +191,7 @@ async def test_no_answer_of_a_user_is_kept_by_anybody() -> None:
             ("DELETE", f"/chat/sessions/{run['session_id']}"),
             ("POST", "/chat/tickets"),
             ("GET", "/nowhere"),
-            ("GET", "/livez"),
+            ("GET", "/readyz"),
             ("GET", "/schema"),
         ):
             for headers in (users.of("ann"), {}, {"Host": "evil.example"}):

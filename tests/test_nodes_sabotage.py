@@ -19,7 +19,6 @@ from tests.node_sabotage import Fault
 from tests.redis_server import RedisServer
 from tests.test_nodes_deaths import held_up, loses_nothing_with_its_owner
 from tests.test_nodes_readers import hops_between_nodes
-from tests.test_nodes_trouble import fills_what_a_replica_lacks
 
 pytestmark = [pytest.mark.anyio, pytest.mark.proof, pytest.mark.xdist_group("nodes sabotaged")]
 
@@ -55,7 +54,6 @@ CASES = [
     Case(node_sabotage.no_fence, owner_is_held_up, HANG),
     Case(node_sabotage.shown_before_it_is_published, owner_is_held_up, "was shown"),
     Case(node_sabotage.no_lease, owner_is_held_up, HANG),
-    Case(node_sabotage.no_tail_check, fills_what_a_replica_lacks, HANG),
     Case(node_sabotage.messages_lost_and_never_missed, reader_hops, HANG),
 ]
 

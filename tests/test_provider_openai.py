@@ -1846,7 +1846,7 @@ async def test_a_cancel_while_waiting_closes_the_upstream_at_once(
         if left == 0:
             taken.set()
 
-    with anyio.fail_after(10):
+    with anyio.fail_after(30):
         async with anyio.create_task_group() as group:
             group.start_soon(provider.stream, ASK, on_delta)
             if count:

@@ -266,9 +266,9 @@ async def test_a_server_that_is_stopped_while_its_successor_starts_leaves_none(t
             await reading.take(2)
         os.kill(server.pid, signal.SIGHUP)
         await server.said("a new process is started")
+        (successor,) = children_of(server)
         server.terminate()
         if reading is not None:
-            (successor,) = children_of(server)
             await all_ended([successor])
             gate.set()
             assert json.loads((await documents_of(reading))[-1])["type"] == "done"

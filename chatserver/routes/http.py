@@ -23,7 +23,6 @@ from chatserver.errors import (
     MethodNotAllowed,
     NotAcceptable,
     NotFound,
-    Unavailable,
 )
 from chatserver.resources import (
     PAGE_LIMIT,
@@ -37,8 +36,6 @@ from chatserver.resources import (
 from chatserver.routes import components_of
 from chatserver.routes.body import read_body
 from chatserver.routes.openapi import (
-    ALWAYS,
-    BY_NOTHING,
     BY_TICKET,
     STARTING,
     STREAM_OR_END,
@@ -218,24 +215,6 @@ async def issue_ticket(request: Request[str, Any, State]) -> Ticket:
     return await components_of(request).gate.tickets.issue(request.auth)
 
 
-@get("/livez", opt={OPEN_WHILE_DRAINING: True, PUBLIC: True}, security=BY_NOTHING, responses=refusals(*ALWAYS))
-async def livez() -> dict[str, str]:
-    """The process answers."""
-    return {"status": "ok"}
-
-
-@get("/readyz", opt={PUBLIC: True}, security=BY_NOTHING, responses=refusals(*ALWAYS, Draining, Unavailable))
-async def readyz(request: Request[str, Any, State]) -> dict[str, Any]:
-    """New runs are welcome, and this model answers them; 503 while draining, or without database or Redis."""
-    if not await components_of(request).sessions.is_writable():
-        raise Unavailable("the database cannot be written")
-    if not components_of(request).runs.are_welcome:
-        raise Unavailable("Redis cannot be used")
-    settings = components_of(request).settings
-    about = {name: getattr(settings, name) for name in ("model", "is_demo", "login_url", "max_message_bytes")}
-    return {"status": "ok"} | about
-
-
 def _form(request: Request[str, Any, State]) -> Format:
     return chosen(header(request.scope["headers"], b"accept"))
 
@@ -291,6 +270,4 @@ ROUTES = [
     delete_session,
     list_models,
     issue_ticket,
-    livez,
-    readyz,
 ]

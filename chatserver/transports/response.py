@@ -9,7 +9,8 @@ AS_DATA = ((b"x-content-type-options", b"nosniff"), (b"cross-origin-resource-pol
 """Headers of each response: a browser takes the body for nothing but its type, and embeds it in no foreign page."""
 
 PRIVATE = ((b"cache-control", b"no-store"), *AS_DATA)
-"""Headers of each response without a `Cache-Control` of its own: such a response is a user's, or soon out of date."""
+"""Headers of each response without a `Cache-Control` of its own, but for those that it has: such a response is a
+user's, or soon out of date."""
 
 PIECE_BYTES = 64 * 1024
 """How many bytes of a response a peer must take within CHATSERVER_SEND_TIMEOUT_SECONDS."""
@@ -38,7 +39,7 @@ class WatchedSend:
             names = {name.lower() for name, _ in headers}
             self._is_whole = b"content-length" in names and PEER in self._scope["extensions"]
             if b"cache-control" not in names:
-                message = message | {"headers": [*headers, *PRIVATE]}
+                message = message | {"headers": [*headers, *(each for each in PRIVATE if each[0] not in names)]}
         elif self._is_whole:
             self._body += message.get("body", b"")
             if not message.get("more_body", False):
