@@ -120,6 +120,10 @@ def children_of(server: ServerProcess) -> list[psutil.Process]:
     return psutil.Process(server.pid).children()
 
 
+async def _is_parent(server: ServerProcess) -> bool:
+    return bool(children_of(server))
+
+
 async def both_answer(server: ServerProcess) -> None:
     """Call until each worker has written a line of its own."""
 
@@ -265,7 +269,7 @@ async def test_a_server_that_is_stopped_while_its_successor_starts_leaves_none(t
         if reading is not None:
             await reading.take(2)
         os.kill(server.pid, signal.SIGHUP)
-        await server.said("a new process is started")
+        await until(lambda: _is_parent(server))
         (successor,) = children_of(server)
         server.terminate()
         if reading is not None:
