@@ -76,7 +76,7 @@ screenshots: _package _services
 lock *options: _package
     {{lock_command}} "$@" --output-file requirements.lock pyproject.toml
     {{lock_command}} "$@" --all-extras --group dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
-    {{lock_command}} "$@" --extra redis --extra postgres --extra otel --constraint requirements-dev.lock --output-file deploy/requirements.lock pyproject.toml
+    {{lock_command}} "$@" --extra redis --extra postgres --extra otel --extra mcp --constraint requirements-dev.lock --output-file deploy/requirements.lock pyproject.toml
 
 # .venv with all locked packages and the project itself, editable; nothing to do while neither has changed
 _package:
@@ -89,15 +89,17 @@ _package:
     pip install --quiet --no-deps --no-build-isolation --editable .
     touch "$stamp"
 
-# the npm packages that check the browser client, as locked; Node 20 or newer is not installed here
+# the npm packages that check the browser client, and MCP servers, as locked; Node 20 or newer is not installed here
 _node:
     #!/usr/bin/env bash
     set -euo pipefail
-    stamp=tests/web/node_modules/.package-lock.json
-    if [[ $stamp -nt tests/web/package-lock.json ]]; then exit; fi
-    if ! command -v npm >/dev/null; then echo "npm is not installed; tests that need Node are skipped"; exit; fi
-    npm ci --prefix tests/web --silent --no-audit --no-fund
-    touch "$stamp"
+    for folder in tests/web tests/mcp; do
+        stamp=$folder/node_modules/.package-lock.json
+        if [[ $stamp -nt $folder/package-lock.json ]]; then continue; fi
+        if ! command -v npm >/dev/null; then echo "npm is not installed; tests that need Node are skipped"; exit; fi
+        npm ci --prefix "$folder" --silent --no-audit --no-fund
+        touch "$stamp"
+    done
 
 # the Debian packages, where this user may install them; otherwise a word about what will be skipped
 _services:
