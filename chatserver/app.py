@@ -17,6 +17,7 @@ from chatserver import __version__
 from chatserver.agent import ToolAgent
 from chatserver.auth import Gate
 from chatserver.auth.origins import is_probe
+from chatserver.calls import Toolbox
 from chatserver.errors import ChatError, NotFound, SettingsError, Unavailable
 from chatserver.log.logs import MemoryLogs
 from chatserver.nodes import Shared, link_to
@@ -26,6 +27,7 @@ from chatserver.routes import contract, demo, health, http, page, scrape
 from chatserver.routes.http import IS_HEAD
 from chatserver.routes.openapi import BY_TOKEN, SECURITY
 from chatserver.routes.websocket import WEBSOCKET_PATH, websocket
+from chatserver.runs.lives import Lives
 from chatserver.runs.runs import Runs
 from chatserver.settings import Settings, variable
 from chatserver.telemetry.metrics import Metrics
@@ -145,7 +147,8 @@ async def _running(
             await sessions.interrupt_abandoned()
         provider = await stack.enter_async_context(_provider(settings, demo_key))
         threads = ToolThreads(settings.tool_timeout_seconds, settings.max_tool_result_bytes)
-        agent = ToolAgent(provider, tools, threads, settings.max_turns, settings.max_tool_calls_per_run)
+        toolbox = Toolbox(tools, threads, settings.max_tool_calls_per_run)
+        agent = ToolAgent(provider, settings.max_turns)
         logs = MemoryLogs(settings.max_logs_bytes, sessions.log, shared.journal)
         connections = await stack.enter_async_context(
             Connections(
@@ -154,7 +157,8 @@ async def _running(
                 observer=metrics,
             )
         )
-        runs = Runs(settings, sessions, logs, agent.answer, shared.places, shared.elsewhere, metrics)
+        lives = Lives(settings, sessions, logs, agent.answer, toolbox, metrics)
+        runs = Runs(settings, sessions, logs, lives, shared.places, shared.elsewhere)
         await stack.enter_async_context(runs)
         beside = await stack.enter_async_context(anyio.create_task_group())
         beside.start_soon(gate.keep_fresh)

@@ -10,7 +10,6 @@ from weakref import WeakSet
 
 from msgspec.structs import replace
 
-from chatserver.agent import Step
 from chatserver.events import Reasoning, Record, Token, decode, record
 from chatserver.log import StoredLog
 from chatserver.log.memory import MemoryCursor, MemoryLog
@@ -21,6 +20,7 @@ from chatserver.runs.life import Life
 from chatserver.runs.run import Run
 from chatserver.runs.subscription import Subscription
 from chatserver.sessions import Sessions
+from chatserver.steps import Step
 from chatserver.transports.connections import Connection
 from chatserver.transports.formats.ndjson import JsonLines
 from chatserver.transports.formats.sse import EventStream

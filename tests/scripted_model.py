@@ -5,11 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
 import anyio
+from anyio.lowlevel import checkpoint
 from msgspec import Struct
 from msgspec.structs import replace
 
-from chatserver.agent import Emit, Step, ToolAgent
+from chatserver.agent import ToolAgent
 from chatserver.answer import Answer
+from chatserver.calls import Calls, Toolbox
+from chatserver.context import RunContext
 from chatserver.dialogue import TurnOrigin, UserText
 from chatserver.errors import UpstreamError
 from chatserver.events import Done, FinishReason, Terminal, Token, ToolCall, ToolResult, Usage, decode
@@ -22,6 +25,8 @@ from chatserver.runs.checkpoints import Checkpoints
 from chatserver.runs.life import Life
 from chatserver.runs.run import Run
 from chatserver.sessions import Sessions
+from chatserver.steps import Emit, Settled, Step
+from chatserver.telemetry import UNOBSERVED_RUN
 from chatserver.tools import tool
 from chatserver.tools.execution import ToolThreads
 from tests.logs import kept, watched_log
@@ -95,12 +100,40 @@ async def hang() -> None:
     await asyncio.get_running_loop().create_future()
 
 
+class Scripted(Struct, frozen=True):
+    """A ``ToolAgent`` with tools of its own, whatever its run has."""
+
+    provider: ScriptedModel
+    toolbox: Toolbox
+    turns_limit: int
+
+    async def answer(self, request: ModelRequest, context: RunContext) -> FinishReason:
+        calls = Calls(self.toolbox, context.emit, context.settled, context.observer)
+        return await ToolAgent(self.provider, self.turns_limit).answer(request, replace(context, calls=calls))
+
+
 def agent(
     model: ScriptedModel, *functions: Callable[..., Any], turns_limit: int = 10, calls_limit: int = 100
-) -> ToolAgent:
+) -> Scripted:
+    return Scripted(model, toolbox(*functions, calls_limit=calls_limit), turns_limit)
+
+
+def toolbox(*functions: Callable[..., Any], calls_limit: int = 100) -> Toolbox:
     tools = [tool(each) for each in functions or (add, shout, hang)]
-    threads = ToolThreads(WAIT_SECONDS, 1000)
-    return ToolAgent(model, {each.name: each for each in tools}, threads, turns_limit, calls_limit)
+    return Toolbox({each.name: each for each in tools}, ToolThreads(WAIT_SECONDS, 1000), calls_limit)
+
+
+def context_of(emit: Emit, meter: Meter | None = None, settled: Settled = checkpoint) -> RunContext:
+    """The context of a run that tells what it is told to ``emit``."""
+    return RunContext(
+        user="ann",
+        session_id="s",
+        run_id="run",
+        meter=meter or Meter(),
+        emit=emit,
+        settled=settled,
+        calls=Calls(toolbox(), emit, settled, UNOBSERVED_RUN),
+    )
 
 
 RESOURCE = RunResource(
@@ -139,13 +172,13 @@ def life_of(
     """A run in its life, stored nowhere, as if it were on disk where ``is_settled``."""
     sessions = cast(Sessions, kept or Store())
     run = Run(RESOURCE, watched_log(), meter or Meter(), grace_seconds, 0.0)
-    life = Life("ann", run, sessions, Checkpoints(sessions))
+    life = Life("ann", run, sessions, Checkpoints(sessions), toolbox())
     if is_settled:
         life.settle()
     return life
 
 
-async def steps_of(made: ToolAgent, meter: Meter | None = None, request: ModelRequest = ASKED) -> list[Single]:
+async def steps_of(made: Scripted, meter: Meter | None = None, request: ModelRequest = ASKED) -> list[Single]:
     """All that a run is told by its agent, durations aside, and why the answer has ended.
 
     Raises:

@@ -9,10 +9,10 @@ from typing import Any
 import anyio
 import msgspec
 import pytest
-from anyio.lowlevel import checkpoint
 from msgspec.structs import replace
 
-from chatserver.agent import ARGUMENTS_BYTES_LIMIT, CALLS_PER_TURN_LIMIT, Step, generated
+from chatserver.agent import generated
+from chatserver.calls import ARGUMENTS_BYTES_LIMIT, CALLS_PER_TURN_LIMIT
 from chatserver.dialogue import TurnOrigin, UserText
 from chatserver.errors import UpstreamError
 from chatserver.events import (
@@ -28,6 +28,7 @@ from chatserver.events import (
 )
 from chatserver.meter import Meter, Spent
 from chatserver.providers import WANTED_CALLS_LIMIT, Finish, ModelRequest, OnDelta
+from chatserver.steps import Step
 from chatserver.tools import tool
 from tests.scripted_model import (
     ASKED,
@@ -39,6 +40,7 @@ from tests.scripted_model import (
     add,
     agent,
     called,
+    context_of,
     gave,
     results_of,
     sent,
@@ -96,7 +98,7 @@ async def test_each_delta_passes_as_soon_as_it_comes() -> None:
                 seen.append(len(told))
             return stop()
 
-    assert await agent(Counting()).answer(ASKED, Meter(), told.append) == "stop"
+    assert await agent(Counting()).answer(ASKED, context_of(told.append)) == "stop"
     assert (told, seen) == ([Token(content="Hel"), Token(content="lo")], [1, 2])
 
 
@@ -112,7 +114,7 @@ async def test_a_generator_of_steps_is_an_agent() -> None:
 
     told: list[Step] = []
     meter = Meter()
-    assert await generated(theirs)(ASKED, meter, told.append, checkpoint) == "stop"
+    assert await generated(theirs)(ASKED, context_of(told.append, meter)) == "stop"
     assert told == [Token(content="m"), Reasoning(content="Hm")]
     assert meter.usage().input_tokens > 0
 
@@ -120,7 +122,7 @@ async def test_a_generator_of_steps_is_an_agent() -> None:
         raise Spent
 
     with pytest.raises(Spent):
-        await generated(theirs)(ASKED, Meter(), full, checkpoint)
+        await generated(theirs)(ASKED, context_of(full))
     assert left == [True, True]
 
 
@@ -188,12 +190,12 @@ async def test_tools_run_at_the_same_time_and_results_come_as_they_complete(kind
     told, heard = anyio.create_memory_object_stream[Step](9)
     with anyio.fail_after(WAIT_SECONDS), told, heard:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(made.answer, ASKED, Meter(), shown(told.send_nowait))
+            tasks.start_soon(made.answer, ASKED, context_of(shown(told.send_nowait)))
             assert [await heard.receive() for _ in "abc"] == [called(name, kind, gate=name) for name in "abc"]
             for name in order:
                 gates.events[name].set()
                 assert still(await heard.receive()) == gave(name, kind, name)
-    last = sent(made.provider.requests[-1])[2:]  # type: ignore[attr-defined]
+    last = sent(made.provider.requests[-1])[2:]
     assert [each["tool_call_id"] for each in last] == ["a", "b", "c"]
 
 
@@ -387,7 +389,7 @@ async def test_a_turn_that_wants_more_calls_than_can_be_meant_fails_the_answer_a
     steps = await steps_of(agent(ScriptedModel(wants(*calls[1:]), [stop()]), note))
     assert len(results_of(steps)) == WANTED_CALLS_LIMIT and len(made) == CALLS_PER_TURN_LIMIT
     with pytest.raises(UpstreamError) as failure:
-        await agent(ScriptedModel(wants(*calls)), note).answer(ASKED, Meter(), lambda _: None)
+        await agent(ScriptedModel(wants(*calls)), note).answer(ASKED, context_of(lambda _: None))
     assert (failure.value.code, failure.value.retryable) == ("llm_error", False)
     assert len(made) == CALLS_PER_TURN_LIMIT
 

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 
 import anyio
 import pytest
+from msgspec.structs import replace
 
-from chatserver.agent import Emit, Settled, Step
+from chatserver.context import RunContext
 from chatserver.dialogue import estimated_tokens
 from chatserver.events import Done, Error, FinishReason, Reasoning, Token, Usage
 from chatserver.meter import Meter
 from chatserver.providers import Finish, ModelRequest, ToolCallRequest
+from chatserver.steps import Step
 from tests.scripted_model import (
     ASKED,
     FAILURE,
@@ -23,6 +25,7 @@ from tests.scripted_model import (
     agent,
     asking,
     called,
+    context_of,
     gave,
     life_of,
     shown,
@@ -72,7 +75,7 @@ async def test_usage_is_right_at_any_moment() -> None:
         run.say(step)
         seen.append(meter.usage())
 
-    await agent(model).answer(ASKED, meter, emit)
+    await agent(model).answer(ASKED, context_of(emit, meter))
     seen.append(meter.usage())
     asked = estimated_tokens([*model.requests[0].messages, *model.requests[0].tools])
     assert seen == [Usage(asked, 1, estimated=True), Usage(asked, 2, estimated=True), Usage(7, 2)]
@@ -125,8 +128,8 @@ async def test_a_run_that_takes_no_more_leaves_nothing_behind(count: int) -> Non
             life.cancel()
             life.run.say(Token(content="more"))
 
-    async def answer(request: ModelRequest, meter: Meter, _: Emit, settled: Settled) -> FinishReason:
-        return await agent(model).answer(request, meter, shown(emit), settled)
+    async def answer(request: ModelRequest, context: RunContext) -> FinishReason:
+        return await agent(model).answer(request, replace(context, emit=shown(emit)))
 
     with anyio.fail_after(WAIT_SECONDS):
         await life.live(answer, asking())
@@ -144,7 +147,7 @@ async def test_cancelling_while_the_model_speaks_leaves_it_at_once() -> None:
             steps.append(step)
             scope.cancel()
 
-        await agent(model).answer(ASKED, Meter(), emit)
+        await agent(model).answer(ASKED, context_of(emit))
     assert steps == [Token(content="Hel")]
     assert model.open == 0
 
@@ -168,7 +171,7 @@ async def test_cancelling_while_tools_run_cancels_them_and_waits_for_none() -> N
 
     with anyio.fail_after(WAIT_SECONDS):
         async with anyio.create_task_group() as outer:
-            outer.start_soon(agent(model, in_loop, plain).answer, ASKED, Meter(), shown(steps.append))
+            outer.start_soon(agent(model, in_loop, plain).answer, ASKED, context_of(shown(steps.append)))
             for _ in range(2):
                 assert await anyio.to_thread.run_sync(entered.acquire, True, WAIT_SECONDS)
             outer.cancel_scope.cancel()

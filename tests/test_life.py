@@ -7,7 +7,8 @@ import anyio
 import pytest
 from msgspec.structs import replace
 
-from chatserver.agent import Agent, Emit, Settled, Step, generated
+from chatserver.agent import Agent, generated
+from chatserver.context import RunContext
 from chatserver.endings import INTERNAL, INTERRUPTED, UNREAD, WRONG
 from chatserver.errors import RunLost, Unavailable
 from chatserver.events import Done, FinishReason, Reasoning, Token, ToolCall, ToolResult
@@ -20,8 +21,21 @@ from chatserver.runs.life import Life
 from chatserver.runs.run import Run, State
 from chatserver.runs.subscription import Subscription
 from chatserver.sessions import Sessions
+from chatserver.steps import Step
 from tests.logs import kept as logged
-from tests.scripted_model import RESOURCE, WAIT_SECONDS, ScriptedModel, Store, agent, asking, life_of, stop, told, wants
+from tests.scripted_model import (
+    RESOURCE,
+    WAIT_SECONDS,
+    ScriptedModel,
+    Store,
+    agent,
+    asking,
+    life_of,
+    stop,
+    told,
+    toolbox,
+    wants,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -87,10 +101,10 @@ async def test_an_agent_that_catches_what_it_should_not_comes_to_its_end() -> No
     kept = Store()
     life = life_of(Meter(answer_bytes_limit=5), kept)
 
-    async def deaf(request: ModelRequest, meter: Meter, emit: Emit, _: Settled) -> FinishReason:
+    async def deaf(request: ModelRequest, context: RunContext) -> FinishReason:
         for __ in range(9):
             try:
-                emit(Token(content="word"))
+                context.emit(Token(content="word"))
             except Exception:  # noqa: BLE001 - that is what it is here for
                 await anyio.sleep_forever()
         return "stop"
@@ -111,8 +125,8 @@ async def test_an_agent_that_breaks_the_rules_fails_its_own_run(steps: list[Any]
 
 
 async def test_an_agent_that_fails_fails_its_own_run(caplog: pytest.LogCaptureFixture) -> None:
-    async def broken(request: ModelRequest, meter: Meter, emit: Emit, _: Settled) -> FinishReason:
-        emit(WORD)
+    async def broken(request: ModelRequest, context: RunContext) -> FinishReason:
+        context.emit(WORD)
         raise KeyError("secret")
 
     kept = Store()
@@ -258,7 +272,9 @@ async def test_all_who_wait_for_the_end_are_told() -> None:
 async def test_what_a_tool_has_done_is_stored_at_once() -> None:
     kept, gate = Store(), anyio.Event()
     checkpoints = Checkpoints(cast(Sessions, kept))
-    life = Life("ann", Run(RESOURCE, MemoryLog("run"), Meter(), None, 0.0), cast(Sessions, kept), checkpoints)
+    life = Life(
+        "ann", Run(RESOURCE, MemoryLog("run"), Meter(), None, 0.0), cast(Sessions, kept), checkpoints, toolbox()
+    )
     checkpoints.add(life.run)
     life.settle()
     async with anyio.create_task_group() as tasks:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from chatserver.agent import Step
 from chatserver.endings import INTERRUPTED, UNSTORED, WRONG
 from chatserver.events import EVENT_BYTES_LIMIT, Done, Error, Reasoning, Token, ToolCall, ToolResult
 from chatserver.log import EVENTS_LIMIT
@@ -16,6 +15,7 @@ from chatserver.meter import Meter
 from chatserver.parts import ReasoningPart, TextPart
 from chatserver.runs import run as machine
 from chatserver.runs.run import TRANSITIONS, CannotHappen, Cause, Run, State
+from chatserver.steps import Step
 from tests.logs import kept, watched_log
 from tests.scripted_model import RESOURCE
 

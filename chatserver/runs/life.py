@@ -8,7 +8,9 @@ from typing import TypeAlias
 
 import anyio
 
-from chatserver.agent import Agent, Step
+from chatserver.agent import Agent
+from chatserver.calls import Calls, Toolbox
+from chatserver.context import RunContext
 from chatserver.endings import INTERNAL, INTERRUPTED, UNSTORED, ending_of
 from chatserver.errors import RunLost, Unavailable, UpstreamError
 from chatserver.events import Error, FinishReason, Terminal, ToolCall, ToolResult, appended
@@ -18,6 +20,7 @@ from chatserver.providers import ModelRequest
 from chatserver.runs.checkpoints import Checkpoints
 from chatserver.runs.run import CannotHappen, Run, State
 from chatserver.sessions import Sessions
+from chatserver.steps import Step
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +42,7 @@ Ask: TypeAlias = Callable[[], Awaitable[ModelRequest]]
 class Life:
     """A ``Run`` of this process, with the task and the timer that drive it."""
 
-    def __init__(self, user: str, run: Run, sessions: Sessions, checkpoints: Checkpoints) -> None:
+    def __init__(self, user: str, run: Run, sessions: Sessions, checkpoints: Checkpoints, toolbox: Toolbox) -> None:
         self.user = user
         self.run = run
         self.log = run.log
@@ -49,6 +52,7 @@ class Life:
 
         self._sessions = sessions
         self._checkpoints = checkpoints
+        self._toolbox = toolbox
         self._scope: anyio.CancelScope | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._on_forget: Callable[[], None] | None = None
@@ -151,7 +155,7 @@ class Life:
         try:
             with anyio.CancelScope() as self._scope:
                 if run.state is not State.ENDING:
-                    run.end(await agent(await ask(), run.meter, self._say, self.settled))
+                    run.end(await agent(await ask(), self._context()))
             self._scope = None
         except Spent:
             run.end("length")
@@ -161,6 +165,19 @@ class Life:
             if run.state is not State.ENDING:
                 logger.exception("run %s failed", self.run_id)
             run.end(ending_of(error))
+
+    def _context(self) -> RunContext:
+        run, resource = self.run, self.run.resource
+        return RunContext(
+            user=self.user,
+            session_id=resource.session_id,
+            run_id=resource.run_id,
+            meter=run.meter,
+            emit=self._say,
+            settled=self.settled,
+            calls=Calls(self._toolbox, self._say, self.settled, run.observer),
+            observer=run.observer,
+        )
 
     def _say(self, step: Step) -> None:
         try:

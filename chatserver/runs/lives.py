@@ -8,6 +8,7 @@ from time import monotonic
 import anyio
 
 from chatserver.agent import Agent
+from chatserver.calls import Toolbox
 from chatserver.commands import ChatRequest
 from chatserver.dialogue import BYTES_PER_TOKEN, PastMessage, dialogue
 from chatserver.events import PROTOCOL_VERSION, Start
@@ -31,7 +32,13 @@ class Lives:
     """The runs of this process, and a task for each that goes on."""
 
     def __init__(
-        self, settings: Settings, sessions: Sessions, logs: EventLogs, agent: Agent, observer: Observer = UNOBSERVED
+        self,
+        settings: Settings,
+        sessions: Sessions,
+        logs: EventLogs,
+        agent: Agent,
+        toolbox: Toolbox,
+        observer: Observer = UNOBSERVED,
     ) -> None:
         self.lives: dict[str, Life] = {}
         self.beginning: dict[str, anyio.Event] = {}
@@ -40,6 +47,7 @@ class Lives:
         self._sessions = sessions
         self._logs = logs
         self._agent = agent
+        self._toolbox = toolbox
         self._observer = observer
         self._unfinished: dict[str, Life] = {}
         self._checkpoints = Checkpoints(sessions)
@@ -154,7 +162,7 @@ class Lives:
         )
         grace_seconds = settings.grace_seconds if request.on_disconnect == "cancel" else None
         run = Run(begun.run, log, place.meter(), grace_seconds, monotonic(), observer)
-        life = Life(user, run, self._sessions, self._checkpoints)
+        life = Life(user, run, self._sessions, self._checkpoints, self._toolbox)
         life.on_lost = partial(self._logs.lose, life.run_id)
         return life, _spawn(self._live(life, partial(self._asked, begun, request, life), place), self._tasks)
 

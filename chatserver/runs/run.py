@@ -12,7 +12,6 @@ from typing import NoReturn
 
 from msgspec.structs import replace
 
-from chatserver.agent import Step
 from chatserver.answer import Answer
 from chatserver.commands import is_id
 from chatserver.dialogue import TurnOrigin
@@ -34,6 +33,7 @@ from chatserver.events import (
 from chatserver.log import EVENTS_LIMIT, EventLog
 from chatserver.meter import Meter, Spent
 from chatserver.resources import RunResource
+from chatserver.steps import Step
 from chatserver.telemetry import UNOBSERVED_RUN, RunObserver
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,6 @@ from typing import Self
 import anyio
 from msgspec.structs import replace
 
-from chatserver.agent import Agent
 from chatserver.commands import ChatRequest, checked_id, checked_model, checked_request, new_id
 from chatserver.errors import BadCursor, BadRequest, ChatError, Draining, NotFound, Unavailable
 from chatserver.log import EventLog, EventLogs
@@ -25,7 +24,7 @@ from chatserver.runs.run import State
 from chatserver.runs.subscription import Subscription
 from chatserver.sessions import Sessions
 from chatserver.settings import Settings
-from chatserver.telemetry import NOTHING, UNOBSERVED, Observer
+from chatserver.telemetry import NOTHING
 
 CANCEL_SECONDS = 10.0
 """How long a deletion waits for the end of a run at another process; by then a dead process's run has ended."""
@@ -39,16 +38,15 @@ class Runs:
         settings: Settings,
         sessions: Sessions,
         logs: EventLogs,
-        agent: Agent,
+        lives: Lives,
         places: Places,
         elsewhere: Elsewhere,
-        observer: Observer = UNOBSERVED,
     ) -> None:
         self._settings = settings
         self._sessions = sessions
         self._logs = logs
         self._places = places
-        self._lives = Lives(settings, sessions, logs, agent, observer)
+        self._lives = lives
         self._elsewhere = elsewhere
         self._beginning = self._lives.beginning
         self._deleting: dict[str, anyio.Event] = {}

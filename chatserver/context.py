@@ -1,0 +1,26 @@
+"""The context of a run: what an agent has of the run that it answers."""
+
+from msgspec import Struct
+
+from chatserver.calls import Calls
+from chatserver.meter import Meter
+from chatserver.steps import Emit, Settled
+from chatserver.telemetry import UNOBSERVED_RUN, RunObserver
+
+
+class RunContext(Struct, frozen=True, kw_only=True):
+    """Whose run it is, and what its agent may do there.
+
+    ``emit`` meters texts, ``calls`` makes tool calls; the agent meters its requests to the model by ``meter``.
+    ``is_resumed``: the run has waited for somebody, and this is not the first call of its agent.
+    """
+
+    user: str
+    session_id: str
+    run_id: str
+    meter: Meter
+    emit: Emit
+    settled: Settled
+    calls: Calls
+    observer: RunObserver = UNOBSERVED_RUN
+    is_resumed: bool = False
