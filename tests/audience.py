@@ -3,15 +3,17 @@
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any, Self
 
+import anyio
 import pytest
 
-from tests.clients import SSE, WS, Reading, RefusedError, documents_of, request, text_of
-from tests.cluster import Cluster, Member
+from tests.clients import SSE, WS, Reading, RefusedError, documents_of, request, text_of, when_available
+from tests.cluster import Cluster
 from tests.merging import seq_of
-from tests.program import until
-from tests.proving import Story, Told, answer_of, check_rest, check_same, check_whole, short_story
+from tests.program import START_SECONDS
+from tests.proving import Told, answer_of, check_rest, check_same, check_whole, short_story
 
 STOOD = 20
 """How far a run is when the trouble begins: in the middle of its text, a tool call comes next."""
@@ -40,9 +42,9 @@ class Audience:
         return self._readings[0].run_id
 
     async def grows(self) -> None:
-        """A reader of each other node begins to read, from the start."""
+        """A reader of each other node begins to read, from the start: at the latest when the node finds Redis again."""
         for node in self._nodes.nodes[1:]:
-            await self._is_joined_by(await WS.attach(node, self.run_id))
+            await self._is_joined_by(await when_available(partial(WS.attach, node, self.run_id)))
 
     async def _is_joined_by(self, reading: Reading) -> None:
         self._readings.append(await self._stack.enter_async_context(reading))
@@ -104,19 +106,12 @@ async def refuses_new_runs_and_shows_sessions(nodes: Cluster[Any]) -> None:
 async def answers_again(nodes: Cluster[Any]) -> None:
     """Wait until every node takes runs, and every other one reads them."""
     stage = nodes.stage()
-    for node in nodes:
-        story = stage.story(make=short_story)
-        story.tell(story.last)
-
-        async def answers(node: Member = node, story: Story = story) -> bool:
-            try:
-                documents = await documents_of(await SSE.start(node, story.body))
-            except RefusedError as refused:
-                if refused.code != "unavailable":
-                    raise
-                return False
+    with anyio.fail_after(START_SECONDS):
+        for node in nodes:
+            story = stage.story(make=short_story)
+            story.tell(story.last)
+            documents = await documents_of(reading := await when_available(partial(SSE.start, node, story.body)))
             check_whole(documents, story)
-            check_same(await stage.rest(WS, Told(json.loads(documents[0])["run_id"], documents), 0), documents)
-            return True
-
-        await until(answers)
+            for other in nodes.others(node):
+                rest = await documents_of(await when_available(partial(WS.attach, other, reading.run_id)))
+                check_rest(rest, 0, documents)

@@ -13,9 +13,9 @@ import socket
 import struct
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, Self, TypeAlias
+from typing import Any, ClassVar, Protocol, Self, TypeAlias, TypeVar
 
 from websockets.client import ClientProtocol
 from websockets.exceptions import InvalidState
@@ -29,12 +29,16 @@ from websockets.uri import parse_uri
 WAIT_SECONDS = 30.0
 """How long a client waits for the next byte before the test is lost; above the heartbeat of any test."""
 
+AGAIN_SECONDS = 0.05
+"""Before a client that was refused comes back."""
+
 SUBPROTOCOL = "chatserver.v1"
 TERMINAL = frozenset({"done", "error"})
 _READ_BYTES = 65536
 
 Headers: TypeAlias = Mapping[str, str | None] | Sequence[tuple[str, str]]
 Body: TypeAlias = bytes | str | Mapping[str, Any] | list[Any] | None
+T = TypeVar("T")
 
 
 class Address(Protocol):
@@ -1105,6 +1109,20 @@ def text_of(documents: Sequence[bytes]) -> str:
 def types_of(documents: Sequence[bytes]) -> list[str]:
     """The types of the events, in order."""
     return [json.loads(each)["type"] for each in documents]
+
+
+async def when_available(verb: Callable[[], Awaitable[T]]) -> T:
+    """What a verb comes to when the server is no longer ``unavailable``: a client comes back until then.
+
+    Between a fault of Redis or of the database and its healing, that is the right answer to whatever needs them.
+    """
+    while True:
+        try:
+            return await verb()
+        except RefusedError as refused:
+            if refused.code != "unavailable":
+                raise
+        await asyncio.sleep(AGAIN_SECONDS)
 
 
 async def cancel(server: Address, run_id: str) -> Response:

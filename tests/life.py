@@ -22,7 +22,7 @@ def in_time(test: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]]:
 
     @wraps(test)
     async def timed(*args: P.args, **kwargs: P.kwargs) -> None:
-        with anyio.fail_after(30):
+        with anyio.fail_after(50):
             await test(*args, **kwargs)
 
     return timed

@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,18 @@ import pytest
 from chatserver.log import SEQ_LIMIT
 from chatserver.nodes import membership
 from chatserver.nodes.keys import owner_key, run_key
-from tests.clients import TRANSPORTS, Reading, RefusedError, Transport, cancel, documents_of, get_run, request, text_of
+from tests.clients import (
+    TRANSPORTS,
+    Reading,
+    RefusedError,
+    Transport,
+    cancel,
+    documents_of,
+    get_run,
+    request,
+    text_of,
+    when_available,
+)
 from tests.cluster import Cluster, LiveNode, cluster, live_cluster
 from tests.fake_upstream import Done, FakeUpstream, Gate, Hang, Step, finish, role, say, token
 from tests.life import in_time
@@ -101,18 +113,8 @@ async def takes_runs(node: Any, upstream: FakeUpstream) -> None:
     """A node takes new runs, now or soon."""
     for transport in TRANSPORTS:
         upstream.script(*say("Next"))
-        assert text_of(await documents_of(await started(transport, node))) == "Next"
-
-
-async def started(transport: Transport, node: Any) -> Reading:
-    """A run, as soon as the node takes one again."""
-    while True:
-        try:
-            return await transport.start(node, asked(transport))
-        except RefusedError as refusal:
-            if refusal.code != "unavailable":
-                raise
-            await anyio.sleep(0.05)
+        reading = await when_available(partial(transport.start, node, asked(transport)))
+        assert text_of(await documents_of(reading)) == "Next"
 
 
 @pytest.fixture
@@ -172,23 +174,27 @@ async def test_a_node_that_was_frozen_says_nothing_more_of_runs_that_were_taken(
 async def nodes(
     tmp_path: Path, redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Cluster[LiveNode]]:
-    """Nodes that are taken for gone, and take themselves for cut off, sooner."""
+    """Nodes that are taken for gone sooner, and take themselves for cut off when a test says so."""
     monkeypatch.setattr(membership, "BETWEEN_LOOKS_SECONDS", 0.1)
     monkeypatch.setattr(membership, "LEASE_SECONDS", 1.5)
     monkeypatch.setattr(membership, "MISSED_SECONDS", 1.0)
-    monkeypatch.setattr(membership, "CUT_OFF_SECONDS", 4.0)
+    monkeypatch.setattr(membership, "CUT_OFF_SECONDS", inf)
     async with live_cluster(tmp_path, 2, redis) as nodes:
         yield nodes
 
 
 @in_time
-async def test_a_node_that_is_cut_off_from_redis_loses_its_runs_to_another(nodes: Cluster[LiveNode]) -> None:
+async def test_a_node_that_is_cut_off_from_redis_loses_its_runs_to_another(
+    nodes: Cluster[LiveNode], monkeypatch: pytest.MonkeyPatch
+) -> None:
     gate = anyio.Event()
     stories = await begun(nodes, Gate(gate), token("never"), Hang())
     nodes[0].redis.cut()
     gate.set()
     for story in stories:
         await ends_as_lost(story.there)
+    monkeypatch.setattr(membership, "CUT_OFF_SECONDS", 0.5)
+    for story in stories:
         await ends_as_lost(story.here)
         for node in nodes:
             await story.is_stored(node)
@@ -196,13 +202,14 @@ async def test_a_node_that_is_cut_off_from_redis_loses_its_runs_to_another(nodes
             await story.transport.start(nodes[0], asked(story.transport))
         assert (refusal.value.status, refusal.value.code) == (503, "unavailable")
     await nodes.upstream.closed(len(stories))
+    monkeypatch.setattr(membership, "CUT_OFF_SECONDS", inf)
     nodes[0].redis.heal()
     await takes_runs(nodes[0], nodes.upstream)
 
 
 @in_time
 async def test_runs_end_stored_when_redis_is_gone_for_long_and_all_heals_by_itself(
-    nodes: Cluster[LiveNode], redis: RedisServer
+    nodes: Cluster[LiveNode], redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = anyio.Event()
     stories = await begun(nodes, Gate(gate), token("unseen"), Hang())
@@ -216,6 +223,7 @@ async def test_runs_end_stored_when_redis_is_gone_for_long_and_all_heals_by_itse
         assert (await cancel(nodes[1], story.run_id)).status == 503
         assert (await request(nodes[1], "GET", story.path)).json["active_run_id"] == story.run_id
         assert (await get_run(nodes[1], story.run_id))["status"] == "running"
+    monkeypatch.setattr(membership, "CUT_OFF_SECONDS", 0.5)
     for story in stories:
         for reading in (story.here, story.there):
             documents = await documents_of(reading)
@@ -225,6 +233,7 @@ async def test_runs_end_stored_when_redis_is_gone_for_long_and_all_heals_by_itse
             assert (await get_run(node, story.run_id))["error"]["code"] == "interrupted"
             documents = await documents_of(await story.transport.attach(node, story.run_id))
             assert text_of(documents) == TEXT + "unseen"
+    monkeypatch.setattr(membership, "CUT_OFF_SECONDS", inf)
     await redis.start()
     for node in nodes:
         await takes_runs(node, nodes.upstream)

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence, Set
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from time import time
 from typing import Any, ParamSpec, cast
@@ -20,7 +20,17 @@ from chatserver.sessions import Sessions, edit, end, leases, open_sessions
 from chatserver.sessions.database import Database
 from chatserver.sessions.leases import LOOKS, Lease
 from chatserver.sessions.witness import DatabaseAlone
-from tests.clients import SSE, Reading, RefusedError, Transport, documents_of, get_run, is_terminal, request, text_of
+from tests.clients import (
+    SSE,
+    Reading,
+    Transport,
+    documents_of,
+    get_run,
+    is_terminal,
+    request,
+    text_of,
+    when_available,
+)
 from tests.databases import answer_of, ask, ended, said, texts
 from tests.fake_upstream import Done, FakeUpstream, Gate, Hang, finish, role, token
 from tests.life import in_time
@@ -409,13 +419,7 @@ async def test_what_a_server_leaves_is_ended_by_the_other(upstream: FakeUpstream
 
 async def asked(server: ServerProcess) -> Reading:
     """A run of a server that may just have noticed that others could take it for dead."""
-    while True:
-        try:
-            return await SSE.start(server, ASKED)
-        except RefusedError as refusal:
-            if refusal.code != "unavailable":
-                raise
-            await anyio.sleep(0.05)
+    return await when_available(partial(SSE.start, server, ASKED))
 
 
 async def stopped_until_ended(server: ServerProcess, other: ServerProcess, run_id: str) -> None:
