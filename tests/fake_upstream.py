@@ -283,6 +283,8 @@ class FakeUpstream:
         self.cuts: list[Reply] = []
         """Replies that the client cut, in the order it did."""
         self.connections_made = 0
+        self.pause: Callable[[float], Awaitable[None]] = asyncio.sleep
+        """What a ``Pause`` is."""
         self.port = 0
         self._scripts: deque[tuple[Step, ...]] = deque()
         self._default: tuple[Step, ...] = tuple(refuse(418, {"message": "no script for this request"}))
@@ -521,7 +523,7 @@ class _Connection(asyncio.Protocol):
             case Reached():
                 step.event.set()
             case Pause():
-                await asyncio.sleep(step.seconds)
+                await self.upstream.pause(step.seconds)
             case Hang():
                 await asyncio.get_running_loop().create_future()
             case Cut():

@@ -13,14 +13,17 @@ import anyio
 import pytest
 
 from chatserver.providers import demo
+from chatserver.providers.chat_completions import turn
 from chatserver.routes.demo import DEMO_PATH
 from tests.clients import BOTH, SSE, Transport, documents_of, request
 from tests.fake_upstream import FakeUpstream
 from tests.live import LiveServer, live_server
+from tests.virtual_time import leaping_time
 
 pytestmark = pytest.mark.anyio
 
 WAIT_SECONDS = 20.0
+IDLE_SECONDS = 5.0
 COMPLETIONS = f"{DEMO_PATH}/chat/completions"
 
 
@@ -170,8 +173,14 @@ async def test_a_fault_ends_in_its_error(server: LiveServer, transport: Transpor
 
 @pytest.mark.parametrize("transport", BOTH, ids=repr)
 async def test_a_stall_ends_in_its_error(tmp_path: Path, transport: Transport) -> None:
-    async with live_server(None, directory=tmp_path, upstream_idle_seconds=0.5) as impatient:
-        assert_failed(await ask(impatient, "Fail with a stall", transport), "stall")
+    with leaping_time(turn) as clock:
+        async with live_server(None, directory=tmp_path, upstream_idle_seconds=IDLE_SECONDS) as impatient:
+            reading = await transport.start(impatient, {"message": "Fail with a stall"})
+            documents = await reading.take(2)
+            for _ in range(3):  # Behind each pause, some of the words may still come.
+                await clock.pause(IDLE_SECONDS + 1)
+            documents += await documents_of(reading)
+    assert_failed([json.loads(each) for each in documents], "stall")
 
 
 def assert_failed(events: Sequence[dict[str, Any]], fault: str) -> None:

@@ -13,12 +13,14 @@ from tests.clients import Wire, get_run, request
 from tests.fake_upstream import FakeUpstream, Gate, say, token
 from tests.live import LiveServer, live_server
 from tests.test_slow_requests import BODY, statuses
+from tests.virtual_time import Clock, leaping_time
 
 pytestmark = pytest.mark.anyio
 
 WAIT_SECONDS = 20.0
 ACCEPTS = ("text/event-stream", "application/x-ndjson", "text/plain")
 TEXT = "An answer for you."
+GRACE_SECONDS = 0.2
 
 
 @pytest.fixture
@@ -28,8 +30,14 @@ async def upstream() -> AsyncIterator[FakeUpstream]:
 
 
 @pytest.fixture
-async def server(upstream: FakeUpstream) -> AsyncIterator[LiveServer]:
-    async with live_server(upstream.url, grace_seconds=0.2) as live:
+async def clock() -> AsyncIterator[Clock]:
+    with leaping_time() as clock:
+        yield clock
+
+
+@pytest.fixture
+async def server(upstream: FakeUpstream, clock: Clock) -> AsyncIterator[LiveServer]:
+    async with live_server(upstream.url, grace_seconds=GRACE_SECONDS) as live:
         yield live
 
 
@@ -50,6 +58,12 @@ async def half_closed(server: LiveServer, data: bytes) -> Wire:
 async def over(server: LiveServer, run_id: str) -> None:
     while (await get_run(server, run_id))["finished_at"] is None:  # noqa: ASYNC110  # a reader would keep it going
         await anyio.sleep(0.02)
+
+
+async def nobody_has_left(upstream: FakeUpstream, clock: Clock) -> None:
+    """Let more than the grace period pass in mid answer: whoever had left would be missed."""
+    await upstream.next_request()
+    await clock.pause(2 * GRACE_SECONDS)
 
 
 async def all_of(wire: Wire) -> bytes:
@@ -79,7 +93,7 @@ def body_of(answer: bytes) -> bytes:
 @pytest.mark.parametrize("is_early", [True, False], ids=["before the answer", "in mid answer"])
 @pytest.mark.parametrize("accept", ACCEPTS)
 async def test_a_stream_comes_to_its_end(
-    server: LiveServer, upstream: FakeUpstream, accept: str, is_early: bool
+    server: LiveServer, upstream: FakeUpstream, clock: Clock, accept: str, is_early: bool
 ) -> None:
     gate = anyio.Event()
     upstream.script(token(TEXT[:9]), Gate(gate), *say(TEXT[9:], 3))
@@ -91,7 +105,7 @@ async def test_a_stream_comes_to_its_end(
             while TEXT[:9].encode() not in begun:
                 begun += await wire.read()
     wire.writer.write_eof()
-    await anyio.sleep(0.5)  # More than the grace period: nobody has left.
+    await nobody_has_left(upstream, clock)
     gate.set()
     body = body_of(begun + await all_of(wire))
     if accept == "text/plain":
@@ -103,11 +117,11 @@ async def test_a_stream_comes_to_its_end(
         assert "".join(each["content"] for each in events if each["type"] == "token") == TEXT
 
 
-async def test_a_stream_of_http_1_0_comes_to_its_end(server: LiveServer, upstream: FakeUpstream) -> None:
+async def test_a_stream_of_http_1_0_comes_to_its_end(server: LiveServer, upstream: FakeUpstream, clock: Clock) -> None:
     gate = anyio.Event()
     upstream.script(Gate(gate), *say(TEXT, 3))
     wire = await half_closed(server, ask("text/plain", "1.0"))
-    await anyio.sleep(0.5)
+    await nobody_has_left(upstream, clock)
     gate.set()
     assert (await all_of(wire)).endswith(b"\r\n\r\n" + TEXT.encode())
 

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from itertools import repeat
-from time import monotonic, sleep, thread_time
+from time import monotonic, thread_time
 from typing import Any, TypeAlias, get_args
 
 import anyio
@@ -31,7 +31,9 @@ from chatserver.providers import (
     Finish,
     ModelRequest,
     ToolCallRequest,
+    tries,
 )
+from chatserver.providers.chat_completions import turn
 from chatserver.providers.chat_completions.provider import OpenAIProvider
 from chatserver.providers.chat_completions.turn_decoder import THOUGHTS, TurnDecoder
 from chatserver.providers.faults import Fault
@@ -66,6 +68,7 @@ from tests.fake_upstream import (
     tool_fragment,
     usage,
 )
+from tests.virtual_time import Clock, leaping_time
 
 pytestmark = pytest.mark.anyio
 
@@ -78,9 +81,13 @@ Said: TypeAlias = Delta | Finish
 
 HI = Token(content="Hi")
 STOP = Finish("stop", None)
-IDLE_SECONDS = 0.3
+IDLE_SECONDS = 4.0
+"""How long a hasty provider waits. Pauses take so long there, by a clock that leaps, and no answer of this machine."""
+
+SILENCE: tuple[Step, ...] = (Pause(IDLE_SECONDS + 1), Hang())
 PATIENT_SECONDS = 10.0
-SOON_SECONDS = 1.0
+PATIENCE_SECONDS = 50.0
+SOON_SECONDS = 4.0
 DEADLINE_SECONDS = 5.0
 """After so long a turn that cannot begin has failed (`protocol.md`)."""
 
@@ -114,16 +121,30 @@ async def provider(upstream: FakeUpstream) -> AsyncIterator[OpenAIProvider]:
 
 
 @pytest.fixture
-async def hasty(upstream: FakeUpstream) -> AsyncIterator[OpenAIProvider]:
+async def clock(upstream: FakeUpstream) -> AsyncIterator[Clock]:
+    """The upstream's pauses are leaps of it."""
+    with leaping_time(turn, tries) as clock:
+        upstream.pause = clock.pause
+        yield clock
+
+
+@pytest.fixture
+async def hasty(upstream: FakeUpstream, clock: Clock) -> AsyncIterator[OpenAIProvider]:
     """A provider that loses patience after ``IDLE_SECONDS``."""
     async with provider_for(upstream, IDLE_SECONDS) as provider:
         yield provider
 
 
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without pauses between the tries of a turn."""
+    monkeypatch.setattr(tries, "backoff", lambda: iter([0.0] * tries.RETRIES_LIMIT))
+
+
 async def ask(provider: OpenAIProvider, request: ModelRequest = ASK) -> list[Said]:
     """All deltas of a turn that succeeds, and its finish."""
     found: list[Said] = []
-    with anyio.fail_after(20):
+    with anyio.fail_after(PATIENCE_SECONDS):
         finish = await provider.stream(request, found.append)
     return [*found, finish]
 
@@ -132,7 +153,7 @@ async def fail(provider: OpenAIProvider, request: ModelRequest = ASK) -> tuple[l
     """The deltas of a turn that fails, and how it did."""
     found: list[Said] = []
     error = None
-    with anyio.fail_after(20):
+    with anyio.fail_after(PATIENCE_SECONDS):
         try:
             found.append(await provider.stream(request, found.append))
         except UpstreamError as failure:
@@ -279,7 +300,7 @@ async def test_a_delta_is_told_in_the_callback_of_the_socket_and_wakes_no_task(
         tasks.append(asyncio.current_task())
         gates[len(tasks) - 1].set()
 
-    with anyio.fail_after(20):
+    with anyio.fail_after(PATIENCE_SECONDS):
         assert await provider.stream(ASK, on_delta) == STOP
     assert tasks[1:] == [None, None], "the first may have come with the head"
 
@@ -299,7 +320,7 @@ async def test_what_is_raised_at_a_delta_ends_the_turn_and_comes_out(
         if not left:
             raise LookupError("enough")
 
-    with anyio.fail_after(20):
+    with anyio.fail_after(PATIENCE_SECONDS):
         with pytest.raises(LookupError, match="enough"):
             await provider.stream(ASK, on_delta)
         await upstream.closed(1)
@@ -331,7 +352,7 @@ async def test_an_answer_is_what_was_said_before_it_ends(upstream: FakeUpstream,
         found.append(delta)
         gate.set()
 
-    with anyio.fail_after(5):
+    with anyio.fail_after(PATIENCE_SECONDS):
         assert await provider.stream(ASK, on_delta) == STOP
     assert found == [HI]
 
@@ -1105,21 +1126,21 @@ async def test_an_answer_with_its_finish_reason_is_whole(
     "steps",
     ids(
         [
-            ("silence", [Hang()]),
-            ("silence-after-done", [Done(), Hang()]),
-            ("comments-for-ever", [*[Raw(b": x\n\n"), Pause(0.05)] * 400]),
-            ("half-a-line-for-ever", [*[Raw(b"x"), Pause(0.05)] * 400]),
+            ("silence", [*SILENCE]),
+            ("silence-after-done", [Done(), *SILENCE]),
+            ("comments-for-ever", [*[Raw(b": x\n\n"), Pause(0.5)] * 400]),
+            ("half-a-line-for-ever", [*[Raw(b"x"), Pause(0.5)] * 400]),
         ]
     ),
 )
 async def test_an_answer_with_its_finish_reason_does_not_wait_for_ever(
-    upstream: FakeUpstream, hasty: OpenAIProvider, steps: list[Step]
+    upstream: FakeUpstream, hasty: OpenAIProvider, clock: Clock, steps: list[Step]
 ) -> None:
     """Some servers never send usage or [DONE], and some keep the connection."""
     upstream.script(token("Hi"), finish(), *steps)
-    began = monotonic()
+    began = clock.now()
     assert await ask(hasty) == [HI, STOP]
-    assert monotonic() - began < 5
+    assert clock.now() - began < 2 * IDLE_SECONDS
     await upstream.idle()
 
 
@@ -1187,16 +1208,14 @@ NOTHING_YET: list[tuple[str, list[Step]]] = [
 
 @pytest.mark.parametrize("script", ids(NOTHING_YET))
 async def test_before_the_first_token_a_turn_is_tried_three_times(
-    upstream: FakeUpstream, provider: OpenAIProvider, script: list[Step]
+    upstream: FakeUpstream, provider: OpenAIProvider, hurried: None, script: list[Step]
 ) -> None:
     upstream.always(*script)
-    began = monotonic()
     deltas, error = await fail(provider)
     assert deltas == []
     assert error.code == "upstream_unavailable"
     assert error.retryable
     assert len(upstream.requests) == 3
-    assert monotonic() - began <= DEADLINE_SECONDS
     assert len({request.body for request in upstream.requests}) == 1
     await upstream.idle()
 
@@ -1204,7 +1223,7 @@ async def test_before_the_first_token_a_turn_is_tried_three_times(
 @pytest.mark.parametrize("failures", [1, 2])
 @pytest.mark.parametrize("script", ids(NOTHING_YET[::3]))
 async def test_a_try_that_succeeds_hides_those_before(
-    upstream: FakeUpstream, provider: OpenAIProvider, script: list[Step], failures: int
+    upstream: FakeUpstream, provider: OpenAIProvider, hurried: None, script: list[Step], failures: int
 ) -> None:
     for _ in range(failures):
         upstream.script(*script)
@@ -1221,14 +1240,10 @@ async def test_waiting_between_tries_is_not_at_once(upstream: FakeUpstream, prov
     assert third - second >= 0.05
 
 
-async def test_no_try_begins_after_the_deadline(
-    upstream: FakeUpstream, provider: OpenAIProvider, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("chatserver.providers.tries.RETRY_DEADLINE_SECONDS", 0.5)
-    upstream.always(Pause(0.4), *refuse(500))
+async def test_no_try_begins_after_the_deadline(upstream: FakeUpstream, provider: OpenAIProvider, clock: Clock) -> None:
+    upstream.always(Pause(0.6 * DEADLINE_SECONDS), *refuse(500))
     _, error = await fail(provider)
-    assert error.code == "upstream_unavailable"
-    assert all(reply.started_at <= upstream.replies[0].started_at + 0.6 for reply in upstream.replies)
+    assert (error.code, len(upstream.requests)) == ("upstream_unavailable", 2)
 
 
 # ---- refusals -------------------------------------------------------------------------------------------------------
@@ -1458,12 +1473,12 @@ async def test_any_other_refusal_is_an_llm_error(
             ("reset", [Status(0, JSON_BODY), Raw(b'{"error":'), Rst()]),
             ("badly-packed", [Status(0, (("Content-Encoding", "gzip"),)), Raw(b"nothing packed")]),
             ("deeply-nested", [Status(0, JSON_BODY), Raw(b'{"error":' + b"[" * 100_000)]),
-            ("silent", [Status(0, JSON_BODY), Raw(b'{"error":'), Hang()]),
+            ("silent", [Status(0, JSON_BODY), Raw(b'{"error":'), *SILENCE]),
         ]
     ),
 )
 async def test_a_refusal_counts_even_when_its_body_cannot_be_read(
-    upstream: FakeUpstream, hasty: OpenAIProvider, status: int, code: str, body: list[Step]
+    upstream: FakeUpstream, hasty: OpenAIProvider, hurried: None, status: int, code: str, body: list[Step]
 ) -> None:
     first = body[0]
     assert isinstance(first, Status)
@@ -1557,45 +1572,43 @@ async def test_a_redirect_that_leads_nowhere_is_an_upstream_error(
 # ---- silence --------------------------------------------------------------------------------------------------------
 
 
-def trickle(data: bytes, seconds: float = 0.05) -> list[Step]:
-    """Bytes for ever, never an event."""
-    steps: list[Step] = [Raw(data), Pause(seconds)]
-    return steps * 400
+def trickle(step: Step) -> list[Step]:
+    """A few bytes for ever, never an event."""
+    return [step, Pause(IDLE_SECONDS / 8)] * 400
 
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 SILENCES: list[tuple[str, list[Step], list[Said]]] = [
-    ("before-the-head", [Hang()], []),
-    ("in-the-head", [Wire(b"HTTP/1.1 200 OK\r\nConte"), Hang()], []),
-    ("head-byte-by-byte", [Wire(b"HTTP/1.1 200 OK\r\nX: "), *(Wire(b"x"), Pause(0.05)) * 400], []),
-    ("before-the-first-token", [Status(), Raw(b"\n"), Hang()], []),
-    ("after-a-role", [role(), Hang()], []),
-    ("between-tokens", [token("Hi"), Hang()], [HI]),
-    ("within-a-tool-call", [tool_fragment(0, "c", "f", "{"), Hang()], []),
-    ("within-a-line", [token("Hi"), Raw(b'data: {"choi'), Hang()], [HI]),
-    ("half-a-line-for-ever", [Raw(b"data: "), *trickle(b"x")], []),
-    ("half-a-line-after-a-token", [token("Hi"), Raw(b"data: "), *trickle(b"x")], [HI]),
-    ("trailers-for-ever", [Wire(CHUNKED + b"0\r\n"), *(Wire(b"a: b\r\n"), Pause(0.05)) * 400], []),
-    ("a-chunk-extension-for-ever", [Wire(CHUNKED + b"5;a="), *(Wire(b"x"), Pause(0.05)) * 400], []),
-    ("a-chunk-size-for-ever", [Wire(CHUNKED), *(Wire(b"0"), Pause(0.05)) * 400], []),
+    ("before-the-head", [*SILENCE], []),
+    ("in-the-head", [Wire(b"HTTP/1.1 200 OK\r\nConte"), *SILENCE], []),
+    ("head-byte-by-byte", [Wire(b"HTTP/1.1 200 OK\r\nX: "), *trickle(Wire(b"x"))], []),
+    ("before-the-first-token", [Status(), Raw(b"\n"), *SILENCE], []),
+    ("after-a-role", [role(), *SILENCE], []),
+    ("between-tokens", [token("Hi"), *SILENCE], [HI]),
+    ("within-a-tool-call", [tool_fragment(0, "c", "f", "{"), *SILENCE], []),
+    ("within-a-line", [token("Hi"), Raw(b'data: {"choi'), *SILENCE], [HI]),
+    ("half-a-line-for-ever", [Raw(b"data: "), *trickle(Raw(b"x"))], []),
+    ("half-a-line-after-a-token", [token("Hi"), Raw(b"data: "), *trickle(Raw(b"x"))], [HI]),
+    ("trailers-for-ever", [Wire(CHUNKED + b"0\r\n"), *trickle(Wire(b"a: b\r\n"))], []),
+    ("a-chunk-extension-for-ever", [Wire(CHUNKED + b"5;a="), *trickle(Wire(b"x"))], []),
+    ("a-chunk-size-for-ever", [Wire(CHUNKED), *trickle(Wire(b"0"))], []),
 ]
 
 
 @pytest.mark.parametrize(("script", "expected"), ids(SILENCES))
 async def test_silence_ends_the_turn_and_the_connection(
-    upstream: FakeUpstream, hasty: OpenAIProvider, script: list[Step], expected: list[Said]
+    upstream: FakeUpstream, hasty: OpenAIProvider, clock: Clock, script: list[Step], expected: list[Said]
 ) -> None:
     upstream.always(*script)
-    began = monotonic()
+    began = clock.now()
     deltas, error = await fail(hasty)
-    took = monotonic() - began
+    took = clock.now() - began
     assert deltas == expected
     assert (error.code, error.retryable) == ("upstream_timeout", True)
-    assert IDLE_SECONDS * 0.8 <= took <= IDLE_SECONDS + 1
+    assert IDLE_SECONDS * 0.8 <= took <= IDLE_SECONDS * 2
     assert len(upstream.requests) == 1
-    with anyio.fail_after(SOON_SECONDS):
-        await upstream.closed(1)
+    await upstream.closed(1)
 
 
 SIGNS_OF_LIFE = ids(
@@ -1627,16 +1640,15 @@ async def test_a_server_that_says_that_it_lives_is_waited_for(
 
 @pytest.mark.parametrize("sign", SIGNS_OF_LIFE)
 async def test_a_server_that_says_only_that_it_lives_is_left_at_a_limit(
-    upstream: FakeUpstream, hasty: OpenAIProvider, monkeypatch: pytest.MonkeyPatch, sign: bytes
+    upstream: FakeUpstream, hasty: OpenAIProvider, clock: Clock, monkeypatch: pytest.MonkeyPatch, sign: bytes
 ) -> None:
-    monkeypatch.setattr("chatserver.providers.chat_completions.turn.LIFE_LIMIT", 1.5)
-    upstream.always(token("Hi"), *trickle(sign, 0.02))
-    began = monotonic()
+    monkeypatch.setattr(turn, "LIFE_LIMIT", 2)
+    upstream.always(token("Hi"), *trickle(Raw(sign)))
+    began = clock.now()
     deltas, error = await fail(hasty)
     assert (deltas, error.code, error.retryable) == ([HI], "upstream_timeout", True)
-    assert IDLE_SECONDS <= monotonic() - began <= 1.5 * IDLE_SECONDS + SOON_SECONDS
-    with anyio.fail_after(SOON_SECONDS):
-        await upstream.closed(1)
+    assert 2 * IDLE_SECONDS <= clock.now() - began <= 3 * IDLE_SECONDS
+    await upstream.closed(1)
 
 
 async def test_a_slow_upstream_is_not_a_silent_one(upstream: FakeUpstream, hasty: OpenAIProvider) -> None:
@@ -1644,16 +1656,18 @@ async def test_a_slow_upstream_is_not_a_silent_one(upstream: FakeUpstream, hasty
     assert text_of(await ask(hasty)) == "xxxxxx"
 
 
-async def test_a_slow_consumer_does_not_make_the_upstream_silent(upstream: FakeUpstream, hasty: OpenAIProvider) -> None:
+async def test_a_slow_consumer_does_not_make_the_upstream_silent(
+    upstream: FakeUpstream, hasty: OpenAIProvider, clock: Clock
+) -> None:
     """What the run does between two deltas is not the upstream's time."""
     upstream.script(token("a"), token("b"), Pause(0.05), Raw(b": x\n\n"), token("c"), finish(), Done())
     found: list[Said] = []
 
     def on_delta(delta: Delta) -> None:
         found.append(delta)
-        sleep(IDLE_SECONDS * 1.3)
+        clock.leap(IDLE_SECONDS * 1.3)
 
-    with anyio.fail_after(10):
+    with anyio.fail_after(50):
         await hasty.stream(ASK, on_delta)
     assert text_of(found) == "abc"
 
@@ -1877,7 +1891,7 @@ async def test_leaving_while_waiting_for_another_try_asks_no_more(
 
 async def test_many_turns_left_leave_nothing_open(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
     upstream.always(token("a"), Hang())
-    with anyio.fail_after(20):
+    with anyio.fail_after(PATIENCE_SECONDS):
         for _ in range(10):
             async with anyio.create_task_group() as group:
                 for _ in range(20):

@@ -11,22 +11,29 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import anyio
 import pytest
 
+from chatserver.providers import tries
+from chatserver.providers.chat_completions import turn
 from tests.clients import SSE, WS, Transport, documents_of
 from tests.live import CANARY, LiveServer, live_server
+from tests.virtual_time import Clock, leaping_time
 
 pytestmark = pytest.mark.anyio
 
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 50.0
+IDLE_SECONDS, LAST_WORDS_SECONDS = 10.0, 5.0
+"""How long the server waits, where it matters. Only pauses take so long, and no answer of this machine."""
+
 LEAK = "upstream-text-canary"
 KEEP = object()
 
 
 class Pause(NamedTuple):
-    """A wait that is part of the case."""
+    """Time that passes at once: see ``leaping_time``."""
 
     seconds: float
 
@@ -165,9 +172,9 @@ ENDS = [
     one(
         "a-pause-behind-a-finish",
         say("a", "stop"),
-        Pause(0.5),
+        Pause(1.0),
         say("b", "stop"),
-        Pause(0.5),
+        Pause(1.0),
         say("c"),
         DONE,
         seen=Seen("abc"),
@@ -187,7 +194,7 @@ ENDS = [
     one("done-without-a-reason", say("All of it."), DONE, seen=Seen("All of it.")),
     one("done-and-a-cut", say("All of it."), DONE, closes=False, seen=Seen("All of it.")),
     one("no-done", say("Whole."), end(), seen=Seen("Whole.")),
-    one("no-done-and-the-connection-stays", say("Whole."), end(), Pause(3.0), seen=Seen("Whole.")),
+    one("no-done-and-the-connection-stays", say("Whole."), end(), Pause(LAST_WORDS_SECONDS + 1), seen=Seen("Whole.")),
     *(
         one(f"done-as-{line!r}", say("Whole."), line, seen=Seen("Whole."))
         for line in (
@@ -445,31 +452,31 @@ BEATS = [
     ),
     one(
         "a-queue",
-        *(b for _ in range(12) for b in (b": PROCESSING\n\n", Pause(0.1))),
+        *(b for _ in range(12) for b in (b": PROCESSING\n\n", Pause(1.0))),
         say("Hi"),
         end(),
         DONE,
         seen=Seen("Hi"),
-        upstream_idle_seconds=0.6,
+        upstream_idle_seconds=IDLE_SECONDS,
     ),
     one(
         "a-queue-of-heartbeats",
-        *(b for _ in range(12) for b in (data({"type": "ping"}), Pause(0.1))),
+        *(b for _ in range(12) for b in (data({"type": "ping"}), Pause(1.0))),
         say("Hi"),
         end(),
         DONE,
         seen=Seen("Hi"),
-        upstream_idle_seconds=0.6,
+        upstream_idle_seconds=IDLE_SECONDS,
     ),
     one(
         "silence",
         say("H"),
-        Pause(2.0),
+        Pause(IDLE_SECONDS + 1),
         say("i"),
         end(),
         DONE,
         seen=Seen("H", "upstream_timeout!"),
-        upstream_idle_seconds=0.5,
+        upstream_idle_seconds=IDLE_SECONDS,
     ),
 ]
 
@@ -870,7 +877,8 @@ EVERY = [*ENDS, *REPEATED, *CALLS, *BEATS, *ODD, *FORMS, *THINK, *IN_STREAM, *RE
 class RawUpstream:
     """A socket that answers each request with the next script, the last one again and again."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self.requests: list[dict[str, Any]] = []
         self.heads: list[str] = []
         self.connections = 0
@@ -900,7 +908,7 @@ class RawUpstream:
                     script = self._turns.pop(0) if len(self._turns) > 1 else self._turns[0]
                 for step in script:
                     if isinstance(step, Pause):
-                        await asyncio.sleep(step.seconds)
+                        await self._clock.pause(step.seconds)
                     else:
                         writer.write(step)
                         await writer.drain()
@@ -917,8 +925,8 @@ def _is_ended(script: Script) -> bool:
 
 
 @asynccontextmanager
-async def raw_upstream() -> AsyncIterator[RawUpstream]:
-    upstream = RawUpstream()
+async def raw_upstream(clock: Clock) -> AsyncIterator[RawUpstream]:
+    upstream = RawUpstream(clock)
     server = await asyncio.start_server(upstream.answer, "127.0.0.1", 0)
     upstream.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
     try:
@@ -930,8 +938,14 @@ async def raw_upstream() -> AsyncIterator[RawUpstream]:
 
 @pytest.fixture(scope="module")
 async def stage() -> AsyncIterator[tuple[LiveServer, RawUpstream]]:
-    async with raw_upstream() as upstream, live_server(upstream.url) as server:
-        yield server, upstream
+    with (
+        leaping_time(turn) as clock,
+        patch.object(turn, "LAST_WORDS_SECONDS", LAST_WORDS_SECONDS),
+        patch.object(tries, "RETRY_DEADLINE_SECONDS", IDLE_SECONDS),
+        patch.object(tries, "backoff", lambda: iter([0.01] * tries.RETRIES_LIMIT)),
+    ):
+        async with raw_upstream(clock) as upstream, live_server(upstream.url) as server:
+            yield server, upstream
 
 
 async def seen_of(server: LiveServer, transport: Transport, body: dict[str, Any], requests: Sequence[Any]) -> Seen:
