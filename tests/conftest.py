@@ -14,7 +14,8 @@ import pytest
 
 from chatserver.sessions import Sessions, open_sessions
 from chatserver.sessions.database import Database, open_database
-from tests.redis_servers import RedisServer, free_port, redis_process
+from tests.program import free_port
+from tests.redis_servers import RedisServer, redis_process
 
 ReportT = TypeVar("ReportT", pytest.TestReport, pytest.CollectReport)
 Scale: TypeAlias = Callable[[int, int], int]

@@ -1,9 +1,12 @@
 """A program that runs beside a test: what it says, and the ways in which it is stopped, frozen and ended."""
 
 import asyncio
+import random
 import re
 import signal
+import socket
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -11,6 +14,18 @@ import anyio
 
 START_SECONDS = 90.0
 """How long a program may take until it is ready: two workers on a machine that ten others use took 40 s."""
+
+
+PORTS = range(12_000, 32_768)
+"""Below those that Linux gives to connections and to whoever asks for port 0."""
+
+
+def free_port() -> int:
+    """A port for a program that cannot choose one, or that comes back to it: nobody else takes it meanwhile."""
+    while True:
+        port = random.choice(PORTS)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 async def until(holds: Callable[[], Awaitable[bool]], seconds: float = START_SECONDS) -> None:

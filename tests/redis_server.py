@@ -6,7 +6,6 @@ async with RedisServer(tmp_path) as redis, RedisServer(tmp_path, replica_of=redi
 
 import re
 import shutil
-import socket
 import tempfile
 from pathlib import Path
 from typing import Any, Self
@@ -17,7 +16,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from tests.clients import Address
-from tests.program import Program, until
+from tests.program import Program, free_port, until
 
 READY = re.compile("Ready to accept connections|\\+monitor master")
 TRIES = 5
@@ -44,7 +43,7 @@ class RedisServer(Program):
     async def start(self) -> Self:
         """Start it, for the first time on a free port, and then again on the same one."""
         for left in reversed(range(TRIES)):
-            port = self.port or _free_port()
+            port = self.port or free_port()
             try:
                 await self.launch(*self._command(port), ready=READY)
             except RuntimeError as error:
@@ -109,7 +108,7 @@ class Sentinel(Program):
         return f"redis+sentinel://{self.host}:{self.port}/{MASTER}/0"
 
     async def start(self) -> Self:
-        self.port = self.port or _free_port()
+        self.port = self.port or free_port()
         file = self.directory / "sentinel.conf"
         rules = {"down-after-milliseconds": self._down, "failover-timeout": 3000, "parallel-syncs": 1}
         lines = [f"sentinel {rule} {MASTER} {value}" for rule, value in rules.items()]
@@ -147,9 +146,3 @@ def _found(name: str) -> str:
     if path is None:
         pytest.skip(f"{name} is not installed")
     return path
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port

@@ -12,6 +12,8 @@ from time import sleep
 
 import pytest
 
+from tests.program import free_port
+
 REDIS_START_SECONDS = 20.0
 
 
@@ -81,9 +83,3 @@ def redis_process(*options: str) -> Iterator[RedisServer]:
             yield server
         finally:
             server.stop()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port

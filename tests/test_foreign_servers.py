@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -35,6 +34,7 @@ from tests.clients import (
 from tests.fake_upstream import FakeUpstream, Gate, say, token
 from tests.live import ServerProcess
 from tests.merging import unmerged
+from tests.program import free_port
 from tests.test_documents import README, fenced
 
 pytestmark = pytest.mark.anyio
@@ -63,12 +63,6 @@ class Foreign:
         with anyio.fail_after(WAIT_SECONDS):
             while (await get_run(self, run_id))["status"] != status:  # noqa: ASYNC110 - a reader would keep it going
                 await anyio.sleep(0.02)
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 @asynccontextmanager

@@ -1,11 +1,9 @@
 """A node's link to Redis: replies reach their callers and nobody else, whatever is cut, cancelled or frozen."""
 
 import asyncio
-import re
 import sys
 from collections.abc import AsyncIterator
 from hashlib import sha1
-from importlib.metadata import requires, version
 from operator import itemgetter
 from pathlib import Path
 from random import Random
@@ -19,9 +17,10 @@ from chatserver.errors import SettingsError, Unavailable
 from chatserver.nodes import link_to
 from chatserver.nodes.address import Address
 from chatserver.nodes.link import Link, Script, open_link
-from chatserver.nodes.wire import REDIS_NAMES, Wire
+from chatserver.nodes.wire import Wire
 from tests.conftest import Scale
-from tests.redis_servers import RedisServer, free_port, redis_process
+from tests.program import free_port
+from tests.redis_servers import RedisServer, redis_process
 
 pytestmark = pytest.mark.anyio
 
@@ -318,16 +317,6 @@ def test_a_missing_extra_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "chatserver.nodes.address")
     with pytest.raises(SettingsError, match=r"\ACHATSERVER_REDIS_URL: .* is missing: pip install"):
         link_to("redis://localhost")
-
-
-async def test_redis_py_has_what_is_used_of_it() -> None:
-    assert [name for name in REDIS_NAMES if not hasattr(Connection(), name)] == []
-
-
-def test_redis_py_is_pinned_to_the_minor_version_that_was_read() -> None:
-    (bound,) = [each for each in requires("chatserver") or () if each.startswith("redis[")]
-    major, minor, *_ = version("redis").split(".")
-    assert re.fullmatch(rf"redis\[hiredis\]<{major}\.{int(minor) + 1},>={major}\.{minor};.*", bound), bound
 
 
 async def test_scripts_run_in_the_order_in_which_they_were_posted_the_first_time_too(redis_server: RedisServer) -> None:

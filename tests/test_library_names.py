@@ -1,4 +1,4 @@
-"""What our protocols use of uvicorn: listed in one place, there in the version that is installed, and nothing else."""
+"""What is used of libraries that they do not promise: listed in one place, there in the installed version, no more."""
 
 import ast
 import re
@@ -9,10 +9,14 @@ from typing import Any
 
 import pytest
 import uvicorn
+from prometheus_client import Histogram
+from redis.asyncio.connection import Connection
 from uvicorn.server import ServerState
 
+from chatserver.nodes.wire import REDIS_NAMES
 from chatserver.serving import server
 from chatserver.serving.server import UVICORN_NAMES
+from chatserver.telemetry.metrics import PROMETHEUS_NAMES
 
 SERVING = Path(server.__file__).parent
 OWNERS = {"_config": "Config", "config": "Config", "_server": "ServerState", "server_state": "ServerState"}
@@ -58,10 +62,19 @@ def test_nothing_else_is_used_of_it() -> None:
     assert {name for owner, name in used() if owner == "Config"} == set(UVICORN_NAMES["Config"])
 
 
-def test_uvicorn_is_pinned_to_the_minor_version_that_was_read() -> None:
-    (bound,) = [each for each in requires("chatserver") or () if each.startswith("uvicorn")]
-    major, minor, *_ = version("uvicorn").split(".")
-    assert re.fullmatch(rf"uvicorn<{major}\.{int(minor) + 1},>={major}\.{minor}", bound), bound
+async def test_redis_py_has_what_is_used_of_it() -> None:
+    assert [name for name in REDIS_NAMES if not hasattr(Connection(), name)] == []
+
+
+def test_prometheus_client_has_what_is_used_of_it() -> None:
+    assert [name for name in PROMETHEUS_NAMES if not hasattr(Histogram("h", "h", registry=None), name)] == []
+
+
+@pytest.mark.parametrize("library", ["uvicorn", "redis", "prometheus-client"])
+def test_a_library_is_pinned_to_the_minor_version_that_was_read(library: str) -> None:
+    (bound,) = [each for each in requires("chatserver") or () if re.match(rf"{library}\b(?!-)", each)]
+    major, minor, *_ = version(library).split(".")
+    assert re.fullmatch(rf"{library}(\[.*\])?<{major}\.{int(minor) + 1},>={major}\.{minor}(;.*)?", bound), bound
 
 
 @pytest.mark.parametrize("names", [UVICORN_NAMES], ids=["uvicorn"])
