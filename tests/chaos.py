@@ -8,16 +8,15 @@ the server's origin.
 """
 
 import asyncio
-import socket
-import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from random import Random
-from typing import Literal, Self
+from typing import Literal
 
 from tests.clients import Address
+from tests.tcp_proxy import TcpProxy, reset_connection
 
 Kind = Literal["none", "fin", "rst", "freeze", "502", "no upgrade", "refuse"]
 CUTS: tuple[Kind, ...] = ("fin", "rst", "fin", "rst", "freeze", "502", "no upgrade", "refuse")
@@ -45,22 +44,19 @@ def cuts(rng: Random, kinds: Iterable[Kind] = CUTS, reach: int = 2500) -> Iterat
         yield Fault(rng.choice(kinds), rng.randrange(reach), 1 if rng.random() < 0.2 else 65536)
 
 
-class Chaos:
+class Chaos(TcpProxy):
     """The proxy. ``faults`` may be set anew at any time; ``cuts`` counts what has been done to whom."""
 
-    host = "127.0.0.1"
-
     def __init__(self, server: Address, files: Mapping[str, bytes] | None = None) -> None:
+        super().__init__()
         self.server = server
         self.files = dict(files or {})
         self.faults: Iterator[Fault] = iter(())
         self.cuts: Counter[str] = Counter()
         self.requests: list[str] = []
         """`GET /path` of each connection that got as far as to say so."""
-        self.port = 0
         self.is_gone = False
         self._connections: set[asyncio.StreamWriter] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
 
     @property
@@ -72,23 +68,11 @@ class Chaos:
         """Connections of clients."""
         return len(self._connections)
 
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, self.host, 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._server.wait_closed()
-
     def reset_all(self) -> None:
         """Cut every connection that there is."""
         for each in list(self._connections):
             self.cuts["rst"] += 1
-            _reset(each)
+            reset_connection(each)
 
     def go(self) -> None:
         """Vanish: what is open says nothing more, what is new gets no answer."""
@@ -108,12 +92,7 @@ class Chaos:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.create_task(self._carry(reader, writer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._connections.add(writer)
         try:
             with suppress(OSError, asyncio.IncompleteReadError):
@@ -136,7 +115,7 @@ class Chaos:
         match fault.kind:
             case "refuse":
                 self.cuts["refuse"] += 1
-                return _reset(writer)
+                return reset_connection(writer)
             case "no upgrade" if upgrades:
                 return self._refuse("no upgrade", NO_UPGRADE, writer)
             case "502":
@@ -150,7 +129,7 @@ class Chaos:
         try:
             far_reader, far_writer = await asyncio.open_connection(self.server.host, self.server.port)
         except OSError:
-            return _reset(writer)
+            return reset_connection(writer)
         try:
             far_writer.write(head)
             asking = asyncio.create_task(self._pump(reader, far_writer, Fault()))
@@ -176,7 +155,7 @@ class Chaos:
             await writer.drain()
             if left < 0:
                 self.cuts[fault.kind] += 1
-                return _reset(writer) if fault.kind == "rst" else None
+                return reset_connection(writer) if fault.kind == "rst" else None
             if fault.size == 1:
                 await asyncio.sleep(0)
         if writer.can_write_eof() and not writer.transport.is_closing():
@@ -196,10 +175,3 @@ class Chaos:
         """Swallow what comes until the peer leaves."""
         while await reader.read(65536):
             pass
-
-
-def _reset(writer: asyncio.StreamWriter) -> None:
-    connection = writer.get_extra_info("socket")
-    with suppress(OSError):
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    writer.transport.abort()

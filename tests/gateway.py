@@ -5,13 +5,12 @@ Before Redis it makes partitions; before several nodes it is the load balancer w
 
 import asyncio
 import itertools
-import socket
-import struct
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Literal, Self, TypeAlias
 
 from tests.clients import Address
+from tests.tcp_proxy import TcpProxy, reset_connection
 
 Way: TypeAlias = Literal["requests", "replies"]
 """What a client sends, and what comes back."""
@@ -20,35 +19,23 @@ WAYS: tuple[Way, ...] = ("requests", "replies")
 _READ_BYTES = 65536
 
 
-class Gateway:
+class Gateway(TcpProxy):
     """The proxy. Each new connection goes to the next of ``targets`` that takes it; they may be changed at any time."""
 
-    host = "127.0.0.1"
-
     def __init__(self, *targets: Address) -> None:
+        super().__init__()
         self.targets: Sequence[Address] = targets
         self.delay_seconds = 0.0
         """How much later everything arrives, in each way."""
-        self.port = 0
         self._turn: Iterator[int] = itertools.count()
         self._is_cut = False
         self._lost: set[Way] = set()
         self._open = {way: asyncio.Event() for way in WAYS}
         self._pairs: set[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         self.heal()
-        self._server = await asyncio.start_server(self._accept, self.host, 0, backlog=4096)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._server.wait_closed()
+        return await super().__aenter__()
 
     @property
     def connections(self) -> int:
@@ -81,21 +68,16 @@ class Gateway:
     def reset(self) -> None:
         """Reset all connections that are open."""
         for writer in itertools.chain(*self._pairs):
-            _reset(writer)
+            reset_connection(writer)
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.get_running_loop().create_task(self._carry(reader, writer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for _ in self.targets:
             target = self.targets[next(self._turn) % len(self.targets)]
             with suppress(OSError):
                 far_reader, far_writer = await asyncio.open_connection(target.host, target.port)
                 break
         else:
-            return _reset(writer)
+            return reset_connection(writer)
         self._pairs.add(pair := (writer, far_writer))
         if self._is_cut:
             self.reset()
@@ -122,11 +104,4 @@ class Gateway:
             if way not in self._lost:
                 writer.write_eof()
             return
-        _reset(writer)
-
-
-def _reset(writer: asyncio.StreamWriter) -> None:
-    connection = writer.get_extra_info("socket")
-    with suppress(OSError):
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    writer.transport.abort()
+        reset_connection(writer)
