@@ -7,7 +7,7 @@ the reasoning, the calls and the end; nothing else of what the upstream said.
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from chatserver.providers import tries
 from chatserver.providers.chat_completions import turn
 from tests.clients import SSE, WS, Transport, documents_of
 from tests.live import CANARY, LiveServer, live_server
-from tests.virtual_time import Clock, leaping_time
+from tests.virtual_time import leaping_time
 
 pytestmark = pytest.mark.anyio
 
@@ -877,8 +877,8 @@ EVERY = [*ENDS, *REPEATED, *CALLS, *BEATS, *ODD, *FORMS, *THINK, *IN_STREAM, *RE
 class RawUpstream:
     """A socket that answers each request with the next script, the last one again and again."""
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self, pause: Callable[[float], Awaitable[None]]) -> None:
+        self._pause = pause
         self.requests: list[dict[str, Any]] = []
         self.heads: list[str] = []
         self.connections = 0
@@ -908,7 +908,7 @@ class RawUpstream:
                     script = self._turns.pop(0) if len(self._turns) > 1 else self._turns[0]
                 for step in script:
                     if isinstance(step, Pause):
-                        await self._clock.pause(step.seconds)
+                        await self._pause(step.seconds)
                     else:
                         writer.write(step)
                         await writer.drain()
@@ -925,8 +925,8 @@ def _is_ended(script: Script) -> bool:
 
 
 @asynccontextmanager
-async def raw_upstream(clock: Clock) -> AsyncIterator[RawUpstream]:
-    upstream = RawUpstream(clock)
+async def raw_upstream(pause: Callable[[float], Awaitable[None]] = asyncio.sleep) -> AsyncIterator[RawUpstream]:
+    upstream = RawUpstream(pause)
     server = await asyncio.start_server(upstream.answer, "127.0.0.1", 0)
     upstream.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
     try:
@@ -944,7 +944,7 @@ async def stage() -> AsyncIterator[tuple[LiveServer, RawUpstream]]:
         patch.object(tries, "RETRY_DEADLINE_SECONDS", IDLE_SECONDS),
         patch.object(tries, "backoff", lambda: iter([0.01] * tries.RETRIES_LIMIT)),
     ):
-        async with raw_upstream(clock) as upstream, live_server(upstream.url) as server:
+        async with raw_upstream(clock.pause) as upstream, live_server(upstream.url) as server:
             yield server, upstream
 
 
