@@ -24,7 +24,7 @@ from uvicorn.server import ServerState
 from benchmarks.script import Script
 from benchmarks.upstream import Upstream, serving
 from chatserver.bench.schedule import Schedule
-from chatserver.dialogue import UserText
+from chatserver.dialogue import UserMessage
 from chatserver.providers import ModelRequest
 from chatserver.providers.chat_completions.provider import OpenAIProvider
 from chatserver.providers.chat_completions.turn_decoder import TurnDecoder
@@ -233,7 +233,7 @@ def _chunks(upstream: Upstream, sdk: openai.AsyncOpenAI) -> Callable[[], Awaitab
 
 
 def _deltas(upstream: Upstream, provider: OpenAIProvider) -> Callable[[], Awaitable[object]]:
-    request = ModelRequest(model="m", messages=[UserText(QUESTION)])
+    request = ModelRequest(model="m", messages=[UserMessage(QUESTION)])
     return lambda: provider.stream(request, lambda _: upstream.credit(0))
 
 

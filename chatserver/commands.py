@@ -8,17 +8,22 @@ from typing import Annotated, Any, Literal, TypeAlias
 from msgspec import Meta, Struct
 
 from chatserver.errors import BadCursor, BadRequest, NoCommand, NotFound, TooLarge
+from chatserver.media import checked_parts
+from chatserver.parts import TextPart, UserParts
 from chatserver.strict_json import convert, plain_text, texts_of
 
 SYSTEM_BYTES_LIMIT = 32 * 1024
 NAME_CHARS_LIMIT = 256
 """Models, titles, references and idempotency keys: short texts that people or programs choose."""
 OUTPUT_TOKENS_LIMIT = 1_000_000
+MESSAGE_PARTS_LIMIT = 32
+"""Each has its bytes, and each is looked at: more images than models take."""
 CURSOR_DIGITS_LIMIT = 18
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _CURSOR = re.compile(rf"[0-9]{{1,{CURSOR_DIGITS_LIMIT}}}")
 
+Message: TypeAlias = str | Annotated[UserParts, Meta(min_length=1, max_length=MESSAGE_PARTS_LIMIT)]
 Reference = Annotated[str, Meta(max_length=NAME_CHARS_LIMIT)]
 
 
@@ -28,7 +33,7 @@ class ChatRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     ``message`` follows the answer ``parent_id``, or else the newest message of the session.
     """
 
-    message: str | None = None
+    message: Message | None = None
     session_id: str | None = None
     idempotency_key: str | None = None
     model: str | None = None
@@ -126,8 +131,10 @@ def names_in(text: str) -> dict[str, str]:
     return {name: value for name, value in texts_of(text, _Named).items() if name != "type"}
 
 
-def checked_request(request: ChatRequest, message_bytes_limit: int) -> ChatRequest:
+def checked_request(request: ChatRequest, message_limit: int, inline_limit: int) -> ChatRequest:
     """The request, with every rule of its fields held.
+
+    ``message_limit``: bytes of the message's text; ``inline_limit``: bytes of the images and files that are in it.
 
     Raises:
         BadRequest, TooLarge, NotFound: a rule is broken; a malformed id is an id that nobody has.
@@ -135,10 +142,7 @@ def checked_request(request: ChatRequest, message_bytes_limit: int) -> ChatReque
     if request.message is None and request.regenerate is None:
         raise BadRequest("`message` is required unless `regenerate` names one", "/message")
     if request.message is not None:
-        if not request.message.strip():
-            raise BadRequest("`message` is blank", "/message")
-        if len(request.message.encode()) > message_bytes_limit:
-            raise TooLarge(f"`message` is over {message_bytes_limit} bytes")
+        checked_parts(parts_of(request.message), message_limit, inline_limit)
     if request.system is not None and len(request.system.encode()) > SYSTEM_BYTES_LIMIT:
         raise TooLarge(f"`system` is over {SYSTEM_BYTES_LIMIT} bytes")
     for name in ("model", "idempotency_key"):
@@ -155,6 +159,11 @@ def checked_request(request: ChatRequest, message_bytes_limit: int) -> ChatReque
         if id is not None:
             checked_id(id)
     return request
+
+
+def parts_of(message: Message) -> UserParts:
+    """A message as it is stored: in parts."""
+    return (TextPart(message),) if isinstance(message, str) else message
 
 
 def checked_model(request: ChatRequest, models: Collection[str]) -> ChatRequest:

@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 import msgspec
 from msgspec import Struct
 
-from chatserver.parts import Part, Parts, TextPart, ToolCallPart, text_of
+from chatserver.content import part_bytes, told_content
+from chatserver.parts import AnyPart, TextPart, ToolCallPart, UserParts, is_user_part, text_bytes, text_of
 
 BYTES_PER_TOKEN = 4
 """A rule of thumb for English and code; used for budgets, and for usage that an upstream does not tell."""
@@ -56,10 +57,27 @@ class SystemText(Struct, frozen=True, tag="system"):
     text: str
 
 
-class UserText(Struct, frozen=True, tag="user"):
-    """A message of the user."""
+class UserMessage(Struct, frozen=True, tag="user"):
+    """A message of the user: its text, or its parts where images or files are among them.
 
-    text: str
+    ``earlier`` are the parts of messages just before it, where images or files are among them: messages without answer.
+    """
+
+    content: str | UserParts
+    earlier: UserParts = ()
+
+    @property
+    def has_media(self) -> bool:
+        return not isinstance(self.content, str) or bool(self.earlier)
+
+    @property
+    def parts(self) -> UserParts:
+        """All that the user says here, as parts."""
+        return self.earlier + ((TextPart(self.content),) if isinstance(self.content, str) else self.content)
+
+    @property
+    def text(self) -> str:
+        return text_of(self.parts)
 
 
 class TurnCall(Struct, frozen=True):
@@ -86,7 +104,7 @@ class ToolOutput(Struct, frozen=True, tag="tool"):
     text: str
 
 
-Item: TypeAlias = SystemText | UserText | AssistantTurn | ToolOutput
+Item: TypeAlias = SystemText | UserMessage | AssistantTurn | ToolOutput
 Dialogue: TypeAlias = Sequence[Item]
 """Users and model alternate. Behind a turn with calls stand the outputs of all these calls."""
 
@@ -103,15 +121,10 @@ class PastMessage(Struct, frozen=True):
     """A message of a session, as far as a dialogue needs it."""
 
     is_of_user: bool
-    parts: Parts
+    parts: tuple[AnyPart, ...]
     transcript: tuple[TurnOrigin, ...]
     is_growing: bool = False
     """The message's run has not ended on disk."""
-
-
-def text_bytes(text: str) -> int:
-    """The length of a text in UTF-8; a text of ASCII is not encoded for that."""
-    return len(text) if text.isascii() else len(text.encode())
 
 
 def json_bytes(value: object) -> int:
@@ -124,11 +137,21 @@ def estimated_tokens(value: object) -> int:
     return -(-(text_bytes(value) if isinstance(value, str) else json_bytes(value)) // BYTES_PER_TOKEN)
 
 
-def told_bytes(parts: Parts, transcript: Sequence[TurnOrigin] = ()) -> int:
+def asked_tokens(items: Iterable[Item | ToolSpecification]) -> int:
+    """About how many tokens a model takes for these."""
+    items, media = list(items), 0
+    for place, item in enumerate(items):
+        if isinstance(item, UserMessage) and item.has_media:
+            items[place] = UserMessage(item.text)
+            media += sum(map(part_bytes, item.parts)) - text_bytes(item.text)
+    return -(-(json_bytes(items) + media) // BYTES_PER_TOKEN)
+
+
+def told_bytes(parts: Sequence[AnyPart], transcript: Sequence[TurnOrigin] = ()) -> int:
     """About how many bytes of a message go upstream. Its reasoning does not."""
     calls = [part for part in parts if isinstance(part, ToolCallPart)]
-    texts = sum(text_bytes(part.text) for part in parts if isinstance(part, TextPart))
-    return MESSAGE_BYTES + texts + (json_bytes(calls) if calls else 0) + (json_bytes(transcript) if transcript else 0)
+    rest = sum([part_bytes(part) for part in parts if is_user_part(part)])
+    return MESSAGE_BYTES + rest + (json_bytes(calls) if calls else 0) + (json_bytes(transcript) if transcript else 0)
 
 
 def dialogue(messages: Sequence[PastMessage], system: str | None, tokens_limit: int) -> Dialogue:
@@ -141,21 +164,28 @@ def dialogue(messages: Sequence[PastMessage], system: str | None, tokens_limit: 
     left = tokens_limit - (estimated_tokens(system) if system else 0)
     for message in reversed(messages):
         items = _told(message)
-        left -= estimated_tokens(items)
+        left -= asked_tokens(items)
         if kept and left < 0:
             break
         kept.append(items)
     kept.reverse()
-    first = next(index for index, each in enumerate(kept) if each and isinstance(each[0], UserText))
+    first = next(index for index, each in enumerate(kept) if each and isinstance(each[0], UserMessage))
     return [*([SystemText(system)] if system else []), *_alternating(chain(*kept[first:]))]
 
 
 def _alternating(items: Iterable[Item]) -> Iterator[Item]:
-    for is_of_user, together in groupby(items, lambda each: isinstance(each, UserText)):
+    for is_of_user, together in groupby(items, lambda each: isinstance(each, UserMessage)):
         if is_of_user:
-            yield UserText("\n\n".join([each.text for each in together if isinstance(each, UserText)]))
+            yield _joined([each for each in together if isinstance(each, UserMessage)])
         else:
             yield from together
+
+
+def _joined(messages: Sequence[UserMessage]) -> UserMessage:
+    if not any(each.has_media for each in messages):
+        return UserMessage("\n\n".join([each.text for each in messages]))
+    *before, last = messages
+    return UserMessage(last.content, tuple([part for each in before for part in each.parts]))
 
 
 def _told(message: PastMessage) -> list[Item]:
@@ -164,7 +194,7 @@ def _told(message: PastMessage) -> list[Item]:
     Where no words follow the last outputs, a sentence stands for the words.
     """
     if message.is_of_user:
-        return [UserText(text_of(message.parts))]
+        return [UserMessage(told_content(message.parts))]
     origins = {call_id: origin for origin in message.transcript for call_id in origin.call_ids}
     items: list[Item] = []
     lacks_words = False
@@ -181,9 +211,9 @@ def _told(message: PastMessage) -> list[Item]:
     return items
 
 
-def _turns(parts: Parts, origins: Mapping[str, TurnOrigin]) -> Iterator[list[Part]]:
+def _turns(parts: Sequence[AnyPart], origins: Mapping[str, TurnOrigin]) -> Iterator[list[AnyPart]]:
     """The parts of an answer by turns. The calls of a turn are its last parts, and have one origin."""
-    turn: list[Part] = []
+    turn: list[AnyPart] = []
     for part in parts:
         last = turn[-1] if turn else None
         if isinstance(last, ToolCallPart):
@@ -196,7 +226,7 @@ def _turns(parts: Parts, origins: Mapping[str, TurnOrigin]) -> Iterator[list[Par
         yield turn
 
 
-def told_turn(parts: Sequence[Part], origin: TurnOrigin) -> list[Item]:
+def told_turn(parts: Sequence[AnyPart], origin: TurnOrigin) -> list[Item]:
     """One turn, and the outputs of its calls."""
     made: list[TurnCall] = []
     outputs: list[Item] = []

@@ -2,8 +2,9 @@
 
 from math import inf
 
-from chatserver.dialogue import BYTES_PER_TOKEN, estimated_tokens, text_bytes
+from chatserver.dialogue import BYTES_PER_TOKEN, asked_tokens
 from chatserver.events import Usage
+from chatserver.parts import text_bytes
 from chatserver.providers import ModelRequest
 
 
@@ -52,7 +53,7 @@ class Meter:
         """
         if self.is_spent():
             raise Spent
-        self._ask(estimated_tokens([*request.messages, *request.tools]))
+        self._ask(asked_tokens([*request.messages, *request.tools]))
 
     def add_text(self, text: str) -> str:
         """Count a text of the answer or of its reasoning; the part of the text that may be said.

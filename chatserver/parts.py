@@ -1,7 +1,7 @@
-"""Parts: what an answer is made of, in the order in which it happened. A user's message is one text."""
+"""Parts: what a message is made of, in order: texts and calls of an answer; texts, images and files of a user."""
 
 from collections.abc import Iterable
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeGuard
 
 from msgspec import Struct
 
@@ -35,10 +35,45 @@ class ToolCallPart(Struct, frozen=True, tag_field="type", tag="tool_call", kw_on
     duration_ms: int | None = None
 
 
+class ImagePart(Struct, frozen=True, tag_field="type", tag="image", kw_only=True):
+    """An image of a user: its address, or itself in base64 (``data``) with its media type."""
+
+    url: str | None = None
+    data: str | None = None
+    media_type: str | None = None
+
+
+class FilePart(Struct, frozen=True, tag_field="type", tag="file", kw_only=True):
+    """A file of a user, under its name: its address, or itself in base64 (``data``) with its media type."""
+
+    name: str
+    url: str | None = None
+    data: str | None = None
+    media_type: str | None = None
+
+
 Part: TypeAlias = TextPart | ReasoningPart | ToolCallPart
+"""A part of an answer."""
 Parts: TypeAlias = tuple[Part, ...]
 
+UserPart: TypeAlias = TextPart | ImagePart | FilePart
+"""A part of a user's message."""
+UserParts: TypeAlias = tuple[UserPart, ...]
 
-def text_of(parts: Iterable[Part]) -> str:
+AnyPart: TypeAlias = Part | ImagePart | FilePart
+"""A part of a message, whoever's it is."""
+
+
+def text_of(parts: Iterable[AnyPart]) -> str:
     """The content of a message: its text parts, joined."""
     return "".join([part.text for part in parts if type(part) is TextPart])
+
+
+def is_user_part(part: AnyPart) -> TypeGuard[UserPart]:
+    """Whether a user can say such a part; a text can be of either."""
+    return isinstance(part, TextPart | ImagePart | FilePart)
+
+
+def text_bytes(text: str) -> int:
+    """The length of a text in UTF-8; a text of ASCII is not encoded for that."""
+    return len(text) if text.isascii() else len(text.encode())

@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 from msgspec import Struct
 
 from chatserver.events import Error, ErrorCode, FinishReason, Terminal, Usage
-from chatserver.parts import Parts
+from chatserver.parts import AnyPart
 
 RunStatus: TypeAlias = Literal["running", "waiting", "completed", "cancelled", "failed"]
 MessageStatus: TypeAlias = Literal["complete", "partial", "streaming"]
@@ -68,7 +68,7 @@ class MessageResource(Struct, frozen=True, kw_only=True):
     parent_id: str | None
     role: Role
     content: str
-    parts: Parts
+    parts: tuple[AnyPart, ...]
     status: MessageStatus
     finish_reason: FinishReason | None
     run_id: str | None

@@ -18,7 +18,15 @@ NESTING = 32
 DIGITS = 4300
 
 GOOD: dict[str, tuple[str, ...]] = {
-    "message": ('"Hi"', r'"\u0048i\r\n"', '"🦜 é"', r'"a\\\"b"', '"[{\\"}]"'),
+    "message": (
+        '"Hi"',
+        r'"\u0048i\r\n"',
+        '"🦜 é"',
+        r'"a\\\"b"',
+        '"[{\\"}]"',
+        r'[{"type":"text","text":"a\r\n[{\""}]',
+        '[{"type":"text","text":"a"},{"url":"b", "type":"image"}]',
+    ),
     "session_id": ('"s"', '"A-Z_09"', "null"),
     "idempotency_key": ('"k"', "null"),
     "model": ('"m"', "null"),
@@ -194,4 +202,16 @@ def _fits(name: str, value: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if name == "max_output_tokens":
         return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, str)
+    return isinstance(value, str) or (name == "message" and _are_parts(value))
+
+
+def _are_parts(tree: Any) -> bool:
+    return isinstance(tree, list) and not isinstance(tree, Object) and 1 <= len(tree) <= 32 and all(map(_is_part, tree))
+
+
+def _is_part(tree: Any) -> bool:
+    """Whether this is a part of those that are made here."""
+    return isinstance(tree, Object) and sorted(tree) in (
+        [("type", "image"), ("url", "b")],
+        *([("text", text), ("type", "text")] for name, text in tree if name == "text" and isinstance(text, str)),
+    )

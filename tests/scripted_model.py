@@ -13,7 +13,7 @@ from chatserver.agent import ToolAgent
 from chatserver.answer import Answer
 from chatserver.calls import Calls, Toolbox
 from chatserver.context import RunContext
-from chatserver.dialogue import TurnOrigin, UserText
+from chatserver.dialogue import TurnOrigin, UserMessage
 from chatserver.errors import UpstreamError
 from chatserver.events import Done, FinishReason, Terminal, Token, ToolCall, ToolResult, Usage, decode
 from chatserver.log.memory import MemoryLog
@@ -32,7 +32,7 @@ from chatserver.tools.execution import ToolThreads
 from tests.logs import kept, watched_log
 
 WAIT_SECONDS = 15.0
-ASKED = ModelRequest(model="m", messages=[UserText("Hi")], temperature=0.5, max_output_tokens=9)
+ASKED = ModelRequest(model="m", messages=[UserMessage("Hi")], temperature=0.5, max_output_tokens=9)
 FAILURE = UpstreamError("upstream_truncated", "cut")
 
 

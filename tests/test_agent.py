@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from chatserver.agent import generated
 from chatserver.calls import ARGUMENTS_BYTES_LIMIT, CALLS_PER_TURN_LIMIT
-from chatserver.dialogue import TurnOrigin, UserText
+from chatserver.dialogue import TurnOrigin, UserMessage
 from chatserver.errors import UpstreamError
 from chatserver.events import (
     EVENT_BYTES_LIMIT,
@@ -163,7 +163,7 @@ async def test_a_turn_with_tools_is_told_to_the_next_and_then_answered() -> None
         {"role": "tool", "tool_call_id": "c1", "content": "3"},
         {"role": "tool", "tool_call_id": "c2", "content": "É"},
     ]
-    assert ASKED.messages == [UserText("Hi")]
+    assert ASKED.messages == [UserMessage("Hi")]
 
 
 class Gates:

@@ -13,7 +13,7 @@ import anyio.lowlevel
 import pytest
 
 from chatserver import app
-from chatserver.dialogue import AssistantTurn, Item, Leavings, SystemText, ToolOutput, UserText
+from chatserver.dialogue import AssistantTurn, Item, Leavings, SystemText, ToolOutput, UserMessage
 from chatserver.events import Reasoning, Token, Usage
 from chatserver.providers import Finish, ModelRequest, OnDelta, ToolCallRequest
 from tests.clients import BOTH, Transport, documents_of, types_of
@@ -52,7 +52,7 @@ class Responses:
         self.inputs.append([each for item in request.messages for each in _input(item, maker)])
         assert [each.name for each in request.tools] == ["add", "hang"]
         await anyio.lowlevel.checkpoint()
-        if isinstance(request.messages[-1], UserText):
+        if isinstance(request.messages[-1], UserMessage):
             on_delta(Reasoning(content="hm"))
             on_delta(ToolCallRequest("call.1", "add", '{"a":1,"b":2}'))
             return Finish("tool_calls", Usage(5, 5), Leavings(maker, CALLED))
@@ -62,8 +62,8 @@ class Responses:
 
 def _input(item: Item, maker: str) -> Iterator[dict[str, Any]]:
     match item:
-        case SystemText(text) | UserText(text):
-            yield {"role": "user" if isinstance(item, UserText) else "developer", "content": text}
+        case SystemText(text) | UserMessage(text):
+            yield {"role": "user" if isinstance(item, UserMessage) else "developer", "content": text}
         case ToolOutput():
             yield {"type": "function_call_output", "call_id": item.call_id, "output": item.text}
         case AssistantTurn() if item.leavings is not None and item.leavings.maker == maker:

@@ -11,12 +11,14 @@ PACKAGE = Path(__file__).parents[1] / "chatserver"
 
 ROOMS = (
     "parts",
+    "content",
     "dialogue",
     "events",
     "answer",
     "errors",
     "endings",
     "strict_json",
+    "media",
     "commands",
     "replies",
     "resources",

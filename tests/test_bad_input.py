@@ -285,8 +285,11 @@ def field_cases() -> Iterator[Case]:
         body = {name: value} if name == "message" else {"message": "x", name: value}
         return pytest.param(body, f"/{name}" if pointer is None else pointer, id=f"{name} {ascii(value)[:40]}")
 
-    for value in (5, True, [], {}, ["x"], 1.5):
+    for value in (5, True, [], {}, 1.5):
         yield case("message", value)
+    yield case("message", ["x"], "/message/0")
+    yield case("message", [{"type": "text", "text": "a\0b"}], "/message/0/text")
+    yield case("message", [{"type": "image", "url": "file:///etc/passwd"}], "/message/0/url")
     for value in ("", " ", "\n\t ", "\u3000\u2003", "\r\n"):
         yield case("message", value)
     for control in "\0\x01\x08\x0b\x0c\x0e\x1b\x1f":
@@ -315,8 +318,8 @@ def field_cases() -> Iterator[Case]:
     yield pytest.param('{"message": "x", "message": "x"}', "/message", id="message twice")
     yield pytest.param('{"message": "x", "model": "a", "model": "b"}', "/model", id="model twice")
     yield pytest.param({"message": "x", "a\0b": 1}, None, id="control character in a name")
-    yield pytest.param({"message": [[[[1]]]]}, "/message", id="message nested")
-    yield pytest.param('{"message": ' + "[" * 31 + "]" * 31 + "}", "/message", id="nesting of 32")
+    yield pytest.param({"message": [[[[1]]]]}, "/message/0", id="message nested")
+    yield pytest.param('{"message": ' + "[" * 31 + "]" * 31 + "}", "/message/0", id="nesting of 32")
 
 
 @pytest.mark.parametrize("via", VIAS)

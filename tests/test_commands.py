@@ -74,7 +74,7 @@ def test_a_request_has_just_these_fields() -> None:
     ("fields", "pointer"),
     [
         ({"message": 5}, "/message"),
-        ({"message": ["Hi"]}, "/message"),
+        ({"message": ["Hi"]}, "/message/0"),
         ({"session_id": 7}, "/session_id"),
         ({"idempotency_key": {}}, "/idempotency_key"),
         ({"model": 1.5}, "/model"),
@@ -180,7 +180,7 @@ def test_commands_of_the_contract_that_this_version_has() -> None:
 )
 def test_a_request_within_the_rules_stays_as_it_is(fields: dict[str, Any]) -> None:
     request = read(fields, ChatRequest)
-    assert checked_request(request, LIMIT) is request
+    assert checked_request(request, LIMIT, LIMIT) is request
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_a_request_within_the_rules_stays_as_it_is(fields: dict[str, Any]) -> No
 def test_a_broken_rule_is_told(fields: dict[str, Any], error: type[ChatError], pointer: str | None) -> None:
     given = fields if {"message", "regenerate"} & set(fields) or not fields else {"message": "Hi"} | fields
     with pytest.raises(error) as refusal:
-        checked_request(ChatRequest(**given), LIMIT)
+        checked_request(ChatRequest(**given), LIMIT, LIMIT)
     assert pointer is None or refusal.value.facts()["errors"][0].pointer == pointer
 
 

@@ -15,7 +15,7 @@ from chatserver.dialogue import (
     PastMessage,
     SystemText,
     TurnOrigin,
-    UserText,
+    UserMessage,
     as_text,
     dialogue,
     estimated_tokens,
@@ -208,10 +208,10 @@ def test_what_fits_is_the_newest_part_and_the_roles_alternate(
     if system:
         assert told.pop(0) == SystemText(system)
     oldest, as_whole, last = told[0], whole[len(whole) - len(told)], told[-1]
-    assert isinstance(oldest, UserText) and isinstance(whole[0], UserText) and isinstance(as_whole, UserText)
+    assert isinstance(oldest, UserMessage) and isinstance(whole[0], UserMessage) and isinstance(as_whole, UserMessage)
     assert told[1:] == whole[len(whole) - len(told) + 1 :]
     assert as_whole.text.endswith(oldest.text)
-    assert isinstance(last, UserText) and last.text.endswith(question)
+    assert isinstance(last, UserMessage) and last.text.endswith(question)
     if len(told) > 1:
         size = len(msgspec.json.encode(told)) + len((system or "").encode())
         assert size <= tokens_limit * BYTES_PER_TOKEN + 2 * len(INTERRUPTED_TEXT) * len(history)
@@ -241,7 +241,7 @@ def test_messages_that_were_never_answered_are_told_in_the_time_of_their_length(
 
 def test_as_much_as_fits_is_told() -> None:
     messages = [asked(f"{number:04}") for number in range(1000)]
-    per_message = estimated_tokens([UserText("0000")])
+    per_message = estimated_tokens([UserMessage("0000")])
     for limit, count in ((10 * per_message, 10), (10 * per_message - 1, 9)):
         (told,) = dialogue(messages, None, limit)
         assert told.text.split() == [f"{number:04}" for number in range(1000 - count, 1000)]

@@ -377,7 +377,7 @@ def _refusal(document: dict[str, Any], read: Callable[[str], object]) -> str | N
     try:
         asked = read(json.dumps(document))
         if isinstance(asked, ChatRequest):
-            checked_request(asked, Settings().max_message_bytes)
+            checked_request(asked, Settings().max_message_bytes, Settings().max_inline_bytes)
     except ChatError as error:
         return error.detail
     return None

@@ -14,7 +14,7 @@ import anyio
 import httpx2
 import pytest
 
-from chatserver.dialogue import UserText
+from chatserver.dialogue import UserMessage
 from chatserver.events import Token
 from chatserver.providers import Delta, ModelRequest
 from chatserver.providers.chat_completions.provider import OpenAIProvider
@@ -400,7 +400,7 @@ async def test_the_time_that_the_reader_takes_is_no_silence() -> None:
 
 async def test_leaving_closes_the_socket_at_once() -> None:
     """200 turns left in mid answer, each seen by the upstream within a second, however it was left."""
-    request = ModelRequest(model="m", messages=[UserText("Hi")])
+    request = ModelRequest(model="m", messages=[UserMessage("Hi")])
     async with FakeUpstream() as upstream:
         upstream.always(token("Hi"), Hang())
         async with OpenAIProvider(api_key="k", base_url=upstream.url, idle_seconds=60) as provider:

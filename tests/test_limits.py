@@ -12,7 +12,7 @@ import pytest
 
 from chatserver import limits
 from chatserver.answer import Answer
-from chatserver.dialogue import UserText, estimated_tokens
+from chatserver.dialogue import UserMessage, estimated_tokens
 from chatserver.errors import TooMany
 from chatserver.events import Done as DoneEvent
 from chatserver.events import Terminal, ToolResult, Usage
@@ -251,7 +251,7 @@ async def test_calls_over_the_limit_of_an_answer_are_refused_and_it_goes_on() ->
     assert not any(each.is_error for each in results[:3]) and "at most 4 calls" in str(results[-1].result)
 
 
-ASKED = ModelRequest(model="m", messages=[UserText("x" * 364)])
+ASKED = ModelRequest(model="m", messages=[UserMessage("x" * 364)])
 """About a hundred tokens."""
 
 

@@ -9,7 +9,7 @@ import httpx2
 import openai
 import pytest
 
-from chatserver.dialogue import UserText
+from chatserver.dialogue import UserMessage
 from chatserver.errors import UpstreamError
 from chatserver.events import Token
 from chatserver.providers import Delta, ModelRequest
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 
 KEY = "sk-test-canary"
 DIALOGUE = "dialogue-canary"
-ASK = ModelRequest(model="m", messages=[UserText(DIALOGUE)])
+ASK = ModelRequest(model="m", messages=[UserMessage(DIALOGUE)])
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 
 

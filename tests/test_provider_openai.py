@@ -22,7 +22,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatserver.dialogue import Dialogue, Leavings, SystemText, ToolSpecification, UserText
+from chatserver.dialogue import Dialogue, Leavings, SystemText, ToolSpecification, UserMessage
 from chatserver.errors import UpstreamError
 from chatserver.events import ErrorCode, Reasoning, Token, Usage
 from chatserver.providers import (
@@ -76,7 +76,7 @@ KEY = "sk-test-canary"
 LEAK = "upstream-text-canary"
 """In every text that the fake upstream refuses with: none of it may come out."""
 
-ASK = ModelRequest(model="test-model", messages=[UserText("Hi")])
+ASK = ModelRequest(model="test-model", messages=[UserMessage("Hi")])
 Said: TypeAlias = Delta | Finish
 
 HI = Token(content="Hi")
@@ -359,7 +359,7 @@ async def test_an_answer_is_what_was_said_before_it_ends(upstream: FakeUpstream,
 
 async def test_the_request_is_what_chat_completions_takes(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
     tools = [ToolSpecification("clock", "Tell the time.", {"type": "object"})]
-    asked: Dialogue = [SystemText("Be kind"), UserText("Grüße 👋 \u2028")]
+    asked: Dialogue = [SystemText("Be kind"), UserMessage("Grüße 👋 \u2028")]
     upstream.script(*say("Hi"))
     await ask(
         provider,
@@ -447,7 +447,7 @@ async def test_turns_run_beside_each_other_without_a_queue(upstream: FakeUpstrea
         return [token(reply.request.json["messages"][0]["content"]), Gate(gate), token("!"), finish(), Done()]
 
     async def one(number: int) -> None:
-        answers[number] = text_of(await ask(provider, ModelRequest(model="m", messages=[UserText(str(number))])))
+        answers[number] = text_of(await ask(provider, ModelRequest(model="m", messages=[UserMessage(str(number))])))
 
     upstream.always(echo)
     async with anyio.create_task_group() as group:

@@ -14,7 +14,7 @@ import pytest
 
 from chatserver.auth import Gate, Identity
 from chatserver.commands import ChatRequest, Send
-from chatserver.dialogue import UserText
+from chatserver.dialogue import UserMessage
 from chatserver.providers import ModelRequest
 from chatserver.runs.runs import Runs
 from chatserver.sessions import Sessions
@@ -257,7 +257,7 @@ async def test_no_repr_shows_a_secret(place: Place) -> None:
     reading = await SSE.start(place.server, BODY, headers=bearer(TOKEN))
     parts = place.server.app.state.components
     asked = ChatRequest(message=PROMPT, system=PROMPT)
-    message = UserText(PROMPT)
+    message = UserMessage(PROMPT)
     things = [settings, gate, gate.tickets, gate._tokens, ticket, parts, parts.settings, asked, Send(message=PROMPT)]
     things += [
         ModelRequest(model="m", messages=[message]),

@@ -10,6 +10,9 @@ from chatserver.routes import components_of
 from chatserver.routes.http import OPEN_WHILE_DRAINING, PUBLIC
 from chatserver.routes.openapi import ALWAYS, BY_NOTHING, refusals
 
+ABOUT = ("model", "is_demo", "login_url", "max_message_bytes", "max_inline_bytes")
+"""What a client may know of the settings."""
+
 OF_ANY_PAGE = {"Cross-Origin-Resource-Policy": "cross-origin"}
 """A page of any origin may notice the response, not read it: so it can tell a server that does not let it in from none.
 """
@@ -35,7 +38,7 @@ async def readyz(request: Request[str, Any, State]) -> dict[str, Any]:
     if not components_of(request).runs.are_welcome:
         raise Unavailable("Redis cannot be used")
     settings = components_of(request).settings
-    about = {name: getattr(settings, name) for name in ("model", "is_demo", "login_url", "max_message_bytes")}
+    about = {name: getattr(settings, name) for name in ABOUT}
     return {"status": "ok"} | about
 
 

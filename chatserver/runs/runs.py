@@ -74,7 +74,7 @@ class Runs:
         Raises:
             BadRequest, TooLarge, NotFound, RunActive, KeyReused, TooMany, Draining, Unavailable: nothing was started.
         """
-        request = checked_request(request, self._settings.max_message_bytes)
+        request = checked_request(request, self._settings.max_message_bytes, self._settings.max_inline_bytes)
         if self._settings.models:
             request = checked_model(request, self._settings.models_offered)
         try:
@@ -120,7 +120,7 @@ class Runs:
             KeyReused, TooLarge: as when a run is started.
             BadCursor: the key has started nothing, or ``after`` is past the end of the run's log.
         """
-        request = checked_request(request, self._settings.max_message_bytes)
+        request = checked_request(request, self._settings.max_message_bytes, self._settings.max_inline_bytes)
         if request.idempotency_key is None:
             raise BadRequest("only a request with an `idempotency_key` can be read on", "/idempotency_key")
         found = await self._sessions.earlier(user, request)

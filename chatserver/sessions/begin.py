@@ -7,10 +7,10 @@ from msgspec import Struct
 from msgspec.structs import asdict
 from sqlalchemy import Connection, bindparam, insert, select, update
 
-from chatserver.commands import ChatRequest, new_id
+from chatserver.commands import ChatRequest, Message, new_id, parts_of
 from chatserver.dialogue import PastMessage, json_bytes, told_bytes
 from chatserver.errors import KeyReused, NotFound, RunActive
-from chatserver.parts import Parts, TextPart
+from chatserver.parts import FilePart, UserParts, text_of
 from chatserver.resources import MessageResource, MessageStatus, Role, RunResource, timestamp
 from chatserver.sessions.holdings import Quota, add
 from chatserver.sessions.queries import RUN_COLUMNS
@@ -122,7 +122,7 @@ def _newest_tip(connection: Connection, user: str, request: ChatRequest, now: st
         newest = _newest(connection, user, request.session_id)
         return _Tip(request.session_id, newest.position, newest.message_id)
     session_id = request.session_id or new_id()
-    title = _title(request.message or "")
+    title = _title(parts_of(request.message or ""))
     row = {"user_id": user, "session_id": session_id, "title": title, "folded_title": folded(title)}
     connection.execute(_NEW_SESSION, row | {"created_at": now, "updated_at": now, "bytes": _size(request)})
     return _Tip(session_id, 0, None, is_new=True)
@@ -158,11 +158,7 @@ def _touch(connection: Connection, user: str, session_id: str, request: ChatRequ
 
 def _size(request: ChatRequest) -> int:
     """What its message takes as it is stored."""
-    return json_bytes(_said(request.message)) + json_bytes(()) if request.message is not None else 0
-
-
-def _said(text: str) -> Parts:
-    return (TextPart(text),) if text else ()
+    return json_bytes(parts_of(request.message)) + json_bytes(()) if request.message is not None else 0
 
 
 class _Newest(Struct, frozen=True):
@@ -192,19 +188,21 @@ def _newest(connection: Connection, user: str, session_id: str) -> _Newest:
     return _Newest(message_id, position)
 
 
-def _title(message: str) -> str:
-    """The first line, its spaces collapsed, cut with an ellipsis."""
-    line = " ".join(message.strip().splitlines()[0].split())
+def _title(message: UserParts) -> str:
+    """The first line, its spaces collapsed, cut with an ellipsis. A message without text is named by what it shows."""
+    names = [part.name for part in message if isinstance(part, FilePart)]
+    text = text_of(message).strip() or next(iter(names), "Image")
+    line = " ".join(text.splitlines()[0].split())
     return line if len(line) <= TITLE_CHARS_LIMIT else line[: TITLE_CHARS_LIMIT - 1].rstrip() + "…"
 
 
 def _insert_messages(
-    connection: Connection, user: str, tip: _Tip, text: str | None, run_id: str, now: str
+    connection: Connection, user: str, tip: _Tip, said: Message | None, run_id: str, now: str
 ) -> list[MessageResource]:
     """Add the user's message, if the request brings one, and the empty answer to it; these."""
     new, parent_id = [], tip.parent_id
-    if text is not None:
-        new.append(_message(parent_id, now, "user", "complete", text))
+    if said is not None:
+        new.append(_message(parent_id, now, "user", "complete", parts_of(said)))
         parent_id = new[0].message_id
     new.append(_message(parent_id, now, "assistant", "streaming", run_id=run_id))
     home = {"user_id": user, "session_id": tip.session_id}
@@ -218,14 +216,19 @@ def _insert_messages(
 
 
 def _message(
-    parent_id: str | None, now: str, role: Role, status: MessageStatus, content: str = "", run_id: str | None = None
+    parent_id: str | None,
+    now: str,
+    role: Role,
+    status: MessageStatus,
+    parts: UserParts = (),
+    run_id: str | None = None,
 ) -> MessageResource:
     return MessageResource(
         message_id=new_id(),
         parent_id=parent_id,
         role=role,
-        content=content,
-        parts=_said(content),
+        content=text_of(parts),
+        parts=parts,
         status=status,
         finish_reason=None,
         run_id=run_id,

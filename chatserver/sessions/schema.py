@@ -26,7 +26,7 @@ from sqlalchemy.engine import Dialect
 
 from chatserver.dialogue import TurnOrigin
 from chatserver.events import Usage
-from chatserver.parts import Part
+from chatserver.parts import AnyPart
 from chatserver.resources import RunFailure
 
 
@@ -86,7 +86,7 @@ messages = Table(
     Column("usage", Document(Usage)),
     Column("created_at", Text, nullable=False),
     Column("told_bytes", Integer, nullable=False, server_default=text("0")),  # about, of what goes upstream
-    Column("parts", Document(tuple[Part, ...]), nullable=False, server_default=text("'[]'")),
+    Column("parts", Document(tuple[AnyPart, ...]), nullable=False, server_default=text("'[]'")),
     Column("transcript", Document(tuple[TurnOrigin, ...]), nullable=False, server_default=text("'[]'")),  # private
     PrimaryKeyConstraint("message_id", name="pk_messages"),
     ForeignKeyConstraint(

@@ -14,6 +14,7 @@ SECONDS_LIMIT = 10_000_000
 Positive = Annotated[float, Meta(gt=0, le=SECONDS_LIMIT)]
 NotNegative = Annotated[float, Meta(ge=0, le=SECONDS_LIMIT)]
 Count = Annotated[int, Meta(ge=1)]
+NotNegativeCount = Annotated[int, Meta(ge=0)]
 
 PARAMETERS = ("stream", "stream_options", "tools", "temperature", "max_tokens", "max_completion_tokens")
 FIELDS_SENT_BACK = ("reasoning_content", "reasoning", "reasoning_details", "extra_content")
@@ -64,6 +65,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     otel_exporter_otlp_endpoint: str | None = None
 
     max_message_bytes: Count = 32768
+    max_inline_bytes: NotNegativeCount = 524288
     max_body_bytes: Count = 1048576
     max_frame_bytes: Count = 262144
     max_tool_result_bytes: Annotated[int, Meta(ge=64, le=49152)] = 32768

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from chatserver.content import data_url
 from chatserver.dialogue import (
     AssistantTurn,
     Dialogue,
@@ -14,8 +15,9 @@ from chatserver.dialogue import (
     ToolOutput,
     ToolSpecification,
     TurnCall,
-    UserText,
+    UserMessage,
 )
+from chatserver.parts import FilePart, ImagePart, TextPart, UserPart
 
 TOOL_NAME_CHARS = 64
 _NO_NAME = re.compile("[^A-Za-z0-9_-]")
@@ -42,14 +44,24 @@ def tools_of(tools: Sequence[ToolSpecification]) -> list[dict[str, Any]]:
 
 def _message(item: Item, maker: str, refused: frozenset[str]) -> dict[str, Any]:
     match item:
-        case UserText():
-            return {"role": "user", "content": item.text}
+        case UserMessage():
+            return {"role": "user", "content": [_part(each) for each in item.parts] if item.has_media else item.content}
         case AssistantTurn():
             return _turn(item, maker, refused)
         case ToolOutput():
             return {"role": "tool", "tool_call_id": item.call_id, "content": item.text}
         case SystemText():
             return {"role": "system", "content": item.text}
+
+
+def _part(part: UserPart) -> dict[str, Any]:
+    match part:
+        case TextPart():
+            return {"type": "text", "text": part.text}
+        case ImagePart():
+            return {"type": "image_url", "image_url": {"url": data_url(part)}}
+        case FilePart():
+            return {"type": "file", "file": {"filename": part.name, "file_data": data_url(part)}}
 
 
 def _turn(turn: AssistantTurn, maker: str, refused: frozenset[str]) -> dict[str, Any]:
