@@ -20,7 +20,7 @@ from chatserver.dialogue import (
 )
 from chatserver.errors import BadRequest, TooLarge
 from chatserver.media import FILE_NAME_CHARS_LIMIT, URL_CHARS_LIMIT
-from chatserver.parts import FilePart, ImagePart, TextPart
+from chatserver.parts import FilePart, ImagePart, TextPart, UserPart
 from chatserver.providers.chat_completions.requests import messages_of
 from chatserver.strict_json import convert
 from tests.cost import steps
@@ -217,7 +217,7 @@ def test_messages_without_answer_keep_their_parts_and_which_are_new() -> None:
 
 def test_an_image_counts_as_an_estimate_and_a_file_of_text_as_its_text() -> None:
     large = "QUFB" * INLINE_SHARE * 10
-    sizes = {
+    sizes: dict[UserPart, int] = {
         ImagePart(url="https://e.org"): IMAGE_BYTES,
         ImagePart(data=large, media_type="image/png"): IMAGE_BYTES + 40,
         FilePart(name="a.pdf", data=large, media_type="application/pdf"): FILE_BYTES + 40,
@@ -240,6 +240,6 @@ def test_a_dialogue_of_text_counts_as_its_json() -> None:
 
 def test_the_budget_counts_images_by_the_estimate() -> None:
     messages = [past([text(f"{number:04}"), at("https://e.org")]) for number in range(100)]
-    tokens = sum(asked_tokens([UserMessage(message.parts)]) for message in messages[:7])  # type: ignore[arg-type]
+    tokens = sum(asked_tokens(dialogue([message], None, ENDLESS)) for message in messages[:7])
     (only,) = dialogue(messages, None, tokens)
     assert only.text == "".join(f"{number:04}" for number in range(93, 100))

@@ -114,9 +114,10 @@ async def test_a_message_as_large_as_allowed_comes_back_whole_and_pages_stay_bou
             await answer(server, SSE, {"message": large, "session_id": "s"})
         page = await request(server, "GET", "/chat/sessions/s")
         assert len(page.body) < 1024 * 1024 + 700_000 + 10_000
-        shown = page.json["messages"]
-        assert page.json["cursor"] == shown[0]["message_id"]
-        assert [each["parts"] for each in shown if each["role"] == "user"] == [[shown(part) for part in large]] * (len(shown) // 2)
+        found = page.json["messages"]
+        assert page.json["cursor"] == found[0]["message_id"]
+        whole = [shown(part) for part in large]
+        assert [each["parts"] for each in found if each["role"] == "user"] == [whole] * (len(found) // 2)
 
 
 async def test_the_title_of_a_message_without_text_is_what_it_shows() -> None:

@@ -49,12 +49,29 @@ export interface MessageResource {
   parent_id: string | null;
   role: "assistant" | "user";
   content: string;
-  parts: (TextPart | ReasoningPart | ToolCallPart)[];
+  parts: (TextPart | ReasoningPart | ToolCallPart | ImagePart | FilePart)[];
   status: "complete" | "partial" | "streaming";
   finish_reason: "cancelled" | "content_filter" | "length" | "stop" | "turn_limit" | null;
   run_id: string | null;
   usage: Usage | null;
   created_at: string;
+}
+
+/** An image of a user: its address, or itself in base64 (`data`) with its media type. */
+export interface ImagePart {
+  type: "image";
+  url: string | null;
+  data: string | null;
+  media_type: string | null;
+}
+
+/** A file of a user, under its name: its address, or itself in base64 (`data`) with its media type. */
+export interface FilePart {
+  type: "file";
+  name: string;
+  url: string | null;
+  data: string | null;
+  media_type: string | null;
 }
 
 /** Sessions, newest first; `cursor` asks for the next page, null: there is none. */

@@ -62,7 +62,7 @@ export class AnswerView {
   /** Show a stored answer. @param {MessageResource} message */
   show(message) {
     this.#measured = kept("session", `measured.${message.run_id}`);
-    this.#parts = message.parts;
+    this.#parts = /** @type {Part[]} */ (message.parts);
     this.#usage = message.usage;
     this.end(message.finish_reason ? ENDINGS[message.finish_reason] : message.status === "complete" ? "" : "incomplete");
   }
