@@ -84,14 +84,18 @@ async def long_run(bench: Bench, *, tokens: int) -> Seen:
     return seen
 
 
-async def idle(bench: Bench, *, seconds: float) -> Seen:
-    """How often a server wakes that has answered once and has no connection any more."""
+async def idle(bench: Bench, *, seconds: float, rest_seconds: float) -> Seen:
+    """How often a server wakes that has answered once and has no connection any more.
+
+    It closes its connection to the model within ``rest_seconds``.
+    """
     seen = Seen()
     connection = await bench.open()
     readers = [await one_run(connection, Script(1))]
     connection.close()
     check(seen, readers, 1)
     await bench.settle()
+    await asyncio.sleep(rest_seconds)
     before = wakes(bench.pid)
     async with bench.metered(seen):
         await asyncio.sleep(seconds)

@@ -115,18 +115,18 @@ SCENARIOS = (
         Chapter(
             "idle",
             "A server without connections",
-            "It has answered once. A wake is the event loop's thread that goes back to sleep, as the kernel counts it.",
+            "It has answered once, 5 s before. A wake is the event loop's thread that goes back to sleep, as the kernel counts it.",
             (
                 Metric("wakes_per_s", "wakes a second", "/s"),
                 Metric("cpu_us_per_s", "CPU a second", "µs"),
             ),
         ),
         "idle",
-        {0: {"seconds": 5.0}},
+        {0: {"seconds": 10.0, "rest_seconds": 5.0}},
         contenders=("chatserver", "usual"),
         transports=("SSE",),
         is_fresh=True,
-        is_quick={"seconds": 0.5},
+        is_quick={"seconds": 0.5, "rest_seconds": 0.0},
     ),
     Scenario(
         Chapter(
