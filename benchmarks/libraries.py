@@ -26,8 +26,8 @@ from benchmarks.upstream import Upstream, serving
 from chatserver.bench.schedule import Schedule
 from chatserver.dialogue import UserMessage
 from chatserver.providers import ModelRequest
-from chatserver.providers.chat_completions.provider import OpenAIProvider
 from chatserver.providers.chat_completions.turn_decoder import TurnDecoder
+from chatserver.providers.provider import OpenAIProvider
 from chatserver.serving.http_protocol import HttpProtocol
 from chatserver.serving.websocket_protocol import WebSocketProtocol
 from chatserver.transports.frames import text_frame

@@ -22,7 +22,7 @@ from chatserver.errors import ChatError, NotFound, SettingsError, Unavailable
 from chatserver.log.logs import MemoryLogs
 from chatserver.nodes import Shared, link_to
 from chatserver.nodes.alone import open_alone
-from chatserver.providers.chat_completions.provider import OpenAIProvider
+from chatserver.providers.provider import OpenAIProvider
 from chatserver.routes import contract, demo, health, http, page, scrape
 from chatserver.routes.http import IS_HEAD
 from chatserver.routes.openapi import BY_TOKEN, SECURITY

@@ -15,7 +15,7 @@ from chatserver.log import StoredLog
 from chatserver.log.memory import MemoryCursor, MemoryLog
 from chatserver.log.merged import Texts
 from chatserver.providers import Finish, ModelRequest, OnDelta
-from chatserver.providers.chat_completions.provider import OpenAIProvider
+from chatserver.providers.provider import OpenAIProvider
 from chatserver.runs.life import Life
 from chatserver.runs.run import Run
 from chatserver.runs.subscription import Subscription

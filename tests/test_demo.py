@@ -12,8 +12,7 @@ from typing import Any
 import anyio
 import pytest
 
-from chatserver.providers import demo
-from chatserver.providers.chat_completions import turn
+from chatserver.providers import demo, turn
 from chatserver.routes.demo import DEMO_PATH
 from tests.clients import BOTH, SSE, Transport, documents_of, request
 from tests.fake_upstream import FakeUpstream

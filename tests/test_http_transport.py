@@ -17,7 +17,7 @@ import pytest
 from chatserver.dialogue import UserMessage
 from chatserver.events import Token
 from chatserver.providers import Delta, ModelRequest
-from chatserver.providers.chat_completions.provider import OpenAIProvider
+from chatserver.providers.provider import OpenAIProvider
 from chatserver.upstream import connection, transport
 from chatserver.upstream.connection import RESPONSE_HEAD_BYTES_LIMIT, UNREAD_BYTES_LIMIT, UpstreamConnection
 from chatserver.upstream.transport import BODY, HttpClient

@@ -13,7 +13,8 @@ import pytest
 from prometheus_client import CollectorRegistry, Histogram
 
 from chatserver.commands import ChatRequest
-from chatserver.providers.chat_completions.turn import Turn
+from chatserver.providers.chat_completions.turn_decoder import TurnDecoder
+from chatserver.providers.turn import Turn
 from chatserver.serving import lost_peers
 from chatserver.serving.websocket_protocol import WebSocketProtocol
 from chatserver.sessions import Begun
@@ -293,7 +294,7 @@ def test_gaps_that_are_counted_already_are_observed_as_if_one_by_one() -> None:
 
 
 async def test_a_turn_of_many_reads_keeps_few_of_their_moments() -> None:
-    turn, tokens = Turn(lambda _: None, 60.0), 3 * Pace.MOMENTS
+    turn, tokens = Turn(TurnDecoder(lambda _: None), 60.0), 3 * Pace.MOMENTS
     for _ in range(tokens):
         turn.receive(body_of([token("x")]))
         assert len(turn.pace.moments) <= Pace.MOMENTS

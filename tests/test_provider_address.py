@@ -13,8 +13,8 @@ from chatserver.dialogue import UserMessage
 from chatserver.errors import UpstreamError
 from chatserver.events import Token
 from chatserver.providers import Delta, ModelRequest
-from chatserver.providers.chat_completions.provider import OpenAIProvider
 from chatserver.providers.client import OPENAI_URL, address, make_client
+from chatserver.providers.provider import OpenAIProvider
 from chatserver.settings import Settings
 from chatserver.settings.loading import load
 from tests.clients import SSE, WS, Transport, documents_of

@@ -32,11 +32,11 @@ from chatserver.providers import (
     ModelRequest,
     ToolCallRequest,
     tries,
+    turn,
 )
-from chatserver.providers.chat_completions import turn
-from chatserver.providers.chat_completions.provider import OpenAIProvider
 from chatserver.providers.chat_completions.turn_decoder import THOUGHTS, TurnDecoder
 from chatserver.providers.faults import Fault
+from chatserver.providers.provider import OpenAIProvider
 from tests.fake_upstream import (
     JSON_BODY,
     Chunk,

@@ -15,7 +15,7 @@ import anyio
 import pytest
 
 from chatserver.dialogue import INTERRUPTED_CALL, INTERRUPTED_TEXT
-from chatserver.providers.chat_completions.leavings import LEAVINGS_BYTES_LIMIT
+from chatserver.providers.api import LEAVINGS_BYTES_LIMIT
 from tests.clients import BOTH, SSE, Transport, cancel, documents_of, request
 from tests.fake_upstream import Chunk, Done, FakeUpstream, Request, chunk, finish
 from tests.live import LiveServer, ServerProcess, live_server

@@ -16,8 +16,7 @@ from unittest.mock import patch
 import anyio
 import pytest
 
-from chatserver.providers import tries
-from chatserver.providers.chat_completions import turn
+from chatserver.providers import tries, turn
 from tests.clients import SSE, WS, Transport, documents_of
 from tests.live import CANARY, LiveServer, live_server
 from tests.virtual_time import leaping_time

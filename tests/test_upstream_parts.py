@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from chatserver.dialogue import AssistantTurn, Leavings, ToolSpecification, TurnCall
 from chatserver.providers import ModelRequest
-from chatserver.providers.chat_completions.parameters import MODELS_LIMIT, NAMES, Parameters
+from chatserver.providers.api import ARGUMENTS_CHARS_LIMIT
+from chatserver.providers.chat_completions.api import NAMES, ChatCompletions
 from chatserver.providers.chat_completions.repetition import Told
-from chatserver.providers.chat_completions.thinking import BLANK_CHARS, TAGS, ThinkTags
-from chatserver.providers.chat_completions.tool_calls import ARGUMENTS_CHARS_LIMIT, Arguments
+from chatserver.providers.chat_completions.tool_calls import Arguments
+from chatserver.providers.parameters import MODELS_LIMIT, Parameters
+from chatserver.providers.thinking import BLANK_CHARS, TAGS, ThinkTags
 from chatserver.providers.words import LINE_CHARS, WORDS_CHARS, loggable, words_of
 from chatserver.settings import FIELDS_SENT_BACK, PARAMETERS
 
@@ -183,9 +185,13 @@ REFUSALS: list[tuple[str, str | None]] = [
 ]
 
 
+def taken(omitted: frozenset[str] = NONE, *, is_foreign: bool) -> Parameters:
+    return Parameters(ChatCompletions(is_foreign=is_foreign), omitted)
+
+
 @pytest.mark.parametrize(("words", "name"), REFUSALS)
 def test_the_parameter_that_a_refusal_is_about(words: str, name: str | None) -> None:
-    assert Parameters(NONE, is_foreign=True).in_words(ALL, NONE, "maker", words) == name
+    assert taken(is_foreign=True).in_words(ALL, NONE, "maker", words) == name
 
 
 def test_what_can_be_left_out_is_what_settings_name() -> None:
@@ -195,7 +201,7 @@ def test_what_can_be_left_out_is_what_settings_name() -> None:
 def sent(
     request: ModelRequest, *refused: str, is_foreign: bool = False, omitted: frozenset[str] = NONE
 ) -> dict[str, Any]:
-    parameters = Parameters(omitted, is_foreign=is_foreign)
+    parameters = taken(omitted, is_foreign=is_foreign)
     body: dict[str, Any] = json.loads(
         parameters.body(request, parameters.refused_by("m") | frozenset(refused), maker="")
     )
@@ -216,7 +222,7 @@ def test_what_is_refused_is_left_out_and_the_limit_has_two_names() -> None:
 
 def test_a_field_that_a_server_does_not_want_back_is_left_out_of_its_messages() -> None:
     def fields(*refused: str, maker: str = "maker") -> list[set[str]]:
-        body = json.loads(Parameters(NONE, is_foreign=True).body(ALL, frozenset(refused), maker))
+        body = json.loads(taken(is_foreign=True).body(ALL, frozenset(refused), maker))
         (message,) = body["messages"]
         return [each.keys() & LEFT.keys() for each in (message, *message["tool_calls"])]
 
@@ -224,11 +230,11 @@ def test_a_field_that_a_server_does_not_want_back_is_left_out_of_its_messages() 
     assert fields("reasoning") == [set(LEFT) - {"reasoning"}] * 2
     assert fields(maker="another") == [set()] * 2
     words = "property 'reasoning' is unsupported"
-    assert Parameters(NONE, is_foreign=True).in_words(ALL, NONE, "another", words) is None
+    assert taken(is_foreign=True).in_words(ALL, NONE, "another", words) is None
 
 
 def test_models_are_remembered_up_to_a_limit() -> None:
-    parameters = Parameters(NONE, is_foreign=True)
+    parameters = taken(is_foreign=True)
     for number in range(MODELS_LIMIT):
         parameters.remember(str(number), frozenset({"tools"}))
     assert parameters.refused_by("0") == {"tools"}

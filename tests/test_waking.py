@@ -6,8 +6,9 @@ from chatserver.events import Token
 from chatserver.log.memory import MemoryLog
 from chatserver.log.waking import WAKES
 from chatserver.providers import Delta
-from chatserver.providers.chat_completions.turn import Turn
+from chatserver.providers.chat_completions.turn_decoder import TurnDecoder
 from chatserver.providers.faults import Fault
+from chatserver.providers.turn import Turn
 
 
 class Reader:
@@ -33,7 +34,7 @@ def turn_into(log: MemoryLog) -> Turn:
         assert isinstance(delta, Token)
         log.append(delta)
 
-    return Turn(on_delta, idle_seconds=60)
+    return Turn(TurnDecoder(on_delta), idle_seconds=60)
 
 
 def test_the_tokens_of_one_read_are_one_write_to_each_reader() -> None:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from time import monotonic
 
 from chatserver.providers import ModelRequest
-from chatserver.providers.chat_completions.parameters import Parameters
 from chatserver.providers.faults import Fault, Kind
+from chatserver.providers.parameters import Parameters
 from chatserver.providers.words import loggable
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ class Tries:
     """
 
     __slots__ = (
-        "_deadline", "_delays", "_known", "_maker", "_parameters", "_refused", "_request", "_secrets", "is_fresh",
+        "_deadline", "_delays", "_has_refused", "_maker", "_parameters", "_refused", "_request", "_secrets", "is_fresh",
     )  # fmt: skip
 
     def __init__(self, request: ModelRequest, parameters: Parameters, secrets: Sequence[str], maker: str) -> None:
@@ -31,7 +31,8 @@ class Tries:
         self._maker = maker
         self._parameters = parameters
         self._secrets = secrets
-        self._known = self._refused = parameters.refused_by(request.model)
+        self._refused = parameters.refused_by(request.model)
+        self._has_refused = False
         self._deadline = monotonic() + RETRY_DEADLINE_SECONDS
         self._delays: Iterator[float] | None = None
         self.is_fresh = False
@@ -43,10 +44,8 @@ class Tries:
 
     def succeeded(self) -> None:
         """The turn was answered: what was left out for it is left out from now on."""
-        if self._refused != self._known:
-            self._parameters.remember(self._request.model, self._refused)
-            names = ", ".join(sorted(self._refused - self._known))
-            self._log(f"refuses {names} for the model {self._request.model}: left out from now on")
+        if self._has_refused and (new := self._parameters.remember(self._request.model, self._refused)):
+            self._log(f"refuses {', '.join(sorted(new))} for the model {self._request.model}: left out from now on")
 
     def failed(self, fault: Fault, has_begun: bool) -> float | None:
         """Seconds after which it is tried again; None: that was all.
@@ -58,6 +57,7 @@ class Tries:
             parameter = self._parameters.in_words(self._request, self._refused, self._maker, fault.words)
         if parameter is not None:
             self._refused |= {parameter}
+            self._has_refused = True
             self._log(f"{fault.cause} - tried again without {parameter}")
             return 0.0
         may_pass = fault.kind in (Kind.PASSING, Kind.STALE) and not has_begun

@@ -61,10 +61,12 @@ class SSEDecoder:
 
         Takes about half the time of the general way.
         """
-        if not (chunk.startswith(b"data: ") and chunk.endswith(b"\n\n")):
-            return []
         # Not `in`, which takes four times as long here: it tries first whether the CR is a number.
-        if chunk.find(b"\r") >= 0 or len(chunk) > SSE_EVENT_BYTES_LIMIT:
+        if not chunk.endswith(b"\n\n") or chunk.find(b"\r") >= 0 or len(chunk) > SSE_EVENT_BYTES_LIMIT:
+            return []
+        if chunk.startswith(b"event: "):
+            return _typed(chunk)
+        if not chunk.startswith(b"data: "):
             return []
         if (
             chunk.find(b"\n") == len(chunk) - 2
@@ -122,3 +124,12 @@ class SSEDecoder:
     def _add(self, line: bytes, data: bytes) -> None:
         self._data.append(data)
         self._data_bytes += len(line) or 1  # Blank lines count too: a document may have them without end.
+
+
+def _typed(chunk: bytes) -> list[tuple[bytes, bytes]]:
+    """The events of a chunk that holds only whole events, each a line with its type and a line of data; else none."""
+    found = []
+    for event in chunk[7:-2].split(b"\n\nevent: "):
+        kind, _, data = event.partition(b"\ndata: ")
+        found.append((kind, data))
+    return found if all(data for _, data in found) and chunk.count(b"\n") == 3 * len(found) else []

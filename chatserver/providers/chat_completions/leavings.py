@@ -7,10 +7,7 @@ came; `reasoning_details` is OpenRouter's form of the same for all models.
 
 from typing import Any
 
-import msgspec
-
-LEAVINGS_BYTES_LIMIT = 512 * 1024
-"""Of one turn, reasoning aside, which counts as part of the answer. Of a turn that has more, nothing is kept."""
+from chatserver.providers.api import LEAVINGS_BYTES_LIMIT, size_of
 
 CALL_FIELDS = ("extra_content", "provider_specific_fields")
 _JOINED = ("text", "summary")
@@ -77,11 +74,3 @@ class MessageFields:
 def _is_same(known: dict[str, Any], piece: dict[str, Any]) -> bool:
     has_other_id = None not in (known.get("id"), piece.get("id")) and known["id"] != piece["id"]
     return (known.get("type"), known.get("index")) == (piece.get("type"), piece.get("index")) and not has_other_id
-
-
-def size_of(value: Any) -> int:
-    """The bytes of a value's JSON; of what is none, such as a lone surrogate, more than there is room for."""
-    try:
-        return len(msgspec.json.encode(value))
-    except (ValueError, RecursionError):
-        return LEAVINGS_BYTES_LIMIT + 1

@@ -1,10 +1,7 @@
 """What is asked, as Chat Completions has it: the items of a dialogue as its messages."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
-
-import msgspec
 
 from chatserver.content import data_url
 from chatserver.dialogue import (
@@ -18,9 +15,7 @@ from chatserver.dialogue import (
     UserMessage,
 )
 from chatserver.parts import FilePart, ImagePart, TextPart, UserPart
-
-TOOL_NAME_CHARS = 64
-_NO_NAME = re.compile("[^A-Za-z0-9_-]")
+from chatserver.providers.api import function_of
 
 
 def messages_of(dialogue: Dialogue, maker: str, refused: frozenset[str] = frozenset()) -> list[dict[str, Any]]:
@@ -78,7 +73,4 @@ def _without(fields: dict[str, Any], refused: frozenset[str]) -> dict[str, Any]:
 
 
 def _call(call: TurnCall) -> dict[str, Any]:
-    """A call. A name that a model made up may be one that its own server then refuses."""
-    name = _NO_NAME.sub("_", call.name)[:TOOL_NAME_CHARS] or "_"
-    arguments = msgspec.json.encode(call.args).decode()
-    return {"id": call.call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+    return {"id": call.call_id, "type": "function", "function": function_of(call)}

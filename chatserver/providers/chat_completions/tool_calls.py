@@ -6,12 +6,10 @@ from typing import Any
 
 from chatserver.commands import new_id
 from chatserver.providers import WANTED_CALLS_LIMIT, ToolCallRequest
+from chatserver.providers.api import ARGUMENTS_CHARS_LIMIT
 from chatserver.providers.chat_completions.leavings import CALL_FIELDS
 from chatserver.providers.clean_text import Cleaner, cleaned
 from chatserver.providers.faults import nonsense
-
-ARGUMENTS_CHARS_LIMIT = 1024 * 1024
-"""How long the arguments of all calls of a turn may be together."""
 
 SNAPSHOTS_ENOUGH = 8
 """How many fragments in a row must begin with the fragment before, so that this is no accident."""

@@ -14,26 +14,21 @@ import msgspec
 from msgspec import Struct
 
 from chatserver.dialogue import Leavings
-from chatserver.events import Reasoning, Token, Usage
+from chatserver.events import Reasoning, Token
 from chatserver.providers import Finish, OnDelta
-from chatserver.providers.chat_completions.chunks import HEARTBEATS, documents, failure_of
-from chatserver.providers.chat_completions.finish_reasons import End, meaning
-from chatserver.providers.chat_completions.leavings import LEAVINGS_BYTES_LIMIT, MessageFields, size_of
+from chatserver.providers.api import LEAVINGS_BYTES_LIMIT, PIECES_LIMIT, size_of, tokens_in, usage_of
+from chatserver.providers.chat_completions.leavings import MessageFields
 from chatserver.providers.chat_completions.repetition import Told
-from chatserver.providers.chat_completions.thinking import ThinkTags
 from chatserver.providers.chat_completions.tool_calls import ToolCalls
 from chatserver.providers.clean_text import Cleaner
+from chatserver.providers.documents import HEARTBEATS, documents, failure_of, without_done
 from chatserver.providers.faults import Fault, nonsense
+from chatserver.providers.finish_reasons import End, meaning
 from chatserver.providers.refusals import given_up, in_stream
+from chatserver.providers.thinking import ThinkTags
 
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 """The fields that may hold reasoning; the first with any text counts."""
-
-PIECES_LIMIT = 1_000_000
-"""Chunks of a turn that say something: as many as a run may have events, also where they lead to no event."""
-
-TOKENS_BELIEVED = 10**9
-"""A usage above this number is a mistake."""
 
 
 class _TextDelta(Struct):
@@ -72,11 +67,7 @@ _decode_texts = msgspec.json.Decoder(_TextChunk).decode
 
 
 class TurnDecoder:
-    """The chunks of one turn to deltas, each handed to ``on_delta`` as soon as it is known.
-
-    ``pieces``: how many chunks said something; ``has_finished``: the end of the answer was said; ``went_on``: more of
-    the answer came behind its end; ``is_over``: nothing can follow.
-    """
+    """The ``TurnDecoder`` of Chat Completions: each delta is handed to ``on_delta`` as soon as it is known."""
 
     __slots__ = (
         "_calls", "_fields", "_maker", "_on_delta", "_reason", "_reasoning", "_tags", "_text", "_thought", "_told",
@@ -99,16 +90,7 @@ class TurnDecoder:
         self._tags = ThinkTags()
         self._fields = MessageFields()
 
-    @property
-    def has_begun(self) -> bool:
-        return self.pieces > 0
-
     def feed(self, events: Iterable[tuple[bytes, bytes]]) -> bool:
-        """Read some events of the stream, each a type and a chunk; whether they said the end of the answer, or more.
-
-        Raises:
-            Fault: an error chunk, or one that makes no sense; not behind the end of the answer, which stays whole.
-        """
         is_ending = False
         for kind, data in events:
             if self.is_over:
@@ -122,7 +104,6 @@ class TurnDecoder:
         return is_ending
 
     def finish(self) -> Finish:
-        """The end of an answer that has ended; what was held back until now, and the collected calls, come before."""
         if half := self._reasoning.rest():
             self._on_delta(Reasoning(content=half))
         for is_thought, text in (*self._split(self._text.rest()), *self._tags.rest()):
@@ -131,10 +112,7 @@ class TurnDecoder:
         calls = list(self._calls.requests()) if self._reason == "stop" else []
         for call, _ in calls:
             self._on_delta(call)
-        usage = None
-        # A server that counts no tokens at all does not count.
-        if self._usage is not None and self._usage[0] and (self._usage[1] or not self.has_begun):
-            usage = Usage(*self._usage)
+        usage = usage_of(self._usage, has_begun=self.pieces > 0)
         return Finish("tool_calls" if calls else self._reason, usage, self._leavings([left for _, left in calls]))
 
     def _leavings(self, calls: list[dict[str, Any]]) -> Leavings | None:
@@ -162,7 +140,7 @@ class TurnDecoder:
 
     def _read_event(self, kind: bytes, data: bytes) -> bool:
         had_finished, pieces = self.has_finished, self.pieces
-        chunk, is_done = _without_done(data)
+        chunk, is_done = without_done(data)
         try:
             for each in documents(kind, chunk):
                 self._read_chunk(kind, each)
@@ -249,20 +227,8 @@ class TurnDecoder:
         return self._tags.split(text) if text else []
 
     def _count(self, holder: Any) -> None:
-        if isinstance(holder, dict) and isinstance(usage := holder.get("usage"), dict):
-            read = _number(usage.get("prompt_tokens", usage.get("input_tokens")))
-            if read:
-                self._usage = read, _number(usage.get("completion_tokens", usage.get("output_tokens"))) or 0
-
-
-def _without_done(data: bytes) -> tuple[bytes, bool]:
-    """An event without the `[DONE]` that it is, or that stands in a line of its own; and whether there was one."""
-    if data.startswith(b"{") and data.endswith(b"}"):
-        return data, False
-    if data[:32].strip(b" \t\"'").upper().startswith(b"[DONE]"):
-        return b"", True
-    chunk, done, _ = data.partition(b"\n[DONE]")
-    return chunk, bool(done)
+        if isinstance(holder, dict):
+            self._usage = tokens_in(holder.get("usage")) or self._usage
 
 
 def _parts(content: Any) -> tuple[str, str]:
@@ -291,9 +257,3 @@ def _plain(content: Any) -> str:
             return text
         case _:
             return ""
-
-
-def _number(value: object) -> int | None:
-    if isinstance(value, int | float) and -TOKENS_BELIEVED <= value <= TOKENS_BELIEVED:
-        return max(0, round(value))
-    return None

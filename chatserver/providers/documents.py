@@ -1,4 +1,4 @@
-"""From an event of the stream to the chunks in it, and to the failure that a chunk tells of."""
+"""From an event of the stream to the JSON documents in it, and to the failure that a document tells of."""
 
 import json
 import re
@@ -59,6 +59,16 @@ def failure_of(kind: bytes, chunk: dict[str, Any]) -> Any:
     said = [chunk.get(name) for name in ("error", "message", "detail", "msg")]
     is_no_chunk = kind in UNNAMED and chunk.get("choices") is None
     return chunk if is_no_chunk and any(each is not None for each in said) else None
+
+
+def without_done(data: bytes) -> tuple[bytes, bool]:
+    """An event without the `[DONE]` that it is, or that stands in a line of its own; and whether there was one."""
+    if data.startswith(b"{") and data.endswith(b"}"):
+        return data, False
+    if data[:32].strip(b" \t\"'").upper().startswith(b"[DONE]"):
+        return b"", True
+    chunk, done, _ = data.partition(b"\n[DONE]")
+    return chunk, bool(done)
 
 
 def _parsed(data: bytes) -> Any:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import anyio
 
 from chatserver.log.waking import WAKES
-from chatserver.providers import Finish, OnDelta
-from chatserver.providers.chat_completions.turn_decoder import TurnDecoder
+from chatserver.providers import Finish
+from chatserver.providers.api import TurnDecoder
 from chatserver.providers.faults import Fault, cut, nonsense, silent
 from chatserver.telemetry import Pace
 from chatserver.upstream.sse_decoder import EventTooLong, SSEDecoder
@@ -30,12 +30,12 @@ LIFE_LIMIT = 10
 
 
 class Turn:
-    """A turn as far as it has come. Each delta is handed to ``on_delta`` from within ``receive`` or ``end``."""
+    """A turn as far as it has come. The decoder hands on each delta from within ``receive`` or ``end``."""
 
     __slots__ = ("_decoder", "_events", "_heard_at", "_idle_seconds", "_lived_at", "pace")
 
-    def __init__(self, on_delta: OnDelta, idle_seconds: float, maker: str = "") -> None:
-        self._events, self._decoder = SSEDecoder(), TurnDecoder(on_delta, maker)
+    def __init__(self, decoder: TurnDecoder, idle_seconds: float) -> None:
+        self._events, self._decoder = SSEDecoder(), decoder
         self._idle_seconds = idle_seconds
         self._heard_at = self._lived_at = monotonic()
         self.pace = Pace()
@@ -43,7 +43,7 @@ class Turn:
     @property
     def has_begun(self) -> bool:
         """Something of the answer has come."""
-        return self._decoder.has_begun
+        return self._decoder.pieces > 0
 
     def receive(self, data: bytes) -> bool:
         """Read a part of the body; whether the end of the answer was said, which brings the deadline nearer.

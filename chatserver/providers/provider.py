@@ -1,7 +1,4 @@
-"""Chat Completions through the openai SDK: it builds, sends, authenticates and classifies; the bytes are read here.
-
-This is the seam for other APIs of the SDK: another decoder beside ``chunks``, another path and body.
-"""
+"""Model servers through the openai SDK: it sends, authenticates and classifies; the bytes are read here."""
 
 import logging
 from collections.abc import Collection, Mapping
@@ -13,13 +10,15 @@ from urllib.parse import urlsplit
 import anyio
 
 from chatserver.providers import Finish, ModelRequest, OnDelta
-from chatserver.providers.chat_completions.parameters import Parameters
-from chatserver.providers.chat_completions.turn import Turn, close, finish_of
+from chatserver.providers.api import Api
+from chatserver.providers.chat_completions.api import ChatCompletions
 from chatserver.providers.client import OPENAI_URL, address, make_client
 from chatserver.providers.faults import Fault, Kind, nonsense, silent, unreachable
 from chatserver.providers.models import offered_beside
+from chatserver.providers.parameters import Parameters
 from chatserver.providers.refusals import refusal
 from chatserver.providers.tries import Tries
+from chatserver.providers.turn import Turn, close, finish_of
 from chatserver.syntax import one_line
 from chatserver.telemetry import TurnObserver
 
@@ -51,6 +50,7 @@ class OpenAIProvider:
         idle_seconds: float,
         headers: Mapping[str, str] | None = None,
         omitted: Collection[str] = (),
+        api: type[Api] = ChatCompletions,
     ) -> None:
         """``headers`` go with each request; ``omitted`` parameters with none, see ``Parameters``."""
         self._api_key = api_key
@@ -58,8 +58,8 @@ class OpenAIProvider:
         self._headers = headers
         self._idle_seconds = idle_seconds
         self._host = urlsplit(base_url or OPENAI_URL).hostname
-        is_foreign = self._host != urlsplit(OPENAI_URL).hostname
-        self._parameters = Parameters(frozenset(omitted), is_foreign=is_foreign)
+        self._api = api(is_foreign=self._host != urlsplit(OPENAI_URL).hostname)
+        self._parameters = Parameters(self._api, frozenset(omitted))
         texts = [api_key or "", *(headers or {}).values()]
         self._secrets = [word for text in texts for word in text.split() if len(word) >= SECRET_CHARS]
         self._sdk: openai.AsyncOpenAI | None = None
@@ -94,7 +94,7 @@ class OpenAIProvider:
                     headers=self._headers,
                     idle_seconds=self._idle_seconds,
                 )
-                self._address = address(sdk, "chat/completions")
+                self._address = address(sdk, self._api.path)
                 self._sdk = sdk
             return self._sdk
 
@@ -106,10 +106,10 @@ class OpenAIProvider:
             return finish
 
     async def _turn(self, request: ModelRequest, on_delta: OnDelta, observer: TurnObserver) -> Finish:
-        maker = f"chat_completions {self._host} {request.model}"
+        maker = f"{self._api.name} {self._host} {request.model}"
         tries = Tries(request, self._parameters, self._secrets, maker)
         while True:
-            turn = Turn(on_delta, self._idle_seconds, maker)
+            turn = Turn(self._api.decoder(on_delta, maker), self._idle_seconds)
             observer.asked()
             try:
                 finish = await finish_of(await self._open(tries, observer.headers), turn)
