@@ -115,7 +115,8 @@ SCENARIOS = (
         Chapter(
             "idle",
             "A server without connections",
-            "It has answered once, 5 s before. A wake is the event loop's thread that goes back to sleep, as the kernel counts it.",
+            "It has answered once, 5 s before. A wake is the event loop's thread that goes back to sleep, as the "
+            "kernel counts it.",
             (
                 Metric("wakes_per_s", "wakes a second", "/s"),
                 Metric("cpu_us_per_s", "CPU a second", "µs"),
