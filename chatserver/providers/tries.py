@@ -2,12 +2,16 @@
 
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from time import monotonic
 
+from msgspec.structs import replace
+
+from chatserver.errors import UpstreamError
 from chatserver.providers import ModelRequest
 from chatserver.providers.faults import Fault, Kind
 from chatserver.providers.parameters import Parameters
+from chatserver.providers.unseen import Media, newest_of, refused_in, without
 from chatserver.providers.words import loggable
 
 logger = logging.getLogger(__name__)
@@ -54,6 +58,8 @@ class Tries:
         """
         parameter, is_about_request = None, fault.error.code in ("llm_error", "upstream_unavailable")
         if is_about_request and not has_begun and fault.kind is not Kind.FILTERED:
+            if kinds := refused_in(fault.words, self._request.messages):
+                return self._without(kinds, fault)
             parameter = self._parameters.in_words(self._request, self._refused, self._maker, fault.words)
         if parameter is not None:
             self._refused |= {parameter}
@@ -65,6 +71,19 @@ class Tries:
         self._log(fault.cause if delay is None else f"{fault.cause} - tried again in {delay:.2f} s")
         self.is_fresh = fault.kind is Kind.STALE
         return delay
+
+    def _without(self, kinds: Set[Media], fault: Fault) -> float | None:
+        """The model takes no images, or no files: fail if the newest message has any, go on without the older ones."""
+        if new := kinds & newest_of(self._request.messages):
+            names = " and ".join(sorted(new, reverse=True))
+            advice = "choose a model that does, or send the message without"
+            fault.error = UpstreamError("llm_error", f"the model {self._request.model} takes no {names}: {advice}")
+            fault.kind = Kind.FINAL
+            self._log(fault.cause)
+            return None
+        self._request = replace(self._request, messages=without(self._request.messages, kinds))
+        self._log(f"{fault.cause} - tried again without the {' and '.join(sorted(kinds))} of older messages")
+        return 0.0
 
     def _delay(self, fault: Fault) -> float | None:
         if self._delays is None:
