@@ -14,7 +14,7 @@ from chatserver.parts import FilePart, ImagePart, TextPart, UserPart, UserParts
 
 Media: TypeAlias = Literal["images", "files"]
 
-_NAMED: dict[Media, re.Pattern[str]] = {
+_NOUNS: dict[Media, re.Pattern[str]] = {
     "images": re.compile(r"image|vision|visual|multi-?modal|mmproj"),
     "files": re.compile(r"\bfiles?\b|input_file|pdf|document"),
 }
@@ -42,7 +42,7 @@ def refused_in(words: str, dialogue: Dialogue) -> Set[Media]:
     shown = {kind for item in dialogue if isinstance(item, UserMessage) for kind in _kinds(item.parts)}
     if not shown or not _REFUSED.search(words) or _BROKEN.search(words):
         return set()
-    named: set[Media] = {kind for kind, pattern in _NAMED.items() if pattern.search(words)}
+    named: set[Media] = {kind for kind, pattern in _NOUNS.items() if pattern.search(words)}
     return shown & (named or shown)
 
 
