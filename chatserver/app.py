@@ -1,40 +1,43 @@
 """The application, put together."""
 
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
-from secrets import token_urlsafe
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
+import msgspec
 from litestar import Litestar, Router
 from litestar.config.cors import CORSConfig
+from litestar.connection import ASGIConnection
 from litestar.datastructures import State
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 
 from chatserver import __version__
 from chatserver.agent import ToolAgent
-from chatserver.auth import Gate
+from chatserver.auth import Gate, TellUser
 from chatserver.auth.origins import is_probe
 from chatserver.calls import Toolbox
 from chatserver.errors import ChatError, NotFound, SettingsError, Unavailable
 from chatserver.log.logs import MemoryLogs
 from chatserver.nodes import Shared, link_to
 from chatserver.nodes.alone import open_alone
+from chatserver.providers.client import DEMO_URL
 from chatserver.providers.provider import OpenAIProvider
-from chatserver.routes import contract, demo, health, http, page, scrape
+from chatserver.routes import contract, health, http, page, scrape
 from chatserver.routes.http import IS_HEAD
 from chatserver.routes.openapi import BY_TOKEN, SECURITY
 from chatserver.routes.websocket import WEBSOCKET_PATH, websocket
 from chatserver.runs.lives import Lives
 from chatserver.runs.runs import Runs
 from chatserver.settings import Settings, variable
+from chatserver.settings.loading import load_settings
 from chatserver.telemetry.metrics import Metrics
-from chatserver.tools import Tool, load_tools
+from chatserver.tools import Tool, load_tools, tools_by_name
 from chatserver.tools.execution import ToolThreads
 from chatserver.transports.admission import ADMISSION
-from chatserver.transports.asgi import AsgiMessage, AsgiScope, AsgiSend
+from chatserver.transports.asgi import HOST_SCOPE, AsgiMessage, AsgiScope, AsgiSend
 from chatserver.transports.components import Components
 from chatserver.transports.connections import Connections
 from chatserver.transports.refusal import refuse
@@ -42,6 +45,14 @@ from chatserver.transports.response import WatchedSend
 
 if TYPE_CHECKING:
     from chatserver.nodes.link import Link
+
+
+User: TypeAlias = Callable[[ASGIConnection[Any, Any, Any, Any]], str | Awaitable[str | None] | None]
+"""Tells whose a request or a WebSocket is: 1 to 255 printable characters that name the user; None: nobody's, 401.
+
+It is called in the server's event loop, once for each request and for each WebSocket, before anything else is done. The
+connection is Litestar's, with headers, cookies and query, and with what middleware of a host application has put there.
+"""
 
 
 class App(Litestar):
@@ -90,37 +101,39 @@ async def _without_traceback(send: AsgiSend, message: AsgiMessage) -> None:
 _WRONG = f"{SettingsError.__module__}.{SettingsError.__qualname__}: "
 
 
-def create_app(settings: Settings, demo_key: str | None = None) -> Litestar:
+def create_app(
+    settings: Settings | None = None,
+    *,
+    tools: Iterable[Tool | Callable[..., Any]] | None = None,
+    user: User | None = None,
+) -> App:
     """The server as an ASGI application. Its lifespan starts and ends everything that the application needs.
 
-    Processes behind one address share the ``demo_key``: each may be asked for the demo model that another one uses.
+    Args:
+        settings: What an operator chooses; by default from the environment and `.env`, see ``load_settings``.
+        tools: Functions that the model may call, in place of those that the settings name.
+        user: Tells whose each request and WebSocket is, in place of tokens.
 
     Raises:
-        SettingsError: a setting cannot be obeyed.
+        SettingsError: a setting cannot be obeyed, or a tool cannot be called.
     """
-    gate, tools, metrics = Gate(settings), load_tools(settings.tools), _metrics(settings)
-    demo_key = demo_key or token_urlsafe()
+    settings = _with_users(load_settings() if settings is None else settings, user)
+    gate, metrics = Gate(settings, _by_connection(user)), _metrics(settings)
+    named = load_tools(settings.tools) if tools is None else tools_by_name(tools)
     link = link_to(settings.redis_url)
 
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
-        async with link() as opened, _running(settings, gate, tools, demo_key, metrics, opened) as components:
+        async with link() as opened, _running(settings, gate, named, metrics, opened) as components:
             app.state.components = components
             yield
 
-    routes = [
-        *http.ROUTES,
-        *health.ROUTES,
-        *contract.ROUTES,
-        *page.ROUTES,
-        scrape.metrics,
-        *([demo.chat_completions] if settings.is_demo else []),
-    ]
+    routes = [*http.ROUTES, *health.ROUTES, *contract.ROUTES, *page.ROUTES, scrape.metrics]
     return App(
         route_handlers=[Router("/", guards=[http.admit], route_handlers=routes), websocket],
         exception_handlers={Exception: http.error_response},
         lifespan=[lifespan],
-        state=State({"demo_key": demo_key, "metrics": metrics}),
+        state=State({"settings": settings, "metrics": metrics}),
         cors_config=_cors(gate.origins.allowed) if gate.origins.allowed else None,
         openapi_config=_openapi(),
         request_max_body_size=None,
@@ -129,14 +142,24 @@ def create_app(settings: Settings, demo_key: str | None = None) -> Litestar:
     )
 
 
+def _with_users(settings: Settings, user: User | None) -> Settings:
+    """The settings of a server whose users are told by a function, where there is one."""
+    if user is not None and settings.auth == "jwt":
+        raise SettingsError(f"{variable('auth')}: users are told by `user` or by tokens, not by both")
+    if user is None and settings.auth == "function":
+        raise SettingsError(f"{variable('auth')}: `function` needs the argument `user` of `create_app`")
+    return settings if user is None else msgspec.structs.replace(settings, auth="function")
+
+
+def _by_connection(user: User | None) -> TellUser | None:
+    if user is None:
+        return None
+    return lambda scope: user(ASGIConnection(scope.get(HOST_SCOPE, scope)))
+
+
 @asynccontextmanager
 async def _running(
-    settings: Settings,
-    gate: Gate,
-    tools: Mapping[str, Tool],
-    demo_key: str,
-    metrics: Metrics,
-    link: "Link | None",
+    settings: Settings, gate: Gate, tools: Mapping[str, Tool], metrics: Metrics, link: "Link | None"
 ) -> AsyncIterator[Components]:
     """The components that the routes call, from their start to their end."""
     async with AsyncExitStack() as stack:
@@ -145,7 +168,7 @@ async def _running(
         gate.tickets, sessions = shared.tickets, shared.sessions
         with suppress(Unavailable):  # Later, then.
             await sessions.interrupt_abandoned()
-        provider = await stack.enter_async_context(_provider(settings, demo_key))
+        provider = await stack.enter_async_context(_provider(settings))
         threads = ToolThreads(settings.tool_timeout_seconds, settings.max_tool_result_bytes)
         toolbox = Toolbox(tools, threads, settings.max_tool_calls_per_run)
         agent = ToolAgent(provider, settings.max_turns)
@@ -188,13 +211,12 @@ def _shared(settings: Settings, metrics: Metrics, link: "Link | None") -> Abstra
     return open_node(link, settings, metrics)
 
 
-def _provider(settings: Settings, demo_key: str) -> OpenAIProvider:
-    """The model server of the settings, or the demo model of this very server."""
+def _provider(settings: Settings) -> OpenAIProvider:
+    """The model server of the settings, or the demo model."""
     return OpenAIProvider(
-        api_key=demo_key if settings.is_demo else settings.openai_api_key,
-        base_url=f"{settings.own_url}{demo.DEMO_PATH}" if settings.is_demo else settings.openai_base_url,
-        # The key of the demo model wins over a key that the SDK finds in the environment.
-        headers={"Authorization": f"Bearer {demo_key}"} if settings.is_demo else settings.upstream_headers,
+        api_key=settings.openai_api_key,
+        base_url=DEMO_URL if settings.is_demo else settings.openai_base_url,
+        headers=settings.upstream_headers,
         idle_seconds=settings.upstream_idle_seconds,
         omitted=settings.upstream_omit,
     )
@@ -217,12 +239,3 @@ def _cors(origins: Collection[str]) -> CORSConfig:
         allow_credentials=True,
         expose_headers=["Location", "Retry-After"],
     )
-
-
-async def drain(app: Litestar) -> None:
-    """Before the server stops: take no new runs, let running ones end, tell every reader."""
-    components: Components = app.state.components
-    components.runs.is_draining = True
-    components.connections.drain()
-    await components.runs.drain()
-    await components.connections.end_all()

@@ -3,22 +3,25 @@
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import click
 import msgspec
-from dotenv import dotenv_values
 
 from chatserver import __version__, schema
 from chatserver.errors import SettingsError
 from chatserver.settings import Settings
-from chatserver.settings.loading import load
+from chatserver.settings.loading import ENV_FILE, env_file, load_settings
 from chatserver.settings.remarks import remarks
 
-F = TypeVar("F", bound=Callable[..., Any])
+if TYPE_CHECKING:
+    from chatserver.plugin import Application
 
-ENV_FILE = Path(".env")
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+P = ParamSpec("P")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
@@ -51,33 +54,29 @@ def _flags(command: F) -> F:
 @_flags
 def serve(**flags: Any) -> None:
     """Run the server."""
-    from chatserver.serving import serve as serving
     from chatserver.serving.processes import inherited
+    from chatserver.serving.serve import run
 
     inheritance = inherited()
     if inheritance.worker is None:
-        for line in remarks(str(ENV_FILE.resolve()), _env_file(), os.environ):
+        for line in remarks(str(ENV_FILE.resolve()), _told(env_file), os.environ):
             click.echo(line, err=True)
-    settings = _settings(flags)
-    try:
-        settings, inheritance = serving.listen(settings, inheritance)
-    except OSError as error:
-        raise click.ClickException(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from None
-    except SettingsError as error:
-        raise click.ClickException(str(error)) from None
-    try:
-        status = serving.serve(settings, inheritance, lambda: click.echo(_banner(settings)))
-    except SettingsError as error:
-        raise click.ClickException(str(error)) from None
-    if status:
+    settings = _told(load_settings, **flags)
+    if status := _told(run, settings, inheritance, partial(_app, settings)):
         sys.exit(status)
+
+
+def _app(settings: Settings) -> "Application":
+    from chatserver.app import create_app  # Imported here: a supervisor needs no application.
+
+    return create_app(settings)
 
 
 @main.command()
 @_flags
 def config(**flags: Any) -> None:
     """Print the settings in force, secrets masked."""
-    for name, value in _settings(flags).shown().items():
+    for name, value in _told(load_settings, **flags).shown().items():
         click.echo(f"{name} = {msgspec.json.encode(value).decode()}")
 
 
@@ -117,28 +116,9 @@ def bench(url: str, out: Path, message: str, model: str | None, **options: Any) 
         raise click.ClickException(problem)
 
 
-def _settings(flags: dict[str, Any]) -> Settings:
+def _told(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call; a wrong setting is told in one line."""
     try:
-        return load(_env_file(), os.environ, flags=flags)
+        return call(*args, **kwargs)
     except SettingsError as error:
         raise click.ClickException(str(error)) from None
-
-
-def _env_file() -> dict[str, str | None]:
-    try:
-        return dotenv_values(ENV_FILE)
-    except (OSError, UnicodeDecodeError) as error:
-        raise click.ClickException(f"{ENV_FILE} cannot be read: {error}") from None
-
-
-def _banner(settings: Settings) -> str:
-    url = settings.own_url
-    upstream = "answering with the built-in demo model (set OPENAI_API_KEY or OPENAI_BASE_URL for a real one)"
-    if not settings.is_demo:  # Whether the upstream has that model is not known yet.
-        upstream = f"asking for {settings.model} at {settings.shown()['openai_base_url'] or 'OpenAI'}"
-    who = "" if settings.auth == "none" else '-H "Authorization: Bearer $TOKEN" '
-    return (
-        f"chatserver {__version__} on {url}, {upstream}\n"
-        f"  curl -N {url}/chat/stream {who}-H 'Content-Type: application/json' "
-        """-d '{"message": "What time is it in Tokyo, and what is 17 * 23?"}'"""
-    )

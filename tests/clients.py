@@ -50,6 +50,11 @@ class Address(Protocol):
     def port(self) -> int: ...
 
 
+def below(server: Address, path: str) -> str:
+    """A path of the server, which may have a ``folder`` that all its paths are below."""
+    return getattr(server, "folder", "") + path
+
+
 class BrokenError(Exception):
     """The stream ended before the framing or the run said so."""
 
@@ -174,7 +179,7 @@ class HttpReader:
         """Send a request and read the head of its answer. Headers given win; a header of None is left out."""
         reader = cls(await Wire.open(server, receive_bytes))
         try:
-            reader.wire.write(_request_bytes(server, method, path, body, headers, accept=cls.accept))
+            reader.wire.write(_request_bytes(server, method, below(server, path), body, headers, accept=cls.accept))
             if half_close:
                 reader.wire.writer.write_eof()
             await reader._read_head(method)
@@ -549,7 +554,7 @@ class WsReader:
         """
         host = f"[{server.host}]" if ":" in server.host else server.host
         protocol = ClientProtocol(
-            parse_uri(f"ws://{host}:{server.port}{path}"),
+            parse_uri(f"ws://{host}:{server.port}{below(server, path)}"),
             origin=None if origin is None else Origin(origin),
             subprotocols=[Subprotocol(each) for each in subprotocols] or None,
             max_size=None,

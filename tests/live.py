@@ -10,7 +10,7 @@ import re
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,8 @@ import msgspec
 import uvicorn.server
 from litestar import Litestar
 
+from chatserver.app import create_app
+from chatserver.plugin import apps_in
 from chatserver.serving.server import Server
 from chatserver.serving.sockets import bind
 from chatserver.settings import Settings, variable
@@ -74,6 +76,8 @@ class LiveServer:
     server: Server
     settings: Settings
     listening: socket.socket
+    folder: str = ""
+    """The path of a plugin, below which its clients find everything."""
 
     @property
     def host(self) -> str:
@@ -93,8 +97,8 @@ class LiveServer:
 
     @property
     def runs(self) -> Any:
-        """The ``Runs`` of the application."""
-        return self.app.state.components.runs
+        """The ``Runs`` of the application, or of its first plugin."""
+        return apps_in(self.app)[0].state.components.runs
 
     @property
     def connections(self) -> int:
@@ -108,18 +112,23 @@ class LiveServer:
 
 @asynccontextmanager
 async def live_server(
-    upstream_url: str | None, *, directory: Path | None = None, **settings: Any
+    upstream_url: str | None,
+    *,
+    directory: Path | None = None,
+    make_app: Callable[[Settings], Litestar] = create_app,
+    folder: str = "",
+    **settings: Any,
 ) -> AsyncIterator[LiveServer]:
     """A server until the end of the block; with a ``directory``, on the database there (for a second life)."""
     with tempfile.TemporaryDirectory(prefix="chatserver-") as temporary:
         chosen = settings_for(upstream_url, directory or Path(temporary), **settings)
         sock = bind(chosen)
         chosen = msgspec.structs.replace(chosen, port=sock.getsockname()[1])
-        server = Server(chosen)
+        server = Server(chosen, make_app(chosen))
         serving = asyncio.get_running_loop().create_task(server.serve(sockets=[sock]), name="live server")
         try:
             await _started(server, serving)
-            yield LiveServer(server, chosen, sock)
+            yield LiveServer(server, chosen, sock, folder)
         finally:
             try:
                 with anyio.CancelScope(shield=True):

@@ -50,19 +50,6 @@ async def test_every_request_is_a_line_without_its_query(caplog: pytest.LogCaptu
     assert "canary-4711" not in caplog.text
 
 
-async def test_what_the_server_asks_of_itself_is_no_line(caplog: pytest.LogCaptureFixture) -> None:
-    """The demo model answers behind a route of its own, and a stranger who asks there is a line."""
-    async with live_server(None, access_log=True) as server:
-        body = {"model": "demo", "messages": [{"role": "user", "content": "Hi"}]}
-        await documents_of(await SSE.start(server, {"message": "Hi"}))
-        assert (await request(server, "POST", "/demo/v1/chat/completions", body)).status == 200
-    said = lines(caplog)
-    assert [line.split()[:3] for line in said] == [
-        ["POST", "/chat/stream", "200"],
-        ["POST", "/demo/v1/chat/completions", "200"],
-    ]
-
-
 def test_whatever_is_in_a_path_it_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
     AccessLine({"method": "GET", "raw_path": b"/a\nb\r\x1b[2J\x85\xe9"}).over(is_whole=False)
     assert lines(caplog) == ["GET /a\\nb\\r\\x1b[2J\\x85\u00e9 - cut -"]

@@ -152,7 +152,7 @@ def of_routes() -> list[Claim]:
     claims = [Claim("WebSocket", ("`GET /chat/ws`",))]
     for route in create_app(Settings()).routes:
         path = re.sub(r":\w+}", "}", route.path)
-        if isinstance(route, HTTPRoute) and not path.startswith(("/schema", "/demo")):
+        if isinstance(route, HTTPRoute) and not path.startswith("/schema"):
             claims += [
                 Claim("HTTP routes", (f"| `{method} {path}` |",)) for method in route.methods - {"HEAD", "OPTIONS"}
             ]
@@ -442,7 +442,7 @@ def test_ci_calls_the_test_command_of_readme() -> None:
 
 
 async def test_the_tools_of_readme_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, _ = fenced(README, "python")
+    source = next(each for each in fenced(README, "python") if "TOOLS =" in each)
     reference = re.search(r"CHATSERVER_TOOLS=((\w+):\w+)", README)
     assert reference and f"`{reference[2]}.py`" in README
     (tmp_path / f"{reference[2]}.py").write_text(source)

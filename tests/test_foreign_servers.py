@@ -43,11 +43,17 @@ WAIT_SECONDS = 20.0
 HEARTBEAT_SECONDS = 0.4
 GRACE_SECONDS = 0.2
 
-_, MODULE = fenced(README, "python")
-SERVERS = {
+ALONE = next(each for each in fenced(README, "python") if "serve(" in each)
+MOUNTED = next(each for each in fenced(README, "python") if "ChatPlugin(" in each)
+"""The two modules of README: the server as an application of its own, and as a plugin of another one."""
+
+COMMANDS = {
     "granian": ("granian", "--interface", "asgi", "--host", "127.0.0.1", "--port", "{port}", "mine:app"),
     "hypercorn": ("hypercorn", "--bind", "127.0.0.1:{port}", "mine:app"),
     "uvicorn": ("uvicorn", "--port", "{port}", "mine:app"),
+}
+SERVERS = {name: (command, MOUNTED, "/assistant") for name, command in COMMANDS.items()} | {
+    "uvicorn alone": (COMMANDS["uvicorn"], ALONE, "")
 }
 
 
@@ -57,6 +63,7 @@ class Foreign:
 
     upstream: FakeUpstream
     port: int
+    folder: str
     host: str = "127.0.0.1"
 
     async def until_status(self, run_id: str, status: str) -> None:
@@ -67,12 +74,13 @@ class Foreign:
 
 @asynccontextmanager
 async def running(name: str, upstream: FakeUpstream, directory: Path) -> AsyncIterator[Foreign]:
-    (directory / "mine.py").write_text(MODULE)
-    server = Foreign(upstream, free_port())
+    command, module, folder = SERVERS[name]
+    (directory / "mine.py").write_text(module)
+    server = Foreign(upstream, free_port(), folder)
     environment = ServerProcess(
         upstream.url, directory, heartbeat_seconds=HEARTBEAT_SECONDS, grace_seconds=GRACE_SECONDS
     )._env()
-    arguments = [part.format(port=server.port) for part in SERVERS[name]]
+    arguments = [part.format(port=server.port) for part in command]
     environment["PYTHONPATH"] += f":{directory}"
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", *arguments),

@@ -9,6 +9,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 
+from chatserver.app import create_app
 from chatserver.serving.server import Server
 from chatserver.serving.sockets import bind
 from tests.clients import WsReader, request
@@ -33,7 +34,7 @@ async def served(directory: Path) -> AsyncIterator[LiveServer]:
     settings = settings_for(None, directory)
     sock, ready = bind(settings), asyncio.Event()
     settings = msgspec.structs.replace(settings, port=sock.getsockname()[1])
-    server = Server(settings, on_ready=ready.set)
+    server = Server(settings, create_app(settings), on_ready=ready.set)
     serving = asyncio.create_task(server.serve(sockets=[sock]))
     await ready.wait()
     try:

@@ -116,7 +116,7 @@ def built(kind: str, source: Path, folder: Path) -> Path:
     return folder
 
 
-def test_the_wheel_holds_the_page(tmp_path: Path) -> None:
+def test_the_wheel_is_typed_and_holds_the_page(tmp_path: Path) -> None:
     """Built as an installer does it: through the sdist, and from a copy, since a build leaves files behind."""
     source = tmp_path / "source"
     kept = ("chatserver", "clients", "pyproject.toml", "README.md")
@@ -134,6 +134,7 @@ def test_the_wheel_holds_the_page(tmp_path: Path) -> None:
         }
         archive.extractall(tmp_path / "installed")
     assert names == set(FILES)
+    assert (tmp_path / "installed" / "chatserver" / "py.typed").is_file()
     where = "import chatserver.routes.page as p; print(p.folder(), len(p.FILES))"
     done = subprocess.run(
         [sys.executable, "-c", where], cwd=tmp_path / "installed", check=True, capture_output=True, text=True

@@ -229,14 +229,6 @@ async def test_a_key_with_a_line_end_behind_it_is_good(upstream: FakeUpstream) -
     assert found["authorization"] == f"Bearer {KEY}"
 
 
-async def test_the_demo_model_answers_whatever_headers_the_environment_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer mine")
-    async with live_server(None) as server:
-        with anyio.fail_after(20):
-            documents = await documents_of(await SSE.start(server, {"message": "Count to 2"}))
-    assert json.loads(documents[-1])["type"] == "done"
-
-
 # ---- redirects ------------------------------------------------------------------------------------------------------
 
 REDIRECTS = [301, 302, 303, 307, 308]

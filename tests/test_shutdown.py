@@ -14,6 +14,7 @@ import anyio
 import psutil
 import pytest
 
+from chatserver.app import create_app
 from chatserver.serving.server import Server
 from chatserver.serving.sockets import bind
 from chatserver.sessions import Sessions
@@ -227,7 +228,7 @@ async def test_sigterm_while_the_server_is_starting_ends_it_without_a_fault(
 ) -> None:
     settings = settings_for(None, tmp_path)
     with anyio.fail_after(30), bind(settings) as sock, held(Sessions, "interrupt_abandoned", done=False) as hold:
-        server = Server(settings)
+        server = Server(settings, create_app(settings))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(server.serve, [sock])
             await hold.come.wait()

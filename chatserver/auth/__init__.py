@@ -4,29 +4,35 @@ A token (`Authorization: Bearer`, or the cookie) or a ticket (`?ticket=`) names 
 `none` mode everybody is one local user, without end.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from inspect import isawaitable
+from typing import Any, TypeAlias
 from urllib.parse import parse_qs
 
 from chatserver.auth.origins import Origins, header
 from chatserver.auth.tickets import LocalTickets, Ticket, Tickets
-from chatserver.auth.tokens import LOCAL_USER, Identity, Tokens, tokens_of
+from chatserver.auth.tokens import LOCAL_USER, Identity, Tokens, is_user, tokens_of
 from chatserver.errors import Forbidden, Unauthenticated
 from chatserver.settings import Settings
 
-__all__ = ["COOKIE", "LOCAL_USER", "Gate", "Identity", "Ticket"]
+__all__ = ["COOKIE", "LOCAL_USER", "Gate", "Identity", "TellUser", "Ticket"]
 
 COOKIE = "chatserver_token"
 SAFE_METHODS = frozenset({"GET", "HEAD"})
 
 
+TellUser: TypeAlias = Callable[[Mapping[str, Any]], str | Awaitable[str | None] | None]
+"""Foreign code that tells the user of a connection by its scope; None: it is nobody's."""
+
+
 class Gate:
     """Checks the `Host` and the `Origin` of a connection, and finds its user."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, tell_user: TellUser | None = None) -> None:
         self.origins = Origins(settings)
         self.tickets: Tickets = LocalTickets()
         self._tokens: Tokens | None = tokens_of(settings)
+        self._tell_user = tell_user
 
     async def keep_fresh(self) -> None:
         """Keep the issuer's keys up to date, for as long as the server runs."""
@@ -36,6 +42,8 @@ class Gate:
     async def identify(self, scope: Mapping[str, Any], *, by_ticket: bool = False) -> Identity:
         """The user of a connection, by its first credential: a ticket (with ``by_ticket``), the header, the cookie.
 
+        Where foreign code tells the user, only a ticket comes before that.
+
         Raises:
             Unauthenticated: the credential is missing or not valid.
             Forbidden: a cookie came with a request that a foreign page could have sent.
@@ -44,6 +52,8 @@ class Gate:
         query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True) if by_ticket else {}
         if "ticket" in query:
             return await self.tickets.redeem(",".join(query["ticket"]))
+        if self._tell_user is not None:
+            return await _told(self._tell_user(scope))
         if self._tokens is None:
             return Identity(LOCAL_USER)
         if credentials := header(scope["headers"], b"authorization"):
@@ -55,6 +65,21 @@ class Gate:
                 raise Forbidden("a cookie needs an `Origin` beside it")
             return await self._tokens.identity(token)
         raise Unauthenticated
+
+
+async def _told(told: str | Awaitable[str | None] | None) -> Identity:
+    """The identity that foreign code has told of.
+
+    Raises:
+        Unauthenticated: it is nobody.
+        TypeError: what was told cannot be a user.
+    """
+    user: Any = await told if isawaitable(told) else told
+    if user is None:
+        raise Unauthenticated
+    if not isinstance(user, str) or not is_user(user):
+        raise TypeError("`user` gives 1 to 255 printable characters, other than `local`, or None")
+    return Identity(user)
 
 
 def _cookie(cookies: str) -> str:

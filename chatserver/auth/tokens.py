@@ -56,6 +56,12 @@ class Identity(Struct, frozen=True):
         return self.expires_at <= time()
 
 
+def is_user(name: str) -> bool:
+    """Whether a user may have this name."""
+    # Printable: PostgreSQL refuses NUL, and a line end would forge a line of the log.
+    return bool(name.strip()) and len(name) <= USER_CHARS_LIMIT and name.isprintable() and name != LOCAL_USER
+
+
 class Tokens(Protocol):
     """A way to check tokens."""
 
@@ -74,8 +80,8 @@ class Tokens(Protocol):
 
 
 def tokens_of(settings: Settings) -> Tokens | None:
-    """How tokens are checked; None: in `none` mode there are no tokens."""
-    if settings.auth == "none":
+    """How tokens are checked; None: there are no tokens."""
+    if settings.auth != "jwt":
         return None
     claims = _Claims(settings.jwt_audience, settings.jwt_issuer)
     if settings.jwks_url is not None:
@@ -203,10 +209,8 @@ class _Claims(Struct, frozen=True):
             identity = Identity(said["sub"], float(said.get("exp", inf)))
         except (jwt.PyJWTError, ValueError, TypeError, OverflowError):
             raise Unauthenticated from None
-        # Printable: PostgreSQL refuses NUL, and a line end would forge a line of the log.
-        is_name = identity.user.strip() and len(identity.user) <= USER_CHARS_LIMIT and identity.user.isprintable()
         is_for_others = self.audience is None and "aud" in said  # PyJWT takes an empty `aud` for none.
-        if not is_name or identity.user == LOCAL_USER or is_for_others or not identity.expires_at > time():
+        if not is_user(identity.user) or is_for_others or not identity.expires_at > time():
             raise Unauthenticated
         return identity
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 OPENAI_URL = "https://api.openai.com/v1"
+DEMO_URL = "http://demo.invalid/v1"
+"""The address of the demo model. Nobody else can have it: the domain `.invalid` is reserved (RFC 2606)."""
+
 UPSTREAM_CONNECT_SECONDS = 5.0
 
 
@@ -31,6 +34,7 @@ def make_client(
     import httpx2
     import openai
 
+    from chatserver.providers.demo_transport import DemoTransport
     from chatserver.upstream.transport import HttpClient
 
     # An empty variable is an unset one; the SDK would send it.
@@ -57,6 +61,7 @@ def make_client(
             follow_redirects=True,
             event_hooks={"request": [stay], "response": [read_refusal]},
             trust_env=not _is_local(base_url),  # No proxy leads to this very machine.
+            transport=DemoTransport() if base_url == DEMO_URL else None,
         ),
     )
 
@@ -75,4 +80,4 @@ def _is_local(url: str | None) -> bool:
     host = urlsplit(url or "").hostname or ""
     if (ip := address_of(host)) is not None:
         return ip.is_loopback
-    return host == "localhost" or host.endswith(".localhost")
+    return host == "localhost" or host.endswith((".localhost", ".invalid"))

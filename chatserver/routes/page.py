@@ -83,7 +83,9 @@ FILES = load_files(folder())
 
 @get("/", opt={PUBLIC: True}, include_in_schema=False)
 async def index(request: Request[str, Any, State]) -> Response[bytes]:
-    """The page."""
+    """The page. Its references are relative, so its path must end in a slash, also below the path of a plugin."""
+    if name := request.scope["raw_path"].rpartition(b"/")[2].decode("ascii", "replace"):
+        return Response(b"", status_code=307, headers={"Location": f"./{name}/"})
     return _response(request, INDEX)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from time import monotonic
 
 from chatserver.syntax import one_line
-from chatserver.transports.asgi import IS_OWN, AsgiScope
+from chatserver.transports.asgi import AsgiScope
 
 logger = logging.getLogger("chatserver.access")
 
@@ -27,7 +27,6 @@ class AccessLine:
         self._method = scope.get("method", "WS")
         self._path = path if len(path) <= PATH_CHARS else f"{path[:PATH_CHARS]}…"
         self._status = self._length = "-"
-        self._scope = scope
         self._is_told = False
 
     def answered(self, status: int, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
@@ -36,7 +35,7 @@ class AccessLine:
 
     def over(self, *, is_whole: bool) -> None:
         """Write the line; once is enough."""
-        if not (self._is_told or self._scope.get(IS_OWN)):
+        if not self._is_told:
             self._is_told = True
             cut = "" if is_whole else " cut"
             milliseconds = (monotonic() - self._began) * 1000

@@ -13,7 +13,6 @@ import socket
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from secrets import token_urlsafe
 from typing import NamedTuple
 
 import msgspec
@@ -45,9 +44,6 @@ class Inheritance(Struct, frozen=True):
 
     worker: int | None = None
     """The number of this worker; None: this process was not started by a supervisor."""
-
-    demo_key: str = msgspec.field(default_factory=token_urlsafe)
-    """The key of the demo model: one worker's demo model may be asked by another worker."""
 
     children: Sequence[Kept] = ()
 

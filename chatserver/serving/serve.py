@@ -13,14 +13,17 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from chatserver.errors import SettingsError
+from chatserver.serving.banner import banner
 from chatserver.serving.notify import READY, keep_watchdog, main_pid, notify
-from chatserver.serving.processes import Child, Inheritance, Kept, attend, start
+from chatserver.serving.processes import Child, Inheritance, Kept, attend, inherited, start
 from chatserver.serving.sockets import bind, prepare
 from chatserver.serving.supervisor import FAILED_STATUS, Supervisor
 from chatserver.settings import Settings
 from chatserver.telemetry.workers import shared_metrics, worker_died
 
 if TYPE_CHECKING:
+    from chatserver.plugin import Application
     from chatserver.serving.server import Server
 
 logger = logging.getLogger(__name__)
@@ -40,33 +43,61 @@ OF_SERVICE_MANAGER = ("NOTIFY_SOCKET", "WATCHDOG_USEC")
 LOG_FORMAT = "%(asctime)s %(levelname)s {}%(name)s: %(message)s"
 
 
-def listen(settings: Settings, inheritance: Inheritance) -> tuple[Settings, Inheritance]:
-    """Listen, unless a socket was inherited: the settings with the port, and what this process hands on.
+def serve(app: "Application") -> None:
+    """Serve an application with the server of `chatserver serve`, until the process is told to stop.
+
+    The application is one of ``create_app``, or one with a ``ChatPlugin``, whose settings say where to listen. Each
+    worker and each successor of this process runs the same program anew, up to here.
 
     Raises:
-        OSError: nobody can listen there.
-        SettingsError: an inherited socket is none to listen on.
+        SystemExit: it could not be served; the message says why.
     """
+    try:
+        from chatserver.plugin import apps_in
+
+        settings: Settings = apps_in(app)[0].state.settings
+        status = run(settings, inherited(), lambda: app)
+    except SettingsError as error:
+        sys.exit(f"Error: {error}")
+    if status:
+        sys.exit(status)
+
+
+def run(settings: Settings, inheritance: Inheritance, make_app: Callable[[], "Application"]) -> int:
+    """Listen and serve, say on standard output that the server serves, and return its exit status when it has ended.
+
+    ``make_app`` makes the application, in the processes that serve it.
+
+    Raises:
+        SettingsError: a setting cannot be obeyed.
+    """
+    settings, inheritance = _listen(settings, inheritance)
+    return _in_role(settings, inheritance, make_app, lambda: print(banner(settings), flush=True))  # noqa: T201
+
+
+def _listen(settings: Settings, inheritance: Inheritance) -> tuple[Settings, Inheritance]:
+    """Listen, unless a socket was inherited: the settings with the port, and what this process hands on."""
     sockets = [socket.socket(fileno=fd) for fd in inheritance.sockets]
     for sock in sockets:
         prepare(sock, settings)
-    sockets = sockets or [bind(settings)]
+    try:
+        sockets = sockets or [bind(settings)]
+    except OSError as error:
+        raise SettingsError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from None
     port = sockets[0].getsockname()[1]
     handed = msgspec.structs.replace(inheritance, sockets=[sock.detach() for sock in sockets])
     return msgspec.structs.replace(settings, port=port), handed
 
 
-def serve(settings: Settings, inheritance: Inheritance, say_ready: Callable[[], None]) -> int:
-    """Serve on inherited sockets until the process is told to stop; its exit status.
-
-    Raises:
-        SettingsError: a setting cannot be obeyed.
-    """
+def _in_role(
+    settings: Settings, inheritance: Inheritance, make_app: Callable[[], "Application"], say_ready: Callable[[], None]
+) -> int:
+    """Serve on inherited sockets until the process is told to stop; its exit status."""
     worker = inheritance.worker
     logging.basicConfig(format=LOG_FORMAT.format(f"worker {worker}: " if worker else ""))
     if worker is None and (settings.workers > 1 or inheritance.children):
         return asyncio.run(_supervise(settings, inheritance, say_ready))
-    return _serve(settings, inheritance, say_ready)
+    return _serve(settings, inheritance, make_app(), say_ready)
 
 
 async def _supervise(settings: Settings, inheritance: Inheritance, say_ready: Callable[[], None]) -> int:
@@ -85,13 +116,13 @@ async def _supervise(settings: Settings, inheritance: Inheritance, say_ready: Ca
         return await supervisor.run(inheritance.children)
 
 
-def _serve(settings: Settings, inheritance: Inheritance, say_ready: Callable[[], None]) -> int:
+def _serve(settings: Settings, inheritance: Inheritance, app: "Application", say_ready: Callable[[], None]) -> int:
     from chatserver.serving.server import Server  # Imported here: a supervisor needs no web server.
 
     role = _Role(inheritance, say_ready)
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket(fileno=fd)) for fd in inheritance.sockets]
-        role.server = server = Server(settings, role.on_ready, inheritance.demo_key)
+        role.server = server = Server(settings, app, role.on_ready)
         _tune_interpreter()
         if inheritance.worker is not None:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)  # Its supervisor restarts it.

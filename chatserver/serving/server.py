@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import uvicorn
 
-from chatserver.app import create_app, drain
+from chatserver.plugin import Application, apps_in, drain
 from chatserver.serving.connection import ServedProtocol
 from chatserver.serving.http_protocol import HttpProtocol
 from chatserver.serving.lost_peers import Peers
@@ -46,12 +46,11 @@ it has just accepted, and on those that a proxy keeps for its next request."""
 class Server(uvicorn.Server):
     """A server of one process. The first SIGTERM or SIGINT drains it, a second one ends it at once."""
 
-    def __init__(
-        self, settings: Settings, on_ready: Callable[[], None] | None = None, demo_key: str | None = None
-    ) -> None:
-        self.app = create_app(settings, demo_key)
-        observer: Observer = self.app.state.metrics
-        super().__init__(config(settings, self.app, observer))
+    def __init__(self, settings: Settings, app: Application, on_ready: Callable[[], None] | None = None) -> None:
+        """``app`` is the server's application, or one with a ``ChatPlugin``."""
+        self.app = app
+        observer: Observer = apps_in(app)[0].state.metrics
+        super().__init__(config(settings, app, observer))
         self.server_state.connections = Peers(observer)
         self._has_stopped = asyncio.Event()
         self._on_ready = on_ready

@@ -1,10 +1,13 @@
 """Loading settings from environments and flags, and refusing what cannot be obeyed."""
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
+from dotenv import dotenv_values
 
 from chatserver.errors import SettingsError
 from chatserver.settings import DEMO_MODEL, FIELDS_SENT_BACK, LOOPBACK_HOSTS, PARAMETERS, VARIABLES, Settings, variable
@@ -13,6 +16,8 @@ from chatserver.syntax import headers_of, is_header_value, is_host, is_http_url,
 HEADER_VALUES = ("openai_api_key", "openai_org_id", "openai_project_id")
 JWT_SECRET_BYTES = 32
 """A shorter secret can be guessed from a single token (RFC 7518, 3.2)."""
+
+ENV_FILE = Path(".env")
 
 CONNECTIONS_OF_ALL = 10_000
 """How many connections the one user of `none` mode has."""
@@ -24,6 +29,29 @@ def given(source: Mapping[str, str | None]) -> dict[str, str]:
     Blanks and line ends around a value are dropped: files that hold mounted secrets often end in a line end.
     """
     return {name: text for name in VARIABLES if (text := (source.get(name) or "").strip())}
+
+
+def load_settings(**values: Any) -> Settings:
+    """The settings of this process: ``values`` win over the environment, and the environment over `.env`.
+
+    The names of ``values`` are those of the fields of ``Settings``; None leaves a setting to the environment.
+
+    Raises:
+        SettingsError: a value is wrong, or demands what this server cannot do.
+    """
+    return load(env_file(), os.environ, flags=values)
+
+
+def env_file() -> dict[str, str | None]:
+    """The variables in `.env` of the working directory.
+
+    Raises:
+        SettingsError: the file cannot be read.
+    """
+    try:
+        return dotenv_values(ENV_FILE)
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{ENV_FILE} cannot be read: {error}") from None
 
 
 def load(*sources: Mapping[str, str | None], flags: Mapping[str, Any] | None = None) -> Settings:

@@ -1,12 +1,8 @@
 """Tools: plain typed functions that the model may call. Name, description and schema come from the function itself."""
 
-import importlib
 import inspect
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterable
 from functools import cache
-from pathlib import Path
 from typing import Any, get_type_hints
 
 import msgspec
@@ -15,6 +11,7 @@ from msgspec import Struct
 from chatserver.commands import is_id
 from chatserver.dialogue import ToolSpecification
 from chatserver.errors import SettingsError
+from chatserver.settings.references import load
 
 
 class BadArguments(ValueError):
@@ -90,41 +87,20 @@ def _field(parameter: inspect.Parameter, hints: dict[str, Any]) -> Any:
 def load_tools(reference: str | None) -> dict[str, Tool]:
     """The tools by name: the built-in ones, or those of ``module:attribute`` (an iterable of functions or Tools).
 
-    The module may lie in the working directory.
-
     Raises:
         SettingsError: there is no such attribute, or it holds no tools.
     """
-    import_from = _working_directory() if reference else nullcontext()
-    reference = reference or "chatserver.tools.builtin:TOOLS"
-    module, _, attribute = reference.partition(":")
-    try:
-        with import_from:
-            found: Iterable[Any] = getattr(importlib.import_module(module), attribute or "TOOLS")
-        tools = [each if isinstance(each, Tool) else tool(each) for each in found]
-    except SettingsError:
-        raise
-    except Exception as error:  # noqa: BLE001 - a user's module may raise anything while it is imported
-        raise SettingsError(f"CHATSERVER_TOOLS: {reference}: {error}") from None
+    return load("tools", reference or "chatserver.tools.builtin:TOOLS", tools_by_name)
+
+
+def tools_by_name(found: Iterable[Any]) -> dict[str, Tool]:
+    """Functions and Tools as tools by name.
+
+    Raises:
+        SettingsError: one of them is no tool, or two have one name.
+    """
+    tools = [each if isinstance(each, Tool) else tool(each) for each in found]
     by_name = {each.name: each for each in tools}
     if len(by_name) < len(tools):
-        raise SettingsError(f"CHATSERVER_TOOLS: {reference}: two tools have one name")
+        raise SettingsError("two tools have one name")
     return by_name
-
-
-@contextmanager
-def _working_directory() -> Iterator[None]:
-    """While entered, modules can be imported from the working directory, unless Python was told to leave it out (`-P`).
-
-    The working directory stands last on the import path, so that no file in it replaces another module.
-    """
-    here = str(Path.cwd())
-    if sys.flags.safe_path or here in sys.path:
-        yield
-        return
-    sys.path.append(here)
-    try:
-        yield
-    finally:
-        with suppress(ValueError):  # The module may have removed the folder from the path.
-            sys.path.remove(here)

@@ -9,5 +9,5 @@ AsgiReceive: TypeAlias = Callable[[], Awaitable[AsgiMessage]]
 AsgiSend: TypeAlias = Callable[[AsgiMessage], Awaitable[None]]
 AsgiApp: TypeAlias = Callable[[AsgiScope, AsgiReceive, AsgiSend], Awaitable[None]]
 
-IS_OWN = "chatserver.is_own"
-"""In the scope of a request that this server has sent to itself, to its demo model: no client is behind it."""
+HOST_SCOPE = "chatserver.host_scope"
+"""In the scope of a connection to a plugin: the scope that the host application has of it."""

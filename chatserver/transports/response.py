@@ -1,7 +1,7 @@
 """Responses that are no streams: `no-store` unless they say otherwise, and over when the peer has taken them."""
 
 from chatserver.transports.admission import ADMISSION
-from chatserver.transports.asgi import IS_OWN, AsgiMessage, AsgiScope, AsgiSend
+from chatserver.transports.asgi import AsgiMessage, AsgiScope, AsgiSend
 from chatserver.transports.connections import Connection, Connections
 from chatserver.transports.peer import PEER, BodyPeer
 
@@ -33,8 +33,7 @@ class WatchedSend:
 
     async def __call__(self, message: AsgiMessage) -> None:
         if message["type"] == "http.response.start":
-            if not self._scope.get(IS_OWN):
-                self._connections.observer.responded(message["status"])
+            self._connections.observer.responded(message["status"])
             headers = message.get("headers", ())
             names = {name.lower() for name, _ in headers}
             self._is_whole = b"content-length" in names and PEER in self._scope["extensions"]

@@ -28,8 +28,10 @@ Origin: TypeAlias = tuple[str, str, int]
 class HttpClient(httpx2.AsyncClient):
     """httpx2's client on this transport. As an argument, the transport would replace proxies of the environment too."""
 
-    def _init_transport(self, *_: Any, **__: Any) -> httpx2.AsyncBaseTransport:
-        return HttpTransport(httpx2.create_ssl_context())
+    def _init_transport(
+        self, *_: Any, transport: httpx2.AsyncBaseTransport | None = None, **__: Any
+    ) -> httpx2.AsyncBaseTransport:
+        return transport or HttpTransport(httpx2.create_ssl_context())
 
     def build_request(self, method: str, url: Any, **given: Any) -> httpx2.Request:
         """As the client's own, but a request of the SDK is not merged with the client's headers and parameters.
