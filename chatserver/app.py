@@ -23,8 +23,11 @@ from chatserver.errors import ChatError, NotFound, SettingsError, Unavailable
 from chatserver.log.logs import MemoryLogs
 from chatserver.nodes import Shared, link_to
 from chatserver.nodes.alone import open_alone
+from chatserver.providers.api import Api
+from chatserver.providers.chat_completions.api import ChatCompletions
 from chatserver.providers.client import DEMO_URL
 from chatserver.providers.provider import OpenAIProvider
+from chatserver.providers.responses.api import Responses
 from chatserver.routes import contract, health, http, page, scrape
 from chatserver.routes.http import IS_HEAD
 from chatserver.routes.openapi import BY_TOKEN, SECURITY
@@ -53,6 +56,9 @@ User: TypeAlias = Callable[[ASGIConnection[Any, Any, Any, Any]], str | Awaitable
 It is called in the server's event loop, once for each request and for each WebSocket, before anything else is done. The
 connection is Litestar's, with headers, cookies and query, and with what middleware of a host application has put there.
 """
+
+APIS: Mapping[str, type[Api]] = {each.name: each for each in (ChatCompletions, Responses)}
+"""The APIs of a model server, by the names that settings give them."""
 
 
 class App(Litestar):
@@ -219,6 +225,7 @@ def _provider(settings: Settings) -> OpenAIProvider:
         headers=settings.upstream_headers,
         idle_seconds=settings.upstream_idle_seconds,
         omitted=settings.upstream_omit,
+        api=ChatCompletions if settings.is_demo else APIS[settings.upstream_api],
     )
 
 

@@ -318,6 +318,10 @@ class FakeUpstream:
         """Queue what the next request that has no script yet is answered with."""
         self._scripts.append(steps)
 
+    def forget_scripts(self) -> None:
+        """No request has a script any more."""
+        self._scripts.clear()
+
     def always(self, *steps: Step) -> None:
         """What a request is answered with when the queue is empty."""
         self._default = steps

@@ -61,7 +61,7 @@ SAMPLES: dict[str, tuple[str, str, str]] = {
     "insecure": ("1", "false", "true"),
     "access_log": ("1", "false", "true"),
 }
-ONE_VALUE = {"auth", "redis_url", "workers", "jwt_secret", "jwks_url"}
+ONE_VALUE = {"auth", "upstream_api", "redis_url", "workers", "jwt_secret", "jwks_url"}
 """So far they have only their default, or belong together."""
 
 
@@ -181,7 +181,7 @@ def wrong_values() -> list[tuple[str, str]]:
     found += [(name, "0") for name in FIELDS if name in ("heartbeat_seconds", "send_timeout_seconds")]
     found += [("upstream_idle_seconds", "0"), ("tool_timeout_seconds", "0")]
     found += [("port", "65536"), ("max_tool_result_bytes", "63"), ("max_tool_result_bytes", "49153")]
-    return [*found, ("auth", "jwt"), ("auth", "x"), ("workers", "2")]
+    return [*found, ("auth", "jwt"), ("auth", "x"), ("upstream_api", "x"), ("workers", "2")]
 
 
 @pytest.mark.parametrize(("name", "text"), wrong_values(), ids=lambda text: text[:24])

@@ -8,16 +8,17 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from chatserver.app import APIS
 from chatserver.dialogue import AssistantTurn, Leavings, ToolSpecification, TurnCall
 from chatserver.providers import ModelRequest
 from chatserver.providers.api import ARGUMENTS_CHARS_LIMIT
-from chatserver.providers.chat_completions.api import NAMES, ChatCompletions
+from chatserver.providers.chat_completions.api import COMPLETIONS_NAMES, ChatCompletions
 from chatserver.providers.chat_completions.repetition import Told
 from chatserver.providers.chat_completions.tool_calls import Arguments
 from chatserver.providers.parameters import MODELS_LIMIT, Parameters
 from chatserver.providers.thinking import BLANK_CHARS, TAGS, ThinkTags
 from chatserver.providers.words import LINE_CHARS, WORDS_CHARS, loggable, words_of
-from chatserver.settings import FIELDS_SENT_BACK, PARAMETERS
+from chatserver.settings import PARAMETERS
 
 NONE: frozenset[str] = frozenset()
 
@@ -152,7 +153,7 @@ def test_a_message_that_holds_the_rest_adds_the_rest(pieces: list[str]) -> None:
 
 # ---- parameters -----------------------------------------------------------------------------------------------------
 
-LEFT = dict.fromkeys(FIELDS_SENT_BACK, "x")
+LEFT = dict.fromkeys(("reasoning_content", "reasoning", "reasoning_details", "extra_content"), "x")
 TURN = AssistantTurn("", (TurnCall("c", "f", {}),), Leavings("maker", {"message": LEFT, "calls": [LEFT]}))
 ALL = ModelRequest(
     model="m", messages=[TURN], tools=[ToolSpecification("f", "", {})], temperature=0.5, max_output_tokens=9
@@ -195,7 +196,8 @@ def test_the_parameter_that_a_refusal_is_about(words: str, name: str | None) -> 
 
 
 def test_what_can_be_left_out_is_what_settings_name() -> None:
-    assert set(NAMES) == {*PARAMETERS, *FIELDS_SENT_BACK}
+    found = {name: set(api.omittable) for name, api in APIS.items()}
+    assert found == {name: set(names) for name, names in PARAMETERS.items()}
 
 
 def sent(
@@ -209,14 +211,14 @@ def sent(
 
 
 def test_what_is_refused_is_left_out_and_the_limit_has_two_names() -> None:
-    assert set(sent(ALL)) == {*("model", "messages", *PARAMETERS)} - {"max_tokens"}
+    assert set(sent(ALL)) == {*("model", "messages", *COMPLETIONS_NAMES)} - {"max_tokens", *LEFT}
     assert sent(ALL, is_foreign=True)["max_tokens"] == 9
     assert sent(ALL, "max_tokens", is_foreign=True)["max_completion_tokens"] == 9
     assert sent(ALL, "max_completion_tokens")["max_tokens"] == 9
     assert not {"max_tokens", "max_completion_tokens"} & set(sent(ALL, "max_tokens", "max_completion_tokens"))
     assert sent(ALL, omitted=frozenset({"stream"})).keys().isdisjoint({"stream_options"})
     assert sent(ALL, "stream")["stream"] is False
-    for name in PARAMETERS:
+    for name in COMPLETIONS_NAMES:
         assert name not in sent(ALL, name) or name == "stream"
 
 

@@ -41,6 +41,7 @@ CONTEXT = _pattern(
 )
 FILTER = _pattern(
     r"content[_ ]?(filter|management policy|policy_violation)|responsibleaipolicy|data_?inspection",
+    r"(bio|cyber|misalignment)_policy",
     r"block_?reason|prompt_?(was )?blocked|prohibited_content|moderation|\bflagged\b|considered high risk",
     r"inappropriate content|sensitive (content|words|information)|code (1301|1026|1027)\b|敏感",
 )
@@ -162,7 +163,10 @@ def _sentence(status: int | None, said: str) -> str:
         case 402:
             return f"the model server wants to be paid: {ACCOUNT}"
         case 404 | 405:
-            return "the model server has nothing at this address: check OPENAI_BASE_URL, which often ends in /v1"
+            return (
+                "the model server has nothing at this address: "
+                "check OPENAI_BASE_URL, which often ends in /v1, and CHATSERVER_UPSTREAM_API"
+            )
         case _:
             return f"the model server refused the request with status {status}; this server's log has its words"
 

@@ -10,6 +10,8 @@ def banner(settings: Settings) -> str:
     upstream = "answering with the built-in demo model (set OPENAI_API_KEY or OPENAI_BASE_URL for a real one)"
     if not settings.is_demo:  # Whether the upstream has that model is not known yet.
         upstream = f"asking for {settings.model} at {settings.shown()['openai_base_url'] or 'OpenAI'}"
+        if settings.upstream_api != Settings().upstream_api:
+            upstream += f" by its API `{settings.upstream_api}`"
     who = "" if settings.auth == "none" else '-H "Authorization: Bearer $TOKEN" '
     return (
         f"chatserver {__version__} on {url}, {upstream}\n"

@@ -16,10 +16,19 @@ NotNegative = Annotated[float, Meta(ge=0, le=SECONDS_LIMIT)]
 Count = Annotated[int, Meta(ge=1)]
 NotNegativeCount = Annotated[int, Meta(ge=0)]
 
-PARAMETERS = ("stream", "stream_options", "tools", "temperature", "max_tokens", "max_completion_tokens")
-FIELDS_SENT_BACK = ("reasoning_content", "reasoning", "reasoning_details", "extra_content")
-"""Fields of a model's own messages that go back to it."""
-"""The parameters of a request to the upstream that can be left out."""
+PARAMETERS = {
+    "chat_completions": (
+        *("stream", "stream_options", "tools", "temperature", "max_tokens", "max_completion_tokens"),
+        *("reasoning_content", "reasoning", "reasoning_details", "extra_content"),
+    ),
+    "responses": (
+        *("stream", "store", "include", "reasoning", "tools", "temperature", "max_output_tokens"),
+        "encrypted_content",
+    ),
+}
+"""The APIs of a model server, each with what can be left out of its requests: first parameters, then fields of a
+model's own messages that go back to it.
+"""
 
 PREFIX = "CHATSERVER_"
 SDK_PREFIXES = ("openai_", "otel_")
@@ -45,6 +54,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     openai_org_id: str | None = None
     openai_project_id: str | None = None
     openai_custom_headers: str | None = None
+    upstream_api: str = "chat_completions"
     upstream_omit: tuple[str, ...] = ()
     model: str = "gpt-4o-mini"
     models: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ import msgspec
 from dotenv import dotenv_values
 
 from chatserver.errors import SettingsError
-from chatserver.settings import DEMO_MODEL, FIELDS_SENT_BACK, LOOPBACK_HOSTS, PARAMETERS, VARIABLES, Settings, variable
+from chatserver.settings import DEMO_MODEL, LOOPBACK_HOSTS, PARAMETERS, VARIABLES, Settings, variable
 from chatserver.syntax import headers_of, is_header_value, is_host, is_http_url, is_link, is_origin, is_utf8
 
 HEADER_VALUES = ("openai_api_key", "openai_org_id", "openai_project_id")
@@ -87,7 +87,9 @@ def load(*sources: Mapping[str, str | None], flags: Mapping[str, Any] | None = N
 def _possible(settings: Settings) -> Settings:
     _possible_texts(settings)
     _possible_auth(settings)
-    omittable = (*PARAMETERS, *FIELDS_SENT_BACK)
+    omittable = PARAMETERS.get(settings.upstream_api)
+    if omittable is None:
+        raise SettingsError(f"{variable('upstream_api')}: {' or '.join(f'`{name}`' for name in PARAMETERS)}")
     if not set(settings.upstream_omit) <= set(omittable):
         raise SettingsError(f"{variable('upstream_omit')}: only of {', '.join(omittable)}")
     if settings.workers > 1 and not settings.redis_url:

@@ -15,7 +15,7 @@ OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens")
 """The two names of one parameter. OpenAI's newer models refuse the old name, other servers may not know the new one."""
 
 
-NAMES = {
+COMPLETIONS_NAMES = {
     "stream_options": re.compile(r"stream_options|include_usage"),
     "max_completion_tokens": re.compile(r"max_completion_tokens"),
     "max_tokens": re.compile(r"max_tokens"),
@@ -35,8 +35,8 @@ class ChatCompletions:
 
     name = "chat_completions"
     path = "chat/completions"
-    omittable: Mapping[str, re.Pattern[str]] = NAMES
-    remembered = frozenset(NAMES)
+    omittable: Mapping[str, re.Pattern[str]] = COMPLETIONS_NAMES
+    remembered = frozenset(COMPLETIONS_NAMES)
 
     def __init__(self, *, is_foreign: bool) -> None:
         self._limits = OUTPUT_LIMITS[::-1] if is_foreign else OUTPUT_LIMITS

@@ -1,0 +1,72 @@
+"""What is asked, as Responses has it: the items of a dialogue as its input items."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from chatserver.content import data_url
+from chatserver.dialogue import AssistantTurn, Dialogue, Item, SystemText, ToolOutput, ToolSpecification, UserMessage
+from chatserver.parts import FilePart, ImagePart, TextPart, UserPart
+from chatserver.providers.responses.leavings import call_of, message, own_items
+
+
+def instructions_of(dialogue: Dialogue) -> str | None:
+    """The system text. As input it would need a role that the chat templates of some models do not know."""
+    return "\n\n".join(item.text for item in dialogue if isinstance(item, SystemText)) or None
+
+
+def input_of(dialogue: Dialogue, maker: str) -> list[dict[str, Any]]:
+    """The input items. A turn that ``maker`` made goes back as it was; of a foreign turn, its text and its calls."""
+    return [each for item in dialogue for each in _items(item, maker)]
+
+
+def has_own(dialogue: Dialogue, maker: str) -> bool:
+    """Whether a turn of ``maker``'s has left anything."""
+    return any(_left_by(item, maker) is not None for item in dialogue if isinstance(item, AssistantTurn))
+
+
+def tools_of(tools: Sequence[ToolSpecification]) -> list[dict[str, Any]]:
+    """The tools on offer. With `strict`, the default here, a schema may have no parameter that can be left out."""
+    return [
+        {
+            "type": "function",
+            "name": each.name,
+            "description": each.description,
+            "parameters": each.parameters,
+            "strict": False,
+        }
+        for each in tools
+    ]
+
+
+def _items(item: Item, maker: str) -> Iterator[dict[str, Any]]:
+    match item:
+        case UserMessage():
+            yield {"role": "user", "content": [_part(each) for each in item.parts] if item.has_media else item.content}
+        case ToolOutput():
+            yield {"type": "function_call_output", "call_id": item.call_id, "output": item.text}
+        case AssistantTurn():
+            left = _left_by(item, maker)
+            yield from (left is not None and own_items(item, left)) or _told(item)
+        case SystemText():
+            return
+
+
+def _part(part: UserPart) -> dict[str, Any]:
+    match part:
+        case TextPart():
+            return {"type": "input_text", "text": part.text}
+        case ImagePart():
+            return {"type": "input_image", "image_url": data_url(part), "detail": "auto"}
+        case FilePart(url=str(url)):
+            return {"type": "input_file", "file_url": url}
+        case FilePart():
+            return {"type": "input_file", "filename": part.name, "file_data": data_url(part)}
+
+
+def _left_by(turn: AssistantTurn, maker: str) -> list[dict[str, Any]] | None:
+    """What a turn has left, if ``maker`` made it."""
+    return turn.leavings.items if turn.leavings is not None and turn.leavings.maker == maker else None
+
+
+def _told(turn: AssistantTurn) -> list[dict[str, Any]]:
+    return [*([message(turn.text)] if turn.text else []), *map(call_of, turn.calls)]
