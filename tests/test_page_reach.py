@@ -176,27 +176,6 @@ async def test_a_word_of_an_input_method_is_not_sent(chromium: Browser) -> None:
         await expect(page("#sessions input")).to_be_focused()
 
 
-async def test_a_file_is_not_taken_for_the_page(chromium: Browser) -> None:
-    offer = """(name) => {
-        const data = new DataTransfer();
-        data.items.add(new File(["a"], "a.txt", {type: "image/png"}));
-        const make = {drop: () => new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true}),
-                      dragover: () => new DragEvent("dragover", {dataTransfer: data, bubbles: true, cancelable: true}),
-                      paste: () => new ClipboardEvent("paste", {clipboardData: data, bubbles: true, cancelable: true})};
-        return document.getElementById(name === "paste" ? "message" : "scroller").dispatchEvent(make[name]());
-    }"""
-    async with chatting(chromium) as (page, _, _):
-        await page.page.fill("#message", "a draft")
-        for name in ("dragover", "drop", "paste"):
-            assert await page.page.evaluate(offer, name) is False, f"{name} is left to the browser"
-            if name != "dragover":
-                await expect(page("#note")).to_have_text("Files cannot be sent here: this chat takes text.")
-                await page.page.press("#message", "End")
-                await page.page.keyboard.type("!")
-                await expect(page("#note")).to_have_text("")
-        await expect(page("#message")).to_have_value("a draft!!")
-
-
 # ---- names, directions, fingers, colours ----------------------------------------------------------------------------
 
 

@@ -11,8 +11,14 @@
  * `overFetch`, and nowhere else. PROTOCOL.md of the server is the contract.
  */
 import type { ChatEvent, DoneEvent, ErrorEvent, ReasoningPart, TextPart, ToolCallPart, Usage } from "./events.js";
-import type { FieldProblem } from "./resources.js";
+import type { FieldProblem, FilePart, ImagePart } from "./resources.js";
 export type Part = TextPart | ReasoningPart | ToolCallPart;
+export type Message = readonly (TextPart | Sendable<ImagePart> | Sendable<FilePart>)[];
+export type Sendable<T> = {
+    [K in keyof T as null extends T[K] ? never : K]: T[K];
+} & {
+    [K in keyof T as null extends T[K] ? K : never]?: T[K] | undefined;
+};
 export type Transport = "auto" | "ws" | "sse";
 export type State = "idle" | "connecting" | "open" | "stalled" | "waiting" | "offline" | "closed";
 export type Options = {
@@ -146,10 +152,10 @@ export declare class Chat {
     #private;
     /**
      * Ask. The answer is read in a loop; it comes whether or not anybody loops.
-     * @param {string | null} text null: only with `regenerate`
+     * @param {string | Message | null} message a text, or parts; null: only with `regenerate`
      * @param {ChatRequest & { signal?: AbortSignal | undefined }} [request] `signal` leaves the answer; it does not cancel it
      */
-    send(text: string | null, { signal, ...fields }?: ChatRequest & {
+    send(message: string | Message | null, { signal, ...fields }?: ChatRequest & {
         signal?: AbortSignal | undefined;
     }): Run;
     /**

@@ -12,9 +12,11 @@
  */
 
 /** @import { ChatEvent, DoneEvent, ErrorEvent, ReasoningPart, TextPart, TokenEvent, ToolCallPart, Usage } from "./events.js" */
-/** @import { FieldProblem } from "./resources.js" */
+/** @import { FieldProblem, FilePart, ImagePart } from "./resources.js" */
 
 /** @typedef {TextPart | ReasoningPart | ToolCallPart} Part what an answer is made of */
+/** @typedef {readonly (TextPart | Sendable<ImagePart> | Sendable<FilePart>)[]} Message a text with images and files */
+/** @template T @typedef {{ [K in keyof T as null extends T[K] ? never : K]: T[K] } & { [K in keyof T as null extends T[K] ? K : never]?: T[K] | undefined }} Sendable */
 /** @typedef {"auto" | "ws" | "sse"} Transport `auto`: WebSocket, or SSE where no WebSocket gets through */
 /** @typedef {"idle" | "connecting" | "open" | "stalled" | "waiting" | "offline" | "closed"} State */
 /**
@@ -59,6 +61,7 @@
 /** @typedef {{ state: [State, Partial<Wait>], frame: [Frame] }} Happenings */
 
 const HEARTBEAT_MS = 15_000;
+const FRAME_CHARS = 80_000; // A longer request is not sent as a frame, which may have 256 KiB of UTF-8.
 const SILENT_HEARTBEATS = 2.5; // After so many without a byte a connection is dead, whatever it says of itself.
 const PATIENCE_MS = 2_500; // For the first word of a WebSocket that may not get through, and for the answer to a check.
 const CONNECT_MS = 10_000; // After failures, Chromium itself holds a WebSocket back for up to 5 s.
@@ -160,13 +163,13 @@ export class Chat {
 
   /**
    * Ask. The answer is read in a loop; it comes whether or not anybody loops.
-   * @param {string | null} text null: only with `regenerate`
+   * @param {string | Message | null} message a text, or parts; null: only with `regenerate`
    * @param {ChatRequest & { signal?: AbortSignal | undefined }} [request] `signal` leaves the answer; it does not cancel it
    */
-  send(text, { signal, ...fields } = {}) {
+  send(message, { signal, ...fields } = {}) {
     const { idempotencyKey = newKey(), ...rest } = fields;
     /** @type {Record<string, unknown>} */
-    const request = { message: text ?? undefined, idempotency_key: idempotencyKey };
+    const request = { message: message ?? undefined, idempotency_key: idempotencyKey };
     for (const [name, value] of Object.entries(rest)) {
       request[name.replace(/[A-Z]/g, (capital) => "_" + capital.toLowerCase())] = value;
     }
@@ -846,6 +849,8 @@ async function overWebSocket(line, signal) {
 /** Ask for a run over a line's WebSocket: start it, or go on where it was. @param {Line} line @param {Run} run */
 function ask(line, run) {
   const order = /** @type {Order} */ (line.order);
+  const body = run.id ? "" : JSON.stringify(run.request);
+  if (body.length > FRAME_CHARS) return post(line, run, body);
   order(
     run.id ? { type: "attach", run_id: run.id, after: run.cursor } : { type: "send", ...run.request },
     ({ run_id, ended }) => {
@@ -856,14 +861,28 @@ function ask(line, run) {
       run.serve();
       if (ended) run.finish();
     },
-    (error) => {
-      if (error.isFinal) return run.fail(error);
-      if (error.code === "lost") return;
-      const wait = waitFor(error, line.chat.backoff(run.tries));
-      run.wait(wait);
-      if (run.waits) line.chat.update(wait);
-      setTimeout(() => line.order === order && line.runs.has(run) && ask(line, run), wait.delayMs);
-    },
+    (error) => refused(line, run, order, error),
+  );
+}
+
+/** @param {Line} line @param {Run} run @param {Order} order @param {ChatError} error */
+function refused(line, run, order, error) {
+  if (error.isFinal) return run.fail(error);
+  if (error.code === "lost") return;
+  const wait = waitFor(error, line.chat.backoff(run.tries));
+  run.wait(wait);
+  if (run.waits) line.chat.update(wait);
+  setTimeout(() => line.order === order && line.runs.has(run) && ask(line, run), wait.delayMs);
+}
+
+/** Start a run by a request of its own, then read it over the WebSocket. @param {Line} line @param {Run} run @param {string} body */
+function post(line, run, body) {
+  const order = /** @type {Order} */ (line.order);
+  const isHere = () => line.order === order && line.runs.has(run);
+  line.chat.show("sse", "out", `POST /chat/runs\n\n${body}`);
+  line.chat.request("/chat/runs", { method: "POST", body }).then((response) => response.json()).then(
+    ({ run_id: id }) => isHere() && (run.is(id), ask(line, run)),
+    (error) => isHere() && refused(line, run, order, error instanceof ChatError ? error : new ChatError("the connection was lost", { code: "unsent", cause: error })),
   );
 }
 

@@ -1,9 +1,12 @@
-/** The field for a message: a draft for each chat, a limit that is seen before it is met, text and nothing else. */
+/** The field for a message: a draft for each chat, a limit that is seen before it is met, what goes with the text. */
 
+import { Attachments } from "./attachments.js";
 import { announce, isEnter, part } from "./dom.js";
 import { keep, kept } from "./kept.js";
 
 const COUNTED_FROM = 0.8; // A count is shown from this share of the limit on.
+/** @import { Attachment } from "./attachments.js" */
+
 const BUSY = "An answer is being written: stop it, or send this when it is over.";
 const encoder = new TextEncoder();
 const number = new Intl.NumberFormat("en");
@@ -24,10 +27,11 @@ export function overLimit(text) {
 export class Composer {
   #field = /** @type {HTMLTextAreaElement} */ (part("message"));
   #note = part("note");
+  #attachments = new Attachments((text) => this.say(text));
   /** Whose draft is in the field; empty: a chat that has no name yet. */ #chat = "";
   /** Sent, and not taken by the server yet: still a draft to a page that is loaded anew. */ #sent = "";
 
-  /** @param {{ onSend: (text: string) => void, onEditLast: () => void, isBusy: () => boolean }} hooks */
+  /** @param {{ onSend: (text: string, attachments: Attachment[]) => void, onEditLast: () => void, isBusy: () => boolean }} hooks */
   constructor(hooks) {
     this.hooks = hooks;
     part("composer").addEventListener("submit", (event) => {
@@ -38,15 +42,17 @@ export class Composer {
     this.#field.addEventListener("keydown", (event) => this.#typed(event));
     this.#field.addEventListener("paste", (event) => {
       const { files = [], types = [] } = event.clipboardData ?? {};
-      if (files.length && !types.includes("text/plain")) this.#refuseFiles(event);
+      if (!files.length || types.includes("text/plain")) return;
+      event.preventDefault();
+      void this.#attachments.add([...files]);
     });
-    for (const name of ["dragover", "drop"]) {
+    for (const name of ["dragover", "dragleave", "drop"]) {
       document.addEventListener(name, (event) => {
         const data = /** @type {DragEvent} */ (event).dataTransfer;
         if (!data?.types.includes("Files")) return;
-        data.dropEffect = "none";
-        if (name === "drop") this.#refuseFiles(event);
-        else event.preventDefault(); // Or else the browser leaves the page for the file.
+        event.preventDefault(); // Or else the browser leaves the page for the file.
+        part("box").classList.toggle("dropping", name === "dragover");
+        if (name === "drop") void this.#attachments.add([...data.files]);
       });
     }
   }
@@ -55,6 +61,7 @@ export class Composer {
   open(sessionId) {
     const chat = sessionId ?? "";
     if (chat === this.#chat && this.#field.value) return;
+    if (chat !== this.#chat) this.#attachments.put([]);
     this.#chat = chat;
     this.#sent = "";
     this.#fill(kept("session", `draft.${chat}`) ?? "");
@@ -82,9 +89,10 @@ export class Composer {
     if (this.#note.textContent === BUSY) this.say("");
   }
 
-  /** A text was not taken: it is here again. @param {string} text @param {string} why */
-  giveBack(text, why) {
+  /** A message was not taken: it is here again. @param {string} text @param {readonly Attachment[]} attachments @param {string} why */
+  giveBack(text, attachments, why) {
     this.#sent = "";
+    this.#attachments.put([...attachments, ...this.#attachments.take()]);
     if (text) this.#fill(this.#field.value ? `${text}\n\n${this.#field.value}` : text);
     this.say(why);
   }
@@ -129,17 +137,11 @@ export class Composer {
 
   #submit() {
     const text = this.#field.value.trim();
-    if (!text) return;
+    if (!text && this.#attachments.isEmpty) return;
     if (this.hooks.isBusy()) return this.say(BUSY);
     if (overLimit(text)) return announce(overLimit(text));
     this.#sent = text;
     this.#fill("");
-    this.hooks.onSend(text);
-  }
-
-  /** @param {Event} event */
-  #refuseFiles(event) {
-    event.preventDefault();
-    this.say("Files cannot be sent here: this chat takes text.");
+    this.hooks.onSend(text, this.#attachments.take());
   }
 }

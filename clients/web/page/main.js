@@ -5,6 +5,7 @@
  */
 
 import { connect } from "../chatserver.js";
+import { limitAttachments } from "./attachments.js";
 import { Compare } from "./compare.js";
 import { Composer, limitMessages } from "./composer.js";
 import { Door } from "./door.js";
@@ -37,7 +38,7 @@ const door = new Door(chat, () => {
 });
 const onSignedOut = () => door.shut();
 const composer = new Composer({
-  onSend: (text) => void thread.send(text),
+  onSend: (text, attachments) => void thread.send(text, attachments),
   onEditLast: () => thread.editLast(),
   isBusy: () => thread.isBusy,
 });
@@ -55,7 +56,7 @@ const thread = new Thread(chat, wire, {
   },
   onTitle: entitle,
   onTaken: () => composer.taken(),
-  onRefused: (text, why) => composer.giveBack(text, why),
+  onRefused: (text, attachments, why) => composer.giveBack(text, attachments, why),
   onChange: () => {
     showBusy();
     void sessions.refresh();
@@ -144,11 +145,12 @@ function suggest(texts) {
 
 async function learn() {
   try {
-    const { is_demo: isDemo, login_url: loginUrl, max_message_bytes: bytes } = await (await chat.request("/readyz")).json();
+    const { is_demo: isDemo, login_url: loginUrl, max_message_bytes: bytes, max_inline_bytes: inlineBytes } = await (await chat.request("/readyz")).json();
     part("demo").hidden = !isDemo;
     compare.isDemo = isDemo;
     door.way = loginUrl;
     limitMessages(bytes);
+    limitAttachments(inlineBytes);
     suggest(isDemo ? DEMO_SUGGESTIONS : SUGGESTIONS);
   } catch {
     suggest(SUGGESTIONS);

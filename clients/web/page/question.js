@@ -1,7 +1,10 @@
 /** A message of the user: a bubble that can be copied, and edited to be asked anew. */
 
+import { gallery } from "./attachments.js";
 import { overLimit } from "./composer.js";
 import { copyButton, el, iconButton, isEnter, part } from "./dom.js";
+
+/** @import { Attachment } from "./attachments.js" */
 
 export class QuestionView {
   element = el("article", { class: "question" }, el("h2", { class: "unseen" }, "You"));
@@ -9,14 +12,16 @@ export class QuestionView {
   #bubble;
 
   /**
-   * @param {string} text @param {string | null} id of the message, once the server has it
+   * @param {string} text @param {readonly Attachment[]} attachments @param {string | null} id of the message, once the server has it
    * @param {{ mayEdit: () => boolean, onEdit: (question: QuestionView, text: string) => void }} hooks
    */
-  constructor(text, id, hooks) {
+  constructor(text, attachments, id, hooks) {
     this.text = text;
+    this.attachments = attachments;
     this.id = id;
     this.hooks = hooks;
-    this.#bubble = el("div", { class: "bubble", dir: "auto" }, text);
+    this.#bubble = el("div", { class: "bubble", dir: "auto", hidden: !text }, text);
+    if (attachments.length) this.element.append(el("ul", { class: "attachments" }, ...gallery(attachments)));
     const actions = el("div", { class: "actions" }, copyButton("Copy", () => text), iconButton("edit", "Edit", () => this.edit(), { class: "icon edit" }));
     this.element.append(this.#bubble, actions, this.corner);
   }
@@ -28,7 +33,7 @@ export class QuestionView {
     field.value = this.text;
     const leave = () => {
       form.remove();
-      this.#bubble.hidden = false;
+      this.#bubble.hidden = !this.text;
       this.element.classList.remove("editing");
       part("message").focus();
     };

@@ -1,6 +1,7 @@
 /** The conversation that is open: the branch of its messages that is shown, and what is asked behind it. */
 
 import { AnswerView } from "./answer.js";
+import { attachmentsOf, messageOf } from "./attachments.js";
 import { announce, el, part, said } from "./dom.js";
 import { End } from "./end.js";
 import { forgetCuts } from "./flow.js";
@@ -10,6 +11,7 @@ import { QuestionView } from "./question.js";
 import { Reading } from "./reading.js";
 
 /** @import { MessageResource } from "../resources.js" */
+/** @import { Attachment } from "./attachments.js" */
 /** @import { Place } from "./history.js" */
 /** @import { Chat, Wire } from "./wire.js" */
 /** @typedef {{ after: string | null, question: QuestionView | null, answer: AnswerView, text: string | null }} Asked what the server has not taken yet: a question and its answer, or a known question's other answer, behind a message */
@@ -24,7 +26,7 @@ export class Thread {
 
   /**
    * @param {Chat} chat @param {Wire} wire
-   * @param {{ onSession: (id: string) => void, onTitle: (title: string) => void, onTaken: () => void, onRefused: (text: string, why: string) => void,
+   * @param {{ onSession: (id: string) => void, onTitle: (title: string) => void, onTaken: () => void, onRefused: (text: string, attachments: readonly Attachment[], why: string) => void,
    *           onChange: () => void, onNews: () => void, onSignedOut: () => void }} hooks
    * `onTaken`: the server has the message; `onRefused`: it has not, and will not
    */
@@ -138,7 +140,7 @@ export class Thread {
     const { message_id: id, role } = message;
     const known = this.#views.get(id);
     if (known && !(known instanceof AnswerView && known.isLeft)) return known;
-    const view = role === "user" ? this.#question(message.content, id) : this.#answer(() => this.#views.get(message.parent_id ?? ""));
+    const view = role === "user" ? this.#question(message.content, attachmentsOf(message), id) : this.#answer(() => this.#views.get(message.parent_id ?? ""));
     if (view instanceof AnswerView && message.status !== "streaming") {
       view.show(message);
       if (message.status === "partial" && !message.finish_reason) void this.#explain(message, view);
@@ -162,8 +164,8 @@ export class Thread {
     await this.reading.follow(() => this.chat.attach(runId), view, null);
   }
 
-  /** Say something behind what is shown. @param {string} text */
-  async send(text) {
+  /** Say something behind what is shown. @param {string} text @param {readonly Attachment[]} [attachments] */
+  async send(text, attachments = []) {
     if (this.reading.isGoing) return;
     if (!this.#history) {
       this.#history = new History(this.chat, newId());
@@ -172,14 +174,14 @@ export class Thread {
     }
     part("welcome").hidden = true;
     const { leaf } = this.#history.branches;
-    await this.#ask(leaf, this.#question(text, null), text, leaf === null ? {} : { parentId: leaf });
+    await this.#ask(leaf, this.#question(text, attachments, null), text, leaf === null ? {} : { parentId: leaf });
   }
 
   /** Answer a message again, or its new text: beside what there is. @param {QuestionView} question @param {string} [text] */
   async again(question, text) {
     if (this.reading.isGoing) return;
     const { id } = question;
-    const shown = text === undefined ? null : this.#question(text, null);
+    const shown = text === undefined ? null : this.#question(text, question.attachments, null);
     if (id !== null) return this.#ask(shown ? this.#parentOf(id) : id, shown, text ?? null, { regenerate: id });
     const after = this.#asked?.after ?? null; // It never got to the server.
     await this.#ask(after, shown ?? question, text ?? question.text, after === null ? {} : { parentId: after });
@@ -197,8 +199,9 @@ export class Thread {
     this.#opening++;
     this.#draw();
     this.#end.show();
+    const message = text === null ? null : messageOf(text, question?.attachments ?? []);
     const request = { sessionId: this.sessionId ?? undefined, idempotencyKey: newId(), onDisconnect: /** @type {const} */ ("continue"), ...fields };
-    await this.reading.follow(() => this.chat.send(text, request), answer, performance.now());
+    await this.reading.follow(() => this.chat.send(message, request), answer, performance.now());
   }
 
   /** The server has taken what was asked. @param {{ message_id: string, user_message_id: string }} event */
@@ -222,10 +225,10 @@ export class Thread {
 
   /** What was asked is not on the page any more, but in the field. @param {string} why */
   #giveBack(why) {
-    const text = this.#asked?.text ?? "";
+    const { text = null, question = null } = this.#asked ?? {};
     this.#asked = null;
     this.#draw();
-    this.hooks.onRefused(text, why);
+    this.hooks.onRefused(text ?? "", (text !== null && question?.attachments) || [], why);
   }
 
   /** @param {unknown} error @param {AnswerView} view */
@@ -260,9 +263,9 @@ export class Thread {
     });
   }
 
-  /** @param {string} text @param {string | null} id */
-  #question(text, id) {
-    return new QuestionView(text, id, { mayEdit: () => !this.reading.isGoing, onEdit: (question, now) => void this.again(question, now) });
+  /** @param {string} text @param {readonly Attachment[]} attachments @param {string | null} id */
+  #question(text, attachments, id) {
+    return new QuestionView(text, attachments, id, { mayEdit: () => !this.reading.isGoing, onEdit: (question, now) => void this.again(question, now) });
   }
 
   /** Edit the newest message. */
