@@ -62,7 +62,7 @@ async def test_the_page_is_not_written_to(server: LiveServer) -> None:
 async def test_readiness_says_who_answers(upstream: str | None, is_demo: bool) -> None:
     async with live_server(upstream, model="m") as server:
         response = await request(server, "GET", "/readyz")
-        about = {"login_url": None, "max_message_bytes": 32768}
+        about = {"login_url": None, "max_message_bytes": 32768, "max_inline_bytes": 524288}
         assert response.json == {"status": "ok", "model": "m", "is_demo": is_demo} | about
 
 

@@ -17,7 +17,7 @@ from chatserver.transports.close_codes import CLOSE_CODES, PUBLISHED
 from tests.live import ROOT
 from tests.web_client import CLIENT, TOOLS, WEB, node, tool, wrong
 
-SIZE_LIMIT_BYTES = 6000
+SIZE_LIMIT_BYTES = 6500
 SECONDS = 50
 
 
