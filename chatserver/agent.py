@@ -55,7 +55,7 @@ class ToolAgent(Struct, frozen=True):
     async def answer(self, request: ModelRequest, context: RunContext) -> FinishReason:
         """The ``Agent``. A model that wants too many tools at once has failed."""
         request = replace(request, tools=context.calls.specifications())
-        for _ in range(self.turns_limit):
+        for _ in range(context.turns, self.turns_limit):
             context.meter.begin_turn(request)
             turn = _Turn(context)
             finish = await self.provider.stream(request, turn.on_delta)

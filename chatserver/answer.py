@@ -2,11 +2,12 @@
 
 from array import array
 from collections.abc import Iterable, Iterator
+from typing import TypeGuard
 
-from msgspec import Struct
+from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
-from chatserver.dialogue import TurnOrigin
+from chatserver.dialogue import INTERRUPTED_CALL, TurnOrigin
 from chatserver.events import (
     EVENT_BYTES_LIMIT,
     Event,
@@ -101,8 +102,10 @@ class Folding:
                 )
                 self._call(call)
             case ToolResult():
+                call = self._calls[event.call_id]
                 self._calls[event.call_id] = replace(
-                    self._calls[event.call_id],
+                    call,
+                    args=call.args if event.args is UNSET else event.args,
                     result=event.result,
                     is_error=event.is_error,
                     truncated=event.truncated,
@@ -142,6 +145,21 @@ def fold(events: Iterable[Event]) -> Answer:
     return folding.answer()
 
 
+def closed(part: ToolCallPart) -> ToolCallPart:
+    """A call whose run was interrupted before the result: its result says that nobody knows it."""
+    return replace(part, result=INTERRUPTED_CALL, is_error=True, truncated=False, duration_ms=0)
+
+
+def is_open(part: Part) -> TypeGuard[ToolCallPart]:
+    """Whether it is a call without a result."""
+    return isinstance(part, ToolCallPart) and part.is_error is None
+
+
+def interrupted(answer: Answer) -> Answer:
+    """The answer of a run that was interrupted, with all its calls closed."""
+    return replace(answer, parts=tuple([closed(part) if is_open(part) else part for part in answer.parts]))
+
+
 def unfold(parts: Iterable[Part]) -> Iterator[Event]:
     """Events that fold to these parts. A text that is too long for one event becomes several."""
     for part in parts:
@@ -163,14 +181,19 @@ def _unfolded_call(call: ToolCallPart) -> Iterator[Event]:
         executor=call.executor,
     )
     if call.is_error is not None:
-        yield ToolResult(
-            call_id=call.call_id,
-            tool=call.tool,
-            result=call.result,
-            is_error=call.is_error,
-            truncated=bool(call.truncated),
-            duration_ms=call.duration_ms or 0,
-        )
+        yield result_of(call)
+
+
+def result_of(call: ToolCallPart) -> ToolResult:
+    """The event of a call's result."""
+    return ToolResult(
+        call_id=call.call_id,
+        tool=call.tool,
+        result=call.result,
+        is_error=bool(call.is_error),
+        truncated=bool(call.truncated),
+        duration_ms=call.duration_ms or 0,
+    )
 
 
 def retold(parts: Parts, run_id: str, seq: int) -> Iterator[Event]:

@@ -32,6 +32,7 @@ from chatserver.routes import contract, health, http, page, scrape
 from chatserver.routes.http import IS_HEAD
 from chatserver.routes.openapi import BY_TOKEN, SECURITY
 from chatserver.routes.websocket import WEBSOCKET_PATH, websocket
+from chatserver.runs.holds import Holds
 from chatserver.runs.lives import Lives
 from chatserver.runs.runs import Runs
 from chatserver.settings import Settings, variable
@@ -186,7 +187,8 @@ async def _running(
                 observer=metrics,
             )
         )
-        lives = Lives(settings, sessions, logs, agent.answer, toolbox, metrics)
+        holds = Holds(settings, sessions, shared.places)
+        lives = Lives(settings, sessions, logs, agent.answer, toolbox, holds, metrics)
         runs = Runs(settings, sessions, logs, lives, shared.places, shared.elsewhere)
         await stack.enter_async_context(runs)
         beside = await stack.enter_async_context(anyio.create_task_group())

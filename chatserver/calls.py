@@ -1,21 +1,29 @@
-"""Calls: the tool calls of one run. Each is checked, told to the run, made, and told again with its result."""
+"""Calls: the tool calls of one run. Each is checked, told to the run, made, and told again with its result.
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+A call that needs an approval, or that the client makes, is held until somebody has answered it.
+"""
+
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
+from time import monotonic
+from typing import Any, TypeAlias
 
 import anyio
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct
+from msgspec.structs import replace
 
-from chatserver.commands import NAME_CHARS_LIMIT, is_id, new_id
-from chatserver.dialogue import NO_ORIGIN, Leavings, ToolSpecification, TurnOrigin
+from chatserver.answer import is_open
+from chatserver.commands import NAME_CHARS_LIMIT, ClientTool, is_id, new_id
+from chatserver.dialogue import INTERRUPTED_CALL, NO_ORIGIN, Leavings, ToolSpecification, TurnOrigin
 from chatserver.events import ToolCall, ToolResult, to_json
+from chatserver.parts import Executor, Part, ToolCallPart
 from chatserver.providers import ToolCallRequest
 from chatserver.steps import Emit, Settled
 from chatserver.strict_json import NESTING_LIMIT, is_nested_too_deeply
 from chatserver.telemetry import RunObserver
 from chatserver.tools import Tool
 from chatserver.tools.execution import Outcome, ToolThreads
+from chatserver.waiting import Approved, Refused, Resolution, Resulted
 
 ARGUMENTS_BYTES_LIMIT = 32 * 1024
 """A call's arguments must fit into one event with room to spare."""
@@ -27,6 +35,12 @@ OWN_ID_CHARS_LIMIT = 1024
 """A longer call id of a provider is not kept: no provider is known that would miss it."""
 
 
+NO_TOOL = "there is no such tool"
+
+Hold: TypeAlias = Callable[[ToolCall], Awaitable[Resolution]]
+"""Waits until a call that was told to the run is answered."""
+
+
 class Toolbox(Struct, frozen=True):
     """The tools of a server by name, and how they are called. ``calls_limit`` bounds the calls of one answer."""
 
@@ -36,11 +50,9 @@ class Toolbox(Struct, frozen=True):
 
 
 class Checked(Struct, frozen=True):
-    """A call that the model wants, as readers see it and as the tool gets it; ``problem``: why it is not made."""
+    """A call that the model wants, as readers see it; ``problem``: why it is not made."""
 
-    call_id: str
-    name: str
-    args: dict[str, Any]
+    call: ToolCall
     problem: str | None = None
 
 
@@ -52,46 +64,133 @@ class MadeTurn(Struct, frozen=True):
 
 
 class Calls:
-    """The tool calls of one run."""
+    """The tool calls of one run; ``client_tools`` are those that its client runs, and ``hold`` waits for an answer."""
 
-    __slots__ = ("_call_ids", "_emit", "_observer", "_settled", "_toolbox")
+    __slots__ = ("_call_ids", "_client_tools", "_emit", "_hold", "_observer", "_settled", "_toolbox")
 
-    def __init__(self, toolbox: Toolbox, emit: Emit, settled: Settled, observer: RunObserver) -> None:
+    def __init__(
+        self,
+        toolbox: Toolbox,
+        emit: Emit,
+        settled: Settled,
+        observer: RunObserver,
+        hold: Hold,
+        client_tools: Sequence[ClientTool] = (),
+    ) -> None:
         self._toolbox = toolbox
         self._emit = emit
         self._settled = settled
         self._observer = observer
+        self._hold = hold
+        self._client_tools = client_tools
         self._call_ids: dict[str, None] = {}  # No set: an empty one takes 0.2 KB of each run.
 
     def specifications(self) -> list[ToolSpecification]:
         """What a model is told of the tools."""
-        return [each.specification() for each in self._toolbox.tools.values()]
+        theirs = [ToolSpecification(each.name, each.description, each.parameters) for each in self._client_tools]
+        return [*(each.specification() for each in self._toolbox.tools.values()), *theirs]
 
     async def make(self, wanted: Sequence[ToolCallRequest], leavings: Leavings | None = None) -> MadeTurn:
         """Make the calls that a model wants in a turn, all at the same time; each is told as it happens.
 
         ``leavings`` are those of the turn. Of a turn without calls only these are told.
         """
-        made = len(self._call_ids)
-        calls = [checked(each, self._toolbox.tools, self._call_ids) for each in wanted]
+        before = len(self._call_ids)
+        calls = [self._checked(each, position, before) for position, each in enumerate(wanted)]
         origin = _origin(wanted, calls, leavings)
         if origin != NO_ORIGIN:
             self._emit(origin)
         if not calls:
             return MadeTurn((), origin)
         await self._settled()
-        called = [ToolCall(call_id=call.call_id, tool=call.name, args=call.args) for call in calls]
-        for event in called:
-            self._emit(event)
+        calls = [await self._ruled(each) for each in calls]
+        for each in calls:
+            self._emit(each.call)
+        results = await self._complete_all(calls)
+        return MadeTurn([*(each.call for each in calls), *results], origin)
+
+    async def resume(self, parts: Sequence[Part], waiting: Container[str]) -> None:
+        """Complete the calls that an earlier process has left without a result; of those, these wait.
+
+        What became of any other of them nobody knows.
+        """
+        made = [part for part in parts if isinstance(part, ToolCallPart)]
+        self._call_ids = {part.call_id: None for part in made}
+        left = [
+            Checked(call_of(part), None if part.call_id in waiting else INTERRUPTED_CALL)
+            for part in made
+            if is_open(part)
+        ]
+        await self._complete_all(left)
+
+    async def _complete_all(self, calls: Sequence[Checked]) -> list[ToolResult]:
         results: list[ToolResult] = []
 
-        async def complete(call: Checked, refusal: str | None) -> None:
-            results.append(await self._complete(call, refusal))
+        async def complete(call: Checked) -> None:
+            results.append(await self._complete(call))
 
         async with anyio.create_task_group() as tasks:
-            for position, call in enumerate(calls):
-                tasks.start_soon(complete, call, self._refusal(position, made + position))
-        return MadeTurn([*called, *results], origin)
+            for each in calls:
+                tasks.start_soon(complete, each)
+        return results
+
+    async def _complete(self, checked: Checked) -> ToolResult:
+        """Make one call, as soon as it may be made, and tell its result."""
+        call, args = checked.call, checked.call.args
+        if checked.problem is not None:
+            outcome = _failed(checked.problem)
+        elif call.needs_approval or call.executor == "client":
+            outcome, args = await self._answered(call)
+        else:
+            outcome = await self._made(call, args)
+        result = ToolResult(
+            call_id=call.call_id,
+            tool=call.tool,
+            result=outcome.result,
+            is_error=outcome.is_error,
+            truncated=outcome.truncated,
+            duration_ms=outcome.duration_ms,
+            args=UNSET if args == call.args else args,
+        )
+        self._emit(result)
+        return result
+
+    async def _answered(self, call: ToolCall) -> tuple[Outcome, dict[str, Any]]:
+        """What comes of a call that somebody has to answer, and with which arguments."""
+        began = monotonic()
+        resolution = await self._hold(call)
+        match resolution:
+            case Approved(edited):
+                args = call.args if edited is None else edited
+                return await self._made(call, args), args
+            case Refused(words):
+                return _failed(words), call.args
+            case Resulted():
+                duration_ms = round((monotonic() - began) * 1000)
+                return Outcome(resolution.result, resolution.is_error, resolution.truncated, duration_ms), call.args
+
+    async def _made(self, call: ToolCall, args: dict[str, Any]) -> Outcome:
+        tool = self._toolbox.tools.get(call.tool)
+        if tool is None:  # It was there when the call began to wait.
+            return _failed(NO_TOOL)
+        with self._observer.tool(call.tool, call.call_id) as told:
+            outcome = await self._toolbox.threads.call(tool, args)
+            told.returned(is_error=outcome.is_error)
+        return outcome
+
+    def _checked(self, wanted: ToolCallRequest, in_turn: int, before: int) -> Checked:
+        """The call, under an id that is valid and unique in the run: some servers count from 0 in every turn."""
+        call_id = wanted.call_id
+        if call_id in self._call_ids or not is_id(call_id):
+            call_id = f"call_{new_id()}"
+        self._call_ids[call_id] = None
+        executor: Executor | None = "server" if wanted.name in self._toolbox.tools else None
+        if executor is None and any(each.name == wanted.name for each in self._client_tools):
+            executor = "client"
+        args, problem = _arguments_of(wanted) if executor else ({}, NO_TOOL)
+        problem = self._refusal(in_turn, before + in_turn) or problem
+        name = wanted.name if executor else wanted.name[:NAME_CHARS_LIMIT]
+        return Checked(ToolCall(call_id=call_id, tool=name, args=args, executor=executor or "server"), problem)
 
     def _refusal(self, in_turn: int, in_answer: int) -> str | None:
         """Why a call is refused that has so many calls before it, in its turn and in its answer; None: it is made."""
@@ -100,56 +199,54 @@ class Calls:
         limit = self._toolbox.calls_limit
         return f"at most {limit} calls in one answer" if in_answer >= limit else None
 
-    async def _complete(self, call: Checked, refusal: str | None) -> ToolResult:
-        outcome = await self._outcome(call, refusal or call.problem)
-        result = ToolResult(
-            call_id=call.call_id,
-            tool=call.name,
-            result=outcome.result,
-            is_error=outcome.is_error,
-            truncated=outcome.truncated,
-            duration_ms=outcome.duration_ms,
-        )
-        self._emit(result)
-        return result
-
-    async def _outcome(self, call: Checked, problem: str | None) -> Outcome:
-        if problem is not None:
-            return Outcome(problem, is_error=True, truncated=False, duration_ms=0)
-        with self._observer.tool(call.name, call.call_id) as told:
-            outcome = await self._toolbox.threads.call(self._toolbox.tools[call.name], call.args)
-            told.returned(is_error=outcome.is_error)
-        return outcome
+    async def _ruled(self, checked: Checked) -> Checked:
+        """The call, with whether it needs an approval."""
+        call = checked.call
+        if checked.problem is not None or call.executor == "client":
+            return checked
+        if await needs_approval(self._toolbox.tools[call.tool], call.args):
+            return Checked(replace(call, needs_approval=True))
+        return checked
 
 
-def checked(wanted: ToolCallRequest, tools: Mapping[str, Tool], call_ids: dict[str, None]) -> Checked:
-    """The call, under an id that is valid and unique in the run: some servers count from 0 in every turn."""
-    call_id = wanted.call_id
-    if call_id in call_ids or not is_id(call_id):
-        call_id = f"call_{new_id()}"
-    call_ids[call_id] = None
-    problem = None
-    if wanted.name not in tools:
-        problem = "there is no such tool"
-    elif len(wanted.arguments) > ARGUMENTS_BYTES_LIMIT:
-        problem = f"the arguments are over {ARGUMENTS_BYTES_LIMIT} bytes"
-    else:
-        try:
-            args = _arguments(wanted.arguments)
-            problem = problem_of(args)
-            if problem is None:
-                return Checked(call_id, wanted.name, args)
-        except (msgspec.DecodeError, RecursionError, UnicodeError):
-            problem = "the arguments are no valid JSON object"
-    return Checked(call_id, wanted.name[:NAME_CHARS_LIMIT], {}, problem)
+async def needs_approval(tool: Any, args: dict[str, Any]) -> bool:
+    rule = getattr(tool, "needs_approval", False)
+    try:
+        return bool(rule(args)) if callable(rule) else bool(rule)
+    except Exception:  # noqa: BLE001
+        return True
 
 
-def problem_of(args: dict[str, Any]) -> str | None:
-    """Why a call with these arguments cannot be told; None: it can."""
-    encoded = to_json(args)
-    if len(encoded) > ARGUMENTS_BYTES_LIMIT:  # Numbers may grow when they are encoded again: 1e15.
-        return f"the arguments are over {ARGUMENTS_BYTES_LIMIT} bytes"
-    return f"the arguments are nested over {NESTING_LIMIT} levels" if is_nested_too_deeply(encoded) else None
+def call_of(part: ToolCallPart) -> ToolCall:
+    """The event of a part that has no result."""
+    return ToolCall(
+        call_id=part.call_id,
+        tool=part.tool,
+        args=part.args,
+        needs_approval=part.needs_approval,
+        executor=part.executor,
+    )
+
+
+def _failed(words: str) -> Outcome:
+    return Outcome(words, is_error=True, truncated=False, duration_ms=0)
+
+
+def _arguments_of(wanted: ToolCallRequest) -> tuple[dict[str, Any], str | None]:
+    """The arguments, or none and why they cannot be taken."""
+    too_long = f"the arguments are over {ARGUMENTS_BYTES_LIMIT} bytes"
+    if len(wanted.arguments) > ARGUMENTS_BYTES_LIMIT:
+        return {}, too_long
+    try:
+        args = _arguments(wanted.arguments)
+        encoded = to_json(args)
+        if len(encoded) > ARGUMENTS_BYTES_LIMIT:  # Numbers may grow when they are encoded again: 1e15.
+            return {}, too_long
+        if is_nested_too_deeply(encoded):
+            return {}, f"the arguments are nested over {NESTING_LIMIT} levels"
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
+        return {}, "the arguments are no valid JSON object"
+    return args, None
 
 
 def _arguments(text: str) -> dict[str, Any]:
@@ -159,8 +256,9 @@ def _arguments(text: str) -> dict[str, Any]:
 def _origin(wanted: Sequence[ToolCallRequest], calls: Sequence[Checked], leavings: Leavings | None) -> TurnOrigin:
     """The turn's leavings, and the id that the provider gave to each call, where these ids tell the calls apart."""
     own_ids: dict[str, str] = {}
-    for each, call in zip(wanted, calls, strict=True):
+    for each, checked in zip(wanted, calls, strict=True):
         is_id_upstream = each.call_id.isprintable() and 0 < len(each.call_id) <= OWN_ID_CHARS_LIMIT
         is_unique = each.call_id not in own_ids.values()
-        own_ids[call.call_id] = each.call_id if is_id_upstream and is_unique else call.call_id
+        call_id = checked.call.call_id
+        own_ids[call_id] = each.call_id if is_id_upstream and is_unique else call_id
     return TurnOrigin(own_ids, leavings)

@@ -5,7 +5,7 @@ import secrets
 from collections.abc import Collection
 from typing import Annotated, Any, Literal, TypeAlias
 
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from chatserver.errors import BadCursor, BadRequest, NoCommand, NotFound, TooLarge
 from chatserver.media import checked_parts
@@ -24,7 +24,16 @@ _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _CURSOR = re.compile(rf"[0-9]{{1,{CURSOR_DIGITS_LIMIT}}}")
 
 Message: TypeAlias = str | Annotated[UserParts, Meta(min_length=1, max_length=MESSAGE_PARTS_LIMIT)]
+Json: TypeAlias = dict[str, Any] | list[Any] | str | int | float | bool | None
 Reference = Annotated[str, Meta(max_length=NAME_CHARS_LIMIT)]
+
+
+class ClientTool(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A tool that the client itself runs; ``parameters`` is the JSON Schema of the arguments, an object."""
+
+    name: str
+    description: str = ""
+    parameters: dict[str, Any]
 
 
 class ChatRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -43,9 +52,23 @@ class ChatRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     regenerate: str | None = None
     parent_id: str | None = None
     on_disconnect: Literal["cancel", "continue"] = "cancel"
+    tools: tuple[ClientTool, ...] | None = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(…)"  # No user's text may get into a log, not even in a traceback.
+
+
+class CallAnswer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Answer a tool call that waits: ``approve`` it, or give the ``result`` of a tool that the client has run."""
+
+    approve: bool | None = None
+    args: dict[str, Any] | None = None
+    reason: str | None = None
+    result: Json | UnsetType = UNSET
+    is_error: bool | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(…)"
 
 
 class Rename(Struct, frozen=True, forbid_unknown_fields=True):
@@ -88,12 +111,23 @@ class Cancel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_
     ref: Reference | None = None
 
 
+class AnswerCall(CallAnswer, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="answer"):
+    """Answer a tool call of a run, attached or not."""
+
+    run_id: str
+    call_id: str
+    ref: Reference | None = None
+
+    def answer(self) -> CallAnswer:
+        return CallAnswer(**{name: getattr(self, name) for name in CallAnswer.__struct_fields__})
+
+
 class Ping(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="ping"):
     """Ask whether the server is there; answered by `pong`."""
 
 
-Command: TypeAlias = Send | Attach | Detach | Cancel | Ping
-COMMAND_TYPES: tuple[type[Command], ...] = (Send, Attach, Detach, Cancel, Ping)
+Command: TypeAlias = Send | Attach | Detach | Cancel | AnswerCall | Ping
+COMMAND_TYPES: tuple[type[Command], ...] = (Send, Attach, Detach, Cancel, AnswerCall, Ping)
 _KINDS = {str(each.__struct_config__.tag): each for each in COMMAND_TYPES}
 COMMAND_TAGS = frozenset(_KINDS)
 

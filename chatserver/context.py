@@ -12,7 +12,8 @@ class RunContext(Struct, frozen=True, kw_only=True):
     """Whose run it is, and what its agent may do there.
 
     ``emit`` meters texts, ``calls`` makes tool calls; the agent meters its requests to the model by ``meter``.
-    ``is_resumed``: the run has waited for somebody, and this is not the first call of its agent.
+    ``is_resumed``: the run has waited, and another process, or this one before, has called its agent; that was asked
+    for ``turns`` turns of the model.
     """
 
     user: str
@@ -24,3 +25,4 @@ class RunContext(Struct, frozen=True, kw_only=True):
     calls: Calls
     observer: RunObserver = UNOBSERVED_RUN
     is_resumed: bool = False
+    turns: int = 0

@@ -195,19 +195,22 @@ def _told(message: PastMessage) -> list[Item]:
     """
     if message.is_of_user:
         return [UserMessage(told_content(message.parts))]
-    origins = {call_id: origin for origin in message.transcript for call_id in origin.call_ids}
+    items = told_answer(message.parts, message.transcript)
+    if items and isinstance(items[-1], ToolOutput):
+        items.append(AssistantTurn(INTERRUPTED_TEXT))
+    return items
+
+
+def told_answer(answer: Sequence[AnyPart], transcript: Sequence[TurnOrigin]) -> list[Item]:
+    """The turns of an answer, each with the outputs of its calls."""
+    origins = {call_id: origin for origin in transcript for call_id in origin.call_ids}
     items: list[Item] = []
-    lacks_words = False
-    for parts in _turns(message.parts, origins):
+    for parts in _turns(answer, origins):
         if isinstance(call := parts[-1], ToolCallPart):
-            lacks_words = True
             items += told_turn(parts, origins.get(call.call_id, NO_ORIGIN))
         elif text_of(parts).strip():
-            lacks_words = False
-            last = message.transcript[-1] if message.transcript else NO_ORIGIN
+            last = transcript[-1] if transcript else NO_ORIGIN
             items += told_turn(parts, NO_ORIGIN if last.call_ids else last)
-    if lacks_words:
-        items.append(AssistantTurn(INTERRUPTED_TEXT))
     return items
 
 

@@ -12,6 +12,7 @@ ChatError                 an answer to a client: an HTTP problem document, or a 
 ├── NotAcceptable     406 no format of a stream meets `Accept`
 ├── TooSlow           408 a request that takes too long to come
 ├── RunActive         409 the session is busy with another run
+├── AlreadyAnswered   409 a tool call that waits no more
 ├── TooLarge          413 message or body over its limit
 ├── UnsupportedMedia  415 a body that is not `application/json`
 ├── KeyReused         422 an idempotency key with another body
@@ -153,6 +154,13 @@ class RunActive(ChatError):
 
     def facts(self) -> dict[str, Any]:
         return {"run_id": self.run_id}
+
+
+class AlreadyAnswered(ChatError):
+    """The first answer counts, whoever gave it."""
+
+    status, code = 409, "already_answered"
+    sentence = "this call has been answered, or waits for no answer"
 
 
 class TooLarge(ChatError):

@@ -93,7 +93,7 @@ class ToolCall(BaseEvent, frozen=True, kw_only=True, tag="tool_call"):
 
 
 class ToolResult(BaseEvent, frozen=True, kw_only=True, tag="tool_result"):
-    """What a tool call gave back, or what went wrong."""
+    """What a tool call gave back, or what went wrong; ``args``: with which arguments, where a user has edited them."""
 
     call_id: str
     tool: str
@@ -101,6 +101,7 @@ class ToolResult(BaseEvent, frozen=True, kw_only=True, tag="tool_result"):
     is_error: bool
     truncated: bool
     duration_ms: int
+    args: dict[str, Any] | UnsetType = UNSET
 
 
 class Snapshot(BaseEvent, frozen=True, kw_only=True, tag="snapshot"):

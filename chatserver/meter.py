@@ -2,9 +2,10 @@
 
 from math import inf
 
+from chatserver.answer import Answer
 from chatserver.dialogue import BYTES_PER_TOKEN, asked_tokens
 from chatserver.events import Usage
-from chatserver.parts import text_bytes
+from chatserver.parts import ToolCallPart, text_bytes
 from chatserver.providers import ModelRequest
 
 
@@ -31,12 +32,13 @@ class Meter:
     """
 
     __slots__ = (
-        "_asked_tokens", "_day", "_known_tokens", "_limit", "_room_bytes", "_said_bytes", "_told", "spent",
+        "_asked_tokens", "_known_tokens", "_limit", "_room_bytes", "_said_bytes", "_told", "day", "spent",
     )  # fmt: skip
 
     def __init__(self, limit: float = inf, day: Day | None = None, answer_bytes_limit: float = inf) -> None:
         self._limit = limit
-        self._day = day
+        self.day = day
+        """The user's day on which what is spent from now on is counted; None: nobody counts."""
         self._told = Usage()
         self._asked_tokens: int | None = None
         self._known_tokens = 0  # What was told of the turns before, and what is asked in this one.
@@ -44,6 +46,12 @@ class Meter:
         self._room_bytes = answer_bytes_limit
         self.spent = 0
         """All tokens of the run, kept as a sum, like those of the day: both sums are needed with every delta."""
+
+    def resume(self, usage: Usage, answer: Answer) -> None:
+        """Go on where an earlier process has stopped: so much is spent, and was counted, and this was said."""
+        self._told = usage
+        self._known_tokens = self.spent = usage.input_tokens + usage.output_tokens
+        self._room_bytes -= sum(text_bytes(part.text) for part in answer.parts if not isinstance(part, ToolCallPart))
 
     def begin_turn(self, request: ModelRequest) -> None:
         """Count a request to the model.
@@ -96,7 +104,7 @@ class Meter:
         return self._told + self._estimate()
 
     def is_spent(self) -> bool:
-        return self.spent >= self._limit or (self._day is not None and self._day.is_spent())
+        return self.spent >= self._limit or (self.day is not None and self.day.is_spent())
 
     def _ask(self, tokens: int | None) -> None:
         """A turn of so many tokens begins; None: a turn has ended."""
@@ -106,8 +114,8 @@ class Meter:
 
     def _count(self) -> None:
         spent = self._known_tokens - -self._said_bytes // BYTES_PER_TOKEN
-        if self._day is not None:
-            self._day.spent += spent - self.spent
+        if self.day is not None:
+            self.day.spent += spent - self.spent
         self.spent = spent
 
     def _estimate(self) -> Usage:

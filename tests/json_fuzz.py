@@ -35,6 +35,7 @@ GOOD: dict[str, tuple[str, ...]] = {
     "max_output_tokens": ("5", "1000000", "null"),
     "regenerate": ('"m1"', "null"),
     "on_disconnect": ('"cancel"', '"continue"'),
+    "tools": ("null",),
 }
 NAMES = ("nope", "Message", "", "a/b~c", "__proto__", "m\\u0065ssage", "ünï", r"\ud83e\udd9c", "seq", "a`b", "x" * 300)
 BAD_TEXTS = (r"\ud800", r"\udc00x", r"\ude00\ud83d", r"\u0000", r"\u001f", "\x01", "\n", "\x7f", r"\x", r"\u12", "\\")
@@ -198,6 +199,8 @@ def _fits(name: str, value: Any) -> bool:
         return value in ("cancel", "continue")
     if value is None:
         return True
+    if name == "tools":
+        return value == [] and not isinstance(value, Object)
     if name == "temperature":
         return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if name == "max_output_tokens":

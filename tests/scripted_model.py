@@ -29,6 +29,7 @@ from chatserver.steps import Emit, Settled, Step
 from chatserver.telemetry import UNOBSERVED_RUN
 from chatserver.tools import tool
 from chatserver.tools.execution import ToolThreads
+from chatserver.waiting import Resolution
 from tests.logs import kept, watched_log
 
 WAIT_SECONDS = 15.0
@@ -108,7 +109,7 @@ class Scripted(Struct, frozen=True):
     turns_limit: int
 
     async def answer(self, request: ModelRequest, context: RunContext) -> FinishReason:
-        calls = Calls(self.toolbox, context.emit, context.settled, context.observer)
+        calls = Calls(self.toolbox, context.emit, context.settled, context.observer, unanswered)
         return await ToolAgent(self.provider, self.turns_limit).answer(request, replace(context, calls=calls))
 
 
@@ -116,6 +117,11 @@ def agent(
     model: ScriptedModel, *functions: Callable[..., Any], turns_limit: int = 10, calls_limit: int = 100
 ) -> Scripted:
     return Scripted(model, toolbox(*functions, calls_limit=calls_limit), turns_limit)
+
+
+async def unanswered(call: ToolCall) -> Resolution:
+    """Nobody answers a call that waits."""
+    raise AssertionError(f"{call} waits")
 
 
 def toolbox(*functions: Callable[..., Any], calls_limit: int = 100) -> Toolbox:
@@ -132,7 +138,7 @@ def context_of(emit: Emit, meter: Meter | None = None, settled: Settled = checkp
         meter=meter or Meter(),
         emit=emit,
         settled=settled,
-        calls=Calls(toolbox(), emit, settled, UNOBSERVED_RUN),
+        calls=Calls(toolbox(), emit, settled, UNOBSERVED_RUN, unanswered),
     )
 
 
@@ -193,8 +199,8 @@ async def steps_of(made: Scripted, meter: Meter | None = None, request: ModelReq
     return [*told(life), Finished(ending.finish_reason)]
 
 
-def asking(request: ModelRequest = ASKED) -> Callable[[], Any]:
-    async def ask() -> ModelRequest:
+def asking(request: ModelRequest = ASKED) -> Callable[[RunContext], Any]:
+    async def ask(_: RunContext) -> ModelRequest:
         return request
 
     return ask

@@ -8,14 +8,17 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from chatserver.client_tools import CLIENT_TOOLS_BYTES_LIMIT, CLIENT_TOOLS_LIMIT, checked_client_tools
 from chatserver.commands import (
     COMMAND_TYPES,
     NAME_CHARS_LIMIT,
     OUTPUT_TOKENS_LIMIT,
     SYSTEM_BYTES_LIMIT,
+    AnswerCall,
     Attach,
     Cancel,
     ChatRequest,
+    ClientTool,
     Command,
     Detach,
     Ping,
@@ -64,7 +67,7 @@ def obeyed(fields: Any) -> Command:
 
 def test_a_request_has_just_these_fields() -> None:
     assert read(FULL, ChatRequest) == ChatRequest(**FULL)
-    assert list(FULL) == list(ChatRequest.__struct_fields__)
+    assert [*FULL, "tools"] == list(ChatRequest.__struct_fields__)
     assert read({"message": "Hi"}, ChatRequest) == ChatRequest(message="Hi", on_disconnect="cancel")
     assert obeyed({"type": "send", "ref": "1"} | FULL) == Send(ref="1", **FULL)
     assert Send(ref="1", **FULL).request() == ChatRequest(**FULL)
@@ -125,6 +128,14 @@ def test_a_request_is_an_object(tree: Any) -> None:
         ({"type": "attach", "run_id": "r", "after": 7, "ref": "x"}, Attach(run_id="r", after=7, ref="x")),
         ({"type": "detach", "run_id": "r"}, Detach(run_id="r")),
         ({"type": "cancel", "run_id": "r", "ref": "x"}, Cancel(run_id="r", ref="x")),
+        (
+            {"type": "answer", "run_id": "r", "call_id": "c", "approve": True, "args": {"a": [1]}},
+            AnswerCall(run_id="r", call_id="c", approve=True, args={"a": [1]}),
+        ),
+        (
+            {"type": "answer", "run_id": "r", "call_id": "c", "result": None, "ref": "x"},
+            AnswerCall(run_id="r", call_id="c", result=None, ref="x"),
+        ),
         ({"type": "ping"}, Ping()),
     ],
 )
@@ -138,6 +149,8 @@ def test_a_frame_is_a_command(frame: dict[str, Any], wanted: Command) -> None:
         ({"type": "attach"}, "/run_id"),
         ({"type": "detach", "run_id": 1}, "/run_id"),
         ({"type": "cancel", "run_id": "r", "after": 1}, "/after"),
+        ({"type": "answer", "run_id": "r"}, "/call_id"),
+        ({"type": "answer", "run_id": "r", "call_id": "c", "args": [1]}, "/args"),
         ({"type": "ping", "ref": 1}, "/ref"),
         ({"type": "send", "message": 1}, "/message"),
     ],
@@ -150,7 +163,43 @@ def test_a_wrong_field_of_a_frame_is_named(frame: dict[str, Any], pointer: str) 
 
 def test_commands_of_the_contract_that_this_version_has() -> None:
     tags = [each.__struct_config__.tag for each in COMMAND_TYPES]
-    assert tags == ["send", "attach", "detach", "cancel", "ping"]
+    assert tags == ["send", "attach", "detach", "cancel", "answer", "ping"]
+
+
+TOOL: dict[str, Any] = {"name": "screen", "description": "é", "parameters": {"type": "object", "a": [1, {"b": None}]}}
+
+
+def test_tools_of_a_client_are_read_as_they_are() -> None:
+    (tool,) = read({"message": "Hi", "tools": [TOOL]}, ChatRequest).tools or ()
+    assert tool == ClientTool(**TOOL)
+
+
+@pytest.mark.parametrize(
+    ("tools", "pointer"),
+    [
+        ([TOOL, TOOL], "/tools/1/name"),
+        ([TOOL | {"name": "a b"}], "/tools/0/name"),
+        ([TOOL | {"name": "clock"}], "/tools/0/name"),
+        ([TOOL | {"parameters": {}}], "/tools/0/parameters"),
+        ([TOOL | {"parameters": {"type": "array"}}], "/tools/0/parameters"),
+        ([TOOL | {"parameters": {"type": "object", "properties": []}}], "/tools/0/parameters"),
+        ([TOOL | {"parameters": {"type": "object", "required": {}}}], "/tools/0/parameters"),
+        ([{"name": "a"}], "/tools/0"),
+        ([TOOL | {"nope": 1}], "/tools/0"),
+        ("screen", "/tools"),
+        ([TOOL | {"name": f"t{number}"} for number in range(CLIENT_TOOLS_LIMIT + 1)], "/tools"),
+    ],
+)
+def test_a_wrong_tool_of_a_client_is_named(tools: Any, pointer: str) -> None:
+    with pytest.raises(BadRequest) as refusal:
+        checked_client_tools(read({"message": "Hi", "tools": tools}, ChatRequest), {"clock"})
+    assert refusal.value.pointer == pointer
+
+
+def test_tools_of_a_client_have_a_size() -> None:
+    tools = [TOOL | {"description": "x" * CLIENT_TOOLS_BYTES_LIMIT}]
+    with pytest.raises(TooLarge):
+        checked_client_tools(read({"message": "Hi", "tools": tools}, ChatRequest), ())
 
 
 # ---- rules ----------------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ from chatserver.resources import (
     SessionPage,
     SessionResource,
 )
-from chatserver.runs.run import TRANSITIONS, Cause, State
+from chatserver.runs.states import TRANSITIONS, Cause, State
 from chatserver.settings import Settings, variable
 from chatserver.strict_json import convert
 from chatserver.telemetry.instruments import Instruments

@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 from chatserver.answer import Answer
 from chatserver.endings import INTERRUPTED
 from chatserver.errors import NotFound, RunActive, RunLost, Unavailable
-from chatserver.sessions import Sessions, edit, end, leases, open_sessions
+from chatserver.sessions import Progress, Sessions, edit, end, leases, open_sessions
 from chatserver.sessions.database import Database
 from chatserver.sessions.leases import LOOKS, Lease
 from chatserver.sessions.witness import DatabaseAlone
@@ -159,7 +159,8 @@ async def test_of_those_that_end_what_a_process_has_left_the_first_one_counts(
             return
         others.remove(run_id)
         if how == "ended":
-            end.finish(connection, run_id, INTERRUPTED, answer_of("So far"), said("So far"), None, "another")
+            progress = Progress(answer_of("So far"), said("So far"))
+            end.finish(connection, run_id, INTERRUPTED, progress, "another")
         else:
             edit.remove(connection, "ann", "s", [run_id])
 
@@ -180,7 +181,8 @@ async def test_of_those_that_end_what_a_process_has_left_the_first_one_counts(
                 return found()
 
         run_ids = [lost.run.run_id, left.run.run_id]
-        end.interrupt(cast(Connection, Statements()), dict.fromkeys(run_ids), sessions._lease.owner)
+        owner = sessions._lease.owner
+        end.interrupt(cast(Connection, Statements()), dict.fromkeys(run_ids), owner, owner)
 
     await sessions._database.write(interrupt)
     assert others == []

@@ -18,7 +18,8 @@ from chatserver.parts import ToolCallPart
 from chatserver.providers import ModelRequest
 from chatserver.runs.checkpoints import Checkpoints
 from chatserver.runs.life import Life
-from chatserver.runs.run import Run, State
+from chatserver.runs.run import Run
+from chatserver.runs.states import State
 from chatserver.runs.subscription import Subscription
 from chatserver.sessions import Sessions
 from chatserver.steps import Step
@@ -136,7 +137,7 @@ async def test_an_agent_that_fails_fails_its_own_run(caplog: pytest.LogCaptureFi
 
 
 async def test_a_session_that_cannot_be_read_fails_the_run() -> None:
-    async def unread() -> ModelRequest:
+    async def unread(_: RunContext) -> ModelRequest:
         raise Unavailable
 
     kept = Store()
@@ -205,8 +206,8 @@ async def test_the_end_of_a_run_that_was_lost_says_so_and_is_not_stored_again() 
 async def test_a_failure_of_the_last_resort_is_told_once_and_it_is_tried_again(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("chatserver.runs.life.STORE_AGAIN_SECONDS", 0.001)
-    monkeypatch.setattr("chatserver.runs.life.STORE_AGAIN_AT_MOST_SECONDS", 0.001)
+    monkeypatch.setattr("chatserver.runs.ends.STORE_AGAIN_SECONDS", 0.001)
+    monkeypatch.setattr("chatserver.runs.ends.STORE_AGAIN_AT_MOST_SECONDS", 0.001)
     refusals: list[Exception | None] = [ValueError("no text"), Unavailable(), ValueError("no text"), None]
 
     class Broken(Store):

@@ -59,6 +59,9 @@ class Owner:
     def lose(self, run_id: str) -> None:
         self._do(f"lose {run_id}")
 
+    def nudge(self, run_id: str) -> None:
+        self._do(f"nudge {run_id}")
+
     def interrupt(self) -> None:
         self._do("interrupt")
 

@@ -6,6 +6,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from chatserver.endings import INTERRUPTED, UNSTORED, WRONG
 from chatserver.events import EVENT_BYTES_LIMIT, Done, Error, Reasoning, Token, ToolCall, ToolResult
@@ -14,7 +15,8 @@ from chatserver.log.memory import MemoryLog
 from chatserver.meter import Meter
 from chatserver.parts import ReasoningPart, TextPart
 from chatserver.runs import run as machine
-from chatserver.runs.run import TRANSITIONS, CannotHappen, Cause, Run, State
+from chatserver.runs.run import Run
+from chatserver.runs.states import TRANSITIONS, CannotHappen, Cause, State
 from chatserver.steps import Step
 from tests.logs import kept, watched_log
 from tests.scripted_model import RESOURCE
@@ -25,7 +27,12 @@ WORD = Token(content="word")
 
 CAN: dict[State, dict[Cause, State]] = {
     State.RUNNING: {Cause.SAY: State.RUNNING, Cause.WAIT: State.WAITING, Cause.END: State.ENDING},
-    State.WAITING: {Cause.SAY: State.WAITING, Cause.GO_ON: State.RUNNING, Cause.END: State.ENDING},
+    State.WAITING: {
+        Cause.SAY: State.WAITING,
+        Cause.GO_ON: State.RUNNING,
+        Cause.END: State.ENDING,
+        Cause.PARK: State.FORGOTTEN,
+    },
     State.ENDING: {Cause.END: State.ENDING, Cause.CLOSE: State.OVER},
     State.OVER: {Cause.END: State.OVER, Cause.KEEP: State.KEPT, Cause.FORGET: State.FORGOTTEN},
     State.KEPT: {Cause.END: State.KEPT, Cause.FORGET: State.FORGOTTEN},
@@ -58,6 +65,7 @@ DOES: dict[Cause, Callable[[Run, float], None]] = {
     Cause.CLOSE: lambda run, now: run.close(run.ending(now)),
     Cause.KEEP: lambda run, now: run.keep(now + KEPT_SECONDS),
     Cause.FORGET: lambda run, _: run.forget(),
+    Cause.PARK: lambda run, _: run.park(),
 }
 
 
@@ -99,6 +107,8 @@ CAUSES: dict[str, Callable[[Run, float], None]] = {
     "interrupt": lambda run, _: run.end(INTERRUPTED),
     "call": lambda run, _: run.say(CALL),
     "result": lambda run, _: run.say(RESULT),
+    "hold": lambda run, _: run.hold("c"),
+    "release": lambda run, now: run.release("c", now),
     "come": lambda run, now: run.count(1, now),
     "leave": lambda run, now: run.count(-min(1, run.subscribers), now),
     "time": lambda run, _: run.pass_time(run.deadline or 0.0),
@@ -134,10 +144,11 @@ def check(run: Run, before: State, said: list[str], endings: list[Done | Error])
     assert run.state is before or run.state in (*CAN[before].values(), State.ENDING)
     types = types_of(run)
     terminals = [each for each in types if each in ("done", "error")]
-    assert terminals == types[len(types) - len(terminals) :] and len(terminals) == run.is_over
+    is_parked = run.state is State.FORGOTTEN and not terminals
+    assert terminals == types[len(types) - len(terminals) :] and len(terminals) == (run.is_over and not is_parked)
     if before not in (State.RUNNING, State.WAITING):
         assert [each for each in types if each not in terminals] == [each for each in said if each not in terminals]
-    if run.state is not State.RUNNING and run.state is not State.WAITING:
+    if run.state not in (State.RUNNING, State.WAITING) and not is_parked:
         endings.append(run.ending(0.0))
         assert endings[0] == endings[-1], "the first ending wins"
     deadline = run.deadline
@@ -226,6 +237,65 @@ def test_a_run_that_waits_for_somebody_is_not_abandoned_meanwhile() -> None:
     run.pass_time(1e9)
     run.go_on(100.0)
     assert [*deadlines, run.deadline] == [None, 100 + GRACE_SECONDS]
+
+
+def called(run: Run, *call_ids: str) -> None:
+    for call_id in call_ids:
+        run.say(replace(CALL, call_id=call_id))
+
+
+def test_a_run_waits_while_all_its_calls_without_a_result_wait() -> None:
+    run, states = run_of(), list[str]()
+    called(run, "c", "d", "e")
+    steps: list[Callable[[], object]] = [
+        lambda: run.hold("c"),
+        lambda: run.say(replace(RESULT, call_id="d")),
+        lambda: run.hold("e"),
+        lambda: run.release("c", 1.0),
+        lambda: run.say(RESULT),
+        lambda: called(run, "f"),
+        lambda: run.say(replace(RESULT, call_id="f")),
+        lambda: run.release("e", 1.0),
+        lambda: run.say(replace(RESULT, call_id="e")),
+    ]
+    for step in steps:
+        step()
+        states.append("waiting" if run.state is State.WAITING else "-")
+    assert states == ["-", "-", "waiting", "-", "waiting", "-", "waiting", "-", "-"]
+
+
+def test_no_call_waits_in_a_run_that_has_ended() -> None:
+    run = run_of()
+    called(run, "c")
+    run.end("cancelled")
+    with pytest.raises(CannotHappen):
+        run.hold("c")
+    run.release("c", 1.0)
+    assert run.state is State.ENDING
+
+
+def test_a_run_that_waits_without_readers_stays_in_memory_for_so_long() -> None:
+    run = Run(RESOURCE, watched_log(), Meter(), GRACE_SECONDS, 0.0, held_seconds=KEPT_SECONDS)
+    called(run, "c")
+    run.hold("c")
+    deadlines = [run.deadline]
+    run.pass_time(KEPT_SECONDS)
+    deadlines.append(run.deadline)
+    run.count(1, 400.0)
+    assert [*deadlines, run.deadline, run.state] == [KEPT_SECONDS, 2 * KEPT_SECONDS, None, State.WAITING]
+    run.park()
+    assert run.is_over and types_of(run) == ["tool_call"]
+
+
+def test_a_run_that_is_resumed_waits_with_what_it_has_said() -> None:
+    said = run_of()
+    called(said, "c", "d")
+    said.say(RESULT)
+    run = run_of()
+    run.resume(said.said(), ["d"])
+    assert (run.state, run.open_calls) == (State.WAITING, ["d"])
+    with pytest.raises(CannotHappen):
+        run.say(CALL)
 
 
 def test_a_late_reader_does_not_stop_that_a_run_is_forgotten() -> None:

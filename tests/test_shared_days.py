@@ -65,8 +65,8 @@ class Spending:
 
     @property
     def day(self) -> Day:
-        assert self.meter._day is not None
-        return self.meter._day
+        assert self.meter.day is not None
+        return self.meter.day
 
     def say(self, tokens: int) -> None:
         self.meter._asked_tokens = self.meter._asked_tokens or 0

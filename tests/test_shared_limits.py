@@ -144,7 +144,7 @@ def test_runs_that_begin_at_once_count_on_one_day() -> None:
     assert not meter.is_spent()
     meter.add_arguments("x" * 4 * DAY_TOKENS * 2)
     meter.end_turn(None)
-    assert meter._day is another._day is not None
+    assert meter.day is another.day is not None
 
 
 def test_whose_day_is_spent_has_no_place() -> None:

@@ -108,6 +108,10 @@ class EventLog(Protocol):
         """About what it takes of the memory, without what is fresh."""
         ...
 
+    async def restore(self, stored: StoredLog) -> None:
+        """Begin with what was stored of a log; it is over if that was."""
+        ...
+
     def append(self, draft: Event) -> Record:
         """Give the draft its ``run_id`` and ``seq``, keep it, wake the readers; the record, of a long text the last.
 
@@ -145,6 +149,10 @@ class EventLogs(Protocol):
 
     async def create(self, run_id: str) -> EventLog:
         """A new log, owned by the caller."""
+        ...
+
+    async def revive(self, run_id: str, stored: StoredLog) -> EventLog:
+        """A log that goes on where a stored one ends, owned by the caller."""
         ...
 
     async def open(self, run_id: str) -> EventLog | None:

@@ -31,6 +31,11 @@ class MemoryLogs:
         self._logs[run_id] = log = await self._journal.own(run_id)
         return log
 
+    async def revive(self, run_id: str, stored: StoredLog) -> EventLog:
+        log = await self.create(run_id)
+        await log.restore(stored)
+        return log
+
     async def open(self, run_id: str) -> EventLog | None:
         return self._logs.get(run_id) or await self._journal.follow(run_id) or await self.restore(run_id)
 

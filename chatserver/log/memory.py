@@ -108,13 +108,13 @@ class MemoryLog:
             self._fresh.clear(self.last_seq)
 
     async def restore(self, stored: StoredLog) -> None:
-        """Begin with what was stored of a log that is over."""
+        """Begin with what was stored of a log; it is over if that was."""
         for count, seq in enumerate(self._merged.restore(stored), 1):
             self.last_seq = seq
             if count % RESTORED_PER_TURN == 0:
                 await checkpoint()
-        self.is_over = True
-        self._settle()
+        self.is_over = self._merged.is_over
+        self._fresh.clear(self.last_seq)
 
     def cursor(self, after: int) -> MemoryCursor:
         cursor = MemoryCursor(self, after)

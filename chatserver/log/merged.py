@@ -82,6 +82,12 @@ class Merged:
         """About what it takes of the memory."""
         return sum(map(_size_bytes, self._blocks))
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the terminal event is there."""
+        last = self._blocks[-1] if self._blocks else None
+        return isinstance(last, Record) and last.is_terminal
+
     def add(self, new: Record) -> None:
         """Add an event that is no text."""
         self.seal()

@@ -33,6 +33,7 @@ class OtherNodes:
             "cancel": self._cancel,
             "read": self._add_reader,
             "leave": self._remove_reader,
+            "nudge": self._nudge,
         }
 
     @property
@@ -69,6 +70,9 @@ class OtherNodes:
         if not await self._link.call(CANCEL, (owner_key(run_id),), (node_key(""), CANCELS, what, run_id)):
             raise self.unreached()
 
+    def nudge(self, run_id: str) -> None:
+        self._tell("nudge", [run_id])
+
     async def last_seq(self, run_id: str) -> int:
         try:
             return int((await self._link.call(TAILS, (), (run_id,)))[0])
@@ -87,6 +91,9 @@ class OtherNodes:
 
     def _cancel(self, run_id: str, node: str) -> None:
         self._owner.cancel(run_id)
+
+    def _nudge(self, run_id: str, node: str) -> None:
+        self._owner.nudge(run_id)
 
     def _add_reader(self, run_id: str, node: str) -> None:
         if (run_id, node) in self._read or self._owner.count(run_id, 1):

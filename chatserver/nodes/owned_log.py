@@ -44,6 +44,10 @@ class OwnedLog:
     def size_bytes(self) -> int:
         return self.shown.size_bytes + sum([len(each.data) for each in self._hidden])
 
+    async def restore(self, stored: StoredLog) -> None:
+        await self.shown.restore(stored)
+        self.tail = -1  # The journal may have it already.
+
     def append(self, draft: Event) -> Record:
         if self.is_fenced:
             raise Fenced

@@ -14,8 +14,9 @@ from litestar.params import FromPath, Parameter
 
 from chatserver.auth import Ticket
 from chatserver.auth.origins import header
-from chatserver.commands import ChatRequest, Rename, checked_id, checked_search, checked_title, parse_cursor
+from chatserver.commands import CallAnswer, ChatRequest, Rename, checked_id, checked_search, checked_title, parse_cursor
 from chatserver.errors import (
+    AlreadyAnswered,
     BadCursor,
     BadRequest,
     ChatError,
@@ -23,6 +24,7 @@ from chatserver.errors import (
     MethodNotAllowed,
     NotAcceptable,
     NotFound,
+    Unavailable,
 )
 from chatserver.resources import (
     PAGE_LIMIT,
@@ -153,6 +155,18 @@ async def cancel_run(request: Request[str, Any, State], run_id: FromPath[str]) -
     return await components_of(request).runs.cancel(request.user, run_id)
 
 
+@post(
+    "/chat/runs/{run_id:str}/tool_calls/{call_id:str}",
+    status_code=202,
+    responses=refusals(*WITH_BODY, NotFound, AlreadyAnswered, Unavailable),
+    operation_class=body_of(CallAnswer),
+)
+async def answer_call(request: Request[str, Any, State], run_id: FromPath[str], call_id: FromPath[str]) -> RunResource:
+    """Answer a tool call that waits for an approval, or for the client that runs the tool."""
+    answer = await read_body(request, CallAnswer)
+    return await components_of(request).runs.answer(request.user, run_id, call_id, answer)
+
+
 @get("/chat/sessions", responses=refusals(*WITH_USER, BadRequest, BadCursor))
 async def list_sessions(
     request: Request[str, Any, State],
@@ -264,6 +278,7 @@ ROUTES = [
     read_run,
     read_events,
     cancel_run,
+    answer_call,
     list_sessions,
     read_session,
     rename_session,

@@ -68,10 +68,23 @@ def body_of(kind: type[Struct]) -> type[Operation]:
     @dataclass
     class WithBody(Operation):
         def __post_init__(self) -> None:
-            content = OpenAPIMediaType(schema=definitions[kind.__name__])
+            content = OpenAPIMediaType(schema=_whole(definitions[kind.__name__], definitions))
             self.request_body = RequestBody(content={"application/json": content}, required=True)
 
     return WithBody
+
+
+def _whole(node: Any, definitions: dict[str, Any]) -> Any:
+    """A schema with what it refers to in place of the references: OpenAPI looks for those elsewhere."""
+    match node:
+        case {"$ref": str(reference)}:
+            return _whole(definitions[reference.rpartition("/")[2]], definitions)
+        case dict():
+            return {name: _whole(each, definitions) for name, each in node.items() if name != "discriminator"}
+        case list():
+            return [_whole(each, definitions) for each in node]
+        case _:
+            return node
 
 
 STREAM = {

@@ -45,6 +45,9 @@ class Checkpoints:
         self._growing: dict[str, _Growing] = {}  # In the order of the last look, the oldest first.
         self._urgent: dict[str, None] = {}
         self._call = anyio.Event()
+        self.order = asyncio.Lock()
+        """Is held while answers are stored: whoever stores an answer elsewise, holds it, or an older answer may be the
+        last one on disk."""
 
     def add(self, run: Run) -> None:
         """Store the answer of this run at intervals from now on."""
@@ -110,7 +113,8 @@ class Checkpoints:
         if not changed:
             return
         try:
-            await self._sessions.checkpoint({each.run.resource.run_id: each.run.said() for each in changed})
+            async with self.order:
+                await self._sessions.checkpoint({each.run.resource.run_id: each.run.said() for each in changed})
         except Unavailable:
             raise
         except Exception:

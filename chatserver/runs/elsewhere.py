@@ -16,6 +16,10 @@ class Owner(Protocol):
         """Add so many readers of the run at other processes, or remove them (negative); whether the run is here."""
         ...
 
+    def nudge(self, run_id: str) -> None:
+        """Look at once whether a call of the run has been answered."""
+        ...
+
     def lose(self, run_id: str) -> None:
         """Stop the run: another process has taken it over."""
         ...
@@ -49,6 +53,10 @@ class Elsewhere(Protocol):
         """
         ...
 
+    def nudge(self, run_id: str) -> None:
+        """Tell the owner of a run that a call of it has been answered; the owner looks now and then by itself."""
+        ...
+
     async def last_seq(self, run_id: str) -> int:
         """How far a run has come; 0: nobody knows."""
         ...
@@ -71,6 +79,9 @@ class Alone:
 
     async def cancel(self, run_id: str) -> None:
         raise self.unreached()
+
+    def nudge(self, run_id: str) -> None:
+        """The owner looks by itself."""
 
     async def last_seq(self, run_id: str) -> int:
         return 0

@@ -2,31 +2,33 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from time import monotonic
 from typing import TypeAlias
 
 import anyio
+from msgspec.structs import replace
 
 from chatserver.agent import Agent
-from chatserver.calls import Calls, Toolbox
+from chatserver.answer import Answer
+from chatserver.calls import Calls, Hold, Toolbox
+from chatserver.commands import ChatRequest
 from chatserver.context import RunContext
-from chatserver.endings import INTERNAL, INTERRUPTED, UNSTORED, ending_of
-from chatserver.errors import RunLost, Unavailable, UpstreamError
-from chatserver.events import Error, FinishReason, Terminal, ToolCall, ToolResult, appended
-from chatserver.log import Fenced, StoredLog
+from chatserver.endings import INTERRUPTED, ending_of
+from chatserver.errors import Unavailable, UpstreamError
+from chatserver.events import Error, FinishReason, ToolCall, ToolResult
 from chatserver.meter import Spent
 from chatserver.providers import ModelRequest
 from chatserver.runs.checkpoints import Checkpoints
-from chatserver.runs.run import CannotHappen, Run, State
+from chatserver.runs.ends import RunEnd
+from chatserver.runs.places import Place
+from chatserver.runs.run import Run
+from chatserver.runs.states import SPEAKING, CannotHappen, State
 from chatserver.sessions import Sessions
 from chatserver.steps import Step
+from chatserver.waiting import Resolution
 
 logger = logging.getLogger(__name__)
-
-STORE_AGAIN_SECONDS = 0.5
-STORE_AGAIN_AT_MOST_SECONDS = 5.0
-"""Between tries to store an answer that the database refuses (a full disk, a lost server). Each wait is longer."""
 
 EARLY_SECONDS = 0.001
 """How much too early uvloop's timers may be, whose clock counts whole milliseconds: a timer that is early would be set
@@ -35,8 +37,8 @@ again, dozens of times, until the deadline has passed."""
 HASTENING = ToolCall, ToolResult
 """The steps that are stored soon."""
 
-Ask: TypeAlias = Callable[[], Awaitable[ModelRequest]]
-"""Builds the request to the model."""
+Ask: TypeAlias = Callable[[RunContext], Awaitable[ModelRequest]]
+"""Builds the request to the model; in a run that was taken from the database, when its open calls are completed."""
 
 
 class Life:
@@ -50,9 +52,26 @@ class Life:
         self.on_lost: Callable[[], None] = lambda: None
         """Called when another process has ended the run: what that process has stored is the run's log."""
 
+        self.request = ChatRequest()
+        """What the client has asked for."""
+
+        self.place: Place | None = None
+        """The run's place, while it goes on."""
+
+        self.billed = 0
+        """How many of its tokens are stored as spent."""
+
+        self.hold: Hold = _unanswered
+        self.on_rest: Callable[[], None] = lambda: None
+        """Called when a call waits, or has a result, of a run that has calls which wait."""
+
+        self.on_idle: Callable[[], None] = lambda: None
+        """Called when the run waits and has had no reader for long."""
+
+        self.checkpoints = checkpoints
         self._sessions = sessions
-        self._checkpoints = checkpoints
         self._toolbox = toolbox
+        self._turns: int | None = None  # Of a run that was taken from the database: how many turns it has had.
         self._scope: anyio.CancelScope | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._on_forget: Callable[[], None] | None = None
@@ -86,6 +105,54 @@ class Life:
         """The run is read from the database from now on: stop the timer."""
         self.run.forget()
         self._set_timer()
+
+    # Waiting.
+
+    def stored_request(self) -> ChatRequest:
+        """What was asked for, as far as a continuation needs it: the message is stored in the session."""
+        return replace(self.request, message=None, idempotency_key=None, regenerate=None, parent_id=None)
+
+    def resume(self, said: Answer, waiting: Collection[str]) -> None:
+        """The run was taken from the database, where these calls wait."""
+        self.run.resume(said, waiting)
+        self._turns = sum(1 for origin in said.transcript if origin.call_ids)
+
+    def rested(self) -> None:
+        """A call of the run waits, or one beside calls that wait has begun or ended."""
+        self._set_timer()
+        self.on_rest()
+
+    async def leave_place(self) -> None:
+        """Give the place back: the run waits, and takes another one to go on."""
+        self.checkpoints.remove(self.run_id)
+        place, self.place = self.place, None
+        if place is not None:
+            await place.release()
+
+    def take(self, place: Place) -> None:
+        """Have this place, as a run that goes on."""
+        self.place = place
+        self.run.meter.day = place.day
+        self.count(0)
+        self.checkpoints.add(self.run)
+
+    def go_on(self, call_id: str, place: Place | None) -> Place | None:
+        """A call that waited has been answered; the place, where it is not needed."""
+        self.run.release(call_id, monotonic())
+        if place is not None and self.place is None and self.run.state is State.RUNNING:
+            self.take(place)
+            return None
+        self._set_timer()
+        return place
+
+    def let_go(self) -> None:
+        """The run waits on in the database, or at another process: end its task, and say nothing."""
+        self.run.park()
+        self._cancel()
+        self.stop()
+        self.run.observer.parked()
+        if self._over is not None:
+            self._over.set()
 
     def stop(self) -> None:
         """Stop the timer: the server ends."""
@@ -131,7 +198,11 @@ class Life:
             self._timer = asyncio.get_running_loop().call_at(deadline + EARLY_SECONDS, self._pass_time)
 
     def _pass_time(self) -> None:
-        self.run.pass_time(monotonic())
+        now, deadline = monotonic(), self.run.deadline
+        is_idle = self.run.state is State.WAITING and deadline is not None and now >= deadline
+        self.run.pass_time(now)
+        if is_idle:
+            self.on_idle()
         if self.run.state is State.ENDING:
             self._cancel()
         if self.run.state is State.FORGOTTEN and self._on_forget is not None:
@@ -140,12 +211,16 @@ class Life:
 
     # The task.
 
-    async def live(self, agent: Agent, ask: Ask) -> bool:
+    async def live(self, agent: Agent, ask: Ask) -> bool | None:
         """Let the agent answer, store the answer, append the terminal event; whether the answer was stored.
+
+        None: the run waits, and was let go of.
 
         Nothing is stored, and no end is said, before the run itself is on disk (``settle``).
         """
         await self._answer(agent, ask)
+        if self.run.state is State.FORGOTTEN:
+            return None
         await self.settled()
         self.run.meter.end_turn(None)
         return await self._finish()
@@ -154,15 +229,16 @@ class Life:
         run = self.run
         try:
             with anyio.CancelScope() as self._scope:
-                if run.state is not State.ENDING:
-                    run.end(await agent(await ask(), self._context()))
+                if run.state in SPEAKING:
+                    context = self._context()
+                    run.end(await agent(await ask(context), context))
             self._scope = None
         except Spent:
             run.end("length")
         except (UpstreamError, Unavailable) as error:
             run.end(ending_of(error))
         except Exception as error:
-            if run.state is not State.ENDING:
+            if run.state in SPEAKING:
                 logger.exception("run %s failed", self.run_id)
             run.end(ending_of(error))
 
@@ -175,8 +251,10 @@ class Life:
             meter=run.meter,
             emit=self._say,
             settled=self.settled,
-            calls=Calls(self._toolbox, self._say, self.settled, run.observer),
+            calls=Calls(self._toolbox, self._say, self.settled, run.observer, self.hold, self.request.tools or ()),
             observer=run.observer,
+            is_resumed=self._turns is not None,
+            turns=self._turns or 0,
         )
 
     def _say(self, step: Step) -> None:
@@ -186,67 +264,22 @@ class Life:
             self._cancel()  # So that an agent that catches this exception ends too.
             raise
         if isinstance(step, HASTENING):
-            self._checkpoints.hasten(self.run_id)
+            self.checkpoints.hasten(self.run_id)
+            if self.run.has_held_calls:
+                self.rested()
 
     async def _finish(self) -> bool:
-        """Store the answer, then append the terminal event, an error if it was not stored; whether it was stored.
-
-        A run that another process has ended or deleted ends with an error that says so; then nothing is left to store.
-        """
-        terminal, is_stored = self.run.ending(monotonic()), False
-        try:
-            last = appended(terminal, self.run_id, self.log.last_seq + 1)
-            await self._store(terminal, self.log.stored(last))
-            is_stored = True
-        except RunLost as lost:
-            logger.warning("run %s was lost: %s", self.run_id, lost)
-            terminal, is_stored = ending_of(lost), True
-            if not lost.is_deleted:
-                self.on_lost()
-        except Unavailable:  # `sessions/trouble.py` logs it once for all runs.
-            terminal = UNSTORED
-        except Exception:
-            logger.exception("the answer of run %s could not be stored", self.run_id)
-            terminal = INTERNAL
-        try:
-            self.run.close(terminal)
-        except Fenced:
-            """The readers here are told what the new owner of the run has stored."""
-        except Exception:
-            # The run is over, whatever the log refused.
-            logger.exception("run %s could not be ended", self.run_id)
-        self.run.observer.ended(terminal, self.run.meter.usage())
+        is_stored = await RunEnd(self.run, self._sessions, self.billed, self.on_lost).finish()
         if self._over is not None:
             self._over.set()
         return is_stored
 
     async def store_late(self) -> None:
-        """Go on trying to store the end: as long as a run is stored as running, its session takes no other run.
+        """Go on trying to store the end, as ``RunEnd`` does."""
+        await RunEnd(self.run, self._sessions, self.billed, self.on_lost).store_late()
 
-        An answer that the database never takes is given up, except for its last checkpoint.
-        """
-        wait_seconds, is_told = STORE_AGAIN_SECONDS, False
-        while True:
-            await anyio.sleep(wait_seconds)
-            wait_seconds = min(2 * wait_seconds, STORE_AGAIN_AT_MOST_SECONDS)
-            try:
-                return await self._store(UNSTORED, self.log.stored())
-            except RunLost:
-                return
-            except Unavailable:
-                continue
-            except Exception:
-                if not is_told:
-                    logger.exception("of the answer of run %s only its last checkpoint is kept", self.run_id)
-            try:
-                return await self._sessions.interrupt(self.run_id)
-            except Unavailable:
-                continue
-            except Exception:
-                if not is_told:
-                    logger.exception("run %s cannot be stored as ended: its session takes no other", self.run_id)
-            is_told = True
 
-    async def _store(self, terminal: Terminal, log: StoredLog) -> None:
-        answer, usage = self.run.said(), self.run.meter.usage()
-        await self._sessions.finish(self.run_id, ending=terminal, answer=answer, log=log, usage=usage)
+async def _unanswered(_: ToolCall) -> Resolution:
+    """Nobody can answer."""
+    await anyio.sleep_forever()
+    raise AssertionError("for ever is over")

@@ -1,28 +1,33 @@
 """The runs of this process: those that go on, and those that are over and kept for a while."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
-from time import monotonic
 
 import anyio
 
 from chatserver.agent import Agent
 from chatserver.calls import Toolbox
 from chatserver.commands import ChatRequest
-from chatserver.dialogue import BYTES_PER_TOKEN, PastMessage, dialogue
-from chatserver.events import PROTOCOL_VERSION, Start
+from chatserver.errors import Unavailable
 from chatserver.log import EventLog, EventLogs
-from chatserver.providers import ModelRequest
 from chatserver.runs.checkpoints import Checkpoints
+from chatserver.runs.foreseen import Foreseen
+from chatserver.runs.holds import Holds
 from chatserver.runs.life import Ask, Life
+from chatserver.runs.making import Making
 from chatserver.runs.orphans import Orphans
 from chatserver.runs.places import Place
-from chatserver.runs.run import Run
+from chatserver.runs.states import State
 from chatserver.runs.subscription import Subscription
+from chatserver.runs.tasks import spawn
 from chatserver.sessions import Begun, Sessions
 from chatserver.settings import Settings
 from chatserver.telemetry import NOTHING, UNOBSERVED, Observer, RunObserver
+
+EXPIRY_SECONDS = 30.0
+"""How often this process looks for expired calls of runs that no process has."""
 
 SHUTDOWN_SECONDS = 2.0
 """How long a server that ends waits for the last answers to be stored."""
@@ -38,6 +43,7 @@ class Lives:
         logs: EventLogs,
         agent: Agent,
         toolbox: Toolbox,
+        holds: Holds,
         observer: Observer = UNOBSERVED,
     ) -> None:
         self.lives: dict[str, Life] = {}
@@ -47,17 +53,22 @@ class Lives:
         self._sessions = sessions
         self._logs = logs
         self._agent = agent
-        self._toolbox = toolbox
+        self.toolbox = toolbox
+        self.holds = holds
+        self.is_leaving = False
+        holds.on_waiting, holds.on_lost = self._waits, self._let_go
         self._observer = observer
         self._unfinished: dict[str, Life] = {}
         self._checkpoints = Checkpoints(sessions)
+        self._making = Making(settings, sessions, logs, toolbox, self._checkpoints, holds, observer, self._park_soon)
         self._tasks: set[asyncio.Task[None]] = set()
         self._chores: set[asyncio.Task[None]] = set()  # Tasks that are cancelled when the server ends.
         self._orphans = Orphans(sessions, lambda run_id: run_id in self.lives or run_id in self.beginning)
 
     def open(self) -> None:
         """Start the checkpoints."""
-        _spawn(self._checkpoints.store_forever(), self._chores)
+        spawn(self._checkpoints.store_forever(), self._chores)
+        spawn(self._expire_forever(), self._chores)
 
     async def close(self) -> None:
         """Interrupt what still goes on, and wait until it is stored."""
@@ -65,6 +76,7 @@ class Lives:
             while self._tasks:  # Also waits for answers that are being stored, and for a run that has just begun.
                 await self._interrupted()
                 await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self.holds.close()
             for chore in self._chores:
                 chore.cancel()
             await asyncio.gather(*self._chores, return_exceptions=True)
@@ -72,7 +84,12 @@ class Lives:
             life.stop()
 
     async def drain(self, seconds: float) -> None:
-        """Let running runs end by themselves for so long, also a run that has just begun, then interrupt them."""
+        """Let running runs end by themselves for so long, also a run that has just begun, then interrupt them.
+
+        Runs that wait are let go of, at once or as soon as they wait.
+        """
+        self.is_leaving = True
+        await self._park_all()
         with anyio.move_on_after(seconds):
             for beginning in list(self.beginning.values()):
                 await beginning.wait()
@@ -80,7 +97,9 @@ class Lives:
         await self._interrupted()
 
     async def _interrupted(self) -> None:
+        self.is_leaving = True
         with anyio.move_on_after(SHUTDOWN_SECONDS, shield=True):
+            await self._park_all()
             self.interrupt()
             await self._over()
 
@@ -91,11 +110,18 @@ class Lives:
     def interrupt(self) -> None:
         """Interrupt all running runs: the server stops, or another process has taken this one for dead."""
         for life in list(self._unfinished.values()):
+            self._interrupt(life)
+
+    def _interrupt(self, life: Life) -> None:
+        """End the run; one that waits goes on waiting in the database, whatever process has it then."""
+        if self.holds.is_stored(life):
+            self._let_go(life)
+        else:
             life.interrupt()
 
     def cancel(self, run_id: str) -> None:
         """End the run as cancelled, if it is one of this process; one that is about to begin, as soon as it has."""
-        _spawn(self._cancel(run_id), self._chores)
+        spawn(self._cancel(run_id), self._chores)
 
     async def _cancel(self, run_id: str) -> None:
         if beginning := self.beginning.get(run_id):
@@ -112,7 +138,7 @@ class Lives:
     def lose(self, run_id: str) -> None:
         """Stop the run, if it is one of this process: another process has taken it over."""
         if life := self.lives.get(run_id):
-            life.interrupt()
+            self._interrupt(life)
 
     def of_session(self, user: str, session_id: str) -> list[Life]:
         """The runs of a user's session, also those that are over."""
@@ -149,56 +175,25 @@ class Lives:
         self, user: str, request: ChatRequest, place: Place, observer: RunObserver, begun: Begun, log: EventLog
     ) -> tuple[Life, Callable[[], object]]:
         """A run in its life, which asks the model at once; nobody knows of it yet."""
-        settings = self._settings
-        log.append(
-            Start(
-                session_id=begun.run.session_id,
-                message_id=begun.run.message_id,
-                user_message_id=begun.user_message_id,
-                model=request.model or settings.model,
-                protocol=PROTOCOL_VERSION,
-                heartbeat_ms=round(settings.heartbeat_seconds * 1000),
-            )
-        )
-        grace_seconds = settings.grace_seconds if request.on_disconnect == "cancel" else None
-        run = Run(begun.run, log, place.meter(), grace_seconds, monotonic(), observer)
-        life = Life(user, run, self._sessions, self._checkpoints, self._toolbox)
-        life.on_lost = partial(self._logs.lose, life.run_id)
-        return life, _spawn(self._live(life, partial(self._asked, begun, request, life), place), self._tasks)
+        life, ask = self._making.begun(user, request, begun, log, place, observer)
+        return life, spawn(self._live(life, ask), self._tasks)
 
-    async def _asked(self, begun: Begun, request: ChatRequest, life: Life) -> ModelRequest:
-        tokens_limit, messages = self._settings.max_context_tokens, list[PastMessage]()
-        if begun.follows is not None:
-            context = partial(self._sessions.context, begun.follows, BYTES_PER_TOKEN * tokens_limit)
-            messages += await context()
-            if messages and messages[-1].is_growing:  # It has ended in the very commit that this run waits for.
-                await life.settled()
-                messages = await context()
-        if begun.message is not None:
-            messages.append(begun.message)
-        return ModelRequest(
-            model=request.model or self._settings.model,
-            messages=dialogue(messages, request.system, tokens_limit),
-            temperature=request.temperature,
-            max_output_tokens=request.max_output_tokens,
-            run_id=begun.run.run_id,
-            observer=life.run.observer,
-        )
-
-    async def _live(self, life: Life, ask: Ask, place: Place) -> None:
+    async def _live(self, life: Life, ask: Ask) -> None:
         try:
             is_stored = await life.live(self._agent, ask)
         finally:
+            self.holds.forget(life)
             if life.is_settled:
-                self._unfinished.pop(life.run_id, None)
-                self._checkpoints.remove(life.run_id)
-                await place.release()
+                if self._unfinished.get(life.run_id) is life:  # Otherwise it was let go of, and may be here again.
+                    del self._unfinished[life.run_id]
+                    self._checkpoints.remove(life.run_id)
+                await life.leave_place()
             else:  # There is no such run; one that was begun anew has its id and its place.
                 life.run.meter.void()
         if is_stored:
             self._keep(life)
-        else:
-            _spawn(self._store_late(life), self._chores)
+        elif is_stored is not None:
+            spawn(self._store_late(life), self._chores)
 
     async def _store_late(self, life: Life) -> None:
         await life.store_late()
@@ -215,46 +210,86 @@ class Lives:
             life.forget()
         self._logs.forget(run_id)
 
+    # Runs that wait.
+
+    def nudge(self, run_id: str) -> None:
+        """A call of the run, if that is here, was answered at another process."""
+        self.holds.nudge()
+
+    async def revive(self, run_id: str) -> bool:
+        """Take a run that waits and that no process has; False: another process was first, or it waits no more."""
+        if taking := self.beginning.get(run_id):
+            await taking.wait()
+            return run_id in self.lives
+        self.beginning[run_id] = beginning = anyio.Event()
+        try:
+            parked = await self._sessions.waits.claim(run_id)
+            if parked is None:
+                return False
+            life, ask = self._making.taken(parked, await self._logs.revive(run_id, parked.log))
+            self.lives[run_id] = self._unfinished[run_id] = life
+            life.settle()
+            life.count(0)
+            spawn(self._live(life, ask), self._tasks)
+        except BaseException:
+            self.sweep()
+            raise
+        finally:
+            del self.beginning[run_id]
+            beginning.set()
+        return True
+
+    def _waits(self, life: Life) -> None:
+        """A run is stored as waiting: it need not stay in memory."""
+        idle = life if self.is_leaving else self.holds.idle()
+        if idle is not None:
+            self._park_soon(idle)
+
+    def _park_soon(self, life: Life) -> None:
+        spawn(self._park(life), self._chores)
+
+    async def _park_all(self) -> None:
+        waiting = [life for life in self._unfinished.values() if self.holds.is_stored(life)]
+        await asyncio.gather(*map(self._park, waiting))
+
+    async def _park(self, life: Life) -> None:
+        """Let go of a run that waits, if nobody has answered it meanwhile."""
+        run_id = life.run_id
+        if self.lives.get(run_id) is not life or run_id in self.beginning or not self.holds.is_stored(life):
+            return
+        self.beginning[run_id] = parking = anyio.Event()  # Whoever looks for the run now finds it afterwards.
+        try:
+            if await self._sessions.waits.park(run_id):
+                self._let_go(life)
+            else:
+                self.holds.nudge()
+        except Unavailable:
+            """It is tried again, or its owner is found to be dead."""
+        finally:
+            del self.beginning[run_id]
+            parking.set()
+
+    def _let_go(self, life: Life) -> None:
+        """The run is nobody's, or another process's: forget it; its readers come back."""
+        if life.run.state is not State.WAITING:
+            return life.interrupt()
+        life.let_go()
+        self.holds.forget(life)
+        self.lives.pop(life.run_id, None)
+        self._unfinished.pop(life.run_id, None)
+        self._checkpoints.remove(life.run_id)
+        self._logs.forget(life.run_id)
+        life.log.close()
+
+    async def _expire_forever(self) -> None:
+        """Take the runs that nobody has, and that have waited for too long."""
+        while True:
+            await anyio.sleep(min(EXPIRY_SECONDS, self._settings.approval_seconds))
+            with suppress(Unavailable):
+                for _, run_id in await self._sessions.waits.expired():
+                    if not self.is_leaving:
+                        await self.revive(run_id)
+
     def sweep(self) -> None:
         """End the runs that have begun in the store, and that nobody goes on with."""
-        _spawn(self._orphans.sweep(), self._chores)
-
-
-class Foreseen:
-    """A run that is about to begin in the store: its model is asked while the disk commits.
-
-    Nobody else knows of it before it is on disk, and it does nothing but ask: its tools, and its end, wait for that.
-    """
-
-    def __init__(self, make: Callable[[Begun, EventLog], tuple[Life, Callable[[], object]]], log: EventLog) -> None:
-        self.make = make
-        self.log = log
-        self._begun: Begun | None = None
-        self._life: Life | None = None
-        self._cancel: Callable[[], object] | None = None
-        self._is_left = False
-
-    def ask(self, begun: Begun) -> None:
-        """Nothing but the disk can refuse the run. Again: the store has begun it anew, and what was asked is void."""
-        if self._begun is None and not self._is_left:
-            self._begun = begun
-            self._life, self._cancel = self.make(begun, self.log)
-
-    def life_of(self, begun: Begun) -> Life | None:
-        """The run in its life, if it is this one."""
-        return self._life if self._begun is begun else None
-
-    def leave(self) -> None:
-        """Whoever was asked is not needed."""
-        self._is_left = True
-        if self._cancel is not None:
-            self._cancel()
-
-
-def _spawn(life: Coroutine[None, None, None], among: set[asyncio.Task[None]]) -> Callable[[], object]:
-    """Begin a task; what cancels it."""
-    # Not in a task group of anyio: its scope, handle and event take 2 KB of each run.
-    task = asyncio.create_task(life)
-    among.add(task)
-    task.add_done_callback(among.discard)
-    return task.cancel
+        spawn(self._orphans.sweep(), self._chores)

@@ -6,17 +6,18 @@ from functools import partial
 from math import ceil, inf
 from typing import Protocol
 
-from chatserver.errors import TooMany
+from chatserver.errors import TooMany, Unavailable
 from chatserver.limits import EVERYBODY, Counts
 from chatserver.meter import Day, Meter
 from chatserver.settings import Settings
 
 
 class Place:
-    """The place of one run among those that go on; ``meter`` makes the run's meter."""
+    """The place of one run among those that go on; ``meter`` makes the run's meter, ``day`` is that of the user."""
 
-    def __init__(self, meter: Callable[[], Meter], release: Callable[[], None]) -> None:
+    def __init__(self, meter: Callable[[], Meter], day: Day | None, release: Callable[[], None]) -> None:
         self.meter = meter
+        self.day = day
         self._release = release
         self._is_released = False
 
@@ -40,6 +41,10 @@ class Places(Protocol):
             TooMany: no place is left, or the user's tokens of the day are spent.
             Unavailable: nobody can tell now.
         """
+        ...
+
+    async def retake(self, user: str) -> Place:
+        """A place for a run that has waited and goes on, whatever the limits are: it has been told so already."""
         ...
 
 
@@ -74,6 +79,14 @@ class LocalPlaces:
         self.hold(user)
         return await self.place(user)
 
+    async def retake(self, user: str) -> Place:
+        self._hold(user)
+        try:
+            day = await self._days.today(user)
+        except Unavailable:  # What the run spends is counted when its end is stored.
+            day = None
+        return self._place(user, day)
+
     def hold(self, user: str) -> None:
         """Count a further run, which is released by its ``place``, or by ``release``.
 
@@ -83,6 +96,9 @@ class LocalPlaces:
         for name, limit in ((user, self.user_limit), (EVERYBODY, self.limit)):
             if self.held[name] >= limit:
                 raise too_many_runs(limit)
+        self._hold(user)
+
+    def _hold(self, user: str) -> None:
         self.held.add(user, 1)
         self.held.add(EVERYBODY, 1)
 
@@ -100,8 +116,11 @@ class LocalPlaces:
         except BaseException:
             self.release(user)
             raise
+        return self._place(user, day)
+
+    def _place(self, user: str, day: Day | None) -> Place:
         meter = partial(Meter, self._settings.max_tokens_per_run, day, self._settings.max_answer_bytes)
-        return Place(meter, partial(self.release, user))
+        return Place(meter, day, partial(self.release, user))
 
     def release(self, user: str) -> None:
         """Count a run no more."""

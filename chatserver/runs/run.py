@@ -1,18 +1,19 @@
 """One run as a state machine, without event loop, clock and database: time is an argument, in seconds of any one clock.
 
     RUNNING ⇄ WAITING ──end──▶ ENDING ──close──▶ OVER ──keep──▶ KEPT ──time──▶ FORGOTTEN
+                 └───────────────────────park───────────────────────────────────▲
 
 The first ending counts. When the last subscriber has left, over all transports, a run that was told so is cancelled
 after the grace period. What is due by time alone is due at ``deadline``.
 """
 
 import logging
-from enum import StrEnum
+from collections.abc import Collection
 from typing import NoReturn
 
 from msgspec.structs import replace
 
-from chatserver.answer import Answer
+from chatserver.answer import Answer, closed, is_open, result_of
 from chatserver.commands import is_id
 from chatserver.dialogue import TurnOrigin
 from chatserver.endings import WRONG
@@ -32,7 +33,9 @@ from chatserver.events import (
 )
 from chatserver.log import EVENTS_LIMIT, EventLog
 from chatserver.meter import Meter, Spent
+from chatserver.parts import ToolCallPart
 from chatserver.resources import RunResource
+from chatserver.runs.states import SPEAKING, TRANSITIONS, CannotHappen, Cause, State
 from chatserver.steps import Step
 from chatserver.telemetry import UNOBSERVED_RUN, RunObserver
 
@@ -46,65 +49,12 @@ PARTS_LIMIT = 10_000
 """Texts of an answer at most, where words and reasoning alternate: each checkpoint builds and stores them all."""
 
 
-class State(StrEnum):
-    """Where a run is in its life."""
-
-    RUNNING = "running"
-    """The agent answers."""
-
-    WAITING = "waiting"
-    """The agent waits for a person, for example for an approval; meanwhile there is no grace period."""
-
-    ENDING = "ending"
-    """The agent says no more; the answer is being stored."""
-
-    OVER = "over"
-    """The terminal event is appended. The answer may still have to be stored."""
-
-    KEPT = "kept"
-    """The answer is stored; the log is kept in memory for late readers."""
-
-    FORGOTTEN = "forgotten"
-    """The run is read from the database."""
-
-
-class Cause(StrEnum):
-    """What can happen to a run, beside readers who come and go."""
-
-    SAY = "say"
-    WAIT = "wait"
-    GO_ON = "go on"
-    END = "end"
-    CLOSE = "close"
-    KEEP = "keep"
-    FORGET = "forget"
-
-
-TRANSITIONS: dict[State, dict[Cause, State]] = {
-    State.RUNNING: {Cause.SAY: State.RUNNING, Cause.WAIT: State.WAITING, Cause.END: State.ENDING},
-    State.WAITING: {Cause.SAY: State.WAITING, Cause.GO_ON: State.RUNNING, Cause.END: State.ENDING},
-    State.ENDING: {Cause.END: State.ENDING, Cause.CLOSE: State.OVER},
-    State.OVER: {Cause.END: State.OVER, Cause.KEEP: State.KEPT, Cause.FORGET: State.FORGOTTEN},
-    State.KEPT: {Cause.END: State.KEPT, Cause.FORGET: State.FORGOTTEN},
-    # A session may be deleted with its runs while the end of such a run is still to be stored.
-    State.FORGOTTEN: {Cause.END: State.FORGOTTEN, Cause.KEEP: State.FORGOTTEN, Cause.FORGET: State.FORGOTTEN},
-}
-"""The next state of a run, by its state and a cause. A pair that is missing here cannot happen."""
-
-SPEAKING = frozenset(state for state, causes in TRANSITIONS.items() if causes.get(Cause.SAY) is state)
-"""The states that each step of the agent leaves as they are."""
-
-
-class CannotHappen(RuntimeError):
-    """A cause that the state of the run does not allow; raised to an agent, it means that the run takes no more."""
-
-
 class Run:
     """One run, from its start until its log is forgotten."""
 
     __slots__ = (
-        "_began", "_calls", "_ending", "_forget_at", "_grace_seconds", "_kind", "_left_at", "_parts", "_transcript",
-        "log", "meter", "observer", "resource", "state", "subscribers",
+        "_began", "_calls", "_ending", "_forget_at", "_grace_seconds", "_held", "_held_seconds", "_kind", "_left_at",
+        "_parts", "_transcript", "log", "meter", "observer", "resource", "state", "subscribers",
     )  # fmt: skip
 
     def __init__(
@@ -115,8 +65,12 @@ class Run:
         grace_seconds: float | None,
         now: float,
         observer: RunObserver = UNOBSERVED_RUN,
+        held_seconds: float | None = None,
     ) -> None:
-        """``grace_seconds`` None: the run goes on without readers."""
+        """``grace_seconds`` None: the run goes on without readers.
+
+        ``held_seconds``: how long a waiting run without readers stays in memory; None: as long as it waits.
+        """
         self.observer = observer
         self.resource = resource
         self.log = log
@@ -124,6 +78,8 @@ class Run:
         self.state = State.RUNNING
         self.subscribers = 0
         self._grace_seconds = grace_seconds
+        self._held_seconds = held_seconds
+        self._held: frozenset[str] = frozenset()  # The calls that wait for an answer.
         self._began = now
         self._left_at: float | None = now
         self._forget_at: float | None = None
@@ -164,6 +120,8 @@ class Run:
         if len(to_json(step)) > EVENT_BYTES_LIMIT - ADDRESS_BYTES:
             self._refuse(f"{type(step).__name__} is too long")
         self._append(step)
+        if self._held:
+            self._rest()
 
     def said(self) -> Answer:
         """The answer so far, as it is stored."""
@@ -198,6 +156,52 @@ class Run:
         self.end(ending)
         raise CannotHappen("the run takes no more")
 
+    # How it waits.
+
+    def resume(self, said: Answer, waiting: Collection[str]) -> None:
+        """Wait on where an earlier process has waited: with what was said, and with these calls that wait."""
+        calls = [part for part in said.parts if isinstance(part, ToolCallPart)]
+        self._calls = {call.call_id: call.is_error is not None for call in calls}
+        self._transcript = list(said.transcript)
+        self._parts = len(said.parts) - len(calls)
+        self._held = frozenset(waiting)
+        self.wait()
+
+    @property
+    def open_calls(self) -> list[str]:
+        """The calls that have no result yet."""
+        return [call_id for call_id, has_result in self._calls.items() if not has_result]
+
+    def has_call(self, call_id: str) -> bool:
+        """Whether the call was told."""
+        return call_id in self._calls
+
+    @property
+    def has_held_calls(self) -> bool:
+        """Whether calls wait."""
+        return bool(self._held)
+
+    def hold(self, call_id: str) -> None:
+        """The call waits for an answer. The run waits as soon as all its calls without a result do."""
+        if self.state not in SPEAKING:
+            self._happens(Cause.WAIT)
+        self._held |= {call_id}
+        self._rest()
+
+    def release(self, call_id: str, now: float) -> None:
+        """The call has been answered, and goes on."""
+        self._held -= {call_id}
+        if self.state is State.WAITING:
+            self.go_on(now)
+
+    def _rest(self) -> None:
+        """Wait, or go on, as the calls without a result have it."""
+        calls = self.open_calls
+        self._held = self._held.intersection(calls)
+        is_resting = bool(self._held) and self._held.issuperset(calls)
+        if is_resting is not (self.state is State.WAITING):
+            self._happens(Cause.WAIT if is_resting else Cause.GO_ON)
+
     def wait(self) -> None:
         """The agent waits for a person."""
         self._happens(Cause.WAIT)
@@ -207,6 +211,10 @@ class Run:
         self._happens(Cause.GO_ON)
         if self._left_at is not None:
             self._left_at = now
+
+    def park(self) -> None:
+        """Let go of a waiting run: it is read from the database, and whoever needs it takes it from there."""
+        self._happens(Cause.PARK)
 
     # How it ends.
 
@@ -229,6 +237,12 @@ class Run:
             usage=usage,
             duration_ms=round((now - self._began) * 1000),
         )
+
+    def close_calls(self) -> None:
+        """Tell of each call without a result that nobody knows what became of it: the run is interrupted."""
+        for part in self.log.answer().parts:
+            if is_open(part):
+                self.log.append(result_of(closed(part)))
 
     def close(self, terminal: Terminal) -> None:
         """Append the terminal event."""
@@ -261,16 +275,20 @@ class Run:
         """When ``pass_time`` has to be called, if nothing else happens before; None: never."""
         if self.state is State.KEPT:
             return self._forget_at
-        if self.state is not State.RUNNING or self._left_at is None or self._grace_seconds is None:
+        if self.state not in SPEAKING or self._left_at is None:
             return None
-        return self._left_at + self._grace_seconds
+        seconds = self._grace_seconds if self.state is State.RUNNING else self._held_seconds
+        return None if seconds is None else self._left_at + seconds
 
     def pass_time(self, now: float) -> None:
         """Do what is due by now."""
         deadline = self.deadline
         if deadline is None or now < deadline:
             return
-        if self.state is State.KEPT:
-            self.forget()
-        else:
-            self.end("cancelled")
+        match self.state:
+            case State.KEPT:
+                self.forget()
+            case State.WAITING:
+                self._left_at = now  # Whoever drives the run lets go of it, and tries again later if that fails.
+            case _:
+                self.end("cancelled")

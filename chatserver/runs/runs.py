@@ -11,16 +11,26 @@ from typing import Self
 import anyio
 from msgspec.structs import replace
 
-from chatserver.commands import ChatRequest, checked_id, checked_model, checked_request, new_id
+from chatserver.client_tools import checked_client_tools
+from chatserver.commands import (
+    CallAnswer,
+    ChatRequest,
+    checked_id,
+    checked_model,
+    checked_request,
+    new_id,
+)
 from chatserver.errors import BadCursor, BadRequest, ChatError, Draining, NotFound, Unavailable
 from chatserver.log import EventLog, EventLogs
 from chatserver.log.journal import catch_up
 from chatserver.resources import MessageResource, RunResource, SessionDetail
+from chatserver.runs.answers import Answers
 from chatserver.runs.elsewhere import Elsewhere
 from chatserver.runs.life import Life
 from chatserver.runs.lives import Lives
 from chatserver.runs.places import Place, Places
-from chatserver.runs.run import State
+from chatserver.runs.reach import Reach
+from chatserver.runs.states import State
 from chatserver.runs.subscription import Subscription
 from chatserver.sessions import Sessions
 from chatserver.settings import Settings
@@ -48,6 +58,8 @@ class Runs:
         self._places = places
         self._lives = lives
         self._elsewhere = elsewhere
+        self._reach = Reach(sessions, logs, lives, elsewhere)
+        self._answers = Answers(sessions, places, lives, elsewhere, settings.max_tool_result_bytes)
         self._beginning = self._lives.beginning
         self._deleting: dict[str, anyio.Event] = {}
         self.is_draining = False
@@ -75,6 +87,7 @@ class Runs:
             BadRequest, TooLarge, NotFound, RunActive, KeyReused, TooMany, Draining, Unavailable: nothing was started.
         """
         request = checked_request(request, self._settings.max_message_bytes, self._settings.max_inline_bytes)
+        request = checked_client_tools(request, self._lives.toolbox.tools)
         if self._settings.models:
             request = checked_model(request, self._settings.models_offered)
         try:
@@ -143,28 +156,14 @@ class Runs:
             BadCursor: ``after`` is past the end of its log.
             Unavailable: the process that goes on with the run cannot be reached now.
         """
-        life = await self._find(user, run_id)
-        if life is not None and life.run.state is State.KEPT:  # Another process may have deleted it.
-            await self._sessions.run(user, run_id)
-        log = await self._log(user, run_id) if life is None else life.log
+        log, life = await self._reach.log_of(user, run_id)
         if life is None:
             await catch_up(log, after)
+        elif life.run.state is State.KEPT:  # Another process may have deleted it.
+            await self._sessions.run(user, run_id)
         if after > log.last_seq:
             raise BadCursor(f"`after` is past the end of the log, {log.last_seq}")
         return log, life
-
-    async def _log(self, user: str, run_id: str) -> EventLog:
-        """The log of a run that this process does not have, or has forgotten."""
-        if log := await self._found(user, run_id):
-            return log
-        await self._sessions.interrupt_abandoned()
-        if log := await self._found(user, run_id):
-            return log
-        raise self._elsewhere.unreached()
-
-    async def _found(self, user: str, run_id: str) -> EventLog | None:
-        is_over = (await self._sessions.run(user, run_id)).finished_at is not None
-        return await (self._logs.restore(run_id) if is_over else self._logs.open(run_id))
 
     async def resource(self, user: str, run_id: str) -> RunResource:
         """The run as it is now.
@@ -172,13 +171,31 @@ class Runs:
         Raises:
             NotFound: this user has no such run.
         """
-        life = await self._find(user, run_id)
+        life = await self._reach.find(user, run_id)
         found = await self._sessions.run(user, run_id)
+        if found.finished_at is not None:
+            return found
         if life is not None:
             return replace(found, last_seq=life.log.last_seq)
-        if found.finished_at is None:
-            return replace(found, last_seq=await self._elsewhere.last_seq(run_id))
-        return found
+        return replace(found, last_seq=max(found.last_seq, await self._elsewhere.last_seq(run_id)))
+
+    async def answer(self, user: str, run_id: str, call_id: str, answer: CallAnswer) -> RunResource:
+        """Answer a call that waits; the first answer counts. The run as it is then.
+
+        Raises:
+            NotFound: the user has no such run, or the run no such call.
+            AlreadyAnswered: the call waits for no answer.
+            BadRequest, TooLarge: the answer does not fit the call.
+            TooMany: no place is left for the run to go on.
+            Draining, Unavailable: nothing was recorded.
+        """
+        is_recorded = False
+        while not is_recorded:
+            if self.is_draining:
+                raise Draining
+            await self._reach.here(user, run_id)
+            is_recorded = await self._answers.record(user, run_id, call_id, answer)
+        return await self.resource(user, run_id)
 
     async def cancel(self, user: str, run_id: str) -> RunResource:
         """End a run; one that has ended stays as it ended.
@@ -187,18 +204,11 @@ class Runs:
             NotFound: this user has no such run, or another process goes on with it.
             Unavailable: the process that goes on with the run cannot be reached now.
         """
-        if life := await self._find(user, run_id):
+        if life := await self._reach.here(user, run_id):
             life.cancel()
-        elif await self._goes_on(user, run_id):
+        elif await self._reach.goes_on(user, run_id):
             await self._elsewhere.cancel(run_id)
         return await self.resource(user, run_id)
-
-    async def _goes_on(self, user: str, run_id: str) -> bool:
-        """Whether a run that this process does not have goes on elsewhere; what dead processes left is ended first."""
-        if (await self._sessions.run(user, run_id)).finished_at is not None:
-            return False
-        await self._sessions.interrupt_abandoned()
-        return (await self._sessions.run(user, run_id)).finished_at is None
 
     async def session(
         self, user: str, session_id: str, all_branches: bool, limit: int, cursor: str | None
@@ -248,13 +258,13 @@ class Runs:
 
     async def _end(self, user: str, run_id: str) -> None:
         """Cancel a run and wait until it is over. One that nobody can reach ends when its owner wants to store it."""
-        if life := await self._find(user, run_id):
+        if life := await self._reach.here(user, run_id):
             life.cancel()
             return await life.over()
         with suppress(NotFound), anyio.move_on_after(CANCEL_SECONDS):
-            if await self._goes_on(user, run_id):
+            if await self._reach.goes_on(user, run_id):
                 await self._elsewhere.cancel(run_id)
-                log = await self._log(user, run_id)
+                log, _ = await self._reach.log_of(user, run_id)
                 async for _ in log.read(log.last_seq):
                     """What its readers are told."""
 
@@ -267,10 +277,3 @@ class Runs:
         """No new runs; those that go on may end by themselves for ``drain_seconds``, then they are interrupted."""
         self.is_draining = True
         await self._lives.drain(self._settings.drain_seconds)
-
-    async def _find(self, user: str, run_id: str) -> Life | None:
-        """A run of this process. A run that begins is on disk, and so in reach, before it is in ``lives``."""
-        if beginning := self._beginning.get(checked_id(run_id)):
-            await beginning.wait()
-        life = self._lives.lives.get(run_id)
-        return life if life is not None and life.user == user else None

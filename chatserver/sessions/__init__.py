@@ -23,13 +23,15 @@ from chatserver.resources import PAGE_LIMIT, RunResource, SessionDetail, Session
 from chatserver.sessions import begin, branches, edit, end, leases, queries
 from chatserver.sessions.begin import Begun
 from chatserver.sessions.database import Database, open_database
+from chatserver.sessions.end import Progress
 from chatserver.sessions.holdings import Quota
 from chatserver.sessions.leases import Lease
 from chatserver.sessions.trouble import Troubled
+from chatserver.sessions.waits import Parked, Waits
 from chatserver.sessions.witness import DatabaseAlone, Witness
 from chatserver.telemetry import UNOBSERVED, Observer
 
-__all__ = ["DATABASE_ALONE", "Begun", "Quota", "Sessions", "Witness", "open_sessions"]
+__all__ = ["DATABASE_ALONE", "Begun", "Parked", "Progress", "Quota", "Sessions", "Witness", "open_sessions"]
 
 PROBE_SECONDS = 1.0
 """How old the knowledge may be that the database can be written, and how long it may take to get."""
@@ -48,6 +50,7 @@ class Sessions:
         self._database = database
         self._lease = lease
         self._quota = quota
+        self.waits = Waits(database, lease)
         self._probe: asyncio.Task[bool] | None = None
         self._probed_at = 0.0
 
@@ -125,13 +128,17 @@ class Sessions:
         answer: Answer,
         log: StoredLog,
         usage: Usage | None,
+        billed: int = 0,
     ) -> None:
         """Keep a run's end: its outcome, its whole log, its answer. The first end counts.
+
+        ``billed`` of its tokens were counted while it waited.
 
         Raises:
             RunLost: another process has ended the run, or deleted it with its session; nothing is kept.
         """
-        work = partial(end.finish, ending=ending, answer=answer, log=log, usage=usage, owner=self._lease.owner)
+        progress = Progress(answer, log, usage, billed)
+        work = partial(end.finish, ending=ending, progress=progress, owner=self._lease.owner)
         try:
             await self._database.write(partial(work, run_id=run_id))
         except Unavailable:
@@ -152,8 +159,9 @@ class Sessions:
         return await self._database.read(partial(leases.unfinished, owner=self._lease.owner))
 
     async def interrupt(self, run_id: str) -> None:
-        """End a run as ``interrupted`` with what was stored of its answer; one that is over, or gone, stays so."""
-        await self._database.write(partial(end.interrupt, left={run_id: None}, owner=self._lease.owner))
+        """End a run as ``interrupted`` with what was stored of its answer; one that waits, or is over, stays so."""
+        owner = self._lease.owner
+        await self._database.write(partial(end.interrupt, left={run_id: None}, left_by=owner, owner=owner))
 
     async def run(self, user: str, run_id: str) -> RunResource:
         """A run; ``last_seq`` is 0 until it is over.

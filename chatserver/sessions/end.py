@@ -5,10 +5,11 @@ from contextlib import suppress
 from functools import cache
 from typing import Any
 
+from msgspec import Struct
 from msgspec.structs import replace
 from sqlalchemy import Connection, Executable, bindparam, case, select, tuple_, update
 
-from chatserver.answer import Answer, retold
+from chatserver.answer import Answer, interrupted, retold
 from chatserver.dialogue import json_bytes, told_bytes
 from chatserver.endings import DELETED, INTERRUPTED
 from chatserver.errors import RunLost
@@ -33,37 +34,53 @@ _LEFT = select(messages.c.parts, messages.c.transcript).where(messages.c.message
 _CHECKPOINT = _SAY.where(messages.c.status == "streaming")
 
 
-def finish(
-    connection: Connection,
-    run_id: str,
-    ending: Terminal,
-    answer: Answer,
-    log: StoredLog,
-    usage: Usage | None,
-    owner: str,
-) -> None:
+class Progress(Struct, frozen=True):
+    """How far a run has come. ``billed`` of its tokens have been counted as spent."""
+
+    answer: Answer
+    log: StoredLog
+    usage: Usage | None = None
+    billed: int = 0
+
+
+def finish(connection: Connection, run_id: str, ending: Terminal, progress: Progress, owner: str) -> None:
     """Keep what a run has come to, for the process ``owner``; again: nothing.
 
     Raises:
         RunLost: another process has ended the run, or deleted it with its session.
     """
     now, status = timestamp(), status_after(ending)
+    answer, log, usage = progress.answer, progress.log, progress.usage
     error = RunFailure(ending.code, ending.message) if isinstance(ending, Error) else None
-    said = _said(answer)
     size = len(log.documents) + len(log.lengths) + json_bytes(answer.parts) + json_bytes(answer.transcript)
     # The session first: everybody locks in this order, so that PostgreSQL meets no deadlock with a deletion.
     connection.execute(_TOUCH, {"run": run_id, "now": now, "size": size})
     ended = {"status": status, "last_seq": log.last_seq, "usage": usage, "finished_at": now, "error": error}
-    kept = {"events": log.documents, "lengths": log.lengths}
+    kept = {"events": log.documents, "lengths": log.lengths, "wait": None, "waits_until": None}
     if connection.execute(_END, {"run": run_id, "owner": owner} | kept | ended).rowcount == 0:
-        return _check_owner(connection, run_id, owner)
-    if usage is not None:
-        spent = {"run": run_id, "day": now[:10], "tokens": usage.input_tokens + usage.output_tokens}
-        connection.execute(_spend(connection.dialect.name), spent)
-    said |= {"usage": usage, "status": "complete" if status == "completed" else "partial"}
-    said["finish_reason"] = None if isinstance(ending, Error) else ending.finish_reason
-    connection.execute(_SAY, {"run": run_id} | said)
+        return check_owner(connection, run_id, owner)
+    spend(connection, run_id, progress, now)
+    finish_reason = None if isinstance(ending, Error) else ending.finish_reason
+    message_status = "complete" if status == "completed" else "partial"
+    say(connection, run_id, answer, usage=usage, status=message_status, finish_reason=finish_reason)
     add_to_run(connection, run_id, size)
+
+
+def say(connection: Connection, run_id: str, answer: Answer, **fields: Any) -> None:
+    """Keep the message of a run."""
+    connection.execute(_SAY, {"run": run_id} | _said(answer) | fields)
+
+
+def spend(connection: Connection, run_id: str, progress: Progress, now: str) -> None:
+    """Count what a run has spent, and was not counted before, as spent today by its user."""
+    if (usage := progress.usage) is not None:
+        tokens = usage.input_tokens + usage.output_tokens - progress.billed
+        connection.execute(_spend(connection.dialect.name), {"run": run_id, "day": now[:10], "tokens": tokens})
+
+
+def lock_session(connection: Connection, run_id: str, now: str) -> None:
+    """Lock the session of an active run, as whoever changes the run and its message does first; it is used now."""
+    connection.execute(_TOUCH, {"run": run_id, "now": now, "size": 0})
 
 
 def has_ended(connection: Connection, run_id: str, owner: str) -> bool:
@@ -72,7 +89,7 @@ def has_ended(connection: Connection, run_id: str, owner: str) -> bool:
     return connection.scalar(mine) is not None
 
 
-def _check_owner(connection: Connection, run_id: str, owner: str) -> None:
+def check_owner(connection: Connection, run_id: str, owner: str) -> None:
     """A run is over already: well, if this very process has ended it, and never heard that its end was kept."""
     found = connection.execute(select(runs.c.owner).where(runs.c.run_id == run_id)).one_or_none()
     if found is None:
@@ -104,22 +121,27 @@ def checkpoint(connection: Connection, answers: Mapping[str, Answer]) -> None:
         connection.execute(_CHECKPOINT, rows)
 
 
-def interrupt(connection: Connection, left: Mapping[str, Answer | None], owner: str) -> None:
-    """End runs as failed that their processes have left, each with what it had said as its log.
+def interrupt(connection: Connection, left: Mapping[str, Answer | None], left_by: str | None, owner: str) -> None:
+    """End runs as failed that a process has left, each with what it had said as its log. One that waits, waits on.
 
     ``left``: the runs by id, each with what is known of its answer beside what its message holds. The longer one of
     both counts. On PostgreSQL another process may end or delete a run meanwhile: that one stays so.
     """
     # In the order in which everybody locks, and one after the other: together the answers may be large.
-    unfinished = select(runs.c.run_id).where(runs.c.run_id.in_(left), runs.c.finished_at.is_(None))
+    mine = runs.c.finished_at.is_(None) & (runs.c.owner == left_by)
+    unfinished = select(runs.c.run_id, runs.c.status).where(runs.c.run_id.in_(left), mine)
     order = unfinished.order_by(runs.c.user_id, runs.c.session_id)
-    for run_id in connection.scalars(order).all():
+    for run_id, status in connection.execute(order).all():
+        if status == "waiting":  # Since then it may have been answered: then it is ended by the next look.
+            parked = update(runs).where(mine, runs.c.run_id == run_id, runs.c.status == "waiting").values(owner=None)
+            connection.execute(parked)
+            continue
         if (kept := connection.execute(_LEFT, {"run": run_id}).one_or_none()) is None:
             continue
-        said = _further(Answer(*kept), left[run_id])
+        said = interrupted(_further(Answer(*kept), left[run_id]))
         log = StoredLog.of([record(each) for each in _remains(run_id, said)])
         with suppress(RunLost), connection.begin_nested():
-            finish(connection, run_id, INTERRUPTED, said, log, None, owner)
+            finish(connection, run_id, INTERRUPTED, Progress(said, log), owner)
 
 
 def _further(kept: Answer, heard: Answer | None) -> Answer:

@@ -17,7 +17,7 @@ from time import monotonic, time
 from typing import Self
 
 from msgspec import Struct
-from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, or_, select, update
 
 from chatserver.errors import Unavailable
 from chatserver.sessions.database import Database
@@ -47,7 +47,10 @@ _TOUCH_PROCESS = update(processes).where(_MINE).values(beat=processes.c.beat)
 _REGISTER = insert(processes).values(owner=bindparam("process"), beat=1)
 _FORGET = delete(processes).where(_MINE)
 _BEATS = select(processes.c.owner, processes.c.beat)
-_OWNERS = select(runs.c.owner).where(runs.c.finished_at.is_(None)).distinct()
+_GOES_ON = runs.c.finished_at.is_(None) & or_(runs.c.owner.is_not(None), runs.c.status != "waiting")
+"""Somebody goes on with the run, or should: a waiting run without an owner is parked."""
+
+_OWNERS = select(runs.c.owner).where(_GOES_ON).distinct()
 
 
 class _Seen(Struct):
@@ -166,7 +169,7 @@ class Lease:
         ended: list[str] = []
         for start in range(0, len(left), RUNS_AT_ONCE):
             taken = await self._witness.take(left[start : start + RUNS_AT_ONCE], owner)
-            await self._database.write(partial(interrupt, left=taken, owner=self.owner))
+            await self._database.write(partial(interrupt, left=taken, left_by=owner, owner=self.owner))
             await self._witness.ended(taken)
             ended += taken
         return ended
@@ -227,7 +230,7 @@ def _bury(connection: Connection, owner: str | None, beat: int | None) -> list[s
 
 def unfinished(connection: Connection, owner: str | None) -> list[str]:
     """The ids of the runs that a process (None: none) has begun and not ended."""
-    query = select(runs.c.run_id).where(runs.c.finished_at.is_(None), runs.c.owner == owner)
+    query = select(runs.c.run_id).where(_GOES_ON, runs.c.owner == owner)
     return list(connection.scalars(query))
 
 

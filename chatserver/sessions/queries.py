@@ -56,11 +56,12 @@ def log(connection: Connection, run_id: str) -> StoredLog | None:
     Raises:
         NotFound: there is no such run.
     """
-    query = select(runs.c.last_seq, runs.c.events, runs.c.lengths).where(runs.c.run_id == run_id)
+    query = select(runs.c.finished_at, runs.c.last_seq, runs.c.events, runs.c.lengths).where(runs.c.run_id == run_id)
     row = connection.execute(query).one_or_none()
     if row is None:
         raise NotFound
-    return StoredLog(row.last_seq, row.events, row.lengths or b"") if row.events else None
+    is_whole = row.events and row.finished_at is not None
+    return StoredLog(row.last_seq, row.events, row.lengths or b"") if is_whole else None
 
 
 def session_resource(connection: Connection, user: str, session_id: str) -> SessionResource:

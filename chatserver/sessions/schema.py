@@ -28,6 +28,7 @@ from chatserver.dialogue import TurnOrigin
 from chatserver.events import Usage
 from chatserver.parts import AnyPart
 from chatserver.resources import RunFailure
+from chatserver.waiting import Resolution, Wait
 
 
 class Document(TypeDecorator[Any]):
@@ -146,7 +147,10 @@ runs = Table(
     # Behind most columns, so that SQLite reads past it only where it is asked for.
     Column("events", LargeBinary),  # of a finished run; as the lengths, see ``StoredLog``
     Column("lengths", LargeBinary),
-    Column("owner", Text),  # the process that goes on with the run, or that has ended it
+    # The process that goes on with the run, or that has ended it; of a waiting run that nobody has in memory: none.
+    Column("owner", Text),
+    Column("wait", Document(Wait)),  # of a run that has waited, until it is over
+    Column("waits_until", Text),  # when the first of its calls expires
     PrimaryKeyConstraint("run_id", name="pk_runs"),
     ForeignKeyConstraint(
         ["user_id", "session_id"],
@@ -166,6 +170,17 @@ runs = Table(
         sqlite_where=text("finished_at IS NULL"),
         postgresql_where=text("finished_at IS NULL"),
     ),
+)
+
+# With what each call of a run that has waited was resolved, once.
+call_answers = Table(
+    "call_answers",
+    metadata,
+    Column("run_id", Text, nullable=False),
+    Column("call_id", Text, nullable=False),
+    Column("resolution", Document(Resolution), nullable=False),
+    PrimaryKeyConstraint("run_id", "call_id", name="pk_call_answers"),
+    ForeignKeyConstraint(["run_id"], ["runs.run_id"], name="fk_call_answers_runs", ondelete="CASCADE"),
 )
 
 USER_OF_RUN = select(runs.c.user_id).where(runs.c.run_id == bindparam("run")).scalar_subquery()

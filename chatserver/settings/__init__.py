@@ -70,6 +70,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     upstream_idle_seconds: Positive = 60.0
     drain_seconds: NotNegative = 10.0
     tool_timeout_seconds: Positive = 30.0
+    approval_seconds: Positive = 86_400.0
 
     access_log: bool = False
     otel_exporter_otlp_endpoint: str | None = None
@@ -86,6 +87,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_requests_per_minute: Count = 600
     max_runs: Count = 1000
     max_runs_per_user: Count = 4
+    max_waiting_runs_per_user: Count = 100
     max_turns: Count = 10
     max_tool_calls_per_run: Count = 100
     max_tokens_per_run: Count = 1_000_000

@@ -110,6 +110,9 @@ class RunObserver:
     def ended(self, terminal: Terminal, usage: Usage) -> None:
         """The terminal event is told."""
 
+    def parked(self) -> None:
+        """The run waits on in the database, and is nobody's: who goes on with it begins anew to observe it."""
+
     def turn(self, model: str, server: str | None) -> TurnObserver:
         """The model is asked at this server."""
         return UNOBSERVED_TURN

@@ -97,6 +97,10 @@ class RunSpan(RunMetrics):
         _count(self._span, usage)
         self._span.end()
 
+    def parked(self) -> None:
+        self._span.add_event("parked")
+        self._span.end()
+
     def turn(self, model: str, server: str | None) -> "TurnSpan":
         about = {"gen_ai.provider.name": PROVIDER, "gen_ai.request.model": model, "server.address": server or ""}
         span = self._traces.begin("chat", model, SpanKind.CLIENT, self._span, about)

@@ -9,7 +9,18 @@ import msgspec
 from anyio.lowlevel import checkpoint
 
 from chatserver.auth import Identity
-from chatserver.commands import Attach, Cancel, Command, Detach, Ping, Send, names_in, parse_command, parse_cursor
+from chatserver.commands import (
+    AnswerCall,
+    Attach,
+    Cancel,
+    Command,
+    Detach,
+    Ping,
+    Send,
+    names_in,
+    parse_command,
+    parse_cursor,
+)
 from chatserver.errors import BadJson, ChatError, NoCommand
 from chatserver.events import Record
 from chatserver.replies import PING, Accepted, Pong, Rejected, rejected
@@ -191,6 +202,9 @@ class Multiplexer(Connection):
             case Cancel():
                 await self._runs.cancel(user, wanted.run_id)
                 self._reply(Accepted(**about))
+            case AnswerCall():
+                await self._runs.answer(user, wanted.run_id, wanted.call_id, wanted.answer())
+                self._reply(Accepted(**about))
             case Ping():
                 self._reply(Pong())
 
@@ -215,7 +229,7 @@ class Multiplexer(Connection):
 
     def _run_is_over(self, pump: Pump, last: Record | None) -> None:
         self._detach(pump.subscription.run_id)
-        if last is None:
+        if last is None and not self._is_draining:
             return self._close(FAILED)
         self._close_if_drained()
 

@@ -94,8 +94,8 @@ class _Stream(Connection):
         self._end_early(is_cut=not self._form.shows_failure)
 
     def _run_is_over(self, _: Pump, last: Record | None) -> None:
-        if last is None:
-            return self.drop()
+        if last is None:  # The run waits on without this process, or is lost.
+            return self._end_early(is_cut=not self._form.shows_failure) if self._is_draining else self.drop()
         self._end(is_cut=last.type == "error" and not self._form.shows_failure, is_early=self._is_draining)
 
     def _end_early(self, is_cut: bool = False) -> None:

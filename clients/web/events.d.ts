@@ -43,7 +43,7 @@ export interface ToolCallEvent {
   executor: "client" | "server";
 }
 
-/** What a tool call gave back, or what went wrong. */
+/** What a tool call gave back, or what went wrong; `args`: with which arguments, where a user has edited them. */
 export interface ToolResultEvent {
   type: "tool_result";
   run_id: string;
@@ -54,6 +54,7 @@ export interface ToolResultEvent {
   is_error: boolean;
   truncated: boolean;
   duration_ms: number;
+  args?: Record<string, unknown> | undefined;
 }
 
 /** All state up to and including this `seq`; sent instead of older events that are not kept any more. */

@@ -1,0 +1,69 @@
+"""Answers to calls that wait: checked, recorded, and told to whoever has the run."""
+
+import anyio
+
+from chatserver.commands import CallAnswer, checked_id
+from chatserver.errors import AlreadyAnswered, NotFound
+from chatserver.resources import RunStatus
+from chatserver.runs.elsewhere import Elsewhere
+from chatserver.runs.lives import Lives
+from chatserver.runs.places import Places
+from chatserver.sessions import Sessions
+from chatserver.waiting import WaitingCall, resolution_of
+
+EARLY_SECONDS_LIMIT = 5
+"""How long an answer waits for its call to be stored: whoever is told of a call may be faster than the disk."""
+
+LOOK_AGAIN_SECONDS = 0.05
+
+
+class Answers:
+    """Records the answers of users."""
+
+    def __init__(
+        self, sessions: Sessions, places: Places, lives: Lives, elsewhere: Elsewhere, result_bytes_limit: int
+    ) -> None:
+        self._sessions = sessions
+        self._places = places
+        self._lives = lives
+        self._elsewhere = elsewhere
+        self._result_bytes_limit = result_bytes_limit
+
+    async def record(self, user: str, run_id: str, call_id: str, answer: CallAnswer) -> bool:
+        """Record an answer, and let the run go on; False: just now the run was let go of, and is nobody's.
+
+        Raises:
+            NotFound: the user has no such run, or the run no such call.
+            AlreadyAnswered: the call waits for no answer.
+            BadRequest, TooLarge: the answer does not fit the call.
+            TooMany: no place is left for the run to go on.
+            Unavailable: the database cannot be used now.
+        """
+        status, call = await self._waiting(user, run_id, checked_id(call_id))
+        resolution = resolution_of(answer, call, self._result_bytes_limit)
+        place = await self._places.acquire(user) if status == "waiting" else None
+        try:
+            is_mine = await self._sessions.waits.answer(run_id, call_id, resolution)
+            life = self._lives.lives.get(run_id)
+            if is_mine and life is not None:
+                place = self._lives.holds.resolve(life, call_id, resolution, place)
+            elif is_mine is not None:
+                self._elsewhere.nudge(run_id)
+        finally:
+            if place is not None:
+                await place.release()
+        return is_mine is not None
+
+    async def _waiting(self, user: str, run_id: str, call_id: str) -> tuple[RunStatus, WaitingCall]:
+        life = self._lives.lives.get(run_id)
+        with anyio.move_on_after(EARLY_SECONDS_LIMIT):
+            while True:
+                status, call = await self._sessions.waits.check(user, run_id, call_id)
+                if call is not None:
+                    return status, call
+                if life is not None and not life.run.has_call(call_id):
+                    raise NotFound
+                await anyio.sleep(LOOK_AGAIN_SECONDS)
+        if life is not None:
+            raise AlreadyAnswered
+        raise NotFound

@@ -1,0 +1,99 @@
+"""How the end of a run is stored, and then said."""
+
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from time import monotonic
+
+import anyio
+
+from chatserver.endings import INTERNAL, INTERRUPTED, UNSTORED, ending_of
+from chatserver.errors import RunLost, Unavailable
+from chatserver.events import Terminal, appended
+from chatserver.log import Fenced, StoredLog
+from chatserver.runs.run import Run
+from chatserver.sessions import Sessions
+
+logger = logging.getLogger(__name__)
+
+STORE_AGAIN_SECONDS = 0.5
+STORE_AGAIN_AT_MOST_SECONDS = 5.0
+"""Between tries to store an answer that the database refuses (a full disk, a lost server). Each wait is longer."""
+
+
+class RunEnd:
+    """The end of a run that takes no more."""
+
+    def __init__(self, run: Run, sessions: Sessions, billed: int, on_lost: Callable[[], None]) -> None:
+        """``billed`` of its tokens are stored as spent; ``on_lost`` is called when another process has ended it."""
+        self.run = run
+        self._run_id = run.resource.run_id
+        self._sessions = sessions
+        self._billed = billed
+        self._on_lost = on_lost
+
+    async def finish(self) -> bool:
+        """Store the answer, then append the terminal event, an error if it was not stored; whether it was stored.
+
+        A run that another process has ended or deleted ends with an error that says so; then nothing is left to store.
+        """
+        terminal, is_stored = self.run.ending(monotonic()), False
+        try:
+            if terminal is INTERRUPTED:
+                with suppress(Fenced):
+                    self.run.close_calls()
+            last = appended(terminal, self._run_id, self.run.log.last_seq + 1)
+            await self._store(terminal, self.run.log.stored(last))
+            is_stored = True
+        except RunLost as lost:
+            logger.warning("run %s was lost: %s", self._run_id, lost)
+            terminal, is_stored = ending_of(lost), True
+            if not lost.is_deleted:
+                self._on_lost()
+        except Unavailable:  # `sessions/trouble.py` logs it once for all runs.
+            terminal = UNSTORED
+        except Exception:
+            logger.exception("the answer of run %s could not be stored", self._run_id)
+            terminal = INTERNAL
+        try:
+            self.run.close(terminal)
+        except Fenced:
+            """The readers here are told what the new owner of the run has stored."""
+        except Exception:
+            # The run is over, whatever the log refused.
+            logger.exception("run %s could not be ended", self._run_id)
+        self.run.observer.ended(terminal, self.run.meter.usage())
+        return is_stored
+
+    async def store_late(self) -> None:
+        """Go on trying to store the end: as long as a run is stored as running, its session takes no other run.
+
+        An answer that the database never takes is given up, except for its last checkpoint.
+        """
+        wait_seconds, is_told = STORE_AGAIN_SECONDS, False
+        while True:
+            await anyio.sleep(wait_seconds)
+            wait_seconds = min(2 * wait_seconds, STORE_AGAIN_AT_MOST_SECONDS)
+            try:
+                return await self._store(UNSTORED, self.run.log.stored())
+            except RunLost:
+                return
+            except Unavailable:
+                continue
+            except Exception:
+                if not is_told:
+                    logger.exception("of the answer of run %s only its last checkpoint is kept", self._run_id)
+            try:
+                return await self._sessions.interrupt(self._run_id)
+            except Unavailable:
+                continue
+            except Exception:
+                if not is_told:
+                    logger.exception("run %s cannot be stored as ended: its session takes no other", self._run_id)
+            is_told = True
+
+    async def _store(self, terminal: Terminal, log: StoredLog) -> None:
+        answer, usage = self.run.said(), self.run.meter.usage()
+        await self._sessions.finish(
+            self._run_id, ending=terminal, answer=answer, log=log, usage=usage, billed=self._billed
+        )

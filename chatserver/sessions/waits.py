@@ -1,0 +1,221 @@
+"""Waits: what is kept of runs that wait for answers, and the answers, each recorded once.
+
+A run is stored as waiting only while none of its waiting calls has an answer, and an answer makes it a running one in
+the same transaction. So whoever takes a waiting run over can have it wait again, and no call is made twice.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from msgspec import Struct
+from sqlalchemy import Connection, and_, func, select, update
+
+from chatserver.answer import Answer
+from chatserver.errors import AlreadyAnswered, NotFound, TooMany, Unavailable
+from chatserver.log import StoredLog
+from chatserver.parts import Part, ToolCallPart
+from chatserver.resources import RunResource, RunStatus, timestamp
+from chatserver.sessions.database import Database
+from chatserver.sessions.end import Progress, check_owner, lock_session, say, spend
+from chatserver.sessions.leases import Lease
+from chatserver.sessions.queries import RUN_COLUMNS
+from chatserver.sessions.schema import call_answers, insert_or_update, messages, runs
+from chatserver.waiting import Resolution, Wait, WaitingCall
+
+EXPIRED_AT_ONCE = 100
+"""How many parked runs with expired calls are looked up at a time."""
+
+_IS_ACTIVE = runs.c.finished_at.is_(None)
+_IS_PARKED = and_(_IS_ACTIVE, runs.c.owner.is_(None), runs.c.status == "waiting")
+
+
+class Parked(Struct, frozen=True, kw_only=True):
+    """A waiting run that this process has taken, with all that its continuation needs."""
+
+    user: str
+    run: RunResource
+    user_message_id: str
+    wait: Wait
+    log: StoredLog
+    said: Answer
+
+
+class Waits:
+    """The waiting runs of one database. Each method is one transaction."""
+
+    def __init__(self, database: Database, lease: Lease) -> None:
+        self._database = database
+        self._lease = lease
+
+    async def store(
+        self,
+        run_id: str,
+        wait: Wait,
+        progress: Progress,
+        is_waiting: bool,
+        limit: float,
+    ) -> Mapping[str, Resolution]:
+        """Keep all of a run that has calls which wait; ``is_waiting``: nothing else of it goes on.
+
+        Of the waiting calls, those that have been answered meanwhile are returned.
+
+        Raises:
+            RunLost: another process has ended the run, or deleted it with its session; nothing is kept.
+            TooMany: so many runs of the user wait already; nothing is kept.
+        """
+        log = progress.log
+        kept = {"last_seq": log.last_seq, "events": log.documents, "lengths": log.lengths, "usage": progress.usage}
+        kept |= {"status": "running", "wait": wait, "waits_until": min(call.expires_at for call in wait.calls.values())}
+
+        def work(connection: Connection) -> Mapping[str, Resolution]:
+            now = timestamp()
+            lock_session(connection, run_id, now)
+            mine = _IS_ACTIVE & (runs.c.run_id == run_id) & (runs.c.owner == self._lease.owner)
+            user = connection.scalar(update(runs).where(mine).values(kept).returning(runs.c.user_id))
+            if user is None:
+                check_owner(connection, run_id, self._lease.owner)
+                return {}
+            answered = _answers(connection, [run_id]).get(run_id, {})
+            answered = {call_id: each for call_id, each in answered.items() if call_id in wait.calls}
+            if is_waiting and not answered:
+                if _waiting_of(connection, user, run_id) >= limit:
+                    raise TooMany(f"{limit} answers wait for somebody, the most at a time")
+                connection.execute(update(runs).where(runs.c.run_id == run_id).values(status="waiting"))
+            say(connection, run_id, progress.answer)
+            spend(connection, run_id, progress, now)
+            return answered
+
+        return await self._database.write(work)
+
+    async def check(self, user: str, run_id: str, call_id: str) -> tuple[RunStatus, WaitingCall | None]:
+        """The status of a run, and a call of it that waits; None: it may wait soon, but that is not stored yet.
+
+        Raises:
+            NotFound: the user has no such run, or it can have no such call any more.
+            AlreadyAnswered: the call waits for no answer.
+        """
+
+        def work(connection: Connection) -> tuple[RunStatus, WaitingCall | None]:
+            query = select(runs.c.status, runs.c.wait, runs.c.finished_at, messages.c.parts).join_from(
+                runs, messages, messages.c.message_id == runs.c.message_id
+            )
+            row = connection.execute(query.where(runs.c.run_id == run_id, runs.c.user_id == user)).one_or_none()
+            if row is None:
+                raise NotFound
+            if row.finished_at is None and row.wait is not None and call_id in row.wait.calls:
+                if call_id in _answers(connection, [run_id]).get(run_id, {}):
+                    raise AlreadyAnswered
+                return row.status, row.wait.calls[call_id]
+            part = _call(row.parts, call_id)
+            is_over = row.finished_at is not None
+            if part is not None and (is_over or part.is_error is not None or not _may_wait(part)):
+                raise AlreadyAnswered
+            if is_over:
+                raise NotFound
+            return row.status, None
+
+        return await self._database.read(work)
+
+    async def answer(self, run_id: str, call_id: str, resolution: Resolution) -> bool | None:
+        """Record the answer to a waiting call; whether the run is this process's. None: nobody has it, as yet.
+
+        Raises:
+            AlreadyAnswered: another answer was first, or the call waits no more.
+        """
+
+        def work(connection: Connection) -> bool | None:
+            is_there = _IS_ACTIVE & (runs.c.run_id == run_id) & runs.c.owner.is_not(None)
+            started = update(runs).where(is_there).values(status="running").returning(runs.c.owner, runs.c.wait)
+            row = connection.execute(started).one_or_none()
+            if row is None:
+                if connection.scalar(select(runs.c.run_id).where(_IS_PARKED, runs.c.run_id == run_id)) is not None:
+                    return None
+                raise AlreadyAnswered
+            values = {"run_id": run_id, "call_id": call_id, "resolution": resolution}
+            first = insert_or_update(connection.dialect.name, call_answers).values(values).on_conflict_do_nothing()
+            if row.wait is None or call_id not in row.wait.calls or connection.execute(first).rowcount == 0:
+                raise AlreadyAnswered
+            return bool(row.owner == self._lease.owner)
+
+        return await self._database.write(work)
+
+    async def answers(self, run_ids: Sequence[str]) -> Mapping[str, Mapping[str, Resolution]]:
+        """The answers of those of these runs that are still this process's and not over, by run and call."""
+
+        def work(connection: Connection) -> Mapping[str, Mapping[str, Resolution]]:
+            mine = select(runs.c.run_id).where(
+                _IS_ACTIVE, runs.c.run_id.in_(run_ids), runs.c.owner == self._lease.owner
+            )
+            found = list(connection.scalars(mine))
+            answered = _answers(connection, found)
+            return {run_id: answered.get(run_id, {}) for run_id in found}
+
+        return await self._database.read(work)
+
+    async def park(self, run_id: str) -> bool:
+        """Let go of a waiting run of this process; False: it does not wait, or is another process's."""
+
+        def work(connection: Connection) -> bool:
+            mine = _IS_ACTIVE & (runs.c.run_id == run_id) & (runs.c.owner == self._lease.owner)
+            query = update(runs).where(mine, runs.c.status == "waiting").values(owner=None)
+            return connection.execute(query).rowcount == 1
+
+        return await self._database.write(work)
+
+    async def claim(self, run_id: str) -> Parked | None:
+        """Take a parked run; None: it is not parked, or another process was first.
+
+        Raises:
+            Unavailable: other processes may be about to take this one for dead.
+        """
+        if self._lease.is_stale:
+            raise Unavailable("the database was not reached for a while", retry_after=1)
+
+        def work(connection: Connection) -> Parked | None:
+            beside = (runs.c.user_id, runs.c.user_message_id, runs.c.wait, runs.c.events, runs.c.lengths)
+            taken = update(runs).where(_IS_PARKED, runs.c.run_id == run_id).values(owner=self._lease.owner)
+            row = connection.execute(taken.returning(*RUN_COLUMNS, *beside)).one_or_none()
+            if row is None:
+                return None
+            fields = dict(zip(RunResource.__struct_fields__, row, strict=False))
+            said = select(messages.c.parts, messages.c.transcript).where(messages.c.message_id == row.message_id)
+            return Parked(
+                user=row.user_id,
+                run=RunResource(**fields),
+                user_message_id=row.user_message_id,
+                wait=row.wait,
+                log=StoredLog(row.last_seq, row.events, row.lengths or b""),
+                said=Answer(*connection.execute(said).one()),
+            )
+
+        return await self._database.write(work)
+
+    async def expired(self) -> list[tuple[str, str]]:
+        """Some parked runs with calls that have expired, each as user and run."""
+
+        def work(connection: Connection) -> list[tuple[str, str]]:
+            query = select(runs.c.user_id, runs.c.run_id).where(_IS_PARKED, runs.c.waits_until <= timestamp())
+            return [(row[0], row[1]) for row in connection.execute(query.limit(EXPIRED_AT_ONCE))]
+
+        return await self._database.read(work)
+
+
+def _answers(connection: Connection, run_ids: Sequence[str]) -> dict[str, dict[str, Resolution]]:
+    found: dict[str, dict[str, Resolution]] = {}
+    query = select(call_answers).where(call_answers.c.run_id.in_(run_ids))
+    for run_id, call_id, resolution in connection.execute(query):
+        found.setdefault(run_id, {})[call_id] = resolution
+    return found
+
+
+def _waiting_of(connection: Connection, user: str, but: str) -> int:
+    """How many runs of a user wait, beside one."""
+    query = select(func.count()).select_from(runs).where(_IS_ACTIVE, runs.c.user_id == user, runs.c.run_id != but)
+    return connection.scalar(query.where(runs.c.status == "waiting")) or 0
+
+
+def _call(parts: Sequence[Part], call_id: str) -> ToolCallPart | None:
+    return next((part for part in parts if isinstance(part, ToolCallPart) and part.call_id == call_id), None)
+
+
+def _may_wait(part: ToolCallPart) -> bool:
+    return part.needs_approval or part.executor == "client"

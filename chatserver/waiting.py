@@ -1,0 +1,100 @@
+"""Waiting: what a call waits for, with what it is resolved, and what is kept of a run that waits."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeAlias
+
+from msgspec import UNSET, Struct
+
+from chatserver.commands import CallAnswer, ChatRequest
+from chatserver.errors import BadRequest, TooLarge
+from chatserver.events import ToolCall, to_json
+from chatserver.parts import Executor
+from chatserver.resources import timestamp
+from chatserver.tools.execution import cap
+
+EDITED_BYTES_LIMIT = 32 * 1024
+"""Edited arguments of a call: as many as the model's may have."""
+
+REASON_BYTES_LIMIT = 4 * 1024
+"""Why a user refuses a call, for the model."""
+
+UNANSWERED = "nobody answered this call in time, so it was not made"
+DENIED = "the user refused this call"
+
+
+class Approved(Struct, frozen=True, tag="approved"):
+    """The call is made; ``args``: with these arguments, None: with the model's."""
+
+    args: dict[str, Any] | None = None
+
+
+class Refused(Struct, frozen=True, tag="refused"):
+    """The call is not made; the words tell the user and the model why."""
+
+    words: str
+
+
+class Resulted(Struct, frozen=True, tag="resulted"):
+    """The client has made the call."""
+
+    result: Any
+    is_error: bool = False
+    truncated: bool = False
+
+
+Resolution: TypeAlias = Approved | Refused | Resulted
+"""With what a call that waits is resolved, once."""
+
+
+class WaitingCall(Struct, frozen=True):
+    """A call that waits for an approval, or for the client that makes it."""
+
+    executor: Executor
+    expires_at: str
+
+
+class Wait(Struct, frozen=True):
+    """What the continuation of a waiting run needs beside its log and its messages, with the calls that wait, by id."""
+
+    request: ChatRequest
+    calls: dict[str, WaitingCall]
+
+
+def waiting_call(call: ToolCall, seconds: float) -> WaitingCall:
+    """The call as one that waits for so many seconds from now on."""
+    return WaitingCall(call.executor, timestamp(datetime.now(UTC) + timedelta(seconds=seconds)))
+
+
+def seconds_until(moment: str) -> float:
+    """From now to a moment of ``timestamp``; negative: it has passed."""
+    return (datetime.fromisoformat(moment) - datetime.now(UTC)).total_seconds()
+
+
+def resolution_of(answer: CallAnswer, call: WaitingCall, result_bytes_limit: int) -> Resolution:
+    """What a user's answer means for the call.
+
+    Raises:
+        BadRequest, TooLarge: the answer does not fit the call, or breaks a rule of its own.
+    """
+    if call.executor == "client":
+        if answer.result is UNSET or answer.approve is not None:
+            raise BadRequest("this call is made by the client: it is answered with `result`", "/result")
+        result, truncated = cap(answer.result, result_bytes_limit)
+        return Resulted(result, bool(answer.is_error), truncated)
+    if answer.approve is None or answer.result is not UNSET or answer.is_error is not None:
+        raise BadRequest("this call waits for an approval: it is answered with `approve`", "/approve")
+    if answer.approve:
+        return Approved(_checked_args(answer))
+    if answer.args is not None:
+        raise BadRequest("`args` are for a call that is approved", "/args")
+    if len((answer.reason or "").encode()) > REASON_BYTES_LIMIT:
+        raise TooLarge(f"`reason` is over {REASON_BYTES_LIMIT} bytes")
+    return Refused(f"{DENIED}: {answer.reason.strip()}" if answer.reason and answer.reason.strip() else DENIED)
+
+
+def _checked_args(answer: CallAnswer) -> dict[str, Any] | None:
+    if answer.reason is not None:
+        raise BadRequest("`reason` is for a call that is refused", "/reason")
+    if answer.args is not None and len(to_json(answer.args)) > EDITED_BYTES_LIMIT:
+        raise TooLarge(f"`args` are over {EDITED_BYTES_LIMIT} bytes")
+    return answer.args

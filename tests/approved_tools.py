@@ -1,0 +1,53 @@
+"""Tools of a server under test that a person must agree to. What they have done is written to a file."""
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+from chatserver.tools import Tool, tool
+
+LEDGER = "TEST_LEDGER"
+"""The variable that names the file."""
+
+
+def _note(word: str) -> None:
+    with Path(os.environ[LEDGER]).open("a") as ledger:
+        ledger.write(f"{word}\n")
+
+
+async def book(table: int) -> str:
+    """Book a table."""
+    _note(f"book {table}")
+    return f"table {table} is booked"
+
+
+async def bake(seconds: float) -> str:
+    """Bake for so long."""
+    _note("bake")
+    await asyncio.sleep(seconds)
+    return "baked"
+
+
+async def look(at: str) -> str:
+    """Look at something."""
+    return f"{at} is fine"
+
+
+def _fussy(args: dict[str, Any]) -> bool:
+    if args["at"] == "nothing":
+        raise LookupError(args["at"])
+    return bool(args["at"] == "secrets")
+
+
+class Asked(Tool, frozen=True):
+    needs_approval: Any = True
+
+
+def _asked(function: Any, rule: Any) -> Tool:
+    made = tool(function)
+    return Asked(made.name, made.description, made.function, made.arguments, made.is_async, rule)
+
+
+TOOLS = [_asked(book, True), _asked(bake, True), _asked(look, _fussy)]
+REFERENCE = f"{__name__}:TOOLS"

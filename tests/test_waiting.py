@@ -1,0 +1,315 @@
+"""Calls that wait for an approval, or for the client that runs the tool: answered once, from anywhere, at any time."""
+
+import json
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from tests.approved_tools import LEDGER, REFERENCE
+from tests.clients import (
+    BOTH,
+    SSE,
+    WS,
+    Reading,
+    Response,
+    Transport,
+    WsReader,
+    documents_of,
+    get_run,
+    request,
+    types_of,
+)
+from tests.fake_upstream import Done, FakeUpstream, Reply, Step, finish, role, token, tool_call
+from tests.live import LiveServer, live_server
+from tests.program import until
+from tests.proving import answer_of, check_once
+
+pytestmark = pytest.mark.anyio
+
+SECONDS = 60.0
+SCREEN = {
+    "name": "screen",
+    "description": "The size of the screen.",
+    "parameters": {"type": "object", "properties": {"unit": {"type": "string"}}},
+}
+USAGE = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+
+each_of_both = pytest.mark.parametrize("transport", BOTH, ids=str)
+
+
+def calling(*calls: tuple[str, dict[str, Any]]) -> Any:
+    """A model that makes these calls at once, and then says what came of them."""
+
+    def answer(reply: Reply) -> Iterable[Step]:
+        messages = reply.request.json["messages"]
+        yield role()
+        if messages[-1]["role"] == "user":
+            for index, (name, args) in enumerate(calls):
+                yield from tool_call(name, args, id=f"c{index}", index=index)
+            yield finish("tool_calls", USAGE)
+        else:
+            outputs = [each["content"] for each in messages if each["role"] == "tool"]
+            yield token("so: " + "; ".join(outputs))
+            yield finish("stop", USAGE)
+        yield Done()
+
+    return answer
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[FakeUpstream]:
+    async with FakeUpstream() as upstream:
+        yield upstream
+
+
+@pytest.fixture
+def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the tools have done."""
+    path = tmp_path / "ledger"
+    path.touch()
+    monkeypatch.setenv(LEDGER, str(path))
+    return path
+
+
+@asynccontextmanager
+async def serving(upstream: FakeUpstream, directory: Path, **settings: Any) -> AsyncIterator[LiveServer]:
+    with anyio.fail_after(SECONDS):
+        async with live_server(upstream.url, directory=directory, tools=REFERENCE, **settings) as server:
+            yield server
+
+
+async def waiting(reading: Reading, calls: int = 1) -> str:
+    """The run of a reading, when its calls wait."""
+    await reading.take(1 + calls)
+    return reading.run_id
+
+
+async def is_waiting(server: Any, run_id: str) -> None:
+    await until(lambda: _has_status(server, run_id, "waiting"))
+
+
+async def _has_status(server: Any, run_id: str, status: str) -> bool:
+    return bool((await get_run(server, run_id))["status"] == status)
+
+
+async def answered(server: Any, run_id: str, call_id: str, transport: Transport = SSE, **answer: Any) -> Any:
+    """Answer a call, as a client of this transport does: the status, and the code of a refusal."""
+    if transport is not WS:
+        response: Response = await request(server, "POST", f"/chat/runs/{run_id}/tool_calls/{call_id}", answer)
+        return response.status if response.status == 202 else (response.status, response.json["code"])
+    async with await WsReader.connect(server) as reader:
+        reply = await reader.command(type="answer", run_id=run_id, call_id=call_id, **answer)
+        return 202 if reply["type"] == "accepted" else (reply["status"], reply["code"])
+
+
+def done_by(ledger: Path) -> list[str]:
+    """What the tools have done."""
+    return ledger.read_text().splitlines()
+
+
+def events_of(documents: Iterable[bytes], kind: str) -> list[dict[str, Any]]:
+    return [each for each in map(json.loads, documents) if each["type"] == kind]
+
+
+# ---- one server -----------------------------------------------------------------------------------------------------
+
+
+@each_of_both
+async def test_an_approved_call_is_made_once_and_the_run_goes_on(
+    transport: Transport, upstream: FakeUpstream, ledger: Path, tmp_path: Path
+) -> None:
+    upstream.always(calling(("book", {"table": 4})))
+    async with serving(upstream, tmp_path) as server:
+        reading = await transport.start(server, {"message": "Book"})
+        run_id = await waiting(reading)
+        await is_waiting(server, run_id)
+        assert done_by(ledger) == []
+        assert await answered(server, run_id, "c0", transport, approve=True) == 202
+        documents = [*reading.documents[:2], *await documents_of(reading)]
+        check_once(documents)
+        assert types_of(documents) == ["start", "tool_call", "tool_result", "token", "done"]
+        (call,), (result,) = events_of(documents, "tool_call"), events_of(documents, "tool_result")
+        assert (call["needs_approval"], call["executor"]) == (True, "server")
+        assert (result["result"], result["is_error"], "args" in result) == ("table 4 is booked", False, False)
+        assert events_of(documents, "done")[0]["usage"] == {"input_tokens": 20, "output_tokens": 10, "estimated": False}
+        assert done_by(ledger) == ["book 4"]
+        assert await answered(server, run_id, "c0", transport, approve=False) == (409, "already_answered")
+        assert await answered(server, run_id, "c9", transport, approve=True) == (404, "not_found")
+
+
+@each_of_both
+async def test_edited_arguments_are_told_and_stored(
+    transport: Transport, upstream: FakeUpstream, ledger: Path, tmp_path: Path
+) -> None:
+    upstream.always(calling(("book", {"table": 4})))
+    async with serving(upstream, tmp_path) as server:
+        reading = await transport.start(server, {"message": "Book", "session_id": "s"})
+        run_id = await waiting(reading)
+        assert await answered(server, run_id, "c0", transport, approve=True, args={"table": 5}) == 202
+        documents = [*reading.documents[:2], *await documents_of(reading)]
+        (result,) = events_of(documents, "tool_result")
+        assert result["args"] == {"table": 5} and done_by(ledger) == ["book 5"]
+        message = (await request(server, "GET", "/chat/sessions/s")).json["messages"][-1]
+        assert message["parts"] == answer_of(documents)["parts"]
+        assert message["parts"][0]["args"] == {"table": 5}
+    (call,) = upstream.requests[-1].json["messages"][-2]["tool_calls"]
+    assert json.loads(call["function"]["arguments"]) == {"table": 5}, "the model is told the arguments that were used"
+
+
+@each_of_both
+async def test_a_refused_call_is_not_made_and_the_model_is_told_why(
+    transport: Transport, upstream: FakeUpstream, ledger: Path, tmp_path: Path
+) -> None:
+    upstream.always(calling(("book", {"table": 4})))
+    async with serving(upstream, tmp_path) as server:
+        reading = await transport.start(server, {"message": "Book"})
+        run_id = await waiting(reading)
+        assert await answered(server, run_id, "c0", transport, approve=False, reason="too loud") == 202
+        documents = await documents_of(reading)
+        (result,) = events_of(documents, "tool_result")
+        assert result["is_error"] and "too loud" in result["result"]
+        assert types_of(documents)[-1] == "done" and done_by(ledger) == []
+    assert "too loud" in upstream.requests[-1].json["messages"][-1]["content"]
+
+
+@each_of_both
+async def test_a_tool_of_the_client_is_run_by_the_client(
+    transport: Transport, upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    upstream.always(calling(("screen", {"unit": "px"})))
+    async with serving(upstream, tmp_path) as server:
+        reading = await transport.start(server, {"message": "Look", "tools": [SCREEN]})
+        run_id = await waiting(reading)
+        (call,) = events_of(reading.documents, "tool_call")
+        assert (call["executor"], call["needs_approval"], call["args"]) == ("client", False, {"unit": "px"})
+        assert await answered(server, run_id, "c0", transport, approve=True) == (400, "bad_request")
+        assert await answered(server, run_id, "c0", transport, result={"width": 800}) == 202
+        (result,) = events_of(await documents_of(reading), "tool_result")
+        assert (result["result"], result["is_error"]) == ({"width": 800}, False)
+    assert [each["function"]["name"] for each in upstream.requests[0].json["tools"]][-1] == "screen"
+    assert json.loads(upstream.requests[-1].json["messages"][-1]["content"]) == {"width": 800}
+
+
+async def test_calls_of_one_turn_are_answered_one_at_a_time_in_any_order(
+    upstream: FakeUpstream, ledger: Path, tmp_path: Path
+) -> None:
+    """An approval, a tool of the client, and a tool that a rule lets pass or not."""
+    calls: list[tuple[str, dict[str, Any]]] = [
+        ("book", {"table": 1}),
+        ("screen", {}),
+        ("look", {"at": "flowers"}),
+        ("look", {"at": "secrets"}),
+    ]
+    upstream.always(calling(*calls, ("look", {"at": "nothing"})))
+    async with serving(upstream, tmp_path) as server:
+        reading = await SSE.start(server, {"message": "All", "tools": [SCREEN]})
+        await reading.take(1 + 5 + 1)
+        needs = [each["needs_approval"] for each in events_of(reading.documents, "tool_call")]
+        assert needs == [True, False, False, True, True], "a rule that fails asks"
+        order: list[tuple[str, dict[str, Any]]] = [
+            ("c1", {"result": [1], "is_error": True}),
+            ("c4", {"approve": False}),
+            ("c0", {"approve": True}),
+        ]
+        for call_id, answer in order:
+            await is_waiting(server, reading.run_id)
+            assert await answered(server, reading.run_id, call_id, **answer) == 202
+            (result,) = events_of(await reading.take(1), "tool_result")
+            assert result["call_id"] == call_id
+        assert await answered(server, reading.run_id, "c3", approve=True) == 202
+        documents = await documents_of(reading)
+        assert types_of(documents) == ["tool_result", "token", "done"] and done_by(ledger) == ["book 1"]
+
+
+@each_of_both
+async def test_of_two_devices_that_answer_at_once_one_wins(
+    transport: Transport, upstream: FakeUpstream, ledger: Path, tmp_path: Path
+) -> None:
+    upstream.always(calling(("book", {"table": 4})))
+    async with serving(upstream, tmp_path) as server:
+        reading = await transport.start(server, {"message": "Book"})
+        run_id = await waiting(reading)
+        await is_waiting(server, run_id)
+        outcomes: list[Any] = []
+
+        async def answer(approve: bool) -> None:
+            outcomes.append(await answered(server, run_id, "c0", transport, approve=approve))
+
+        async with anyio.create_task_group() as devices:
+            for number in range(8):
+                devices.start_soon(answer, number % 2 == 0)
+        assert sorted(map(str, outcomes)) == ["(409, 'already_answered')"] * 7 + ["202"]
+        assert len(events_of(await documents_of(reading), "tool_result")) == 1 and len(done_by(ledger)) <= 1
+
+
+async def test_a_call_that_nobody_answers_expires_into_a_refusal(
+    upstream: FakeUpstream, ledger: Path, tmp_path: Path
+) -> None:
+    upstream.always(calling(("book", {"table": 4}), ("screen", {})))
+    async with serving(upstream, tmp_path, approval_seconds=0.5) as server:
+        reading = await SSE.start(server, {"message": "Book", "tools": [SCREEN]})
+        documents = await documents_of(reading)
+        results = events_of(documents, "tool_result")
+        assert [each["is_error"] for each in results] == [True, True] and "in time" in results[0]["result"]
+        assert types_of(documents)[-1] == "done" and done_by(ledger) == []
+        assert await answered(server, reading.run_id, "c0", approve=True) == (409, "already_answered")
+    assert "in time" in upstream.requests[-1].json["messages"][-1]["content"]
+
+
+@each_of_both
+async def test_a_waiting_run_outlives_its_readers_and_shows_what_it_waits_for(
+    transport: Transport, upstream: FakeUpstream, ledger: Path, tmp_path: Path
+) -> None:
+    upstream.always(calling(("book", {"table": 4})))
+    async with serving(upstream, tmp_path, grace_seconds=0.2, retention_seconds=0.5) as server:
+        reading = await transport.start(server, {"message": "Book", "session_id": "s"})
+        run_id = await waiting(reading)
+        reading.cut()
+        await until(lambda: _is_parked(server, run_id))
+        run = await get_run(server, run_id)
+        assert (run["status"], run["last_seq"], run["finished_at"]) == ("waiting", 2, None)
+        session = (await request(server, "GET", "/chat/sessions/s")).json
+        (part,) = session["messages"][-1]["parts"]
+        assert session["active_run_id"] == run_id and session["messages"][-1]["status"] == "streaming"
+        assert (part["needs_approval"], part["result"], part["is_error"]) == (True, None, None)
+        busy = await request(server, "POST", "/chat/runs", {"message": "More", "session_id": "s"})
+        assert (busy.status, busy.json["run_id"]) == (409, run_id)
+        reading = await transport.attach(server, run_id, 1)
+        assert types_of(await reading.take(1)) == ["tool_call"]
+        assert await answered(server, run_id, "c0", transport, approve=True) == 202
+        documents = [*reading.documents[:1], *await documents_of(reading)]
+        assert types_of(documents) == ["tool_call", "tool_result", "token", "done"] and done_by(ledger) == ["book 4"]
+        assert [each["seq"] for each in map(json.loads, documents)] == [2, 3, 4, 5]
+
+
+async def _is_parked(server: LiveServer, run_id: str) -> bool:
+    return run_id not in server.runs._lives.lives
+
+
+@pytest.mark.parametrize("is_parked", [False, True])
+@pytest.mark.parametrize("how", ["cancel", "delete"])
+async def test_a_waiting_run_is_cancelled_and_deleted(
+    how: str, is_parked: bool, upstream: FakeUpstream, ledger: Path, tmp_path: Path
+) -> None:
+    upstream.always(calling(("book", {"table": 4})))
+    async with serving(upstream, tmp_path, retention_seconds=0.1 if is_parked else 60) as server:
+        reading = await SSE.start(server, {"message": "Book", "session_id": "s"})
+        run_id = await waiting(reading)
+        await is_waiting(server, run_id)
+        if is_parked:
+            reading.cut()
+            await until(lambda: _is_parked(server, run_id))
+        if how == "cancel":
+            assert (await request(server, "POST", f"/chat/runs/{run_id}/cancel")).status == 202
+            await until(lambda: _has_status(server, run_id, "cancelled"))
+            assert await answered(server, run_id, "c0", approve=True) == (409, "already_answered")
+        else:
+            assert (await request(server, "DELETE", "/chat/sessions/s")).status == 204
+            assert await answered(server, run_id, "c0", approve=True) == (404, "not_found")
+        assert done_by(ledger) == []
+        if not is_parked:
+            assert events_of(await documents_of(reading), "done")[0]["finish_reason"] == "cancelled"

@@ -1,0 +1,211 @@
+"""Runs that wait, when servers end: in peace, by a kill, one after the other and side by side on one database."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from tests.approved_tools import LEDGER, REFERENCE
+from tests.clients import BOTH, SSE, WS, BrokenError, Transport, documents_of, get_run, request, types_of
+from tests.fake_upstream import FakeUpstream
+from tests.live import ServerProcess
+from tests.program import until
+from tests.proving import check_once
+from tests.test_waiting import answered, calling, done_by, events_of, is_waiting, serving, waiting
+
+pytestmark = pytest.mark.anyio
+
+SECONDS = 120.0
+
+each_of_both = pytest.mark.parametrize("transport", BOTH, ids=str)
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[FakeUpstream]:
+    async with FakeUpstream() as upstream:
+        yield upstream
+
+
+@pytest.fixture
+def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "ledger"
+    path.touch()
+    monkeypatch.setenv(LEDGER, str(path))
+    return path
+
+
+@asynccontextmanager
+async def processes(
+    upstream: FakeUpstream, directory: Path, count: int = 1, **settings: Any
+) -> AsyncIterator[list[ServerProcess]]:
+    """Servers in processes of their own, on one database."""
+    made = [ServerProcess(upstream.url, directory, tools=REFERENCE, **settings) for _ in range(count)]
+    with anyio.fail_after(SECONDS):
+        for server in made:
+            await server.start()
+        try:
+            yield made
+        finally:
+            for server in made:
+                if server.is_running:
+                    server.kill()
+                    await server.wait()
+
+
+@each_of_both
+async def test_a_run_that_waits_survives_a_drain_and_goes_on_under_its_id(
+    transport: Transport, upstream: FakeUpstream, ledger: Path, tmp_path: Path
+) -> None:
+    """Its readers are sent away at once, without a terminal event; every cursor in the old part is served exactly."""
+    upstream.always(calling(("book", {"table": 4}), ("book", {"table": 5})))
+    async with serving(upstream, tmp_path, drain_seconds=30.0) as server:
+        reading = await transport.start(server, {"message": "Book", "session_id": "s"})
+        run_id = await waiting(reading, 2)
+        await is_waiting(server, run_id)
+        assert await answered(server, run_id, "c1", transport, approve=False) == 202
+        before = [*reading.documents, *await reading.take(1)][:4]
+        await is_waiting(server, run_id)
+        with anyio.fail_after(10):  # Not after `drain_seconds`.
+            server.begin_drain()
+            if transport is WS:
+                with pytest.raises(BrokenError, match="1012"):
+                    await reading.next()
+            else:
+                assert await reading.next() is None
+    async with serving(upstream, tmp_path) as server:
+        run = await get_run(server, run_id)
+        assert (run["status"], run["last_seq"], run["usage"]["input_tokens"]) == ("waiting", 4, 10)
+        reading = await transport.attach(server, run_id, 0)
+        assert await reading.take(4) == before
+        inside = await transport.attach(server, run_id, 2)
+        assert await answered(server, run_id, "c0", transport, approve=True) == 202
+        documents = [*before, *await documents_of(reading)]
+        assert await documents_of(inside) == documents[2:]
+        check_once(documents)
+        assert types_of(documents)[4:] == ["tool_result", "token", "done"] and done_by(ledger) == ["book 4"]
+        (done,) = events_of(documents, "done")
+        assert done["usage"] == {"input_tokens": 20, "output_tokens": 10, "estimated": False}
+        assert (await get_run(server, run_id))["usage"] == done["usage"]
+        assert "booked" in events_of(documents, "token")[0]["content"]
+    told = upstream.requests[-1].json["messages"]
+    assert [each["role"] for each in told] == ["user", "assistant", "tool", "tool"]
+    assert [each["id"] for each in told[1]["tool_calls"]] == ["c0", "c1"]
+
+
+@each_of_both
+async def test_a_run_that_waits_survives_a_kill(
+    transport: Transport, upstream: FakeUpstream, ledger: Path, tmp_path: Path
+) -> None:
+    upstream.always(calling(("book", {"table": 4})))
+    async with processes(upstream, tmp_path) as (server,):
+        reading = await transport.start(server, {"message": "Book"})
+        run_id = await waiting(reading)
+        await is_waiting(server, run_id)
+        server.kill()
+        reading.cut()
+        await server.wait()
+        await server.start()
+        assert (await get_run(server, run_id))["status"] == "waiting"
+        assert await answered(server, run_id, "c0", transport, approve=True) == 202
+        documents = await documents_of(await transport.attach(server, run_id, 0))
+        check_once(documents)
+        assert types_of(documents) == ["start", "tool_call", "tool_result", "token", "done"]
+        assert done_by(ledger) == ["book 4"]
+
+
+async def test_of_a_call_that_a_kill_has_interrupted_nobody_knows_the_outcome_and_it_is_not_made_again(
+    upstream: FakeUpstream, ledger: Path, tmp_path: Path
+) -> None:
+    upstream.always(calling(("bake", {"seconds": 60})))
+    async with processes(upstream, tmp_path) as (server,):
+        reading = await SSE.start(server, {"message": "Bake", "session_id": "s"})
+        run_id = await waiting(reading)
+        assert await answered(server, run_id, "c0", approve=True) == 202
+        await until(lambda: _has_begun(ledger))
+        server.kill()
+        reading.cut()
+        await server.wait()
+        await server.start()
+        documents = await documents_of(await SSE.attach(server, run_id, 0))
+        assert types_of(documents) == ["snapshot", "error"]
+        snapshot, error = map(json.loads, documents)
+        assert error["code"] == "interrupted"
+        (part,) = snapshot["parts"]
+        assert part["is_error"] and "not known" in part["result"]
+        message = (await request(server, "GET", "/chat/sessions/s")).json["messages"][-1]
+        assert message["parts"] == [part] and message["status"] == "partial"
+        assert await answered(server, run_id, "c0", approve=True) == (409, "already_answered")
+        upstream.always(calling())
+        await documents_of(await SSE.start(server, {"message": "And?", "session_id": "s"}))
+        assert done_by(ledger) == ["bake"], "it was made once"
+    told = [each["content"] for each in upstream.requests[-1].json["messages"] if each["role"] == "tool"]
+    assert "not known" in told[0]
+
+
+async def _has_begun(ledger: Path) -> bool:
+    return bool(done_by(ledger))
+
+
+async def test_a_parked_run_expires_though_nobody_asks_for_it(
+    upstream: FakeUpstream, ledger: Path, tmp_path: Path
+) -> None:
+    upstream.always(calling(("book", {"table": 4})))
+    async with serving(upstream, tmp_path, approval_seconds=1.5) as server:
+        reading = await SSE.start(server, {"message": "Book"})
+        run_id = await waiting(reading)
+        await is_waiting(server, run_id)
+        reading.cut()
+    async with serving(upstream, tmp_path, approval_seconds=1.5) as server:
+        await until(lambda: _is_over(server, run_id))
+        documents = await documents_of(await SSE.attach(server, run_id, 0))
+        assert "in time" in events_of(documents, "tool_result")[0]["result"] and done_by(ledger) == []
+
+
+async def _is_over(server: Any, run_id: str) -> bool:
+    return (await get_run(server, run_id))["finished_at"] is not None
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+async def test_two_processes_on_one_database_share_what_waits(
+    kind: str, upstream: FakeUpstream, ledger: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """An answer at the other process is found by the owner's look; when the owner is gone, the other one takes over."""
+    settings = {"database_url": request.getfixturevalue("postgres_url")} if kind == "postgres" else {}
+    upstream.always(calling(("book", {"table": 4})))
+    async with processes(upstream, tmp_path, 2, **settings) as (one, other):
+        reading = await SSE.start(one, {"message": "Book"})
+        run_id = await waiting(reading)
+        await is_waiting(other, run_id)
+        outcomes: list[Any] = []
+
+        async def answer(server: ServerProcess) -> None:
+            outcomes.append(await answered(server, run_id, "c0", approve=True))
+
+        async with anyio.create_task_group() as devices:
+            for server in (one, other, one, other):
+                devices.start_soon(answer, server)
+        assert sorted(map(str, outcomes)) == ["(409, 'already_answered')"] * 3 + ["202"]
+        assert types_of(await documents_of(reading)) == ["tool_result", "token", "done"]
+        reading = await SSE.start(one, {"message": "Book again"})
+        run_id = await waiting(reading)
+        await is_waiting(other, run_id)
+        assert await answered(other, run_id, "c0", approve=True) == 202
+        assert types_of(await documents_of(reading)) == ["tool_result", "token", "done"]
+        async with await SSE.start(one, {"message": "Book once more"}) as reading:
+            run_id = await waiting(reading)
+            await is_waiting(other, run_id)
+            one.kill()
+            await one.wait()
+        documents = await _when_taken(other, run_id)
+        check_once(documents)
+        assert types_of(documents) == ["start", "tool_call", "tool_result", "token", "done"]
+        assert done_by(ledger) == ["book 4"] * 3
+
+
+async def _when_taken(server: ServerProcess, run_id: str) -> list[bytes]:
+    assert await answered(server, run_id, "c0", approve=True) == 202
+    return await documents_of(await SSE.attach(server, run_id, 0))
