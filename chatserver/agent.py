@@ -20,6 +20,7 @@ from chatserver.providers import (
     ToolCallRequest,
 )
 from chatserver.steps import Step
+from chatserver.structured import check_answer
 
 Agent: TypeAlias = Callable[[ModelRequest, RunContext], Awaitable[FinishReason]]
 """Answers a request: emits each step as it happens, and returns why the answer ends.
@@ -62,6 +63,8 @@ class ToolAgent(Struct, frozen=True):
             context.meter.end_turn(finish.usage)
             made = await context.calls.make(turn.wanted, finish.leavings)
             if not turn.wanted:
+                if finish.reason == "stop":
+                    await check_answer(request.response_format, "".join(turn.said))
                 return "stop" if finish.reason == "tool_calls" else finish.reason
             parts = fold([Token(content="".join(turn.said)), *made.steps]).parts
             request = replace(request, messages=[*request.messages, *told_turn(parts, made.origin)])

@@ -11,6 +11,7 @@ from chatserver.errors import BadCursor, BadRequest, NoCommand, NotFound, TooLar
 from chatserver.media import checked_parts
 from chatserver.parts import TextPart, UserParts
 from chatserver.strict_json import convert, plain_text, texts_of
+from chatserver.structured import ResponseFormat, check_format
 
 SYSTEM_BYTES_LIMIT = 32 * 1024
 NAME_CHARS_LIMIT = 256
@@ -51,6 +52,7 @@ class ChatRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     max_output_tokens: int | None = None
     regenerate: str | None = None
     parent_id: str | None = None
+    response_format: ResponseFormat | None = None
     on_disconnect: Literal["cancel", "continue"] = "cancel"
     tools: tuple[ClientTool, ...] | None = None
 
@@ -187,6 +189,8 @@ def checked_request(request: ChatRequest, message_limit: int, inline_limit: int)
         raise BadRequest("`temperature` is from 0 to 2", "/temperature")
     if request.max_output_tokens is not None and not 1 <= request.max_output_tokens <= OUTPUT_TOKENS_LIMIT:
         raise BadRequest(f"`max_output_tokens` is from 1 to {OUTPUT_TOKENS_LIMIT}", "/max_output_tokens")
+    if request.response_format is not None:
+        check_format(request.response_format)
     if None not in (request.parent_id, request.regenerate):
         raise BadRequest("`parent_id` is for a new message, `regenerate` for an old one", "/parent_id")
     for id in (request.session_id, request.regenerate, request.parent_id):

@@ -34,6 +34,7 @@ GOOD: dict[str, tuple[str, ...]] = {
     "temperature": ("0.5", "1", "2e0", "0.05e1", "7e-1", "null"),
     "max_output_tokens": ("5", "1000000", "null"),
     "regenerate": ('"m1"', "null"),
+    "response_format": ('{"type":"text"}', "null"),
     "on_disconnect": ('"cancel"', '"continue"'),
     "tools": ("null",),
 }
@@ -201,6 +202,8 @@ def _fits(name: str, value: Any) -> bool:
         return True
     if name == "tools":
         return value == [] and not isinstance(value, Object)
+    if name == "response_format":
+        return bool(value == Object([("type", "text")]))
     if name == "temperature":
         return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if name == "max_output_tokens":

@@ -33,6 +33,7 @@ from chatserver.commands import (
 )
 from chatserver.errors import BadCursor, BadRequest, ChatError, FieldProblem, NotFound, TooLarge
 from chatserver.strict_json import convert
+from chatserver.structured import JsonFormat
 
 LIMIT = 32 * 1024
 
@@ -50,9 +51,11 @@ FULL: dict[str, Any] = {
     "max_output_tokens": 5,
     "regenerate": "m1",
     "parent_id": "m2",
+    "response_format": {"type": "json_object"},
     "on_disconnect": "continue",
 }
 
+MADE = FULL | {"response_format": JsonFormat()}
 
 texts = st.text(st.characters(codec="utf-8", exclude_characters=[chr(n) for n in range(32) if n not in (9, 10)]))
 
@@ -66,11 +69,11 @@ def obeyed(fields: Any) -> Command:
 
 
 def test_a_request_has_just_these_fields() -> None:
-    assert read(FULL, ChatRequest) == ChatRequest(**FULL)
+    assert read(FULL, ChatRequest) == ChatRequest(**MADE)
     assert [*FULL, "tools"] == list(ChatRequest.__struct_fields__)
     assert read({"message": "Hi"}, ChatRequest) == ChatRequest(message="Hi", on_disconnect="cancel")
-    assert obeyed({"type": "send", "ref": "1"} | FULL) == Send(ref="1", **FULL)
-    assert Send(ref="1", **FULL).request() == ChatRequest(**FULL)
+    assert obeyed({"type": "send", "ref": "1"} | FULL) == Send(ref="1", **MADE)
+    assert Send(ref="1", **MADE).request() == ChatRequest(**MADE)
 
 
 @pytest.mark.parametrize(

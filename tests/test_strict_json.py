@@ -250,7 +250,7 @@ def test_a_request_as_it_is_meant_to_be_and_over_both_transports_the_same(scale:
                     given = fields.get(name)
                     if isinstance(given, str):
                         given = given.replace("\r\n", "\n").replace("\r", "\n")
-                    if isinstance(given, list):
+                    if isinstance(given, list | dict):
                         given = getattr(convert(json.dumps({name: given}), ChatRequest), name)
                     assert getattr(over_http, name) == (
                         "cancel" if name == "on_disconnect" and given is None else given

@@ -7,6 +7,7 @@ from msgspec import Struct
 
 from chatserver.dialogue import Dialogue, Leavings, ToolSpecification
 from chatserver.events import Reasoning, Token, Usage
+from chatserver.structured import ResponseFormat
 from chatserver.telemetry import UNOBSERVED_RUN, RunObserver
 
 WANTED_CALLS_LIMIT = 256
@@ -21,6 +22,7 @@ class ModelRequest(Struct, frozen=True, kw_only=True):
     tools: Sequence[ToolSpecification] = ()
     temperature: float | None = None
     max_output_tokens: int | None = None
+    response_format: ResponseFormat | None = None
     run_id: str = ""
     observer: RunObserver = UNOBSERVED_RUN
 

@@ -12,6 +12,8 @@ import anyio
 import msgspec
 from msgspec import Struct
 
+from chatserver.providers.samples import sample
+
 TOKEN_SECONDS = 0.02
 """Pace of the demo: 50 tokens a second, what a good hosted model gives."""
 
@@ -89,6 +91,7 @@ class CompletionRequest(Struct, frozen=True):
     model: str = "demo"
     tools: list[ToolOffer] | None = None
     max_tokens: int | None = None
+    response_format: dict[str, Any] | None = None
 
 
 class Refusal(Struct, frozen=True):
@@ -110,6 +113,8 @@ class Script(Struct, frozen=True):
 
 def completion(request: CompletionRequest) -> Refusal | AsyncIterator[bytes]:
     """The demo's answer: a refusal, or the bytes of a stream."""
+    if (text := sample(request.response_format)) is not None:
+        return _stream(Script(text=text), request.model, request.max_tokens)
     script = _script(request.messages or [], {each.function.name for each in request.tools or ()})
     return _refusal(script.fault) or _stream(script, request.model, request.max_tokens)
 

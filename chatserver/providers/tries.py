@@ -2,6 +2,7 @@
 
 import logging
 import random
+import re
 from collections.abc import Iterator, Sequence, Set
 from time import monotonic
 
@@ -15,6 +16,9 @@ from chatserver.providers.unseen import Media, newest_of, refused_in, without
 from chatserver.providers.words import loggable
 
 logger = logging.getLogger(__name__)
+
+FORMAT = re.compile(r"response_?format|json_?schema|text\.format|structured output|guided|grammar")
+NO_FORMAT = "the model server refuses `response_format`, or its schema; this server's log has its words"
 
 RETRIES_LIMIT = 2
 RETRY_DEADLINE_SECONDS = 5.0
@@ -60,6 +64,9 @@ class Tries:
         if is_about_request and not has_begun and fault.kind is not Kind.FILTERED:
             if kinds := refused_in(fault.words, self._request.messages):
                 return self._without(kinds, fault)
+            if self._request.response_format is not None and FORMAT.search(fault.words.lower()):
+                fault.error = UpstreamError("llm_error", NO_FORMAT)
+                fault.kind = Kind.FINAL
             parameter = self._parameters.in_words(self._request, self._refused, self._maker, fault.words)
         if parameter is not None:
             self._refused |= {parameter}

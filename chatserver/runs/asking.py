@@ -48,6 +48,7 @@ class Asking:
             messages=dialogue(messages, request.system, self._settings.max_context_tokens),
             temperature=request.temperature,
             max_output_tokens=request.max_output_tokens,
+            response_format=request.response_format,
             run_id=life.run_id,
             observer=life.run.observer,
         )

@@ -34,6 +34,7 @@ from chatserver.runs.states import State
 from chatserver.runs.subscription import Subscription
 from chatserver.sessions import Sessions
 from chatserver.settings import Settings
+from chatserver.structured import check_schema
 from chatserver.telemetry import NOTHING
 
 CANCEL_SECONDS = 10.0
@@ -90,6 +91,7 @@ class Runs:
         request = checked_client_tools(request, self._lives.toolbox.tools)
         if self._settings.models:
             request = checked_model(request, self._settings.models_offered)
+        await check_schema(request.response_format)
         try:
             if self.is_draining:
                 raise Draining

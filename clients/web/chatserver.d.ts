@@ -82,6 +82,10 @@ export type ChatRequest = {
      * the answer that the message follows; absent: the newest
      */
     parentId?: string | undefined;
+    /**
+     * the form of the answer, as PROTOCOL.md has it
+     */
+    responseFormat?: Record<string, unknown> | undefined;
     onDisconnect?: "cancel" | "continue" | undefined;
 };
 export type Frame = {

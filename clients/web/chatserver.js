@@ -43,6 +43,7 @@
  * @property {number | undefined} [maxOutputTokens]
  * @property {string | undefined} [regenerate] the user's message to answer again; with a text, to edit
  * @property {string | undefined} [parentId] the answer that the message follows; absent: the newest
+ * @property {Record<string, unknown> | undefined} [responseFormat] the form of the answer, as PROTOCOL.md has it
  * @property {"cancel" | "continue" | undefined} [onDisconnect]
  */
 /**

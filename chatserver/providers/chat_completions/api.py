@@ -58,6 +58,7 @@ class ChatCompletions:
             "stream_options": None if "stream" in refused else {"include_usage": True},
             "tools": tools_of(request.tools) or None,
             "temperature": request.temperature,
+            "response_format": request.response_format,
             limit: request.max_output_tokens,
         }
         return {name: value for name, value in optional.items() if value is not None and name not in refused}

@@ -8,7 +8,7 @@ import msgspec
 
 from chatserver.providers import ModelRequest, OnDelta
 from chatserver.providers.api import OMITTABLE_EVERYWHERE
-from chatserver.providers.responses.requests import has_own, input_of, instructions_of, tools_of
+from chatserver.providers.responses.requests import form_of, has_own, input_of, instructions_of, tools_of
 from chatserver.providers.responses.turn_decoder import ResponsesDecoder
 
 OUTPUT_TOKENS_LEAST = 16
@@ -63,6 +63,7 @@ class Responses:
             "reasoning": {"summary": "auto"},
             "tools": tools_of(request.tools) or None,
             "temperature": request.temperature,
+            "text": form_of(request.response_format),
             "max_output_tokens": None if limit is None else max(limit, OUTPUT_TOKENS_LEAST),
         }
         return {name: value for name, value in optional.items() if value is not None and name not in refused}

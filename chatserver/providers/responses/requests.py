@@ -3,10 +3,13 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import msgspec
+
 from chatserver.content import data_url
 from chatserver.dialogue import AssistantTurn, Dialogue, Item, SystemText, ToolOutput, ToolSpecification, UserMessage
 from chatserver.parts import FilePart, ImagePart, TextPart, UserPart
 from chatserver.providers.responses.leavings import call_of, message, own_items
+from chatserver.structured import JsonFormat, ResponseFormat, SchemaFormat
 
 
 def instructions_of(dialogue: Dialogue) -> str | None:
@@ -70,3 +73,14 @@ def _left_by(turn: AssistantTurn, maker: str) -> list[dict[str, Any]] | None:
 
 def _told(turn: AssistantTurn) -> list[dict[str, Any]]:
     return [*([message(turn.text)] if turn.text else []), *map(call_of, turn.calls)]
+
+
+def form_of(wanted: ResponseFormat | None) -> dict[str, Any] | None:
+    """The form of the answer, as the API has it in `text`."""
+    match wanted:
+        case SchemaFormat():
+            return {"format": {"type": "json_schema"} | msgspec.to_builtins(wanted.json_schema)}
+        case JsonFormat():
+            return {"format": {"type": "json_object"}}
+        case _:
+            return None
