@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from chatserver.app import User, create_app
-    from chatserver.errors import SettingsError
+    from chatserver.dialogue import (
+        AssistantTurn,
+        Dialogue,
+        SystemText,
+        ToolOutput,
+        ToolSpecification,
+        TurnCall,
+        UserMessage,
+    )
+    from chatserver.errors import AgentFailed, SettingsError, ToolError, UpstreamError
+    from chatserver.events import Reasoning, Token, ToolCall, ToolResult, Usage
+    from chatserver.function_agent import AgentContext, AgentFunction, Yielded
     from chatserver.plugin import ChatPlugin
     from chatserver.serving.serve import serve
     from chatserver.settings import Settings
@@ -19,11 +30,29 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AgentContext",
+    "AgentFailed",
+    "AgentFunction",
+    "AssistantTurn",
     "ChatPlugin",
+    "Dialogue",
+    "Reasoning",
     "Settings",
     "SettingsError",
+    "SystemText",
+    "Token",
     "Tool",
+    "ToolCall",
+    "ToolError",
+    "ToolOutput",
+    "ToolResult",
+    "ToolSpecification",
+    "TurnCall",
+    "UpstreamError",
+    "Usage",
     "User",
+    "UserMessage",
+    "Yielded",
     "create_app",
     "load_settings",
     "serve",
@@ -31,13 +60,45 @@ __all__ = [
 ]
 
 _HOMES = {
-    "chatserver.app": ("User", "create_app"),
-    "chatserver.errors": ("SettingsError",),
+    "chatserver.app": (
+        "User",
+        "create_app",
+    ),
+    "chatserver.dialogue": (
+        "AssistantTurn",
+        "Dialogue",
+        "SystemText",
+        "ToolOutput",
+        "ToolSpecification",
+        "TurnCall",
+        "UserMessage",
+    ),
+    "chatserver.errors": (
+        "AgentFailed",
+        "SettingsError",
+        "ToolError",
+        "UpstreamError",
+    ),
+    "chatserver.events": (
+        "Reasoning",
+        "Token",
+        "ToolCall",
+        "ToolResult",
+        "Usage",
+    ),
+    "chatserver.function_agent": (
+        "AgentContext",
+        "AgentFunction",
+        "Yielded",
+    ),
     "chatserver.plugin": ("ChatPlugin",),
     "chatserver.serving.serve": ("serve",),
     "chatserver.settings": ("Settings",),
     "chatserver.settings.loading": ("load_settings",),
-    "chatserver.tools": ("Tool", "tool"),
+    "chatserver.tools": (
+        "Tool",
+        "tool",
+    ),
 }
 
 

@@ -15,14 +15,16 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 
 from chatserver import __version__
-from chatserver.agent import ToolAgent
+from chatserver.agent import Agent, ToolAgent
 from chatserver.auth import Gate, TellUser
 from chatserver.auth.origins import is_probe
 from chatserver.calls import Toolbox
 from chatserver.errors import ChatError, NotFound, SettingsError, Unavailable
+from chatserver.function_agent import AgentFunction, FunctionAgent, checked_agent, load_agent
 from chatserver.log.logs import MemoryLogs
 from chatserver.nodes import Shared, link_to
 from chatserver.nodes.alone import open_alone
+from chatserver.providers import Provider
 from chatserver.providers.api import Api
 from chatserver.providers.chat_completions.api import ChatCompletions
 from chatserver.providers.client import DEMO_URL
@@ -111,6 +113,7 @@ _WRONG = f"{SettingsError.__module__}.{SettingsError.__qualname__}: "
 def create_app(
     settings: Settings | None = None,
     *,
+    agent: AgentFunction | None = None,
     tools: Iterable[Tool | Callable[..., Any]] | None = None,
     user: User | None = None,
 ) -> App:
@@ -118,20 +121,22 @@ def create_app(
 
     Args:
         settings: What an operator chooses; by default from the environment and `.env`, see ``load_settings``.
+        agent: Answers each message, in place of the built-in agent and of the one that the settings name.
         tools: Functions that the model may call, in place of those that the settings name.
         user: Tells whose each request and WebSocket is, in place of tokens.
 
     Raises:
-        SettingsError: a setting cannot be obeyed, or a tool cannot be called.
+        SettingsError: a setting cannot be obeyed, or a tool or the agent cannot be called.
     """
     settings = _with_users(load_settings() if settings is None else settings, user)
     gate, metrics = Gate(settings, _by_connection(user)), _metrics(settings)
     named = load_tools(settings.tools) if tools is None else tools_by_name(tools)
+    function = load_agent(settings.agent) if agent is None else checked_agent(agent)
     link = link_to(settings.redis_url)
 
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
-        async with link() as opened, _running(settings, gate, named, metrics, opened) as components:
+        async with link() as opened, _running(settings, gate, named, function, metrics, opened) as components:
             app.state.components = components
             yield
 
@@ -166,7 +171,12 @@ def _by_connection(user: User | None) -> TellUser | None:
 
 @asynccontextmanager
 async def _running(
-    settings: Settings, gate: Gate, tools: Mapping[str, Tool], metrics: Metrics, link: "Link | None"
+    settings: Settings,
+    gate: Gate,
+    tools: Mapping[str, Tool],
+    function: AgentFunction | None,
+    metrics: Metrics,
+    link: "Link | None",
 ) -> AsyncIterator[Components]:
     """The components that the routes call, from their start to their end."""
     async with AsyncExitStack() as stack:
@@ -178,7 +188,7 @@ async def _running(
         provider = await stack.enter_async_context(_provider(settings))
         threads = ToolThreads(settings.tool_timeout_seconds, settings.max_tool_result_bytes)
         toolbox = Toolbox(tools, threads, settings.max_tool_calls_per_run)
-        agent = ToolAgent(provider, settings.max_turns)
+        agent = await stack.enter_async_context(_agent(settings, provider, function))
         logs = MemoryLogs(settings.max_logs_bytes, sessions.log, shared.journal)
         connections = await stack.enter_async_context(
             Connections(
@@ -188,7 +198,7 @@ async def _running(
             )
         )
         holds = Holds(settings, sessions, shared.places)
-        lives = Lives(settings, sessions, logs, agent.answer, toolbox, holds, metrics)
+        lives = Lives(settings, sessions, logs, agent, toolbox, holds, metrics)
         runs = Runs(settings, sessions, logs, lives, shared.places, shared.elsewhere)
         await stack.enter_async_context(runs)
         beside = await stack.enter_async_context(anyio.create_task_group())
@@ -196,6 +206,19 @@ async def _running(
         await provider.warm_up()  # Else the first run would hold up the loop by its imports, and with it the lease.
         yield Components(settings, gate, runs, sessions, shared.admissions, connections, metrics)
         beside.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _agent(settings: Settings, provider: Provider, function: AgentFunction | None) -> AsyncIterator[Agent]:
+    """The built-in agent, or one that somebody brought."""
+    if function is None:
+        yield ToolAgent(provider, settings.max_turns).answer
+        return
+    brought = FunctionAgent(function, provider, settings.agent_idle_seconds, settings.max_tool_result_bytes)
+    try:
+        yield brought.answer
+    finally:
+        await brought.close()
 
 
 def _metrics(settings: Settings) -> Metrics:

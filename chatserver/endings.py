@@ -2,7 +2,7 @@
 
 from msgspec.structs import replace
 
-from chatserver.errors import RunLost, Unavailable, UpstreamError
+from chatserver.errors import AgentFailed, RunLost, Unavailable, UpstreamError
 from chatserver.events import Error
 
 INTERRUPTED = Error(code="interrupted", message="the server stopped before the answer was complete", retryable=True)
@@ -26,6 +26,8 @@ def ending_of(error: Exception) -> Error:
             return Error(
                 code=error.code, message=error.message, retryable=error.retryable, retry_after=error.retry_after
             )
+        case AgentFailed():
+            return replace(INTERNAL, message=str(error))
         case RunLost():
             return replace(INTERRUPTED, message=str(error))
         case Unavailable():

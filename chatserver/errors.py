@@ -25,6 +25,8 @@ ChatError                 an answer to a client: an HTTP problem document, or a 
 ├── Overloaded        503 more connections than the server takes
 └── Unavailable       503 something that is needed to answer cannot be reached
 UpstreamError             the model's fault: becomes the run's `error` event, never an HTTP status
+AgentFailed               the fault of an agent that somebody brought: becomes the run's `error` event
+ToolError                 a tool's fault: raised to the agent that has called the tool
 RunLost                   nobody's fault: another process has ended the run; becomes its `error` event too
 SettingsError             the operator's fault: ends the program with one line
 """
@@ -233,6 +235,18 @@ class UpstreamError(Exception):
         self.message = message
         self.retryable = retryable
         self.retry_after = retry_after
+
+
+class AgentFailed(Exception):
+    """An agent that somebody brought has failed its run; the message is for the user."""
+
+
+class ToolError(Exception):
+    """A call that an agent has made gave no result; ``result`` is what the run tells of it, as JSON has it."""
+
+    def __init__(self, tool: str, result: Any) -> None:
+        super().__init__(f"{tool}: {result}")
+        self.result = result
 
 
 class RunLost(Exception):

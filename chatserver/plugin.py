@@ -13,6 +13,7 @@ from litestar.utils import normalize_path
 
 from chatserver.app import App, User, create_app
 from chatserver.errors import SettingsError
+from chatserver.function_agent import AgentFunction
 from chatserver.settings import Settings
 from chatserver.tools import Tool
 from chatserver.transports.asgi import HOST_SCOPE, AsgiScope
@@ -43,6 +44,7 @@ class ChatPlugin(InitPlugin):
         path: str,
         settings: Settings | None = None,
         *,
+        agent: AgentFunction | None = None,
         tools: Iterable[Tool | Callable[..., Any]] | None = None,
         user: User | None = None,
     ) -> None:
@@ -54,7 +56,7 @@ class ChatPlugin(InitPlugin):
         self.path = normalize_path(path)
         if self.path == "/" or "{" in self.path:
             raise SettingsError(f"ChatPlugin: {path!r} is no fixed path below the root")
-        self.app: App = create_app(settings, tools=tools, user=user)
+        self.app: App = create_app(settings, agent=agent, tools=tools, user=user)
 
     def on_app_init(self, app_config: AppConfig) -> AppConfig:
         """Called by Litestar: add the handlers and the lifespan."""

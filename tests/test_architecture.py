@@ -38,6 +38,7 @@ ROOMS = (
     "calls",
     "context",
     "agent",
+    "function_agent",
     "sessions",
     "runs",
     "auth",

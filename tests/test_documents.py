@@ -177,6 +177,8 @@ INSIDE = {
     "providers/models.py": "how much of a list is read, and how much of it a log says",
     "providers/demo.py": "what the demo model does is no contract",
     "sessions/queries.py": "the routes ask for less",
+    "function_agent/hop.py": "how far an agent is ahead of its run",
+    "function_agent/agent_threads.py": "what wrong agents of the operator take",
     "tools/builtin.py": "a tool says in its result what it refuses",
     "routes/access_log.py": "how much of a path the log has",
     "transports/connections.py": "only spreads the clock's work",

@@ -59,6 +59,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     model: str = "gpt-4o-mini"
     models: tuple[str, ...] = ()
     tools: str | None = None
+    agent: str | None = None
 
     database_url: str = "sqlite:///chatserver.db"
     redis_url: str | None = None
@@ -71,6 +72,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     drain_seconds: NotNegative = 10.0
     tool_timeout_seconds: Positive = 30.0
     approval_seconds: Positive = 86_400.0
+    agent_idle_seconds: Positive = 300.0
 
     access_log: bool = False
     otel_exporter_otlp_endpoint: str | None = None

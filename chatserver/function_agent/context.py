@@ -1,0 +1,101 @@
+"""What an agent is handed beside the dialogue."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from msgspec.structs import replace
+
+from chatserver.context import RunContext
+from chatserver.dialogue import Dialogue, ToolSpecification
+from chatserver.errors import ToolError
+from chatserver.events import Reasoning, Token, ToolResult, to_json
+from chatserver.function_agent.hop import Hop
+from chatserver.function_agent.work import Work
+from chatserver.function_agent.yielded import TurnEnd
+from chatserver.providers import Delta, Finish, ModelRequest, Provider, ToolCallRequest
+
+
+class AgentContext:
+    """One run, as its agent sees it. All methods are for the agent's own event loop.
+
+    Cancelling the run cancels what is awaited here.
+    """
+
+    def __init__(self, work: Work, request: ModelRequest, run: RunContext, provider: Provider) -> None:
+        self._work, self._request, self._run, self._provider = work, request, run, provider
+
+    @property
+    def user(self) -> str:
+        """Whose run it is; `local` where the server has no users."""
+        return self._run.user
+
+    @property
+    def session_id(self) -> str:
+        """The dialogue that the run belongs to."""
+        return self._run.session_id
+
+    @property
+    def run_id(self) -> str:
+        """The run; the same after a restart of the server."""
+        return self._run.run_id
+
+    @property
+    def is_resumed(self) -> bool:
+        """Whether the run has waited for somebody, and this is not the first call of its agent."""
+        return self._run.is_resumed
+
+    @property
+    def model(self) -> str:
+        """The model that the request names, or else the default one."""
+        return self._request.model
+
+    @property
+    def tools(self) -> Sequence[ToolSpecification]:
+        """The tools that ``call`` can call: name, description and JSON Schema of the arguments."""
+        return self._run.calls.specifications()
+
+    async def call(self, name: str, args: dict[str, Any]) -> Any:
+        """Call a tool of the server; the result, as JSON has it. The run tells of the call and of its result.
+
+        Raises:
+            ToolError: the tool has failed, there is none of that name, or no more calls may be made.
+            TypeError, ValueError: JSON has no form for the arguments.
+        """
+        wanted = ToolCallRequest("", name, to_json(args).decode())
+        turn = await self._work.ask(self._run.calls.make([wanted]))
+        result = next(step for step in turn.steps if isinstance(step, ToolResult))
+        if result.is_error:
+            raise ToolError(name, result.result)
+        return result.result
+
+    async def complete(self, dialogue: Dialogue) -> AsyncIterator[str | Reasoning]:
+        """Ask the model that the request names, without tools: its text as it comes, and its reasoning.
+
+        What is yielded here is not told to anybody unless the agent yields it too.
+
+        Raises:
+            UpstreamError: the model has failed. An agent that does not catch this ends as the built-in one.
+        """
+        arrived: asyncio.Queue[Delta | None] = asyncio.Queue()
+        hop: Hop[Delta | None] = Hop(asyncio.get_running_loop(), arrived.put_nowait)
+        turn = asyncio.ensure_future(self._work.ask(self._turn(dialogue, hop)))
+        try:
+            while (delta := await arrived.get()) is not None:
+                match delta:
+                    case Token():
+                        yield delta.content
+                    case Reasoning():
+                        yield delta
+            self._work.tell(TurnEnd(await turn))
+        finally:
+            turn.cancel()
+
+    async def _turn(self, dialogue: Dialogue, hop: Hop[Delta | None]) -> Finish:
+        """In the server's loop: one turn of the model."""
+        request = replace(self._request, messages=dialogue, tools=())
+        try:
+            self._run.meter.begin_turn(request)
+            return await self._provider.stream(request, hop.send)
+        finally:
+            hop.send(None)

@@ -1,0 +1,278 @@
+"""Agents that people bring: they stream as the built-in one, and a wrong one fails its own run, in words."""
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from chatserver import (
+    AgentContext,
+    Dialogue,
+    Reasoning,
+    SettingsError,
+    Token,
+    ToolCall,
+    ToolError,
+    ToolResult,
+    Usage,
+    Yielded,
+    create_app,
+)
+from chatserver.function_agent import agent_threads, load_agent
+from tests.clients import BOTH, Transport, cancel, documents_of, get_run, text_of, types_of
+from tests.fake_upstream import FakeUpstream, Gate, say, token
+from tests.live import LiveServer, live_server
+from tests.merging import unmerged
+
+pytestmark = pytest.mark.anyio
+
+WAIT_SECONDS = 30.0
+each_transport = pytest.mark.parametrize("transport", BOTH, ids=repr)
+
+
+def add(a: int, b: int) -> int:
+    """Add."""
+    if a < 0:
+        raise ValueError("too little")
+    return a + b
+
+
+def serving(agent: Any, upstream: FakeUpstream | None = None, **settings: Any) -> Any:
+    return live_server(
+        upstream.url if upstream else None,
+        make_app=lambda chosen: create_app(chosen, agent=agent, tools=[add]),
+        **settings,
+    )
+
+
+async def events_of(server: LiveServer, transport: Transport, message: str = "Hi", **body: Any) -> list[dict[str, Any]]:
+    with anyio.fail_after(WAIT_SECONDS):
+        documents = await documents_of(await transport.start(server, {"message": message} | body))
+    return [json.loads(each) for each in documents]
+
+
+def said(events: list[dict[str, Any]]) -> str:
+    return "".join(event["content"] for event in events if event["type"] == "token")
+
+
+async def words(dialogue: Dialogue, context: AgentContext) -> AsyncIterator[Yielded]:
+    yield Reasoning(content="Hm.")
+    for word in ("An", " answer", " for ", context.user):
+        yield word
+        await asyncio.sleep(0)
+    yield ""
+    yield Usage(3, 4)
+
+
+@each_transport
+async def test_it_streams_resumes_and_is_stored(transport: Transport) -> None:
+    async with serving(words) as server:
+        with anyio.fail_after(WAIT_SECONDS):
+            reading = await transport.start(server, {"message": "Hi"})
+            documents = await documents_of(reading)
+            rest = await documents_of(await transport.attach(server, reading.run_id, 3))
+        assert unmerged(rest, documents) == documents[3:]
+        assert types_of(documents) == ["start", "reasoning", *["token"] * 4, "done"]
+        assert text_of(documents) == "An answer for local"
+        usage = {"input_tokens": 3, "output_tokens": 4, "estimated": False}
+        assert json.loads(documents[-1])["usage"] == (await get_run(server, reading.run_id))["usage"] == usage
+
+
+async def relaying(dialogue: Dialogue, context: AgentContext) -> AsyncIterator[Yielded]:
+    async for piece in context.complete(dialogue):
+        yield piece
+
+
+@each_transport
+async def test_the_configured_model_answers_and_its_usage_counts(transport: Transport) -> None:
+    async with FakeUpstream() as upstream, serving(relaying, upstream) as server:
+        upstream.script(*say("An answer.", 3))
+        events = await events_of(server, transport)
+        assert said(events) == "An answer." and not events[-1]["usage"]["estimated"]
+        assert "tools" not in upstream.requests[0].json
+
+
+@each_transport
+async def test_a_cancel_closes_the_models_connection(transport: Transport) -> None:
+    async with FakeUpstream() as upstream, serving(relaying, upstream) as server:
+        upstream.script(token("An"), Gate(anyio.Event()))
+        with anyio.fail_after(WAIT_SECONDS):
+            reading = await transport.start(server, {"message": "Hi"})
+            await reading.take(2)
+            await cancel(server, reading.run_id)
+            last = json.loads((await documents_of(reading))[-1])
+            await upstream.until(lambda: [each.state for each in upstream.replies] == ["cut"])
+        assert last["finish_reason"] == "cancelled"
+
+
+async def test_a_failure_of_the_model_is_told_as_ever() -> None:
+    async with FakeUpstream() as upstream, serving(relaying, upstream) as server:
+        upstream.script(token("An"))
+        assert (await events_of(server, BOTH[0]))[-1]["code"] == "upstream_truncated"
+
+
+async def calling(dialogue: Dialogue, context: AgentContext) -> AsyncIterator[Yielded]:
+    assert [each.name for each in context.tools] == ["add"]
+    yield "Let me add. "
+    yield f"{await context.call('add', {'a': 2, 'b': 3})}"
+    for name, args in (("add", {"a": -1, "b": 1}), ("nothing", {})):
+        try:
+            await context.call(name, args)
+        except ToolError as error:
+            yield f" ({error.result})"
+
+
+@each_transport
+async def test_tools_are_called_between_the_words(transport: Transport) -> None:
+    async with serving(calling) as server:
+        events = await events_of(server, transport)
+    kinds = [event["type"] for event in events]
+    once = ["tool_call", "tool_result", "token"]
+    assert kinds == ["start", "token", *once * 3, "done"]
+    assert said(events) == "Let me add. 5 (too little) (there is no such tool)"
+
+
+async def swallowing(dialogue: Dialogue, context: AgentContext) -> AsyncIterator[Yielded]:
+    yield "An"
+    WAITS.set()
+    try:
+        await asyncio.sleep(3600)
+    except asyncio.CancelledError:
+        """It goes on."""
+    try:
+        await asyncio.sleep(3600)
+    finally:
+        ENDED.set()
+
+
+WAITS, ENDED = threading.Event(), threading.Event()
+
+
+@each_transport
+async def test_an_agent_that_swallows_a_cancel_is_cancelled_again(transport: Transport) -> None:
+    WAITS.clear()
+    ENDED.clear()
+    async with serving(swallowing) as server:
+        with anyio.fail_after(WAIT_SECONDS):
+            reading = await transport.start(server, {"message": "Hi"})
+            await anyio.to_thread.run_sync(WAITS.wait)
+            await cancel(server, reading.run_id)
+            documents = await documents_of(reading)
+            assert json.loads(documents[-1])["finish_reason"] == "cancelled" and text_of(documents) == "An"
+            await anyio.to_thread.run_sync(ENDED.wait)
+
+
+async def wrong(dialogue: Any, context: AgentContext) -> AsyncIterator[Any]:
+    match dialogue[-1].content:
+        case "result":
+            yield ToolResult(call_id="a", tool="add", result=1, is_error=False, truncated=False, duration_ms=0)
+        case "raise":
+            raise RuntimeError("canary-4711")
+        case "exit":
+            raise SystemExit(1)
+        case "type":
+            yield 5
+        case "fields":
+            yield Token(content=5)  # type: ignore[arg-type]
+        case "args":
+            yield ToolCall(call_id="a", tool="add", args={"x": "\ud800"})
+        case "silent":
+            await asyncio.sleep(3600)
+        case "cancels itself":
+            raise asyncio.CancelledError
+        case "leaks":
+            context.leaked = asyncio.create_task(asyncio.sleep(3600))  # type: ignore[attr-defined]
+            yield "Leaky."
+        case "huge":
+            for _ in range(100):
+                yield "x" * 100_000
+        case "endless":
+            while True:
+                yield "x"
+        case _:
+            yield "Well."
+
+
+WRONG = {
+    "result": "broke the rules",
+    "raise": "the agent failed",
+    "exit": "the agent failed",
+    "type": "yielded a `int`",
+    "fields": "yielded a `Token` with wrong fields",
+    "args": "yielded a `ToolCall` with wrong fields",
+    "silent": "said nothing for 0.5 seconds",
+    "cancels itself": "the agent failed",
+}
+
+
+async def test_a_wrong_agent_fails_its_own_run_in_words() -> None:
+    async with serving(wrong, agent_idle_seconds=0.5, max_answer_bytes=2000) as server:
+        for number, (message, sentence) in enumerate(WRONG.items()):
+            last = (await events_of(server, BOTH[number % 2], message))[-1]
+            assert (last["type"], last["code"]) == ("error", "internal"), message
+            assert sentence in last["message"] and "canary" not in last["message"]
+            assert said(await events_of(server, BOTH[number % 2], "ok")) == "Well."
+        for message in ("huge", "endless"):
+            assert (await events_of(server, BOTH[0], message))[-1]["finish_reason"] == "length"
+        assert (await events_of(server, BOTH[0], "leaks"))[-1]["type"] == "done"
+
+
+async def no_generator(dialogue: Dialogue, context: AgentContext) -> str:
+    return "Hi"
+
+
+def hidden(dialogue: Dialogue, context: AgentContext) -> Any:
+    return no_generator(dialogue, context)
+
+
+async def test_what_is_no_generator_is_told_as_early_as_it_is_seen() -> None:
+    with pytest.raises(SettingsError, match="yield"):
+        create_app(agent=no_generator)  # type: ignore[arg-type]
+    async with serving(hidden) as server:
+        assert "no async generator" in (await events_of(server, BOTH[0]))[-1]["message"]
+
+
+@each_transport
+async def test_an_agent_that_blocks_fails_and_new_runs_go_on(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_threads, "WATCH_SECONDS", 0.05)
+    monkeypatch.setattr(agent_threads, "BEGIN_SECONDS", 0.2)
+    monkeypatch.setattr(agent_threads, "BLOCKED_SECONDS", 0.5)
+    blocked, let_go = threading.Event(), threading.Event()
+
+    async def blocking(dialogue: Any, context: AgentContext) -> AsyncIterator[str]:
+        if dialogue[-1].content == "block":
+            yield "I sleep."
+            blocked.set()
+            while not let_go.is_set():
+                time.sleep(0.01)  # noqa: ASYNC251 - that is what is wrong with it
+        yield "Well."
+
+    try:
+        async with serving(blocking) as server:
+            with anyio.fail_after(WAIT_SECONDS):
+                reading = await transport.start(server, {"message": "block"})
+                await anyio.to_thread.run_sync(blocked.wait)
+                assert said(await events_of(server, transport, "ok")) == "Well."
+                last = json.loads((await documents_of(reading))[-1])
+            assert (last["type"], last["code"]) == ("error", "internal") and "blocked" in last["message"]
+            let_go.set()
+    finally:
+        let_go.set()
+
+
+def test_a_setting_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "brought.py").write_text("async def mine(dialogue, context):\n    yield 'Hi'\nnot_mine = 5\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert load_agent(None) is None
+    mine = load_agent("brought:mine")
+    assert mine is not None and mine.__name__ == "mine"
+    with pytest.raises(SettingsError, match=r"\ACHATSERVER_AGENT: brought:not_mine: "):
+        load_agent("brought:not_mine")
