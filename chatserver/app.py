@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
 import msgspec
-from litestar import Litestar, Router
+from litestar import Litestar
 from litestar.config.cors import CORSConfig
 from litestar.connection import ASGIConnection
 from litestar.datastructures import State
@@ -140,9 +140,10 @@ def create_app(
             app.state.components = components
             yield
 
-    routes = [*http.ROUTES, *health.ROUTES, *contract.ROUTES, *page.ROUTES, scrape.metrics]
+    routes = [*http.ROUTES, *health.ROUTES, *contract.ROUTES, *page.ROUTES, scrape.metrics, websocket]
     return App(
-        route_handlers=[Router("/", guards=[http.admit], route_handlers=routes), websocket],
+        route_handlers=routes,
+        guards=[http.admit],  # Not of a router: Litestar would copy all that its handlers say, and register them twice.
         exception_handlers={Exception: http.error_response},
         lifespan=[lifespan],
         state=State({"settings": settings, "metrics": metrics}),

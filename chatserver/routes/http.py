@@ -77,7 +77,7 @@ async def admit(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
     Async, since Litestar calls other guards in a thread.
 
     Raises:
-        Draining: the server drains, and the route does not help running answers to end.
+        Draining: the server drains, and the route neither helps running answers to end nor says so itself.
         Unauthenticated, Forbidden, Unavailable: the user cannot be identified.
         TooMany: the user has sent too many requests, or too many at the same time.
     """

@@ -6,6 +6,7 @@ from litestar import asgi
 
 from chatserver.auth import Identity
 from chatserver.errors import Draining, Unauthenticated, UpgradeRequired
+from chatserver.routes.http import OPEN_WHILE_DRAINING, PUBLIC
 from chatserver.telemetry import carrier_of
 from chatserver.transports.admission import Admission
 from chatserver.transports.asgi import AsgiReceive, AsgiScope, AsgiSend
@@ -19,7 +20,7 @@ WEBSOCKET_PATH = "/chat/ws"
 SUBPROTOCOL = "chatserver.v1"
 
 
-@asgi(WEBSOCKET_PATH, copy_scope=False)
+@asgi(WEBSOCKET_PATH, opt={OPEN_WHILE_DRAINING: True, PUBLIC: True}, copy_scope=False)
 async def websocket(scope: AsgiScope, receive: AsgiReceive, send: AsgiSend) -> None:
     """The WebSocket endpoint: let the peer in or refuse the handshake, and begin the dialogue."""
     components: Components = scope["litestar_app"].state.components

@@ -97,6 +97,7 @@ def _in_role(
     logging.basicConfig(format=LOG_FORMAT.format(f"worker {worker}: " if worker else ""))
     if worker is None and (settings.workers > 1 or inheritance.children):
         return asyncio.run(_supervise(settings, inheritance, say_ready))
+    gc.disable()  # Until all is imported: looking for garbage meanwhile is a tenth of the start.
     return _serve(settings, inheritance, make_app(), say_ready)
 
 
@@ -123,7 +124,6 @@ def _serve(settings: Settings, inheritance: Inheritance, app: "Application", say
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket(fileno=fd)) for fd in inheritance.sockets]
         role.server = server = Server(settings, app, role.on_ready)
-        _tune_interpreter()
         if inheritance.worker is not None:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)  # Its supervisor restarts it.
         server.run(sockets=sockets)
@@ -145,6 +145,7 @@ class _Role:
 
     def on_ready(self) -> None:
         """The server serves. Whoever is told so may send a signal at once."""
+        _tune_interpreter()
         loop = asyncio.get_running_loop()
         line, is_worker = self._inheritance.line, self._inheritance.worker is not None
         self._tasks.append(loop.create_task(keep_watchdog()))
@@ -184,4 +185,5 @@ def _tune_interpreter() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
+    gc.enable()
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)

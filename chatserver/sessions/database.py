@@ -10,19 +10,18 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import gettempdir
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from alembic import command
-from alembic.config import Config
-from alembic.util import CommandError
 from anyio import CancelScope
-from sqlalchemy import URL, Connection, make_url, text
+from sqlalchemy import URL, Connection, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from chatserver.errors import SettingsError
 from chatserver.sessions.sqlite import Sqlite
 from chatserver.settings import variable
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 POSTGRES_CONNECTIONS = 10
 POSTGRES_CONNECT_SECONDS = 5.0
@@ -76,7 +75,7 @@ async def open_database(database_url: str) -> AsyncIterator[Database]:
     try:
         try:
             await database.write(migrate)
-        except (DBAPIError, CommandError, OSError, TypeError, ValueError) as error:  # asyncpg's for odd parameters
+        except (DBAPIError, OSError, TypeError, ValueError) as error:  # asyncpg's for odd parameters
             reason = error.orig if isinstance(error, DBAPIError) else error
             raise SettingsError(f"{variable('database_url')}: cannot be opened: {reason}") from None
         yield database
@@ -99,26 +98,50 @@ def _database(database_url: str) -> Database:
 
 
 def migrate(connection: Connection, version: str = "head") -> None:
-    """Bring the schema to a version, the newest, in the caller's transaction."""
+    """Bring the schema to a version, the newest, in the caller's transaction.
+
+    Raises:
+        ValueError: the database has a schema of a version that is unknown here.
+    """
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
+    if version == "head" and _version(connection) == max(each.name[1:5] for each in MIGRATIONS.glob("versions/v*.py")):
+        return
+    # Imported here: most starts find the newest schema.
+    from alembic import command
+    from alembic.config import Config
+    from alembic.util import CommandError
+
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
-    command.upgrade(config, version)
+    try:
+        command.upgrade(config, version)
+    except CommandError as error:
+        raise ValueError(error) from None
+
+
+def _version(connection: Connection) -> str | None:
+    """The version of the schema; None: nothing is there yet."""
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    version: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
+    return version
 
 
 class _Postgres:
     """A pool of asyncpg connections."""
 
     def __init__(self, url: URL) -> None:
+        from sqlalchemy.ext.asyncio import create_async_engine  # It imports much that SQLite does not need.
+
         try:
             given = {
                 name: convert(str(url.query[libpq]))
                 for libpq, (name, convert) in LIBPQ_PARAMETERS.items()
                 if libpq in url.query
             }
-            self._engine: AsyncEngine = create_async_engine(
+            self._engine = create_async_engine(
                 url.set(drivername="postgresql+asyncpg").difference_update_query(
                     [*LIBPQ_PARAMETERS, "channel_binding"]
                 ),
@@ -145,7 +168,7 @@ class _Postgres:
     async def write(self, work: Callable[[Connection], T]) -> T:
         return await self._transact(self._engine, work)
 
-    async def _transact(self, engine: AsyncEngine, work: Callable[[Connection], T]) -> T:
+    async def _transact(self, engine: "AsyncEngine", work: Callable[[Connection], T]) -> T:
         with CancelScope(shield=True):
             async with engine.begin() as connection:
                 return await connection.run_sync(work)
