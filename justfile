@@ -23,7 +23,7 @@ serve *options: _package
 
 # install what the tests need, then run them; arguments go to pytest: `just test tests/test_events.py -k fold`
 test *arguments: _package _services _node
-    pytest -n {{workers}} --dist loadgroup "$@"
+    pytest -n {{workers}} --dist loadfile --no-loadscope-reorder "$@"
 
 # the promises of PROTOCOL.md at full length, one after the other: minutes, not seconds
 proofs *arguments: _package _services _node

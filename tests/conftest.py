@@ -14,6 +14,7 @@ import pytest
 
 from chatserver.sessions import Sessions, open_sessions
 from chatserver.sessions.database import Database, open_database
+from tests.live import place_empty_database
 from tests.program import free_port
 from tests.redis_servers import RedisServer, redis_process
 
@@ -33,6 +34,12 @@ def anyio_backend() -> str:
 def scale() -> Scale:
     """``scale(50, 500)``: 50 rounds in the ordinary suite, 500 under ``just proofs``."""
     return lambda short, full: full if IS_FULL else short
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files with proofs first: they take longest, and none of them is to begin when all others are through."""
+    slow = {item.path for item in items if item.get_closest_marker("proof")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -143,7 +150,9 @@ def url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-async def sessions(url: str) -> AsyncIterator[Sessions]:
+async def sessions(url: str, tmp_path: Path) -> AsyncIterator[Sessions]:
+    if url.startswith("sqlite:"):
+        place_empty_database(tmp_path / "chat.db")
     async with open_sessions(url) as opened:
         yield opened
 

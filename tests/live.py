@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,11 +21,13 @@ import anyio
 import msgspec
 import uvicorn.server
 from litestar import Litestar
+from sqlalchemy import create_engine
 
 from chatserver.app import create_app
 from chatserver.plugin import apps_in
 from chatserver.serving.server import Server
 from chatserver.serving.sockets import bind
+from chatserver.sessions.database import migrate
 from chatserver.settings import Settings, variable
 from tests.program import START_SECONDS, Program
 
@@ -67,6 +70,23 @@ def settings_for(upstream_url: str | None, directory: Path, **settings: Any) -> 
         "max_connections_per_user": 10_000,
     }
     return Settings(**(defaults | settings))
+
+
+def place_empty_database(file: Path) -> None:
+    """Put a database without content there, unless there is one: to migrate each takes longer than many a test."""
+    if not file.exists():
+        file.write_bytes(_empty_database())
+
+
+@cache
+def _empty_database() -> bytes:
+    with tempfile.TemporaryDirectory(prefix="chatserver-") as folder:
+        file = Path(folder, "chat.db")
+        engine = create_engine(f"sqlite:///{file}")
+        with engine.begin() as connection:
+            migrate(connection)
+        engine.dispose()
+        return file.read_bytes()
 
 
 @dataclass
@@ -121,6 +141,7 @@ async def live_server(
 ) -> AsyncIterator[LiveServer]:
     """A server until the end of the block; with a ``directory``, on the database there (for a second life)."""
     with tempfile.TemporaryDirectory(prefix="chatserver-") as temporary:
+        place_empty_database((directory or Path(temporary)) / "chat.db")
         chosen = settings_for(upstream_url, directory or Path(temporary), **settings)
         sock = bind(chosen)
         chosen = msgspec.structs.replace(chosen, port=sock.getsockname()[1])

@@ -11,7 +11,7 @@ from tests.clients import request
 from tests.fake_upstream import Cut, Done, FakeUpstream, Step, finish, role, token
 from tests.live import live_server
 
-pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("chromium")]
+pytestmark = [pytest.mark.anyio]
 
 WAIT_SECONDS = 40.0
 READS = """(path) => new Promise((resolve) => {

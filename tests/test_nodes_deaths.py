@@ -38,7 +38,6 @@ pytestmark = [
     pytest.mark.anyio,
     pytest.mark.proof,
     pytest.mark.timeout(1800),
-    pytest.mark.xdist_group("nodes that go"),
 ]
 
 Goes: TypeAlias = Callable[[Any], None]

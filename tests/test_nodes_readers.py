@@ -20,7 +20,6 @@ pytestmark = [
     pytest.mark.anyio,
     pytest.mark.proof,
     pytest.mark.timeout(1800),
-    pytest.mark.xdist_group("nodes read"),
 ]
 
 

@@ -32,7 +32,6 @@ pytestmark = [
     pytest.mark.anyio,
     pytest.mark.proof,
     pytest.mark.timeout(1800),
-    pytest.mark.xdist_group("nodes replaced"),
 ]
 
 CLIENTS = 12

@@ -20,7 +20,7 @@ from tests.redis_server import RedisServer
 from tests.test_nodes_deaths import held_up, loses_nothing_with_its_owner
 from tests.test_nodes_readers import hops_between_nodes
 
-pytestmark = [pytest.mark.anyio, pytest.mark.proof, pytest.mark.xdist_group("nodes sabotaged")]
+pytestmark = [pytest.mark.anyio, pytest.mark.proof]
 
 Proof: TypeAlias = Callable[[Cluster[LiveNode], RedisServer], Awaitable[Any]]
 

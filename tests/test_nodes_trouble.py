@@ -17,7 +17,6 @@ pytestmark = [
     pytest.mark.anyio,
     pytest.mark.proof,
     pytest.mark.timeout(600),
-    pytest.mark.xdist_group("nodes in trouble"),
 ]
 
 SECONDS = 60.0

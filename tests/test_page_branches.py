@@ -13,8 +13,6 @@ from tests.fake_upstream import refuse, say
 from tests.live import LiveServer
 from tests.page_driver import Driver, chatting, parts
 
-pytestmark = [pytest.mark.xdist_group("chromium")]
-
 
 @pytest.fixture(scope="module")
 async def chromium() -> AsyncIterator[Browser]:

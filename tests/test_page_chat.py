@@ -13,8 +13,6 @@ from tests.fake_upstream import Done, Gate, call, finish, reasoning, refuse, rol
 from tests.live import live_server
 from tests.page_driver import chatting, opened, parts, words
 
-pytestmark = [pytest.mark.xdist_group("chromium")]
-
 ALL = "".join(words(0, 40)).strip()
 
 

@@ -14,8 +14,6 @@ from tests.fake_upstream import FakeUpstream, Pause, refuse
 from tests.page_driver import chatting, opened, parts, words
 from tests.users import guarded_server, of, token
 
-pytestmark = [pytest.mark.xdist_group("chromium")]
-
 
 @pytest.fixture(scope="module")
 async def chromium() -> AsyncIterator[Browser]:

@@ -11,8 +11,6 @@ from tests.browser import open_chromium
 from tests.fake_upstream import call, say
 from tests.page_driver import Driver, chatting, parts, words
 
-pytestmark = [pytest.mark.xdist_group("chromium 2")]
-
 PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 
 

@@ -16,8 +16,6 @@ from tests.live import ROOT, live_server
 from tests.page_driver import PROBES, Driver, chatting, opened
 from tests.web_client import node
 
-pytestmark = [pytest.mark.xdist_group("chromium 2")]
-
 CHANGES_LIMIT = 3
 
 

@@ -13,8 +13,6 @@ from tests.live import LiveServer, live_server
 from tests.page_driver import Driver, chatting, opened, parts, words
 from tests.users import guarded_server, of, token
 
-pytestmark = [pytest.mark.xdist_group("chromium 2")]
-
 
 @pytest.fixture(scope="module")
 async def chromium() -> AsyncIterator[Browser]:

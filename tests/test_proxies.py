@@ -28,7 +28,7 @@ from tests.live import LiveServer, live_server
 from tests.merging import unmerged
 from tests.proxies import PROXIES, Proxy, running
 
-pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("proxies")]
+pytestmark = [pytest.mark.anyio]
 
 WAIT_SECONDS = 60.0
 EVENTS = 8
@@ -201,7 +201,6 @@ async def test_who_is_new_goes_to_the_node_that_does_not_drain(program: str) -> 
                 assert json.loads((await documents_of(reading))[-1])["type"] == "done"
 
 
-@pytest.mark.xdist_group("chromium")
 async def test_a_browser_reads_more_than_six_streams_at_a_time_over_http2(server: LiveServer) -> None:
     async with open_chromium() as browser:
         for program in PROXIES:

@@ -11,7 +11,7 @@ from tests.live import live_server
 from tests.proxies import PROXIES, running
 from tests.users import bearer, guarded_server, of
 
-pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("proxies")]
+pytestmark = [pytest.mark.anyio]
 
 BY_PROXY = [
     {"X-Forwarded-For": "127.0.0.1"},

@@ -21,7 +21,7 @@ from tests.live import ServerProcess
 from tests.proving import seeded
 from tests.web_client import CLIENT, HEARTBEAT_SECONDS, PACE, TOOLS, check_answers, get, harmed, long_answer, wrong
 
-pytestmark = [pytest.mark.proof, pytest.mark.xdist_group("chromium 2")]
+pytestmark = [pytest.mark.proof]
 
 PAGE = "page.html"
 BEFORE, AFTER = 12, 30

@@ -22,7 +22,7 @@ from tests.program import until
 from tests.redis_server import RedisServer
 from tests.scrapes import scrape
 
-pytestmark = [pytest.mark.proof, pytest.mark.timeout(180), pytest.mark.xdist_group("workers")]
+pytestmark = [pytest.mark.proof, pytest.mark.timeout(180)]
 
 WAIT_SECONDS = 90.0
 DRAIN_SECONDS = 5.0
