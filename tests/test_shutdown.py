@@ -36,7 +36,10 @@ from tests.fake_upstream import Act, Done, FakeUpstream, Gate, Hang, Reply, Step
 from tests.live import ServerProcess, settings_for
 from tests.proving import held
 
-pytestmark = pytest.mark.proof
+pytestmark = [pytest.mark.proof, pytest.mark.timeout(300)]
+
+WAIT_SECONDS = 250.0
+"""How long a test may take that starts processes: two starts, on a machine that does much else."""
 
 DRAIN_SECONDS = 2.0
 EXIT_SECONDS = 3.0 if IS_FULL else 20.0
@@ -62,7 +65,7 @@ async def draining(
     directory: Path, **settings: Any
 ) -> AsyncIterator[tuple[FakeUpstream, ServerProcess, AsyncExitStack]]:
     """An upstream, a server, and a stack that closes the test's clients."""
-    with anyio.fail_after(50):
+    with anyio.fail_after(WAIT_SECONDS):
         async with FakeUpstream() as upstream, ServerProcess(upstream.url, directory, **settings) as server:
             upstream.always(answers(anyio.Event()))
             async with AsyncExitStack() as clients:
