@@ -218,6 +218,6 @@ def _are_parts(tree: Any) -> bool:
 def _is_part(tree: Any) -> bool:
     """Whether this is a part of those that are made here."""
     return isinstance(tree, Object) and sorted(tree) in (
-        [("type", "image"), ("url", "b")],
+        *([("type", "image"), ("url", url)] for name, url in tree if name == "url" and isinstance(url, str)),
         *([("text", text), ("type", "text")] for name, text in tree if name == "text" and isinstance(text, str)),
     )
