@@ -82,5 +82,5 @@ _read = Follower._read
 
 def _read_first(self: Follower, followed: Any) -> None:
     """Read a run when it is first followed, and never again."""
-    if followed.first_read is not None:
+    if not followed.first_read.done():
         _read(self, followed)

@@ -6,9 +6,11 @@ is silent, may be over in the database, which then has its whole log.
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from enum import Enum, auto
 from functools import partial
 from time import monotonic
 from typing import Any, TypeAlias
@@ -25,6 +27,8 @@ from chatserver.nodes.keys import blocks_key, owner_key, run_key
 from chatserver.nodes.link import Link, Script
 from chatserver.nodes.wire import unavailable
 from chatserver.telemetry import UNOBSERVED, Observer
+
+logger = logging.getLogger(__name__)
 
 BLOCKS_AT_ONCE, ENTRIES_AT_ONCE = 16, 256
 """How much one call reads at most: a block has some 10,000 characters, an entry a few tokens."""
@@ -50,6 +54,14 @@ Stored: TypeAlias = Callable[[str], Awaitable[StoredLog | None]]
 """As ``Sessions.log``."""
 
 
+class Found(Enum):
+    """What the first read of a run has found in Redis."""
+
+    RUN = auto()
+    NOTHING = auto()
+    NO_ANSWER = auto()
+
+
 class Followed:
     """A run that is followed."""
 
@@ -66,8 +78,7 @@ class Followed:
         self.is_reading = False
         """Whether it is being read from Redis. What its channel says meanwhile is among what is read."""
 
-        self.first_read: asyncio.Future[Any] | None = asyncio.get_running_loop().create_future()
-        """Whether Redis has anything of it, or an exception; None: that was told."""
+        self.first_read: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
 
         self.heard_at = self.used_at = monotonic()
 
@@ -95,15 +106,13 @@ class Follower:
         """
         followed = self._followed.get(run_id) or self._begin(FedLog(run_id))
         followed.used_at = monotonic()
-        if followed.first_read is not None:
-            is_there = await asyncio.shield(followed.first_read)
-            if isinstance(is_there, Unavailable):
-                raise unavailable()  # One for each who waits: the traceback of one would grow with their number.
-            if isinstance(is_there, Exception):
-                raise is_there
-            if not is_there:
+        match await asyncio.shield(followed.first_read):
+            case Found.RUN:
+                return followed.log
+            case Found.NOTHING:
                 return None
-        return followed.log
+            case Found.NO_ANSWER:
+                raise unavailable()  # One for each who waits: the traceback of one would grow with their number.
 
     def adopt(self, log: FedLog) -> None:
         """Follow a run that was ours, from where it is, to its end, which the database may have already."""
@@ -159,20 +168,21 @@ class Follower:
         self._reads -= 1
         self._read_next()
         if isinstance(reply, Exception):
-            return self._tell_first(followed, reply)
+            if not isinstance(reply, Unavailable):
+                logger.error("run %s cannot be read from Redis: %s", followed.log.run_id, reply)
+            return self._tell_first(followed, Found.NO_ANSWER)
         is_there, blocks, chunks = reply
         followed.blocks += len(blocks)
         if not all(self._feed(followed, chunk) for chunk in (*blocks, *chunks)):
             followed.blocks = 0  # Redis lacks something, until the owner notices: the next look reads all of it.
         elif len(blocks) == BLOCKS_AT_ONCE or len(chunks) == ENTRIES_AT_ONCE:
             return self._read(followed)
-        self._tell_first(followed, bool(is_there))
+        self._tell_first(followed, Found.RUN if is_there else Found.NOTHING)
 
-    def _tell_first(self, followed: Followed, is_there: bool | Exception) -> None:
-        if followed.first_read is not None:
-            followed.first_read.set_result(is_there)
-            followed.first_read = None
-            if is_there is not True and not followed.is_ours:
+    def _tell_first(self, followed: Followed, found: Found) -> None:
+        if not followed.first_read.done():
+            followed.first_read.set_result(found)
+            if found is not Found.RUN and not followed.is_ours:
                 self._leave(followed)
 
     # What is looked at once in a while.
