@@ -28,8 +28,6 @@ from chatserver.dialogue import UserMessage
 from chatserver.providers import ModelRequest
 from chatserver.providers.chat_completions.turn_decoder import TurnDecoder
 from chatserver.providers.provider import OpenAIProvider
-from chatserver.providers.responses.turn_decoder import ResponsesDecoder
-from chatserver.providers.turn import Turn
 from chatserver.serving.http_protocol import HttpProtocol
 from chatserver.serving.websocket_protocol import WebSocketProtocol
 from chatserver.transports.frames import text_frame
@@ -62,17 +60,6 @@ CHUNK = json.dumps({
     "usage": None,
 }).encode()  # fmt: skip
 
-EVENT_OF_RESPONSES = json.dumps({
-    "type": "response.output_text.delta",
-    "sequence_number": 127,
-    "item_id": "msg_67ccd3acc8d48190a77525dc6de64b4104becb25c45c1d42",
-    "output_index": 0,
-    "content_index": 0,
-    "delta": " word",
-    "logprobs": [],
-    "obfuscation": "q7Zt2m",
-}).encode()  # fmt: skip
-
 
 class _Silent(httpx2.AsyncBaseTransport):
     """Answers at once, so that only what stands before the network is measured."""
@@ -91,13 +78,8 @@ async def _measure() -> None:
     await _show(
         "a chunk as the SDK's object", 500, _plain(lambda: construct_type(type_=ChatCompletionChunk, value=tree))
     )
-    chunk, event = (
-        b"data: " + CHUNK + b"\n\n",
-        b"event: response.output_text.delta\ndata: " + EVENT_OF_RESPONSES + b"\n\n",
-    )
-    completions, responses = (Turn(each(lambda _: None), 60) for each in (TurnDecoder, ResponsesDecoder))
-    await _show("a chunk as a delta, from its bytes", 5000, _plain(lambda: completions.receive(chunk)))
-    await _show("an event of Responses as a delta, from its bytes", 5000, _plain(lambda: responses.receive(event)))
+    decoder, event = TurnDecoder(lambda _: None), [(b"", CHUNK)]
+    await _show("a chunk as a delta", 5000, _plain(lambda: decoder.feed(event)))
     await _requests()
     await _protocols()
     async with serving(Schedule()) as upstream:

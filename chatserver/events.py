@@ -5,7 +5,7 @@ An event is made as a draft (``Token(content="Hi")``) by whoever knows the fact,
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
@@ -82,6 +82,14 @@ class Reasoning(BaseEvent, frozen=True, kw_only=True, tag="reasoning", gc=False)
     content: str
 
 
+class ToolInput(BaseEvent, frozen=True, kw_only=True, tag="tool_input", gc=False):
+    """The next piece of the arguments of a call that the model is writing; for showing only."""
+
+    call_id: str
+    tool: str
+    delta: str
+
+
 class ToolCall(BaseEvent, frozen=True, kw_only=True, tag="tool_call"):
     """The agent calls a tool; the arguments are complete."""
 
@@ -90,6 +98,15 @@ class ToolCall(BaseEvent, frozen=True, kw_only=True, tag="tool_call"):
     args: dict[str, Any]
     needs_approval: bool = False
     executor: Executor = "server"
+
+
+class ToolProgress(BaseEvent, frozen=True, kw_only=True, tag="tool_progress"):
+    """A tool that runs tells how far it is; ``progress`` of ``total``, in a unit of its own."""
+
+    call_id: str
+    message: str | None
+    progress: float | None
+    total: float | None
 
 
 class ToolResult(BaseEvent, frozen=True, kw_only=True, tag="tool_result"):
@@ -130,9 +147,11 @@ class Error(BaseEvent, frozen=True, kw_only=True, tag="error"):
     retry_after: float | None = None
 
 
-Event: TypeAlias = Start | Token | Reasoning | ToolCall | ToolResult | Snapshot | Done | Error
+Event: TypeAlias = (
+    Start | Token | Reasoning | ToolInput | ToolCall | ToolProgress | ToolResult | Snapshot | Done | Error
+)
 Terminal: TypeAlias = Done | Error
-EVENT_TYPES: tuple[type[Event], ...] = (Start, Token, Reasoning, ToolCall, ToolResult, Snapshot, Done, Error)
+EVENT_TYPES: tuple[type[Event], ...] = get_args(Event)
 TERMINAL_TYPES = frozenset({"done", "error"})
 TYPE_NAMES: dict[type[Event], str] = {each: str(each.__struct_config__.tag) for each in EVENT_TYPES}
 """The type of each event as it stands in the document."""

@@ -23,6 +23,8 @@ from chatserver.events import (
     Start,
     Token,
     ToolCall,
+    ToolInput,
+    ToolProgress,
     ToolResult,
     Usage,
     decode,
@@ -150,9 +152,17 @@ DOCUMENTS: list[tuple[Event, str]] = [
     (Token(**IDS, content='Hé\n"🦜"'), '{"type":"token","run_id":"r1","seq":7,"content":"Hé\\n\\"🦜\\""}'),
     (Reasoning(**IDS, content=""), '{"type":"reasoning","run_id":"r1","seq":7,"content":""}'),
     (
+        ToolInput(**IDS, call_id="c", tool="clock", delta='{"a'),
+        '{"type":"tool_input","run_id":"r1","seq":7,"call_id":"c","tool":"clock","delta":"{\\"a"}',
+    ),
+    (
         ToolCall(**IDS, call_id="c", tool="t", args={"a": [1, None]}),
         '{"type":"tool_call","run_id":"r1","seq":7,"call_id":"c","tool":"t","args":{"a":[1,null]},'
         '"needs_approval":false,"executor":"server"}',
+    ),
+    (
+        ToolProgress(**IDS, call_id="c", message=None, progress=1, total=2.5),
+        '{"type":"tool_progress","run_id":"r1","seq":7,"call_id":"c","message":null,"progress":1,"total":2.5}',
     ),
     (
         ToolResult(**IDS, call_id="c", tool="t", result=None, is_error=False, truncated=False, duration_ms=3),

@@ -17,7 +17,8 @@ from chatserver.transports.close_codes import CLOSE_CODES, PUBLISHED
 from tests.live import ROOT
 from tests.web_client import CLIENT, TOOLS, WEB, node, tool, wrong
 
-SIZE_LIMIT_BYTES = 6500
+SIZE_LIMIT_BYTES = 7500
+"""A seventh of it answers calls that wait, and runs tools of the client once."""
 SECONDS = 50
 
 
@@ -54,6 +55,10 @@ WRONG = {
     "is read by one loop": ("this.#isRead = true;", ""),
     "after maxTries losses": ("tries >= maxTries", "tries > maxTries"),
     "line at the end of the stream is obeyed": ("    retryAfter = undefined;\n", ""),
+    "refuses the answer": ("status === 409 && mayBeDone", "status === 409"),
+    "that the log answers": ("!(await run.until(() => run.cursor >= lastSeq)) || signal.aborted", "signal.aborted"),
+    "notes that it is run": ('note(name, "");', ""),
+    "in one of the pages": ("locks ? locks.request(name, { signal }, once) : once()", "once()"),
     "with its key": ("idempotency_key: idempotencyKey", "get idempotency_key() { return newKey(); }"),
 }
 
@@ -123,8 +128,14 @@ def test_who_uses_it_has_its_types(tmp_path: Path) -> None:
         if (newest?.finish_reason === "boredom") console.log(newest);
         const shown = (run: RunResource, { code, errors }: Problem, { ticket }: Ticket) =>
           [run.error?.code, code, errors?.[0]?.pointer, ticket];
-        // @ts-expect-error: the server does not ask
-        await run.answer("call", { approve: true });
+        for (const { call_id, tool, args } of run.openCalls) console.log(call_id, tool, args.people);
+        await run.answer("call", { approve: true, args: { people: 4 } });
+        await run.answer("call", { result: [1], is_error: false });
+        // @ts-expect-error: neither an approval nor a result
+        await run.answer("call", { reason: "too late" });
+        const run_ = async (args: { unit: string }) => args.unit;
+        const size = { description: "", parameters: { type: "object" }, run: run_ };
+        connect("https://chat.example.org", { tools: { size } }).send("Hello", { tools: ["size"] });
         await run.cancel();
         off();
         export { shown, text };

@@ -128,13 +128,8 @@ class SSEDecoder:
 
 def _typed(chunk: bytes) -> list[tuple[bytes, bytes]]:
     """The events of a chunk that holds only whole events, each a line with its type and a line of data; else none."""
-    kind, _, data = chunk[7:-2].partition(b"\ndata: ")
-    if data and chunk.count(b"\n") == 3:
-        return [(kind, data)]
     found = []
     for event in chunk[7:-2].split(b"\n\nevent: "):
         kind, _, data = event.partition(b"\ndata: ")
-        if not data:
-            return []
         found.append((kind, data))
-    return found if chunk.count(b"\n") == 3 * len(found) else []
+    return found if all(data for _, data in found) and chunk.count(b"\n") == 3 * len(found) else []

@@ -21,6 +21,33 @@ export type Sendable<T> = {
 };
 export type Transport = "auto" | "ws" | "sse";
 export type State = "idle" | "connecting" | "open" | "stalled" | "waiting" | "offline" | "closed";
+export type ClientTool = {
+    /**
+     * for the model
+     */
+    description: string;
+    /**
+     * JSON Schema of an object: the arguments
+     */
+    parameters: Record<string, unknown>;
+    /**
+     * gives the result, as
+     * JSON, or a promise of it; what it throws is the call's failure. `signal` aborts when the call needs no result any more
+     */
+    run: (args: any, call: {
+        runId: string;
+        callId: string;
+        signal: AbortSignal;
+    }) => unknown;
+};
+export type Answer = {
+    approve: boolean;
+    args?: Record<string, unknown> | undefined;
+    reason?: string | undefined;
+} | {
+    result: unknown;
+    is_error?: boolean | undefined;
+};
 export type Options = {
     /**
      * default `auto`
@@ -39,6 +66,10 @@ export type Options = {
      * for cookies, proxies and tests
      */
     fetch?: typeof fetch | undefined;
+    /**
+     * what the model may call and this client runs, by name
+     */
+    tools?: Record<string, ClientTool> | undefined;
     /**
      * ms to wait after so many losses without progress
      */
@@ -62,6 +93,10 @@ export type Options = {
     giveUpMs?: number | undefined;
 };
 export type ChatRequest = {
+    /**
+     * names of the chat's tools that the model may call; absent: all of them
+     */
+    tools?: string[] | undefined;
     /**
      * absent: a new session
      */
@@ -214,6 +249,15 @@ export declare class Run implements AsyncIterable<ChatEvent> {
     /** Why it has to wait, until the server takes it; a `state` event tells of each change. @type {Wait | null} */ waits: Wait | null;
     /** The text of the answer so far: its text parts, joined. */
     get text(): string;
+    /** The calls that wait for an answer: for an approval, for the result of a client's tool, for what a user says. */
+    get openCalls(): ToolCallPart[];
+    /**
+     * Answer a call that waits. The first answer counts; where the reply to this one was lost, it is sent again.
+     * @param {string} callId @param {Answer} answer
+     * @returns {Promise<void>} the call is answered; its result comes as an event
+     * @throws {ChatError} it was refused: `already_answered` by somebody else, who was first
+     */
+    answer(callId: string, answer: Answer): Promise<void>;
     /** End the run, for every reader. @returns {Promise<void>} the server has obeyed; the end comes as an event */
     cancel(): Promise<void>;
     /** Stop reading, as leaving the loop does. The run goes on. */

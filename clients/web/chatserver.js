@@ -11,8 +11,8 @@
  * `overFetch`, and nowhere else. PROTOCOL.md of the server is the contract.
  */
 
-/** @import { ChatEvent, DoneEvent, ErrorEvent, ReasoningPart, TextPart, TokenEvent, ToolCallPart, Usage } from "./events.js" */
-/** @import { FieldProblem, FilePart, ImagePart } from "./resources.js" */
+/** @import { ChatEvent, DoneEvent, ErrorEvent, ReasoningPart, TextPart, TokenEvent, ToolCallEvent, ToolCallPart, Usage } from "./events.js" */
+/** @import { FieldProblem, FilePart, ImagePart, RunResource } from "./resources.js" */
 
 /** @typedef {TextPart | ReasoningPart | ToolCallPart} Part what an answer is made of */
 /** @typedef {readonly (TextPart | Sendable<ImagePart> | Sendable<FilePart>)[]} Message a text with images and files */
@@ -20,12 +20,25 @@
 /** @typedef {"auto" | "ws" | "sse"} Transport `auto`: WebSocket, or SSE where no WebSocket gets through */
 /** @typedef {"idle" | "connecting" | "open" | "stalled" | "waiting" | "offline" | "closed"} State */
 /**
+ * @typedef {object} ClientTool what the model may call and this client runs
+ * @property {string} description for the model
+ * @property {Record<string, unknown>} parameters JSON Schema of an object: the arguments
+ * @property {(args: any, call: { runId: string, callId: string, signal: AbortSignal }) => unknown} run gives the result, as
+ *   JSON, or a promise of it; what it throws is the call's failure. `signal` aborts when the call needs no result any more
+ */
+/**
+ * @typedef {{ approve: boolean, args?: Record<string, unknown> | undefined, reason?: string | undefined }
+ *   | { result: unknown, is_error?: boolean | undefined }} Answer to a call that waits: an approval, maybe with other
+ *   arguments; a refusal, maybe with its reason; or the result of a client's tool
+ */
+/**
  * @typedef {object} Options
  * @property {Transport | undefined} [transport] default `auto`
  * @property {((refusal?: ChatError) => string | Promise<string>) | undefined} [token] asked before each connection and
  *   request; once more, with the refusal, where the server did not take it: then a fresh one is needed
  * @property {(new (url: string, protocol: string) => any) | undefined} [WebSocket] for runtimes without one, such as Node 20
  * @property {typeof fetch | undefined} [fetch] for cookies, proxies and tests
+ * @property {Record<string, ClientTool> | undefined} [tools] what the model may call and this client runs, by name
  * @property {((tries: number) => number) | undefined} [backoff] ms to wait after so many losses without progress
  * @property {number | undefined} [heartbeatMs] the server's heartbeat, until a `start` event tells it
  * @property {number | undefined} [connectMs] how long a connection may take to its first byte; default 10,000
@@ -35,6 +48,7 @@
  */
 /**
  * @typedef {object} ChatRequest
+ * @property {string[] | undefined} [tools] names of the chat's tools that the model may call; absent: all of them
  * @property {string | undefined} [sessionId] absent: a new session
  * @property {string | undefined} [idempotencyKey] absent: one is made, so that a repeated request starts nothing twice
  * @property {string | undefined} [model]
@@ -62,7 +76,7 @@
 /** @typedef {{ state: [State, Partial<Wait>], frame: [Frame] }} Happenings */
 
 const HEARTBEAT_MS = 15_000;
-const FRAME_CHARS = 80_000; // A longer request is not sent as a frame, which may have 256 KiB of UTF-8.
+const FRAME_CHARS = 80_000; // A longer request or answer is not sent as a frame, which may have 256 KiB of UTF-8.
 const SILENT_HEARTBEATS = 2.5; // After so many without a byte a connection is dead, whatever it says of itself.
 const PATIENCE_MS = 2_500; // For the first word of a WebSocket that may not get through, and for the answer to a check.
 const CONNECT_MS = 10_000; // After failures, Chromium itself holds a WebSocket back for up to 5 s.
@@ -70,6 +84,7 @@ const BACKOFF_MS = 500;
 const BACKOFF_LIMIT_MS = 20_000;
 const TIMER_LIMIT_MS = 2 ** 31 - 1;
 const MISSES_LIMIT = 3; // Handshakes that fail in a row before a WebSocket that has worked is given up for SSE.
+const UNKNOWN_OUTCOME = "The page was left while this ran: what became of it is not known.";
 const LOST_CODES = [1001, 1005, 1006, 1011, 1012, 1013, 1014, 1015, 4408, 4429]; // Any other close is final.
 
 /** Closes of a WebSocket as the refusals that they are: what a request would have got, with its status and code. */
@@ -168,9 +183,11 @@ export class Chat {
    * @param {ChatRequest & { signal?: AbortSignal | undefined }} [request] `signal` leaves the answer; it does not cancel it
    */
   send(message, { signal, ...fields } = {}) {
-    const { idempotencyKey = newKey(), ...rest } = fields;
+    const own = this.options.tools ?? {};
+    const { idempotencyKey = newKey(), tools: names = Object.keys(own), ...rest } = fields;
+    const tools = names.map((name) => ({ name, description: own[name].description, parameters: own[name].parameters }));
     /** @type {Record<string, unknown>} */
-    const request = { message: message ?? undefined, idempotency_key: idempotencyKey };
+    const request = { message: message ?? undefined, idempotency_key: idempotencyKey, tools: tools.length ? tools : undefined };
     for (const [name, value] of Object.entries(rest)) {
       request[name.replace(/[A-Z]/g, (capital) => "_" + capital.toLowerCase())] = value;
     }
@@ -347,16 +364,34 @@ export class Chat {
     }
   }
 
-  /** @internal Ask for a run's end, over its WebSocket if it has one, until the server has answered. @param {Run} run */
-  async cancel(run) {
+  /** @internal Say a command about a run, over its WebSocket if it has one, until the server has answered.
+   *  @param {Run} run @param {string} type @param {string} path of the request that says the same @param {string} [callId] @param {Answer} [answer] */
+  async tell(run, type, path, callId, answer) {
     await run.named;
+    const body = JSON.stringify(answer);
+    let mayBeDone = false;
+    await this.persist(run, async () => {
+      const { order } = run.line ?? {};
+      const command = { type, run_id: run.id, call_id: callId, ...answer };
+      try {
+        if (order && !(body?.length > FRAME_CHARS)) await new Promise((...settle) => order(command, ...settle));
+        else await this.request(`/chat/runs/${run.id}/${path}`, { method: "POST", body });
+      } catch (error) {
+        const { status } = lossOf(error);
+        if (status === 409 && mayBeDone) return; // The reply to an earlier try was lost.
+        mayBeDone ||= !status || status >= 500;
+        throw error;
+      }
+    });
+  }
+
+  /** @internal Ask the server about a run until it has answered. @template T @param {Run} run @param {() => Promise<T>} attempt
+   *  @returns {Promise<T | undefined>} undefined: the run is over, or will never be */
+  async persist(run, attempt) {
     const since = Date.now();
     for (let tries = 0; run.id && !run.hasEnded; ) {
       try {
-        const { order } = run.line ?? {};
-        if (order) await new Promise((...settle) => order({ type: "cancel", run_id: run.id }, ...settle));
-        else await this.request(`/chat/runs/${run.id}/cancel`, { method: "POST" });
-        return;
+        return await attempt();
       } catch (error) {
         const reason = lossOf(error);
         const wait = waitFor(reason, this.backoff(tries++));
@@ -387,12 +422,14 @@ export class Run {
   /** @internal Losses and refusals since the last event. */ tries = 0;
 
   #chat;
+  /** Of each call that this client runs: aborted when it needs no result any more. @type {Map<string, AbortController>} */ #own = new Map();
+  /** Calls that wait no more, although they have no result yet. @type {Set<string>} */ #begun = new Set();
   /** Since when the server does not have it. @type {number | undefined} */ #awaySince = Date.now();
   #isOver = false;
   #isRead = false;
   /** @type {ChatEvent[]} */ #arrived = [];
   /** @type {unknown} */ #failure;
-  #stir = () => {};
+  /** What waits for something to happen. @type {(() => void)[]} */ #waiting = [];
   #name = () => {};
 
   /** @internal @param {Chat} chat @param {Record<string, unknown>} request @param {string | null} id @param {number} [after] @param {Part[]} [parts] */
@@ -404,6 +441,7 @@ export class Run {
     this.request = request;
     this.cursor = after;
     this.named = id ? Promise.resolve() : new Promise((resolve) => (this.#name = resolve));
+    this.#perform(parts);
   }
 
   /** The text of the answer so far: its text parts, joined. */
@@ -411,9 +449,27 @@ export class Run {
     return this.parts.map((part) => (part.type === "text" ? part.text : "")).join("");
   }
 
+  /** The calls that wait for an answer: for an approval, for the result of a client's tool, for what a user says. */
+  get openCalls() {
+    return this.parts.filter((part) => part.type === "tool_call").filter(
+      (call) => call.is_error === null && (call.needs_approval || call.executor === "client") && !this.#begun.has(call.call_id),
+    );
+  }
+
+  /**
+   * Answer a call that waits. The first answer counts; where the reply to this one was lost, it is sent again.
+   * @param {string} callId @param {Answer} answer
+   * @returns {Promise<void>} the call is answered; its result comes as an event
+   * @throws {ChatError} it was refused: `already_answered` by somebody else, who was first
+   */
+  async answer(callId, answer) {
+    await this.#chat.tell(this, "answer", `tool_calls/${callId}`, callId, answer);
+    this.#begun.add(callId);
+  }
+
   /** End the run, for every reader. @returns {Promise<void>} the server has obeyed; the end comes as an event */
   cancel() {
-    return this.#chat.cancel(this);
+    return this.#chat.tell(this, "cancel", "cancel");
   }
 
   /** Stop reading, as leaving the loop does. The run goes on. */
@@ -434,10 +490,37 @@ export class Run {
         for (let event; (event = this.#arrived.shift()); ) yield this.#fold(event);
         if (this.#failure) throw this.#failure;
         if (this.#isOver) return;
-        await /** @type {Promise<void>} */ (new Promise((resolve) => (this.#stir = resolve)));
+        await this.#stirred();
       }
     } finally {
       this.detach();
+    }
+  }
+
+  /** @returns {Promise<void>} something has happened */
+  #stirred() {
+    return new Promise((resolve) => this.#waiting.push(resolve));
+  }
+
+  #stir() {
+    for (const resolve of this.#waiting.splice(0)) resolve();
+  }
+
+  /** @internal @param {() => boolean} isSo @returns {Promise<boolean>} false: the run was over, or left, before it was so */
+  async until(isSo) {
+    while (!isSo() && !this.#isOver) await this.#stirred();
+    return isSo();
+  }
+
+  /** Begin what this client is to run of open calls. @param {readonly (Part | ToolCallEvent)[]} calls */
+  #perform(calls) {
+    const tools = this.#chat.options.tools ?? {};
+    for (const call of calls) {
+      if (call.type !== "tool_call" || call.executor !== "client" || ("is_error" in call && call.is_error !== null)) continue;
+      if (!Object.hasOwn(tools, call.tool) || this.#own.has(call.call_id)) continue;
+      const closing = new AbortController();
+      this.#own.set(call.call_id, closing);
+      void perform(this.#chat, this, call, tools[call.tool], closing.signal);
     }
   }
 
@@ -461,6 +544,9 @@ export class Run {
         this.parts.push({ ...call, result: null, is_error: null, truncated: null, duration_ms: null });
         break;
       }
+      case "tool_progress":
+        this.#begun.add(event.call_id);
+        break;
       case "tool_result": {
         const { run_id, seq, ...result } = event;
         const at = this.parts.findLastIndex((part) => part.type === "tool_call" && part.call_id === event.call_id);
@@ -500,6 +586,9 @@ export class Run {
     this.tries = 0;
     this.is(event.run_id);
     this.#arrived.push(event);
+    if (event.type === "tool_call") this.#perform([event]);
+    if (event.type === "snapshot") this.#perform(event.parts);
+    if (event.type === "tool_result") this.#own.get(event.call_id)?.abort();
     this.#stir();
     if (event.type === "done" || event.type === "error") this.finish();
     return true;
@@ -534,6 +623,7 @@ export class Run {
   /** @internal Nothing more is to come, and that is well. */
   finish() {
     this.hasEnded = true;
+    for (const closing of this.#own.values()) closing.abort();
     this.#finish(false);
   }
 
@@ -914,6 +1004,54 @@ async function overFetch(line, signal) {
     line.hear();
     chat.show("sse", "in", parse(value));
   }
+}
+
+/**
+ * Run a client's tool for a call, once: not again after a reload, and in one of the pages that read the run. A page that
+ * has the lock keeps it until the result is in the log; the others see it there.
+ * @param {Chat} chat @param {Run} run @param {ToolCallPart | ToolCallEvent} call @param {ClientTool} tool @param {AbortSignal} signal
+ */
+async function perform(chat, run, { call_id: callId, args }, tool, signal) {
+  const runId = /** @type {string} */ (run.id);
+  const name = `chatserver.call.${runId}.${callId}`;
+  const once = async () => {
+    const told = await chat.persist(run, async () => (await chat.request(`/chat/runs/${runId}`)).json());
+    const { last_seq: lastSeq = Infinity } = /** @type {RunResource} */ (told ?? {});
+    if (!(await run.until(() => run.cursor >= lastSeq)) || signal.aborted) return; // Its result may be there already.
+    let text = note(name) ?? undefined;
+    if (text === undefined) {
+      note(name, "");
+      text = await outcome(() => tool.run(args, { runId, callId, signal }));
+      note(name, text);
+    }
+    if (signal.aborted) return;
+    const answer = text ? JSON.parse(text) : { result: UNKNOWN_OUTCOME, is_error: true };
+    await run.answer(callId, answer).catch(({ status, message }) =>
+      status === 409 ? undefined : run.answer(callId, { result: `refused: ${message}`, is_error: true }));
+    await run.until(() => signal.aborted);
+  };
+  const { locks } = globalThis.navigator ?? {};
+  await (locks ? locks.request(name, { signal }, once) : once()).catch(() => {}); // Closed, or refused for good.
+  if (signal.aborted) note(name, null);
+}
+
+/** What a tool gives, as the text of an answer. @param {() => unknown} call */
+async function outcome(call) {
+  try {
+    return JSON.stringify({ result: (await call()) ?? null });
+  } catch (error) {
+    return JSON.stringify({ result: error instanceof Error ? error.message : String(error), is_error: true });
+  }
+}
+
+/** What a page notes for those after it. @param {string} name @param {string | null} [text] to be noted; null: forget it */
+function note(name, text) {
+  try {
+    const kept = globalThis.document && localStorage;
+    if (text === undefined) return kept?.getItem(name);
+    if (text === null) kept?.removeItem(name);
+    else kept?.setItem(name, text);
+  } catch {} // It keeps nothing.
 }
 
 /**

@@ -31,6 +31,16 @@ export interface ReasoningEvent {
   content: string;
 }
 
+/** The next piece of the arguments of a call that the model is writing; for showing only. */
+export interface ToolInputEvent {
+  type: "tool_input";
+  run_id: string;
+  seq: number;
+  call_id: string;
+  tool: string;
+  delta: string;
+}
+
 /** The agent calls a tool; the arguments are complete. */
 export interface ToolCallEvent {
   type: "tool_call";
@@ -41,6 +51,17 @@ export interface ToolCallEvent {
   args: Record<string, unknown>;
   needs_approval: boolean;
   executor: "client" | "server";
+}
+
+/** A tool that runs tells how far it is; `progress` of `total`, in a unit of its own. */
+export interface ToolProgressEvent {
+  type: "tool_progress";
+  run_id: string;
+  seq: number;
+  call_id: string;
+  message: string | null;
+  progress: number | null;
+  total: number | null;
 }
 
 /** What a tool call gave back, or what went wrong; `args`: with which arguments, where a user has edited them. */
@@ -122,4 +143,4 @@ export interface ErrorEvent {
   retry_after: number | null;
 }
 
-export type ChatEvent = StartEvent | TokenEvent | ReasoningEvent | ToolCallEvent | ToolResultEvent | SnapshotEvent | DoneEvent | ErrorEvent;
+export type ChatEvent = StartEvent | TokenEvent | ReasoningEvent | ToolInputEvent | ToolCallEvent | ToolProgressEvent | ToolResultEvent | SnapshotEvent | DoneEvent | ErrorEvent;

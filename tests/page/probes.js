@@ -88,14 +88,14 @@
     return document.getAnimations().filter((each) => each.playState === "running").length;
   },
 
-  /** Elements and attributes of the conversation that no answer can need. */
+  /** Elements and attributes of the conversation that no answer can need, but for the form of a call that waits. */
   foreign() {
     const tags = "script img iframe object embed link style base meta form video audio input math".split(" ");
     const isBad = ({ name, value }) =>
       name.startsWith("on") || ["style", "src", "ping"].includes(name) || /^\s*(javascript|data|vbscript):/i.test(value);
     return [...document.querySelectorAll("#messages *")]
       .filter((each) =>
-        tags.includes(each.localName) || [...each.attributes].some(isBad)
+        (tags.includes(each.localName) && !each.closest(".ask")) || [...each.attributes].some(isBad)
         || (each.localName === "a" && !/^(https?|mailto):/.test(each.protocol)))
       .map((each) => each.outerHTML);
   },
@@ -119,6 +119,29 @@
         for (const type of ["mouseover", "focus", "pointerdown"]) each.dispatchEvent(new Event(type, { bubbles: true }));
       }
     }
+  },
+
+  /** Begin an answer that is told by the test. What is answered to its calls is in `answered`; `refusal` refuses that. */
+  async begin() {
+    const { AnswerView } = await import("./web/page/answer.js");
+    const { Run } = await import("./web/chatserver.js");
+    Object.assign(window, { answered: [], refusal: null, run: new Run({ options: {} }, {}, "run") });
+    const onAnswer = async (...answer) => {
+      if (window.refusal) throw window.refusal;
+      window.answered.push(answer);
+    };
+    const view = new AnswerView({ onRetry() {}, onDrawn() {}, onAnswer });
+    document.getElementById("welcome").hidden = true;
+    document.getElementById("messages").replaceChildren(view.element);
+    void (async (run) => {
+      for await (const event of run) view.apply(event, run.parts);
+    })(window.run);
+  },
+
+  /** Let these events come, and be drawn. */
+  async tell(events) {
+    for (const event of events) window.run.take({ run_id: "run", seq: window.run.cursor + 1, ...event });
+    await new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
   },
 
   /** How many nodes of the page are added, removed or changed for a text, each token drawn. */

@@ -10,6 +10,7 @@ import { PartsView } from "./parts.js";
 /** @import { MessageResource } from "../resources.js" */
 /** @import { Child } from "./dom.js" */
 /** @import { Measured, Meter } from "./meter.js" */
+/** @import { OnAnswer } from "./tools.js" */
 
 const PLOT_MS = 250; // The plot is drawn anew so often while an answer is written.
 const ANNOUNCE_MS = 2000;
@@ -26,7 +27,7 @@ export class AnswerView {
   /** What a meter said of it before the page was loaded. @type {Measured | null} */ #measured = null;
   /** @type {Usage | null} */ #usage = null;
   #note = "";
-  #view = new PartsView();
+  #view;
   /** @type {readonly Part[]} */ #parts = [];
   #why = el("p", { class: "why", hidden: true });
   /** Where its versions are shown. */ corner = el("div", { class: "corner" });
@@ -39,10 +40,11 @@ export class AnswerView {
   #announcedAt = 0;
 
   /**
-   * @param {{ onRetry: () => void, onDrawn: () => void }} hooks
+   * @param {{ onRetry: () => void, onDrawn: () => void, onAnswer: OnAnswer }} hooks
    */
   constructor(hooks) {
     this.hooks = hooks;
+    this.#view = new PartsView(hooks.onAnswer);
     this.element.append(this.#view.element, this.#why, this.#failure, this.#foot);
     this.element.dataset.state = "waiting";
     this.#view.element.append(el("p", { class: "pending" }, el("span", { class: "unseen" }, "The answer is on its way"), el("i"), el("i"), el("i")));
@@ -53,6 +55,7 @@ export class AnswerView {
     this.runId = event.run_id;
     this.#parts = parts;
     if (event.type !== "start") this.#begin();
+    if (event.type === "tool_input" || event.type === "tool_progress") this.#view.hear(event);
     if (event.type === "error") return this.fail(event);
     if (event.type !== "done") return this.#soon();
     this.#usage = event.usage;

@@ -12,6 +12,7 @@ import { Door } from "./door.js";
 import { announce, copy, duration, el, part } from "./dom.js";
 import { keep, kept } from "./kept.js";
 import { Sessions } from "./sessions.js";
+import { OWN_TOOLS } from "./own_tools.js";
 import { listen } from "./shortcuts.js";
 import { Sidebar } from "./sidebar.js";
 import { Thread } from "./thread.js";
@@ -19,12 +20,15 @@ import { Drawer, Wire } from "./wire.js";
 
 /** @import { Transport } from "../chatserver.js" */
 
-const DEMO_SUGGESTIONS = ["What time is it in Tokyo, and what is 17 * 23?", "Think about rivers.", "Count to 500", "Fail with 429"];
+const DEMO_SUGGESTIONS = [
+  "What time is it in Tokyo, and what is 17 * 23?", "Think about rivers.", "Count to 500", "Fail with 429",
+  "Book a table for 4 at 19:30", "Work for 10 seconds", "What is my screen size?",
+];
 const SUGGESTIONS = ["Explain Server-Sent Events and WebSocket in a table.", "Write a binary search in Python, with a test.", "What can you do for me?"];
 const NAMES = { ws: "WS", sse: "SSE" };
 /** @type {Transport[]} */ const TRANSPORTS = ["auto", "sse", "ws"];
 
-const chat = connect("", { transport: TRANSPORTS.find((each) => each === kept("local", "transport")) ?? "auto" });
+const chat = connect("", { transport: TRANSPORTS.find((each) => each === kept("local", "transport")) ?? "auto", tools: OWN_TOOLS });
 const wire = new Wire(chat);
 const drawer = new Drawer(chat);
 const sidebar = new Sidebar();
@@ -148,6 +152,7 @@ async function learn() {
     const { is_demo: isDemo, login_url: loginUrl, max_message_bytes: bytes, max_inline_bytes: inlineBytes } = await (await chat.request("/readyz")).json();
     part("demo").hidden = !isDemo;
     compare.isDemo = isDemo;
+    if (isDemo) thread.tools = Object.keys(OWN_TOOLS); // Another model may know no tools at all.
     door.way = loginUrl;
     limitMessages(bytes);
     limitAttachments(inlineBytes);

@@ -49,7 +49,7 @@ export class Meter {
     this.#via = via;
     this.vias.add(via);
     this.firstEventAt ??= at;
-    if (type === "snapshot") this.#before = null;
+    if (type === "snapshot" || type === "tool_result") this.#before = null; // The wait was for a tool, or for somebody.
     if (type !== "token") return;
     if (isLive && this.#before !== null) this.gaps.push({ ms: at - this.#before, via, isResumed: this.#isResumed, tokens: seq - first + 1 });
     this.#isResumed = false;

@@ -5,7 +5,8 @@ import { Flow } from "./flow.js";
 import { ToolCard } from "./tools.js";
 
 /** @import { Part } from "../chatserver.js" */
-/** @import { ReasoningPart, TextPart } from "../events.js" */
+/** @import { ReasoningPart, TextPart, ToolInputEvent, ToolProgressEvent } from "../events.js" */
+/** @import { OnAnswer } from "./tools.js" */
 
 const THOUGHT_MS = 100; // A shorter thought was read from the log, not waited for.
 
@@ -56,6 +57,21 @@ export class PartsView {
   /** @type {readonly Part[]} */ #parts = [];
   /** What is shown of each part, and as what it was shown the last time. @type {{ view: Prose | Thoughts | ToolCard, part: Part | null }[]} */ #shown = [];
   /** How long each thought took, where that is known. @type {readonly number[]} */ #knownMs = [];
+  /** Of each call, what no part has: its arguments so far, and how far it is. @type {Map<string, { tool: string, input: string, progress: ToolProgressEvent | null }>} */ #live = new Map();
+  /** Calls that are being written: no part yet. @type {Map<string, ToolCard>} */ #drafts = new Map();
+
+  /** @param {OnAnswer} onAnswer */
+  constructor(onAnswer) {
+    this.onAnswer = onAnswer;
+  }
+
+  /** Keep what an event tells of a call, to be shown with the parts. @param {ToolInputEvent | ToolProgressEvent} event */
+  hear(event) {
+    const known = this.#live.get(event.call_id) ?? { tool: "", input: "", progress: null };
+    this.#live.set(event.call_id, known);
+    if (event.type === "tool_progress") known.progress = event;
+    else Object.assign(known, { tool: event.tool, input: known.input + event.delta });
+  }
 
   /**
    * Make the page that of these parts. Of the array of last time, a part that did not change is the same object.
@@ -72,13 +88,40 @@ export class PartsView {
       if (shown.view instanceof ToolCard) part.type === "tool_call" && shown.view.update(part);
       else if (part.type !== "tool_call") shown.view.update(part);
     }
-    this.#shown.at(-1)?.view.draw(isOpen);
+    this.#showLive(isOpen);
+    this.#shown.at(-1)?.view.draw(isOpen && !this.#drafts.size);
     if (!isOpen) for (const card of this.#views(ToolCard)) card.leave();
+  }
+
+  /** @param {boolean} isOpen */
+  #showLive(isOpen) {
+    for (const { part, view } of this.#shown) {
+      if (part?.type !== "tool_call" || !(view instanceof ToolCard)) continue;
+      const live = this.#live.get(part.call_id);
+      if (live?.progress) view.tell(live.progress);
+      this.#live.delete(part.call_id);
+    }
+    for (const [id, { tool, input }] of this.#live) if (input) this.#draft(id, tool).write(input);
+    if (!isOpen) this.#forgetDrafts();
+  }
+
+  /** @param {string} id @param {string} tool */
+  #draft(id, tool) {
+    const card = this.#drafts.get(id) ?? new ToolCard(tool, this.onAnswer);
+    if (!this.#drafts.has(id)) this.element.append(card.element);
+    this.#drafts.set(id, card);
+    return card;
+  }
+
+  #forgetDrafts() {
+    for (const card of this.#drafts.values()) card.element.remove();
+    this.#drafts.clear();
   }
 
   clear() {
     for (const card of this.#views(ToolCard)) card.leave();
     this.#shown = [];
+    this.#drafts.clear();
     this.element.replaceChildren();
   }
 
@@ -108,13 +151,20 @@ export class PartsView {
     const view = this.#made(part);
     const shown = { view, part: null };
     this.#shown.push(shown);
-    this.element.append(view.element);
+    const [next] = this.#drafts.values();
+    if (!view.element.isConnected || view.element.nextElementSibling !== (next?.element ?? null)) {
+      this.element.insertBefore(view.element, next?.element ?? null);
+    }
     return shown;
   }
 
   /** @param {Part} part */
   #made(part) {
-    if (part.type === "tool_call") return new ToolCard(part);
+    if (part.type === "tool_call") {
+      const card = this.#drafts.get(part.call_id) ?? new ToolCard(part.tool, this.onAnswer);
+      this.#drafts.delete(part.call_id);
+      return card;
+    }
     return part.type === "text" ? new Prose() : new Thoughts(this.#knownMs[this.#views(Thoughts).length]);
   }
 

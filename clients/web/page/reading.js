@@ -4,6 +4,7 @@ import { announce, said } from "./dom.js";
 import { whyNothingComes } from "./waits.js";
 
 /** @import { AnswerView } from "./answer.js" */
+/** @import { Answer } from "../chatserver.js" */
 /** @import { StartEvent } from "../events.js" */
 /** @import { Chat, Wire } from "./wire.js" */
 /** @typedef {ReturnType<Chat["send"]>} Run */
@@ -102,6 +103,12 @@ export class Reading {
     this.#isStopping = true;
     this.showState();
     await run.cancel().catch((error) => this.#view?.fail({ code: error.code ?? "lost", message: said(error) }));
+  }
+
+  /** Answer a call of the answer that is being written. @param {string} callId @param {Answer} answer */
+  async answer(callId, answer) {
+    if (!this.#run) throw new Error("this answer is not read any more");
+    await this.#run.answer(callId, answer);
   }
 
   /** Read it no more; it goes on. */

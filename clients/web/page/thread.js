@@ -23,6 +23,7 @@ export class Thread {
   #opening = 0;
   #messages = part("messages");
   #end = new End();
+  /** What the model may ask of this page. @type {string[]} */ tools = [];
 
   /**
    * @param {Chat} chat @param {Wire} wire
@@ -200,7 +201,7 @@ export class Thread {
     this.#draw();
     this.#end.show();
     const message = text === null ? null : messageOf(text, question?.attachments ?? []);
-    const request = { sessionId: this.sessionId ?? undefined, idempotencyKey: newId(), onDisconnect: /** @type {const} */ ("continue"), ...fields };
+    const request = { sessionId: this.sessionId ?? undefined, idempotencyKey: newId(), onDisconnect: /** @type {const} */ ("continue"), tools: this.tools, ...fields };
     await this.reading.follow(() => this.chat.send(message, request), answer, performance.now());
   }
 
@@ -260,6 +261,7 @@ export class Thread {
         if (question instanceof QuestionView) void this.again(question);
       },
       onDrawn: () => this.#end.grew(this.reading.isGoing),
+      onAnswer: (callId, answer) => this.reading.answer(callId, answer),
     });
   }
 

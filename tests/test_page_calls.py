@@ -1,0 +1,314 @@
+"""Calls of tools on the page: input that grows, progress, and forms for what waits. Nothing in them is ever markup."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from playwright.async_api import Browser, Locator, expect
+
+from tests.browser import open_chromium
+from tests.live import LiveServer, live_server
+from tests.page_driver import Driver, opened
+from tests.test_page_safety import from_node, is_unharmed
+
+pytestmark = [pytest.mark.xdist_group("chromium 2")]
+
+PHONE: dict[str, Any] = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
+DINNER = {"people": 2, "time": "19:00"}
+MENUS = [{"const": "v", "title": "vegan"}, {"const": "f", "title": "fish"}]
+FORM = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "title": "Name", "description": "as on the bill", "minLength": 2},
+        "mail": {"type": "string", "format": "email"},
+        "guests": {"type": "integer", "minimum": 1, "maximum": 9, "default": 2},
+        "price": {"type": "number"},
+        "smokes": {"type": "boolean", "title": "Smoking"},
+        "room": {"type": "string", "enum": ["hall", "yard"], "enumNames": ["The hall", "The yard"]},
+        "menus": {"type": "array", "items": {"anyOf": MENUS}},
+        "other": {"type": "object"},
+    },
+    "required": ["name", "guests", "room"],
+}
+
+
+@pytest.fixture(scope="module")
+async def chromium() -> AsyncIterator[Browser]:
+    async with open_chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+async def server() -> AsyncIterator[LiveServer]:
+    async with live_server(None) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+async def shared(chromium: Browser, server: LiveServer) -> AsyncIterator[Driver]:
+    async with opened(chromium, f"{server.url}/") as page:
+        yield page
+
+
+@pytest.fixture
+async def page(shared: Driver) -> Driver:
+    """The page of all tests here, with an answer of the test's own."""
+    await shared.probe("begin")
+    return shared
+
+
+def call(call_id: str = "a", tool: str = "book_table", **more: Any) -> dict[str, Any]:
+    called = {"call_id": call_id, "tool": tool, "args": DINNER, "needs_approval": False, "executor": "server"}
+    return {"type": "tool_call"} | called | more
+
+
+def question(schema: Any, message: Any = "Who comes?", call_id: str = "a") -> dict[str, Any]:
+    return call(call_id, "ask_user", args={"message": message, "schema": schema}, executor="client")
+
+
+def result(call_id: str = "a", **more: Any) -> dict[str, Any]:
+    ended = {"tool": "book_table", "result": {"table": 7}, "is_error": False, "truncated": False, "duration_ms": 12}
+    return {"type": "tool_result", "call_id": call_id} | ended | more
+
+
+def written(delta: str, call_id: str = "a", tool: str = "book_table") -> dict[str, Any]:
+    return {"type": "tool_input", "call_id": call_id, "tool": tool, "delta": delta}
+
+
+def progress(message: str | None, progress: float | None, total: float | None, call_id: str = "a") -> dict[str, Any]:
+    return {"type": "tool_progress", "call_id": call_id, "message": message, "progress": progress, "total": total}
+
+
+async def tell(page: Driver, *events: dict[str, Any]) -> Locator:
+    """Let these events come; the card of the newest call."""
+    await page.probe("tell", list(events))
+    return page.answer.locator(".tool").last
+
+
+async def answered(page: Driver) -> Any:
+    return await page.page.evaluate("window.answered")
+
+
+# ---- what comes of itself -------------------------------------------------------------------------------------------
+
+
+async def test_input_grows_and_becomes_the_call(page: Driver) -> None:
+    card = await tell(page, {"type": "token", "content": "I look. "}, written('{"people"'))
+    await expect(card).to_have_attribute("data-state", "writing")
+    await expect(card.locator("summary")).to_contain_text('{"people"')
+    await tell(page, written(": 2, "), written("[1", "b", "other"))
+    await expect(page(".tool")).to_have_count(2)
+    await expect(page(".tool pre").first).to_have_text('{"people": 2, ')
+    await card.first.evaluate("(card) => (window.card = card)")
+    await tell(page, call(), call("b", "other"))
+    await expect(page(".tool")).to_have_count(2)
+    await expect(page(".tool summary").first).to_contain_text('people: 2, time: "19:00"')
+    await expect(page(".tool").first).to_have_attribute("data-state", "running")
+    await tell(page, result(), result("b"), {"type": "token", "content": "So it is."}, written("{", "c", "lost"))
+    kinds = await page.page.evaluate("[...document.querySelectorAll('.parts > *')].map((each) => each.className)")
+    assert kinds == ["prose", "tool", "tool", "prose", "tool"]
+    await tell(page, {"type": "error", "code": "llm_error", "message": "cut", "retryable": True, "retry_after": None})
+    await expect(page(".tool")).to_have_count(2)  # What was never called is gone.
+
+
+async def test_a_tool_tells_how_far_it_is(page: Driver) -> None:
+    card = await tell(page, call(), progress("Baking", 3, 10))
+    bar = card.locator("progress")
+    await expect(card.locator(".progress")).to_contain_text("Baking")
+    await expect(card.locator(".progress")).to_contain_text("3 of 10")
+    assert await bar.evaluate("(bar) => bar.value / bar.max") == 0.3
+    await tell(page, progress(None, 4.5, None))
+    await expect(card.locator(".count")).to_have_text("4.5")
+    assert await bar.evaluate("(bar) => bar.position") == -1
+    await tell(page, progress("Over", 12, 0), progress("Over", 12, 10))
+    assert await bar.evaluate("(bar) => bar.position") == 1
+    await tell(page, result())
+    await expect(card.locator(".progress")).to_be_hidden()
+    await expect(card).to_have_attribute("data-state", "done")
+
+
+# ---- what somebody is asked -----------------------------------------------------------------------------------------
+
+
+async def test_an_approval_is_given_as_it_is_asked_for(page: Driver) -> None:
+    card = await tell(page, call(needs_approval=True))
+    await expect(card).to_have_attribute("data-state", "waiting")
+    await expect(page("#announcer")).to_contain_text("book_table needs your approval.")
+    await expect(card.get_by_label("Arguments")).to_have_value(json.dumps(DINNER, indent=2))
+    await card.get_by_role("button", name="Approve").press("Enter")
+    await expect(card.locator("form")).to_have_count(0)
+    await expect(card).to_have_attribute("data-state", "running")
+    await expect(card.locator("summary")).to_be_focused()
+    assert await answered(page) == [["a", {"approve": True}]]
+
+
+async def test_arguments_are_edited_and_only_an_object_is_taken(page: Driver) -> None:
+    card = await tell(page, call(needs_approval=True))
+    for wrong in ("{", "[]", "null", "7"):
+        await card.get_by_label("Arguments").fill(wrong)
+        await card.get_by_role("button", name="Approve").click()
+    assert await answered(page) == []
+    await card.get_by_label("Arguments").fill('{"people": 4}')
+    await card.get_by_role("button", name="Approve").click()
+    await expect(card.locator("form")).to_have_count(0)
+    assert await answered(page) == [["a", {"approve": True, "args": {"people": 4}}]]
+    await tell(page, result(args={"people": 4}))
+    await expect(card.locator("summary")).to_contain_text("people: 4")
+    await expect(card.locator("pre").first).to_have_text('{\n  "people": 4\n}')
+
+
+async def test_a_refusal_has_its_reason_and_enter_there_does_not_approve(page: Driver) -> None:
+    card = await tell(page, call(needs_approval=True))
+    await card.get_by_label("Reason, if you refuse").fill("too late")
+    await page.page.keyboard.press("Enter")
+    await expect(card.locator("form")).to_have_count(0)
+    assert await answered(page) == [["a", {"approve": False, "reason": "too late"}]]
+    await tell(page, result(result="refused: too late", is_error=True))
+    await expect(card).to_have_attribute("data-state", "failed")
+    await expect(card.locator("pre").last).to_have_text("refused: too late")
+
+
+async def test_what_cannot_be_sent_stays_and_what_was_answered_elsewhere_goes(page: Driver) -> None:
+    card = await tell(page, call(needs_approval=True), call("b", needs_approval=True))
+    await page.page.evaluate("window.refusal = new Error('no network')")
+    await card.get_by_role("button", name="Refuse").click()
+    await expect(card.locator(".note")).to_have_text("It could not be sent: no network.")
+    await expect(card.get_by_role("button", name="Refuse")).to_be_focused()
+    await page.page.evaluate("window.refusal = Object.assign(new Error(), {code: 'already_answered'})")
+    await card.get_by_role("button", name="Refuse").click()
+    await expect(card.locator("form")).to_have_count(0)
+    await tell(page, progress("it was approved on the phone", None, None))
+    await expect(page(".tool form")).to_have_count(0)
+
+
+async def test_escape_leaves_the_form_and_the_run_alone(page: Driver) -> None:
+    card = await tell(page, call(needs_approval=True))
+    await card.get_by_label("Arguments").focus()
+    await page.page.keyboard.press("Escape")
+    await expect(page("#message")).to_be_focused()
+    await expect(card.locator("form")).to_have_count(1)
+
+
+async def test_a_question_is_a_form(page: Driver) -> None:
+    card = await tell(page, question(FORM))
+    await expect(card.locator(".what")).to_have_text("Who comes?")
+    await card.get_by_role("button", name="Send").click()
+    assert await answered(page) == []  # The name is missing.
+    await card.get_by_label("Name").fill("Bo")
+    await card.get_by_label("room").select_option("The yard")
+    await card.get_by_label("guests").fill("12")
+    await page.page.keyboard.press("Enter")
+    assert await answered(page) == []
+    await card.get_by_label("guests").fill("3")
+    await card.get_by_label("price").fill("9.5")
+    await card.get_by_label("vegan").check()
+    await card.get_by_label("other").fill('{"a": 1}')
+    await page.page.keyboard.press("Tab")
+    await card.get_by_role("button", name="Send").click()
+    await expect(card.locator("form")).to_have_count(0)
+    content = {
+        "name": "Bo",
+        "guests": 3,
+        "price": 9.5,
+        "smokes": False,
+        "room": "yard",
+        "menus": ["v"],
+        "other": {"a": 1},
+    }
+    assert await answered(page) == [["a", {"result": {"action": "accept", "content": content}}]]
+
+
+async def test_a_question_is_declined_as_it_stands(page: Driver) -> None:
+    await tell(page, question(FORM, call_id="a"), question(FORM, call_id="b"))
+    for button in ("Decline", "Cancel"):
+        await page.answer.get_by_role("button", name=button).first.click()
+    await expect(page(".tool form")).to_have_count(0)
+    ways = [[call_id, answer["result"]["action"]] for call_id, answer in await answered(page)]
+    assert ways == [["a", "decline"], ["b", "cancel"]]
+
+
+async def test_a_tool_of_another_client_is_waited_for(page: Driver) -> None:
+    card = await tell(page, call(tool="unlock_phone", executor="client"))
+    await expect(card.locator(".what")).to_have_text("unlock_phone waits for a client that has this tool.")
+    await tell(
+        page, {"type": "done", "session_id": "s", "message_id": "m", "finish_reason": "cancelled", "usage": None}
+    )
+    await expect(card).to_have_attribute("data-state", "left")
+    await expect(card.locator(".ask")).to_have_count(0)
+
+
+# ---- data are data --------------------------------------------------------------------------------------------------
+
+ODD_SCHEMAS: list[Any] = [
+    None,
+    [],
+    "x",
+    {"properties": []},
+    {"properties": {"a": None, "b": {"type": "string", "enum": []}, "c": {"type": "array", "items": {"enum": "x"}}}},
+    {"properties": {"__proto__": {"type": "string", "minLength": -1, "maxLength": "x", "format": "constructor"}}},
+    {"properties": {"a": {"oneOf": [{"const": {"b": 1}}, {"const": None, "title": 7}]}}, "required": "a"},
+]
+
+
+async def test_no_value_of_a_call_is_markup(page: Driver) -> None:
+    payloads = [
+        "<img src=x onerror=pwn(1)>",
+        "</pre><script>pwn(1)</script>",
+        *from_node("payloads.mjs", "it.PAYLOADS")[::30],
+    ]
+    await page.probe("raiseAlarm")
+    for i, hostile in enumerate(payloads):
+        schema = {
+            "type": "object",
+            "properties": {
+                hostile: {"type": "string", "title": hostile, "description": hostile, "default": hostile},
+                "e": {"enum": [hostile], "enumNames": [hostile]},
+                "b": {"type": "boolean", "title": hostile, "description": hostile},
+                "m": {"type": "array", "title": hostile, "items": {"enum": [hostile]}},
+            },
+        }
+        ids = [f"{kind}{i}" for kind in "abcd"]
+        await tell(
+            page,
+            written(hostile, ids[0], hostile),
+            call(ids[0], hostile, args={hostile: hostile}, needs_approval=True),
+            question(schema, hostile, ids[1]),
+            call(ids[2], hostile, args={hostile: hostile}),
+            progress(hostile, 1, 2, ids[2]),
+            call(ids[3], hostile),
+            result(ids[3], result={hostile: hostile}, is_error=i % 2 == 0),
+        )
+    assert await page(".tool").count() == 4 * len(payloads)
+    await is_unharmed(page)
+
+
+async def test_odd_schemas_make_a_form_that_can_be_declined(page: Driver) -> None:
+    for i, schema in enumerate(ODD_SCHEMAS):
+        card = await tell(page, question(schema, i, f"q{i}"))
+        await card.get_by_role("button", name="Send").click()
+        await card.get_by_role("button", name="Decline").click() if await card.locator("form").count() else None
+        await expect(card.locator("form")).to_have_count(0)
+    assert [each for each, _ in await answered(page)] == [f"q{i}" for i in range(len(ODD_SCHEMAS))]
+
+
+# ---- for everybody --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_it_can_be_read_heard_and_touched(chromium: Browser, server: LiveServer, scheme: str) -> None:
+    async with opened(chromium, f"{server.url}/", color_scheme=scheme, **PHONE) as page:
+        await page.probe("begin")
+        await tell(
+            page,
+            written('{"a', "w"),
+            call("p"),
+            progress("Baking " * 9, 3, 10, "p"),
+            call("a", needs_approval=True, args={"note": "x" * 200}),
+            question(FORM, call_id="q"),
+            call("o", tool="unlock_phone", executor="client"),
+        )
+        await expect(page(".tool")).to_have_count(5)
+        for probe in ("nameless", "faint", "small"):
+            assert await page.probe(probe) == [], probe
+        assert not await page.probe("isTooWide")
