@@ -45,6 +45,7 @@ ROUTES: Mapping[tuple[str, str], Row] = {
     ("GET", "/chat/runs/{run_id}"): Row(names=("run_id",)),
     ("GET", "/chat/runs/{run_id}/events"): Row(names=("run_id",)),
     ("POST", "/chat/runs/{run_id}/cancel"): Row(names=("run_id",)),
+    ("POST", "/chat/runs/{run_id}/tool_calls/{call_id}"): Row({"result": "stolen"}, ("run_id",)),
     ("GET", "/chat/models"): Row(),
     ("GET", "/chat/sessions"): Row(),
     ("GET", "/chat/sessions/{session_id}"): Row(names=("session_id",)),
@@ -57,6 +58,7 @@ COMMANDS: Mapping[str, Row] = {
     "attach": Row({"run_id": "{run_id}", "after": 0}, ("run_id",)),
     "detach": Row({"run_id": "{run_id}"}, ("run_id",)),
     "cancel": Row({"run_id": "{run_id}"}, ("run_id",)),
+    "answer": Row({"run_id": "{run_id}", "call_id": "{call_id}", "result": "stolen"}, ("run_id",)),
     "ping": Row({}),
 }
 
@@ -128,7 +130,7 @@ async def place(anyio_backend: str) -> AsyncIterator[Place]:
         upstream.script(token("Ann's"), Gate(anyio.Event()))
         upstream.always(*say("An answer."))
         reading = await SSE.start(server, {"message": "Hi"}, headers=of("ann"))
-        place = Place(server, json.loads((await reading.take(2))[0]))
+        place = Place(server, json.loads((await reading.take(2))[0]) | {"call_id": "call_0"})
         place.before = await place.seen()
         yield place
         assert await place.seen() == place.before, "also what takes its time has not happened"

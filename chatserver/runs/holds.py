@@ -11,7 +11,6 @@ from math import inf
 
 import anyio
 
-from chatserver.calls import Hold
 from chatserver.errors import AlreadyAnswered, RunLost, TooMany, Unavailable
 from chatserver.events import ToolCall
 from chatserver.runs.life import Life
@@ -73,15 +72,8 @@ class Holds:
         # In `none` mode everybody is one user.
         self._limit = inf if settings.auth == "none" else settings.max_waiting_runs_per_user
 
-    def of(self, life: Life) -> Hold:
-        """How the calls of a run are held."""
-
-        async def hold(call: ToolCall) -> Resolution:
-            return await self._hold(life, call)
-
-        return hold
-
-    async def _hold(self, life: Life, call: ToolCall) -> Resolution:
+    async def hold(self, life: Life, call: ToolCall) -> Resolution:
+        """Wait until a call of a run is answered."""
         held = self._held_of(life)
         if call.call_id not in held.calls:
             held.calls[call.call_id] = waiting_call(call, self._settings.approval_seconds)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection
+from functools import partial
 from time import monotonic
 from typing import TypeAlias
 
@@ -11,7 +12,7 @@ from msgspec.structs import replace
 
 from chatserver.agent import Agent
 from chatserver.answer import Answer
-from chatserver.calls import Calls, Hold, Toolbox
+from chatserver.calls import Calls, Toolbox
 from chatserver.commands import ChatRequest
 from chatserver.context import RunContext
 from chatserver.endings import INTERRUPTED, ending_of
@@ -61,11 +62,11 @@ class Life:
         self.billed = 0
         """How many of its tokens are stored as spent."""
 
-        self.hold: Hold = _unanswered
+        self.hold: Callable[[Life, ToolCall], Awaitable[Resolution]] = _unanswered
         self.on_rest: Callable[[], None] = lambda: None
         """Called when a call waits, or has a result, of a run that has calls which wait."""
 
-        self.on_idle: Callable[[], None] = lambda: None
+        self.on_idle: Callable[[Life], None] = lambda _: None
         """Called when the run waits and has had no reader for long."""
 
         self.checkpoints = checkpoints
@@ -202,7 +203,7 @@ class Life:
         is_idle = self.run.state is State.WAITING and deadline is not None and now >= deadline
         self.run.pass_time(now)
         if is_idle:
-            self.on_idle()
+            self.on_idle(self)
         if self.run.state is State.ENDING:
             self._cancel()
         if self.run.state is State.FORGOTTEN and self._on_forget is not None:
@@ -243,7 +244,7 @@ class Life:
             run.end(ending_of(error))
 
     def _context(self) -> RunContext:
-        run, resource = self.run, self.run.resource
+        run, resource, hold = self.run, self.run.resource, partial(self.hold, self)
         return RunContext(
             user=self.user,
             session_id=resource.session_id,
@@ -251,7 +252,7 @@ class Life:
             meter=run.meter,
             emit=self._say,
             settled=self.settled,
-            calls=Calls(self._toolbox, self._say, self.settled, run.observer, self.hold, self.request.tools or ()),
+            calls=Calls(self._toolbox, self._say, self.settled, run.observer, hold, self.request.tools or ()),
             observer=run.observer,
             is_resumed=self._turns is not None,
             turns=self._turns or 0,
@@ -279,7 +280,7 @@ class Life:
         await RunEnd(self.run, self._sessions, self.billed, self.on_lost).store_late()
 
 
-async def _unanswered(_: ToolCall) -> Resolution:
+async def _unanswered(_: Life, __: ToolCall) -> Resolution:
     """Nobody can answer."""
     await anyio.sleep_forever()
     raise AssertionError("for ever is over")
