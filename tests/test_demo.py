@@ -11,7 +11,7 @@ import anyio
 import httpx2
 import pytest
 
-from chatserver.providers import demo, turn
+from chatserver.providers import demo, demo_script, turn
 from chatserver.providers.client import DEMO_URL
 from chatserver.providers.demo_transport import DemoTransport
 from tests.clients import BOTH, SSE, Transport, documents_of
@@ -137,7 +137,7 @@ async def test_it_counts(server: LiveServer, question: str, last: int) -> None:
 )
 async def test_anything_else_is_answered_by_what_it_can_do(server: LiveServer, question: str) -> None:
     text = said(await ask(server, question))
-    for word in ("clock", "calculator", "Think", "Count", "OPENAI_API_KEY", "after", *demo.FAULTS):
+    for word in ("clock", "calculator", "Think", "Count", "OPENAI_API_KEY", "after", *demo_script.FAULTS):
         assert word in text
 
 
@@ -161,7 +161,7 @@ FAULTS = {
 
 
 def test_every_fault_is_held_here() -> None:
-    assert set(FAULTS) == set(demo.FAULTS)
+    assert set(FAULTS) == set(demo_script.FAULTS)
 
 
 @pytest.mark.parametrize("fault", [name for name in FAULTS if name != "stall"])

@@ -8,11 +8,12 @@ from functools import partial
 import msgspec
 import pytest
 
-from chatserver.providers import demo
-from chatserver.providers.demo import ASKED_CHARS_LIMIT, CompletionRequest, PromptMessage, Script, completion
+from chatserver.providers import demo_script
+from chatserver.providers.demo import CompletionRequest, completion
+from chatserver.providers.demo_script import ASKED_CHARS_LIMIT, PromptMessage, Script, script_for
 from tests.cost import LINEAR, growth
 
-TOOLS = {"clock", "calculator"}
+TOOLS = {"clock", "calculator", "book_table", "work"}
 UNITS = (
     *("1", "1.", "..1", ".", "(", ")", "(1", "(-1", "1)", "1(", ".(", "-", "-1", "1 ", "1 -", "1+", "1 * ", "1**", " "),
     *(
@@ -27,6 +28,10 @@ UNITS = (
         "*",
         "a",
         "time ",
+        "book table ",
+        "for 1",
+        "at 1",
+        "work for 1",
         "2026-11-22 ",
         "٣",
     ),
@@ -35,13 +40,13 @@ ENDS = ("", "!", "1", "fail with", " count")
 
 
 def script(text: str) -> Script:
-    return demo._script([PromptMessage("user", msgspec.Raw(json.dumps(text).encode()))], TOOLS)
+    return script_for([PromptMessage("user", msgspec.Raw(json.dumps(text).encode()))], TOOLS)
 
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_a_message_is_looked_through_in_linear_time(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the cut: 32,700 digits stopped everybody for 23 s."""
-    monkeypatch.setattr(demo, "ASKED_CHARS_LIMIT", 10**9)
+    monkeypatch.setattr(demo_script, "ASKED_CHARS_LIMIT", 10**9)
 
     def look(end: str, size: int) -> Script:
         return script(unit * (size // len(unit)) + end)

@@ -23,11 +23,11 @@ from prometheus_client import CollectorRegistry
 
 from chatserver.app import create_app
 from chatserver.auth import Ticket
-from chatserver.commands import COMMAND_TAGS, COMMAND_TYPES, ChatRequest, checked_request, parse_command
+from chatserver.commands import COMMAND_TAGS, COMMAND_TYPES, CallAnswer, ChatRequest, checked_request, parse_command
 from chatserver.errors import ChatError
 from chatserver.events import EVENT_TYPES, BaseEvent, ErrorCode, FinishReason, Usage, decode
 from chatserver.parts import ToolCallPart
-from chatserver.providers.demo import FAULTS
+from chatserver.providers.demo_script import FAULTS
 from chatserver.replies import REPLY_TYPES
 from chatserver.resources import (
     MessageResource,
@@ -176,6 +176,7 @@ def _shown(default: object) -> str:
 INSIDE = {
     "providers/models.py": "how much of a list is read, and how much of it a log says",
     "providers/demo.py": "what the demo model does is no contract",
+    "providers/demo_script.py": "what the demo model says is no contract",
     "sessions/queries.py": "the routes ask for less",
     "function_agent/hop.py": "how far an agent is ahead of its run",
     "function_agent/agent_threads.py": "what wrong agents of the operator take",
@@ -361,7 +362,8 @@ def fault(document: dict[str, Any]) -> str | None:
         case None:
             kinds = (ModelList, RunResource, SessionDetail, SessionResource, SessionPage, Ticket)
             is_record = any(_is_whole(document, kind) for kind in kinds)
-            return None if is_record else _refusal(document, partial(convert, kind=ChatRequest))
+            bodies = [_refusal(document, partial(convert, kind=kind)) for kind in (CallAnswer, ChatRequest)]
+            return None if is_record or None in bodies else bodies[-1]
         case kind:
             return f"nothing is of type {kind}"
 

@@ -238,6 +238,19 @@ async def test_a_tool_of_another_client_is_waited_for(page: Driver) -> None:
     await expect(card.locator(".ask")).to_have_count(0)
 
 
+# ---- with a real server ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("transport", ["ws", "sse"])
+async def test_the_page_tells_the_demo_its_screen(chromium: Browser, server: LiveServer, transport: str) -> None:
+    async with opened(chromium, f"{server.url}/", viewport={"width": 1100, "height": 800}) as page:
+        await page.use(transport)
+        await page.send("What is my screen size?")
+        await page.answered("Your screen has 1100 × 800 pixels.")
+        await page.page.reload()
+        await page.answered("Your screen has 1100 × 800 pixels.")
+
+
 # ---- data are data --------------------------------------------------------------------------------------------------
 
 ODD_SCHEMAS: list[Any] = [
