@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from chatserver.serving.serve import serve
     from chatserver.settings import Settings
     from chatserver.settings.loading import load_settings
-    from chatserver.tools import Tool, tool
+    from chatserver.tools import Tool
+    from chatserver.tools.context import ToolContext
+    from chatserver.tools.functions import tool
 
 __version__ = "0.1.0"
 
@@ -43,6 +45,7 @@ __all__ = [
     "Token",
     "Tool",
     "ToolCall",
+    "ToolContext",
     "ToolError",
     "ToolOutput",
     "ToolResult",
@@ -95,10 +98,9 @@ _HOMES = {
     "chatserver.serving.serve": ("serve",),
     "chatserver.settings": ("Settings",),
     "chatserver.settings.loading": ("load_settings",),
-    "chatserver.tools": (
-        "Tool",
-        "tool",
-    ),
+    "chatserver.tools": ("Tool",),
+    "chatserver.tools.context": ("ToolContext",),
+    "chatserver.tools.functions": ("tool",),
 }
 
 

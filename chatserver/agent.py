@@ -17,6 +17,7 @@ from chatserver.providers import (
     Delta,
     ModelRequest,
     Provider,
+    ToolCallFragment,
     ToolCallRequest,
 )
 from chatserver.steps import Step
@@ -74,14 +75,16 @@ class ToolAgent(Struct, frozen=True):
 class _Turn:
     """One turn: emits what the model says as it comes, and keeps it for the next request."""
 
-    __slots__ = ("_emit", "_meter", "said", "wanted")
+    __slots__ = ("_calls", "_emit", "_meter", "said", "wanted")
 
     def __init__(self, context: RunContext) -> None:
-        self._meter, self._emit = context.meter, context.emit
+        self._meter, self._emit, self._calls = context.meter, context.emit, context.calls
         self.said: list[str] = []
         self.wanted: list[ToolCallRequest] = []
 
     def on_delta(self, delta: Delta) -> None:
+        if isinstance(delta, ToolCallFragment):
+            return self._calls.show(delta)
         if isinstance(delta, ToolCallRequest):
             return self._want(delta)
         self._emit(delta)

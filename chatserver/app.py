@@ -40,8 +40,9 @@ from chatserver.runs.runs import Runs
 from chatserver.settings import Settings, variable
 from chatserver.settings.loading import load_settings
 from chatserver.telemetry.metrics import Metrics
-from chatserver.tools import Tool, load_tools, tools_by_name
+from chatserver.tools import Tool
 from chatserver.tools.execution import ToolThreads
+from chatserver.tools.loading import load_tools, tools_by_name
 from chatserver.transports.admission import ADMISSION
 from chatserver.transports.asgi import HOST_SCOPE, AsgiMessage, AsgiScope, AsgiSend
 from chatserver.transports.components import Components

@@ -4,6 +4,7 @@ A call that needs an approval, or that the client makes, is held until somebody 
 """
 
 from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
+from functools import partial
 from time import monotonic
 from typing import Any, TypeAlias
 
@@ -17,12 +18,16 @@ from chatserver.commands import NAME_CHARS_LIMIT, ClientTool, is_id, new_id
 from chatserver.dialogue import INTERRUPTED_CALL, NO_ORIGIN, Leavings, ToolSpecification, TurnOrigin
 from chatserver.events import ToolCall, ToolResult, to_json
 from chatserver.parts import Executor, Part, ToolCallPart
-from chatserver.providers import ToolCallRequest
+from chatserver.providers import ToolCallFragment, ToolCallRequest
 from chatserver.steps import Emit, Settled
 from chatserver.strict_json import NESTING_LIMIT, is_nested_too_deeply
 from chatserver.telemetry import RunObserver
-from chatserver.tools import Tool
-from chatserver.tools.execution import Outcome, ToolThreads
+from chatserver.tools import BadArguments, Tool, specification_of
+from chatserver.tools.context import ToolContext
+from chatserver.tools.execution import ToolThreads, check
+from chatserver.tools.inputs import ToolInputs
+from chatserver.tools.progress import told_progress
+from chatserver.tools.results import Outcome
 from chatserver.waiting import Approved, Refused, Resolution, Resulted
 
 ARGUMENTS_BYTES_LIMIT = 32 * 1024
@@ -64,9 +69,15 @@ class MadeTurn(Struct, frozen=True):
 
 
 class Calls:
-    """The tool calls of one run; ``client_tools`` are those that its client runs, and ``hold`` waits for an answer."""
+    """The tool calls of one run.
 
-    __slots__ = ("_call_ids", "_client_tools", "_emit", "_hold", "_observer", "_settled", "_toolbox")
+    ``told`` is what each tool is told of the run, ``client_tools`` are those that its client runs, and ``hold`` waits
+    for an answer.
+    """
+
+    __slots__ = (
+        "_call_ids", "_client_tools", "_emit", "_hold", "_inputs", "_observer", "_settled", "_told", "_toolbox",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -74,6 +85,7 @@ class Calls:
         emit: Emit,
         settled: Settled,
         observer: RunObserver,
+        told: ToolContext,
         hold: Hold,
         client_tools: Sequence[ClientTool] = (),
     ) -> None:
@@ -81,14 +93,20 @@ class Calls:
         self._emit = emit
         self._settled = settled
         self._observer = observer
+        self._told = told
         self._hold = hold
         self._client_tools = client_tools
         self._call_ids: dict[str, None] = {}  # No set: an empty one takes 0.2 KB of each run.
+        self._inputs = ToolInputs(emit, partial(_named, self._call_ids))
 
     def specifications(self) -> list[ToolSpecification]:
         """What a model is told of the tools."""
         theirs = [ToolSpecification(each.name, each.description, each.parameters) for each in self._client_tools]
-        return [*(each.specification() for each in self._toolbox.tools.values()), *theirs]
+        return [*map(specification_of, self._toolbox.tools.values()), *theirs]
+
+    def show(self, fragment: ToolCallFragment) -> None:
+        """Show the next piece of a call that the model is writing."""
+        self._inputs.add(fragment)
 
     async def make(self, wanted: Sequence[ToolCallRequest], leavings: Leavings | None = None) -> MadeTurn:
         """Make the calls that a model wants in a turn, all at the same time; each is told as it happens.
@@ -115,7 +133,7 @@ class Calls:
         What became of any other of them nobody knows.
         """
         made = [part for part in parts if isinstance(part, ToolCallPart)]
-        self._call_ids = {part.call_id: None for part in made}
+        self._call_ids.update({part.call_id: None for part in made})
         left = [
             Checked(call_of(part), None if part.call_id in waiting else INTERRUPTED_CALL)
             for part in made
@@ -174,15 +192,15 @@ class Calls:
         if tool is None:  # It was there when the call began to wait.
             return _failed(NO_TOOL)
         with self._observer.tool(call.tool, call.call_id) as told:
-            outcome = await self._toolbox.threads.call(tool, args)
+            with told_progress(self._emit) as report:
+                context = replace(self._told, call_id=call.call_id, report=report)
+                outcome = await self._toolbox.threads.call(tool, args, context)
             told.returned(is_error=outcome.is_error)
         return outcome
 
     def _checked(self, wanted: ToolCallRequest, in_turn: int, before: int) -> Checked:
-        """The call, under an id that is valid and unique in the run: some servers count from 0 in every turn."""
-        call_id = wanted.call_id
-        if call_id in self._call_ids or not is_id(call_id):
-            call_id = f"call_{new_id()}"
+        """The call, and why it is not made, if so."""
+        call_id = self._inputs.end(wanted.call_id)
         self._call_ids[call_id] = None
         executor: Executor | None = "server" if wanted.name in self._toolbox.tools else None
         if executor is None and any(each.name == wanted.name for each in self._client_tools):
@@ -200,21 +218,23 @@ class Calls:
         return f"at most {limit} calls in one answer" if in_answer >= limit else None
 
     async def _ruled(self, checked: Checked) -> Checked:
-        """The call, with whether it needs an approval."""
+        """The call, with whether it needs an approval; nobody is asked about arguments that do not fit."""
         call = checked.call
         if checked.problem is not None or call.executor == "client":
             return checked
-        if await needs_approval(self._toolbox.tools[call.tool], call.args):
+        tool = self._toolbox.tools[call.tool]
+        try:
+            check(tool, call.args)
+        except BadArguments as error:
+            return Checked(call, str(error))
+        if await self._toolbox.threads.needs_approval(tool, call.args):
             return Checked(replace(call, needs_approval=True))
         return checked
 
 
-async def needs_approval(tool: Any, args: dict[str, Any]) -> bool:
-    rule = getattr(tool, "needs_approval", False)
-    try:
-        return bool(rule(args)) if callable(rule) else bool(rule)
-    except Exception:  # noqa: BLE001
-        return True
+def _named(call_ids: Container[str], own_id: str) -> str:
+    """A call's id in the run, valid and not used yet: some servers count from 0 in every turn."""
+    return own_id if is_id(own_id) and own_id not in call_ids else f"call_{new_id()}"
 
 
 def call_of(part: ToolCallPart) -> ToolCall:

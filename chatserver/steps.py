@@ -4,9 +4,9 @@ from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
 from chatserver.dialogue import TurnOrigin
-from chatserver.events import Reasoning, Token, ToolCall, ToolResult
+from chatserver.events import Reasoning, Token, ToolCall, ToolInput, ToolProgress, ToolResult
 
-Step: TypeAlias = Token | Reasoning | TurnOrigin | ToolCall | ToolResult
+Step: TypeAlias = Token | Reasoning | TurnOrigin | ToolInput | ToolCall | ToolProgress | ToolResult
 """What an agent emits. A ``TurnOrigin`` reaches no reader. The agent emits it before the calls of its turn, so that a
 checkpoint with the calls has the origin too. A turn without calls and leavings needs none.
 """

@@ -83,11 +83,10 @@ async def check_schema(wanted: ResponseFormat | None) -> None:
     Raises:
         BadRequest: it is none; ``pointer`` says where.
     """
-    if isinstance(wanted, SchemaFormat):
-        schema = wanted.json_schema.schema
-        meta = await to_thread.run_sync(lambda: _class().META_SCHEMA)
-        if (mistake := await to_thread.run_sync(_mistake, meta, schema)) is not None:
-            raise BadRequest(f"the schema is none: {mistake}", "/response_format/json_schema/schema")
+    if not isinstance(wanted, SchemaFormat):
+        return
+    if (mistake := await to_thread.run_sync(mistake_in_schema, wanted.json_schema.schema)) is not None:
+        raise BadRequest(f"the schema is none: {mistake}", "/response_format/json_schema/schema")
 
 
 async def check_answer(wanted: ResponseFormat | None, text: str) -> None:
@@ -106,7 +105,7 @@ async def check_answer(wanted: ResponseFormat | None, text: str) -> None:
         if not isinstance(answer, dict):
             raise _unfit("it is no JSON object")
         return
-    if (mistake := await to_thread.run_sync(_mistake, wanted.json_schema.schema, answer)) is not None:
+    if (mistake := await to_thread.run_sync(mistake_in, wanted.json_schema.schema, answer)) is not None:
         raise _unfit(mistake)
 
 
@@ -125,7 +124,7 @@ def _references(schema: Any) -> Iterator[str]:
                 left += each
 
 
-def _mistake(schema: Any, instance: Any) -> str | None:
+def mistake_in(schema: Any, instance: Any) -> str | None:
     """The first thing that is wrong, by its place and the keyword that it breaks; nothing of its text."""
     from jsonschema_specifications import REGISTRY  # type: ignore[import-untyped]
 
@@ -138,6 +137,11 @@ def _mistake(schema: Any, instance: Any) -> str | None:
     if error is None:
         return None
     return f"at {error.json_path[:PLACE_CHARS]} it breaks `{error.validator}`"
+
+
+def mistake_in_schema(schema: Any) -> str | None:
+    """The first thing that is wrong with a schema."""
+    return mistake_in(_class().META_SCHEMA, schema)
 
 
 class _Steps:

@@ -10,7 +10,7 @@ from chatserver.errors import BadRequest, TooLarge
 from chatserver.events import ToolCall, to_json
 from chatserver.parts import Executor
 from chatserver.resources import timestamp
-from chatserver.tools.execution import cap
+from chatserver.tools.results import cap
 
 EDITED_BYTES_LIMIT = 32 * 1024
 """Edited arguments of a call: as many as the model's may have."""

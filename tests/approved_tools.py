@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from chatserver.tools import Tool, tool
+from chatserver.tools.functions import tool
 
 LEDGER = "TEST_LEDGER"
 """The variable that names the file."""
@@ -40,14 +40,5 @@ def _fussy(args: dict[str, Any]) -> bool:
     return bool(args["at"] == "secrets")
 
 
-class Asked(Tool, frozen=True):
-    needs_approval: Any = True
-
-
-def _asked(function: Any, rule: Any) -> Tool:
-    made = tool(function)
-    return Asked(made.name, made.description, made.function, made.arguments, made.is_async, rule)
-
-
-TOOLS = [_asked(book, True), _asked(bake, True), _asked(look, _fussy)]
+TOOLS = [tool(book, needs_approval=True), tool(bake, needs_approval=True), tool(look, needs_approval=_fussy)]
 REFERENCE = f"{__name__}:TOOLS"

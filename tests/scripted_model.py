@@ -27,8 +27,9 @@ from chatserver.runs.run import Run
 from chatserver.sessions import Sessions
 from chatserver.steps import Emit, Settled, Step
 from chatserver.telemetry import UNOBSERVED_RUN
-from chatserver.tools import tool
+from chatserver.tools.context import ToolContext
 from chatserver.tools.execution import ToolThreads
+from chatserver.tools.functions import tool
 from chatserver.waiting import Resolution
 from tests.logs import kept, watched_log
 
@@ -109,7 +110,8 @@ class Scripted(Struct, frozen=True):
     turns_limit: int
 
     async def answer(self, request: ModelRequest, context: RunContext) -> FinishReason:
-        calls = Calls(self.toolbox, context.emit, context.settled, context.observer, unanswered)
+        told = ToolContext(run_id=context.run_id)
+        calls = Calls(self.toolbox, context.emit, context.settled, context.observer, told, unanswered)
         return await ToolAgent(self.provider, self.turns_limit).answer(request, replace(context, calls=calls))
 
 
@@ -138,7 +140,7 @@ def context_of(emit: Emit, meter: Meter | None = None, settled: Settled = checkp
         meter=meter or Meter(),
         emit=emit,
         settled=settled,
-        calls=Calls(toolbox(), emit, settled, UNOBSERVED_RUN, unanswered),
+        calls=Calls(toolbox(), emit, settled, UNOBSERVED_RUN, ToolContext(), unanswered),
     )
 
 

@@ -29,7 +29,8 @@ from chatserver.events import (
 from chatserver.meter import Meter, Spent
 from chatserver.providers import WANTED_CALLS_LIMIT, Finish, ModelRequest, OnDelta
 from chatserver.steps import Step
-from chatserver.tools import tool
+from chatserver.tools import specification_of
+from chatserver.tools.functions import tool
 from tests.scripted_model import (
     ASKED,
     WAIT_SECONDS,
@@ -129,7 +130,7 @@ async def test_a_generator_of_steps_is_an_agent() -> None:
 async def test_the_model_is_asked_with_all_tools_and_what_was_asked_for() -> None:
     model = ScriptedModel([stop()])
     await steps_of(agent(model, add, shout))
-    tools = [tool(each).specification() for each in (add, shout)]
+    tools = [specification_of(tool(each)) for each in (add, shout)]
     assert model.requests == [replace(ASKED, tools=tools)]
 
 

@@ -65,7 +65,7 @@ def shape(events: Sequence[dict[str, Any]]) -> str:
 async def test_the_first_question_of_a_newcomer_shows_tools_at_work(server: LiveServer, transport: Transport) -> None:
     before = datetime.now(UTC).replace(microsecond=0)
     events = await ask(server, "What time is it in Tokyo, and what is 17 * 23?", transport)
-    assert shape(events) == "start token tool_call tool_result token done"
+    assert shape(events) == "start token tool_input tool_call tool_result token done"
     assert [(each["tool"], each["args"]) for each in of_type(events, "tool_call")] == [
         ("clock", {"timezone": "Asia/Tokyo"}),
         ("calculator", {"expression": "17 * 23"}),
@@ -281,7 +281,7 @@ async def test_a_running_answer_ends_while_the_server_drains(
             await reading.take(2)
             server.begin_drain()
             rest = [json.loads(document) for document in await documents_of(reading)]
-    assert shape(rest) == "token tool_call tool_result token done"
+    assert shape(rest) == "token tool_input tool_call tool_result token done"
     assert "**391**" in said(rest)
 
 

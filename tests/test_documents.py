@@ -43,7 +43,8 @@ from chatserver.runs.states import TRANSITIONS, Cause, State
 from chatserver.settings import Settings, variable
 from chatserver.strict_json import convert
 from chatserver.telemetry.instruments import Instruments
-from chatserver.tools import load_tools
+from chatserver.tools.functions import FunctionTool
+from chatserver.tools.loading import load_tools
 from chatserver.transports.close_codes import PUBLISHED
 from tests.test_architecture import ROOMS
 
@@ -458,6 +459,7 @@ async def test_the_tools_of_readme_work(tmp_path: Path, monkeypatch: pytest.Monk
         importlib.invalidate_caches()
     assert tools.keys() == {"dice", "calculator", "clock"}
     dice = tools["dice"]
+    assert isinstance(dice, FunctionTool)
     thrown = await dice.function(**dice.bind({"count": 3}))
     assert len(thrown) == 3 and set(thrown) <= set(range(1, 7))
 

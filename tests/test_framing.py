@@ -14,6 +14,7 @@ from jsonschema import Draft202012Validator, ValidationError
 from chatserver.answer import Answer
 from chatserver.events import Snapshot, Token, record
 from chatserver.parts import ReasoningPart, TextPart
+from chatserver.tools.context import ToolContext
 from chatserver.transports.formats.text import PlainText
 from tests.clients import (
     NDJSON,
@@ -67,17 +68,19 @@ MESSAGE = {"message": "Hi"}
 LINE_ENDS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
 """Whatever any language takes for the end of a line: Python's `str.splitlines` takes all of them."""
 
-NASTY = "".join(
+NASTY = "</script><!--\x1b[2J\x9b2J\ufeff" + "".join(
     f"{end}data: 5{end}{end}id: 99{end}event: done{end}retry: 1{end}: ping{end}" for end in (*LINE_ENDS, "\r\n")
 )
+"""Text that would be lines of a stream, markup, or orders to a terminal, if it could."""
 
 
 # ---- tools of the test server: `tests.test_framing:TOOLS` -----------------------------------------------------------
 
 
-def nasty(a: str = "") -> str:
-    """Text that would forge lines if it could."""
-    return f"\0{NASTY}"
+def nasty(context: ToolContext, a: str = "") -> str:
+    """Text that would forge lines if it could, also of the arguments, and told on the way."""
+    context.progress(f"{NASTY[:400]}\0\ud83e", 1, 2)  # type: ignore[unused-awaitable]
+    return f"\0{NASTY}{a}"
 
 
 def nasty_object() -> dict[str, list[str]]:
@@ -128,7 +131,11 @@ class Place:
 
     async def rich(self) -> list[bytes]:
         """A run with every kind of event but `error` and `snapshot`."""
-        calls = [*tool_call("nasty", {"a": NASTY}), *tool_call("nasty_object", {}, id="call_2", index=1)]
+        calls = [
+            *tool_call("nasty", {"a": NASTY}, pieces=40),
+            *tool_call("nasty_object", {}, id="call_2", index=1),
+            *tool_call(NASTY[:200], {"a": NASTY}, id=NASTY, index=2, pieces=2),
+        ]
         said = [role(), reasoning(f"Think … ä€😀{NASTY}"), token("Grüße 😀")]
         then = say(f"tokens{NASTY}€😀" * 3, 40)
         return await self.run(*said, *calls, finish("tool_calls"), usage(7, 5), Done(), then=then)
@@ -155,7 +162,8 @@ def events_path(documents: Sequence[bytes], after: int | str = 0) -> str:
 @pytest.mark.parametrize("transport", TRANSPORTS, ids=repr)
 async def test_a_document_is_the_same_to_the_byte_on_all_transports(place: Place, transport: Transport) -> None:
     documents = await place.rich()
-    assert set(types_of(documents)) == {"start", "reasoning", "token", "tool_call", "tool_result", "done"}
+    tools = {"tool_input", "tool_call", "tool_progress", "tool_result"}
+    assert set(types_of(documents)) == {"start", "reasoning", "token", "done"} | tools
     for after in (0, 1, 7, 12, len(documents) - 1):
         with anyio.fail_after(WAIT_SECONDS):
             read = await documents_of(await transport.attach(place.server, run_id_of(documents), after))
@@ -254,7 +262,15 @@ async def test_no_text_can_forge_a_line(place: Place, reader: type[SseReader] | 
     assert text_of(documents) == "Grüße 😀" + f"tokens{NASTY}€😀" * 3
     assert [each["content"] for each in events if each["type"] == "reasoning"] == [f"Think … ä€😀{NASTY}"]
     results = {each["tool"]: each["result"] for each in events if each["type"] == "tool_result"}
-    assert results == {"nasty": nasty(), "nasty_object": nasty_object()}
+    no_tool = {NASTY[:200]: "there is no such tool"}
+    assert results == {"nasty": f"\0{NASTY}{NASTY}", "nasty_object": nasty_object()} | no_tool
+    (progress,) = (each for each in events if each["type"] == "tool_progress")
+    assert progress["message"] == f"{NASTY[:400]}\0?"
+    for made in (each for each in events if each["type"] == "tool_call"):
+        inputs = [each for each in events if each["type"] == "tool_input" and each["call_id"] == made["call_id"]]
+        assert {each["tool"] for each in inputs} <= {made["tool"]}
+        written = json.loads("".join(each["delta"] for each in inputs) or "{}")
+        assert written == (made["args"] if made["tool"] in results.keys() - no_tool else {"a": NASTY})
 
 
 LONG = {
@@ -822,7 +838,8 @@ async def test_the_snippet_that_the_field_uses_works_as_it_is(tmp_path: Path) ->
 
 # ---- schemas --------------------------------------------------------------------------------------------------------
 
-EVENT_TYPES = {"start", "token", "reasoning", "tool_call", "tool_result", "snapshot", "done", "error"}
+TOOL_TYPES = {"tool_input", "tool_call", "tool_progress", "tool_result"}
+EVENT_TYPES = {"start", "token", "reasoning", *TOOL_TYPES, "snapshot", "done", "error"}
 PATHS = {
     "/chat/stream": {"post"},
     "/chat/runs": {"post"},

@@ -30,6 +30,7 @@ from chatserver.providers import (
     Delta,
     Finish,
     ModelRequest,
+    ToolCallFragment,
     ToolCallRequest,
     tries,
     turn,
@@ -80,6 +81,7 @@ ASK = ModelRequest(model="test-model", messages=[UserMessage("Hi")])
 Said: TypeAlias = Delta | Finish
 
 HI = Token(content="Hi")
+WRITING = ToolCallFragment("c", "f", "{")
 STOP = Finish("stop", None)
 IDLE_SECONDS = 4.0
 """How long a hasty provider waits. Pauses take so long there, by a clock that leaps, and no answer of this machine."""
@@ -488,6 +490,8 @@ SPLIT_LEAVINGS = Leavings(
 SPLIT_DELTAS = [
     Reasoning(content="hm"),
     Token(content=f"é{FAMILY}"),
+    ToolCallFragment("c", "f", '{"a":'),
+    ToolCallFragment("c", "f", '"€"}'),
     ToolCallRequest("c", "f", '{"a":"€"}'),
     Finish("tool_calls", Usage(1, 2), SPLIT_LEAVINGS),
 ]
@@ -1147,7 +1151,7 @@ async def test_an_answer_with_its_finish_reason_does_not_wait_for_ever(
 BEGINNINGS: list[tuple[str, list[Step], list[Said]]] = [
     ("a-token", [role(), token("Hi")], [HI]),
     ("reasoning", [role(), reasoning("hm")], [Reasoning(content="hm")]),
-    ("a-tool-fragment", [role(), tool_fragment(0, "c", "f", '{"a')], []),
+    ("a-tool-fragment", [role(), tool_fragment(0, "c", "f", "{")], [WRITING]),
     ("a-token-and-half-a-line", [token("Hi"), Raw(b'data: {"choices":[{"delta":{"con')], [HI]),
 ]
 ENDINGS: list[tuple[str, bool, list[Step]]] = [
@@ -1586,7 +1590,7 @@ SILENCES: list[tuple[str, list[Step], list[Said]]] = [
     ("before-the-first-token", [Status(), Raw(b"\n"), *SILENCE], []),
     ("after-a-role", [role(), *SILENCE], []),
     ("between-tokens", [token("Hi"), *SILENCE], [HI]),
-    ("within-a-tool-call", [tool_fragment(0, "c", "f", "{"), *SILENCE], []),
+    ("within-a-tool-call", [tool_fragment(0, "c", "f", "{"), *SILENCE], [WRITING]),
     ("within-a-line", [token("Hi"), Raw(b'data: {"choi'), *SILENCE], [HI]),
     ("half-a-line-for-ever", [Raw(b"data: "), *trickle(Raw(b"x"))], []),
     ("half-a-line-after-a-token", [token("Hi"), Raw(b"data: "), *trickle(Raw(b"x"))], [HI]),
@@ -1761,7 +1765,7 @@ BEFORE: list[tuple[str, list[Step], list[Said]]] = [
     ("at-once", [], []),
     ("after-a-role", [role()], []),
     ("after-a-token", [token("Hi")], [HI]),
-    ("after-a-tool-fragment", [tool_fragment(0, "c", "f", "{")], []),
+    ("after-a-tool-fragment", [tool_fragment(0, "c", "f", "{")], [WRITING]),
 ]
 
 

@@ -9,7 +9,17 @@ import pytest
 from msgspec.structs import replace
 
 from chatserver.endings import INTERRUPTED, UNSTORED, WRONG
-from chatserver.events import EVENT_BYTES_LIMIT, Done, Error, Reasoning, Token, ToolCall, ToolResult
+from chatserver.events import (
+    EVENT_BYTES_LIMIT,
+    Done,
+    Error,
+    Reasoning,
+    Token,
+    ToolCall,
+    ToolInput,
+    ToolProgress,
+    ToolResult,
+)
 from chatserver.log import EVENTS_LIMIT
 from chatserver.log.memory import MemoryLog
 from chatserver.meter import Meter
@@ -23,6 +33,8 @@ from tests.scripted_model import RESOURCE
 
 CALL = ToolCall(call_id="c", tool="clock", args={}, needs_approval=False)
 RESULT = ToolResult(call_id="c", tool="clock", result=1, is_error=False, truncated=False, duration_ms=1)
+INPUT = ToolInput(call_id="c", tool="clock", delta="{}")
+PROGRESS = ToolProgress(call_id="c", message="half", progress=1, total=2)
 WORD = Token(content="word")
 
 CAN: dict[State, dict[Cause, State]] = {
@@ -323,6 +335,14 @@ LONG = "x" * EVENT_BYTES_LIMIT
         [CALL, RESULT, RESULT],
         [CALL, CALL],
         [CALL, RESULT, CALL],
+        [CALL, INPUT],
+        [CALL, RESULT, INPUT],
+        [PROGRESS],
+        [INPUT, PROGRESS],
+        [CALL, RESULT, PROGRESS],
+        [ToolInput(call_id="a b", tool="clock", delta="{}")],
+        [ToolInput(call_id="c", tool="clock", delta=LONG)],
+        [CALL, ToolProgress(call_id="c", message=LONG, progress=None, total=None)],
         ["no event"],
         [Done],
         [INTERRUPTED],
@@ -343,6 +363,17 @@ def test_an_agent_that_breaks_the_rules_fails_its_run_in_words(
         run.say(steps[-1])
     assert (run.state, run.ending(0.0), types_of(run)) == (State.ENDING, WRONG, said)
     assert "the agent of run run breaks the rules" in caplog.text
+
+
+def test_what_is_for_showing_only_is_told_while_a_call_is_written_and_while_it_runs_and_changes_no_answer() -> None:
+    run, plain = run_of(), run_of()
+    for step in (WORD, INPUT, WORD, INPUT, CALL, PROGRESS, PROGRESS, RESULT, WORD):
+        run.say(step)
+    for step in (WORD, WORD, CALL, RESULT, WORD):
+        plain.say(step)
+    shown = ["token", "tool_input", "token", "tool_input", "tool_call", "tool_progress", "tool_progress"]
+    assert types_of(run) == [*shown, "tool_result", "token"]
+    assert run.said() == plain.said()
 
 
 @pytest.mark.parametrize("text", [Token, Reasoning])

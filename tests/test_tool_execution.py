@@ -11,8 +11,12 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from chatserver.tools import Tool, execution, tool
-from chatserver.tools.execution import ABANDONED_LIMIT, Outcome, ToolThreads
+from chatserver.tools import Tool, execution
+from chatserver.tools import loops as loops_of_tools
+from chatserver.tools.context import ToolContext
+from chatserver.tools.execution import ABANDONED_LIMIT, ToolThreads
+from chatserver.tools.functions import tool
+from chatserver.tools.results import Outcome
 from tests.live import ROOT
 from tests.tool_calls import LIMIT, LONG, SHORT, WAIT_SECONDS, Function, Gates, assert_works, both, called, open_gates
 
@@ -150,7 +154,7 @@ async def assert_works_slowly(threads: ToolThreads) -> None:
 
     for function, result in ((one, 1), (two, 2)):
         with anyio.fail_after(WAIT_SECONDS):
-            while (await threads.call(tool(function), {})).result != result:
+            while (await threads.call(tool(function), {}, ToolContext())).result != result:
                 pass
 
 
@@ -175,14 +179,14 @@ async def test_lost_threads_are_limited_and_come_back_into_use(gates: Gates) -> 
     assert refused.is_error and "not come back" in refused.result
     gates.open()
     with anyio.fail_after(WAIT_SECONDS):
-        while (await threads.call(tool(works), {})).is_error:
+        while (await threads.call(tool(works), {}, ToolContext())).is_error:
             await checkpoint()
 
 
 async def test_loops_that_tools_block_are_limited_and_come_back_into_use(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, gates: Gates
 ) -> None:
-    monkeypatch.setattr(execution, "STUCK_SECONDS", 0.1)
+    monkeypatch.setattr(loops_of_tools, "STUCK_SECONDS", 0.1)
     monkeypatch.setattr(execution, "ABANDONED_LIMIT", 4)
     threads, before = ToolThreads(0.2, LIMIT), loops()
 
@@ -233,7 +237,7 @@ async def test_what_else_runs_on_a_loop_that_was_stuck_comes_to_its_end(
     monkeypatch: pytest.MonkeyPatch, gates: Gates
 ) -> None:
     """One that blocks the loop costs the others time, and nothing else if they have enough of it."""
-    monkeypatch.setattr(execution, "STUCK_SECONDS", 0.02)
+    monkeypatch.setattr(loops_of_tools, "STUCK_SECONDS", 0.02)
     threads = ToolThreads(LONG, LIMIT)
     outcomes: list[Outcome] = []
 
@@ -313,7 +317,7 @@ async def cancel_when(gates: Gates, threads: ToolThreads, made: Tool) -> None:
     outcomes: list[Outcome] = []
 
     async def call() -> None:
-        outcomes.append(await threads.call(made, {}))
+        outcomes.append(await threads.call(made, {}, ToolContext()))
 
     with anyio.fail_after(WAIT_SECONDS):
         async with anyio.create_task_group() as tasks:
@@ -328,8 +332,9 @@ async def cancel_when(gates: Gates, threads: ToolThreads, made: Tool) -> None:
 SCRIPT = """
     import asyncio, threading, time
     import anyio
-    from chatserver.tools import tool
+    from chatserver.tools.context import ToolContext
     from chatserver.tools.execution import ToolThreads
+    from chatserver.tools.functions import tool
 
     def plain() -> None:
         time.sleep(3600)
@@ -348,9 +353,9 @@ SCRIPT = """
         async with anyio.create_task_group() as tasks:
             for function in (plain, blocks, ignores):
                 threads = ToolThreads(0.05, 1000)
-                outcome = await threads.call(tool(function), {})
+                outcome = await threads.call(tool(function), {}, ToolContext())
                 assert outcome.is_error
-                tasks.start_soon(threads.call, tool(function), {})
+                tasks.start_soon(threads.call, tool(function), {}, ToolContext())
             await anyio.sleep(0.1)
             tasks.cancel_scope.cancel()
 

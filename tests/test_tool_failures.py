@@ -9,7 +9,8 @@ import anyio
 import msgspec
 import pytest
 
-from chatserver.tools.execution import Outcome, ToolThreads
+from chatserver.tools.execution import ToolThreads
+from chatserver.tools.results import Outcome
 from tests.tool_calls import LIMIT, LONG, Function, Gates, assert_works, both, called, each_way, open_gates
 
 pytestmark = pytest.mark.anyio

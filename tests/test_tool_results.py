@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from msgspec import Struct
 
 from chatserver.events import EVENT_BYTES_LIMIT, decode, record
-from chatserver.tools.execution import Outcome, ToolThreads, cap
+from chatserver.tools.execution import ToolThreads
+from chatserver.tools.results import Outcome, cap
 from tests.tool_calls import LIMIT, LONG, Function, called, each_way, shown
 
 pytestmark = pytest.mark.anyio

@@ -20,8 +20,10 @@ from msgspec import Meta, Struct, to_builtins
 
 from chatserver.dialogue import ToolSpecification
 from chatserver.errors import SettingsError
-from chatserver.tools import BadArguments, Tool, load_tools, tool
+from chatserver.tools import BadArguments, Tool, specification_of
 from chatserver.tools.builtin import NUMBER_LIMIT, calculator, clock
+from chatserver.tools.functions import AsyncFunctionTool, FunctionTool, tool
+from chatserver.tools.loading import load_tools
 
 pytestmark = pytest.mark.anyio
 
@@ -64,7 +66,7 @@ def nothing() -> None:
 
 
 def test_a_function_is_told_by_its_name_its_words_and_the_schema_of_its_arguments() -> None:
-    assert to_builtins(tool(everything).specification()) == {
+    assert to_builtins(specification_of(tool(everything))) == {
         "name": "everything",
         "description": "Do everything.\n\nMore words.",
         "parameters": {
@@ -97,7 +99,7 @@ def test_a_function_is_told_by_its_name_its_words_and_the_schema_of_its_argument
 def test_a_function_without_parameters_or_words_is_a_tool_too() -> None:
     made = tool(nothing)
     parameters = {"type": "object", "properties": {}, "required": [], "additionalProperties": False}
-    assert made.specification() == ToolSpecification("nothing", "", parameters)
+    assert specification_of(made) == ToolSpecification("nothing", "", parameters)
     assert made.bind({}) == {}
 
 
@@ -105,10 +107,11 @@ async def later(n: int) -> int:
     return n
 
 
-@pytest.mark.parametrize(("function", "is_async"), [(later, True), (nothing, False)])
-def test_a_tool_knows_where_it_may_run(function: Callable[..., Any], is_async: bool) -> None:
+@pytest.mark.parametrize(("function", "kind"), [(later, AsyncFunctionTool), (nothing, FunctionTool)])
+def test_a_tool_knows_where_it_may_run(function: Callable[..., Any], kind: type[FunctionTool]) -> None:
     made = tool(function)
-    assert (made.name, made.function, made.is_async) == (function.__name__, function, is_async)
+    assert (made.name, made.function, type(made)) == (function.__name__, function, kind)
+    assert isinstance(made, Tool)
 
 
 # ---- arguments ------------------------------------------------------------------------------------------------------
@@ -226,9 +229,14 @@ def module(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     return made
 
 
+def function_of(made: Tool) -> Callable[..., Any]:
+    assert isinstance(made, FunctionTool)
+    return made.function
+
+
 @pytest.mark.parametrize("reference", [None, "", "chatserver.tools.builtin", "chatserver.tools.builtin:TOOLS"])
 def test_without_a_reference_the_built_in_tools_are_there(reference: str | None) -> None:
-    assert {name: each.function for name, each in load_tools(reference).items()} == {
+    assert {name: function_of(each) for name, each in load_tools(reference).items()} == {
         "clock": clock,
         "calculator": calculator,
     }

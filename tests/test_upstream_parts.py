@@ -19,6 +19,7 @@ from chatserver.providers.parameters import MODELS_LIMIT, Parameters
 from chatserver.providers.thinking import BLANK_CHARS, TAGS, ThinkTags
 from chatserver.providers.words import LINE_CHARS, WORDS_CHARS, loggable, words_of
 from chatserver.settings import PARAMETERS
+from tests.cost import LINEAR, growth
 
 NONE: frozenset[str] = frozenset()
 
@@ -104,6 +105,33 @@ def test_arguments_that_grow_are_not_joined(text: str, places: list[int]) -> Non
 def test_arguments_that_are_said_again_at_the_end_are_there_once(text: str, places: list[int]) -> None:
     assert json.loads(put_together([*cut(text, places), text])) == json.loads(text)
     assert json.loads(put_together([*cut(text, places), json.dumps(json.loads(text), indent=1)])) == json.loads(text)
+
+
+@given(some_arguments, st.lists(st.integers(0, 100)))
+@example('{"a": 1}', [4, 8])
+def test_whoever_looks_on_sees_arguments_once_however_they_come(text: str, places: list[int]) -> None:
+    ends = sorted(place for place in places if 0 < place < len(text))
+    for pieces in (
+        cut(text, places),
+        [*cut(text, places), text],
+        [*(text[:end] for end in ends), text, text],
+        ["{}", *cut(text, places)],
+    ):
+        seen = "".join(map(Arguments().add, pieces))
+        assert seen == text or (text == "{}" and seen == "")
+
+
+def test_to_look_for_a_repetition_costs_about_as_much_as_the_arguments() -> None:
+    def write(count: int) -> None:
+        arguments, size = Arguments(), 1
+        arguments.add("x")
+        while size < count:  # Each is as long as all before, and is no repetition only at its end.
+            arguments.add("x" * (size - 1) + "y")
+            size *= 2
+        for _ in range(count):
+            arguments.add("x")
+
+    assert growth(write, 10_000) < LINEAR
 
 
 def test_arguments_that_grow_to_their_limit_take_the_memory_of_one() -> None:

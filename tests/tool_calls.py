@@ -10,8 +10,10 @@ import anyio
 import pytest
 
 from chatserver.events import ToolResult
-from chatserver.tools import tool
-from chatserver.tools.execution import Outcome, ToolThreads
+from chatserver.tools.context import ToolContext
+from chatserver.tools.execution import ToolThreads
+from chatserver.tools.functions import tool
+from chatserver.tools.results import Outcome
 
 WAIT_SECONDS = 15.0
 LONG = 600.0
@@ -25,7 +27,7 @@ Function: TypeAlias = Callable[..., Any]
 
 async def called(threads: ToolThreads, function: Function, **args: Any) -> Outcome:
     """The outcome of a call, made in a task of its own: whatever gets out of a tool shall not end the test's."""
-    calling = asyncio.ensure_future(threads.call(tool(function), args))
+    calling = asyncio.ensure_future(threads.call(tool(function), args, ToolContext()))
     done, _ = await asyncio.wait([calling], timeout=WAIT_SECONDS)
     if not done:
         calling.cancel()

@@ -10,7 +10,7 @@ from chatserver.errors import AgentFailed
 from chatserver.events import Reasoning, Token, ToolCall, ToolResult, Usage, to_json
 from chatserver.providers import Finish
 from chatserver.providers.clean_text import cleaned
-from chatserver.tools.execution import cap
+from chatserver.tools.results import cap
 
 Draft: TypeAlias = Token | Reasoning | ToolCall | ToolResult
 """An event that an agent may tell of. The run gives it its id and its number."""

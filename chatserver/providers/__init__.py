@@ -38,7 +38,18 @@ class ToolCallRequest(Struct, frozen=True, gc=False):
     arguments: str
 
 
-Delta: TypeAlias = Token | Reasoning | ToolCallRequest
+class ToolCallFragment(Struct, frozen=True, gc=False):
+    """The next piece of a call that the model is writing, to be shown; the ``ToolCallRequest`` of its id has it all.
+
+    ``name`` is empty where it is not known yet. Of a call that comes whole there need be none.
+    """
+
+    call_id: str
+    name: str
+    arguments: str
+
+
+Delta: TypeAlias = Token | Reasoning | ToolCallFragment | ToolCallRequest
 """What comes next in a turn. A text is the draft of its event already: nothing is made of it on its way to the log."""
 
 OnDelta: TypeAlias = Callable[[Delta], None]

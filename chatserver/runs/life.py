@@ -27,6 +27,7 @@ from chatserver.runs.run import Run
 from chatserver.runs.states import SPEAKING, CannotHappen, State
 from chatserver.sessions import Sessions
 from chatserver.steps import Step
+from chatserver.tools.context import ToolContext
 from chatserver.waiting import Resolution
 
 logger = logging.getLogger(__name__)
@@ -245,6 +246,8 @@ class Life:
 
     def _context(self) -> RunContext:
         run, resource, hold = self.run, self.run.resource, partial(self.hold, self)
+        told = ToolContext(user=self.user, session_id=resource.session_id, run_id=resource.run_id)
+        client_tools = self.request.tools or ()
         return RunContext(
             user=self.user,
             session_id=resource.session_id,
@@ -252,7 +255,7 @@ class Life:
             meter=run.meter,
             emit=self._say,
             settled=self.settled,
-            calls=Calls(self._toolbox, self._say, self.settled, run.observer, hold, self.request.tools or ()),
+            calls=Calls(self._toolbox, self._say, self.settled, run.observer, told, hold, client_tools),
             observer=run.observer,
             is_resumed=self._turns is not None,
             turns=self._turns or 0,

@@ -28,6 +28,8 @@ from chatserver.events import (
     Terminal,
     Token,
     ToolCall,
+    ToolInput,
+    ToolProgress,
     ToolResult,
     to_json,
 )
@@ -111,12 +113,14 @@ class Run:
             return self._say_text(step)
         if isinstance(step, TurnOrigin):
             return self._transcript.append(step)
-        if isinstance(step, ToolCall) and is_id(step.call_id) and step.call_id not in self._calls:
-            self._calls[step.call_id], self._kind = False, None
-        elif isinstance(step, ToolResult) and self._calls.get(step.call_id) is False:
-            self._calls[step.call_id] = True
-        else:
+        is_new = isinstance(step, ToolInput | ToolCall) and is_id(step.call_id) and step.call_id not in self._calls
+        is_going = isinstance(step, ToolProgress | ToolResult) and self._calls.get(step.call_id) is False
+        if not (is_new or is_going):
             self._refuse(f"{type(step).__name__} cannot be told here")
+        if isinstance(step, ToolCall):
+            self._calls[step.call_id], self._kind = False, None
+        elif isinstance(step, ToolResult):
+            self._calls[step.call_id] = True
         if len(to_json(step)) > EVENT_BYTES_LIMIT - ADDRESS_BYTES:
             self._refuse(f"{type(step).__name__} is too long")
         self._append(step)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from chatserver.commands import new_id
-from chatserver.providers import WANTED_CALLS_LIMIT, ToolCallRequest
+from chatserver.providers import WANTED_CALLS_LIMIT, OnDelta, ToolCallFragment, ToolCallRequest
 from chatserver.providers.api import ARGUMENTS_CHARS_LIMIT
 from chatserver.providers.chat_completions.leavings import CALL_FIELDS
 from chatserver.providers.clean_text import Cleaner, cleaned
@@ -34,20 +34,30 @@ class Arguments:
         self._is_chain = True
         self._looks = 0
 
-    def add(self, text: str) -> None:
-        """The next fragment."""
+    def add(self, text: str) -> str:
+        """The next fragment; what is new in it, as far as that can be told by now."""
         text = self._cleaner.clean(text)
         if not text:
-            return
+            return ""
         last = self._pieces[-1] if self._pieces else "{"
         if self._snapshots >= SNAPSHOTS_ENOUGH and last.startswith(text):
-            return
+            return ""
         self._is_chain = self._is_chain and text.startswith(last)
+        new = self._new_in(text)
         self._snapshots = self._snapshots + 1 if self._is_chain else 0
         if self._snapshots >= SNAPSHOTS_ENOUGH:
             self._pieces, self._chars = [], 0
         self._pieces.append(text)
         self._chars += len(text)
+        return new
+
+    def _new_in(self, text: str) -> str:
+        """A fragment without what it repeats. To look for a repetition costs in all about as much as the arguments."""
+        if not self._pieces:
+            return "" if text.strip() == "{}" else text
+        if self._is_chain:
+            return text[len(self._pieces[-1]) :]
+        return "" if len(text) == self._chars and text == "".join(self._pieces) else text
 
     def replace(self, value: Any) -> None:
         """Replace all fragments by the whole arguments: an object, or its JSON."""
@@ -101,16 +111,17 @@ class _Call:
 class ToolCalls:
     """The calls of one turn."""
 
-    __slots__ = "_by_id", "_by_index", "_calls", "_chars"
+    __slots__ = "_by_id", "_by_index", "_calls", "_chars", "_on_delta"
 
-    def __init__(self) -> None:
+    def __init__(self, on_delta: OnDelta) -> None:
+        self._on_delta = on_delta
         self._calls: list[_Call] = []
         self._chars = 0
         self._by_id: dict[str, list[_Call]] = {}
         self._by_index: dict[int | None, _Call] = {}
 
     def collect(self, fragment: Any, place: int | None = None) -> bool:
-        """Add a fragment to its call; whether the fragment says anything.
+        """Add a fragment to its call, and show what is new in it; whether the fragment says anything.
 
         ``place``: the fragment is the whole call, the one with this number in the turn.
 
@@ -136,8 +147,8 @@ class ToolCalls:
             call.name = name
         if isinstance(arguments, dict) or (place is not None and text):
             call.arguments.replace(arguments)
-        else:
-            call.arguments.add(text)
+        elif new := call.arguments.add(text):
+            self._on_delta(ToolCallFragment(call.call_id, call.name, new))
         self._chars += call.arguments.chars - chars_before
         if self._chars > ARGUMENTS_CHARS_LIMIT:
             raise nonsense("tool arguments without end", "the model's tool arguments have no end")

@@ -84,7 +84,7 @@ class TurnDecoder:
         self._maker = maker
         self._reason: End = "stop"
         self._usage: tuple[int, int] | None = None
-        self._calls = ToolCalls()
+        self._calls = ToolCalls(on_delta)
         self._text, self._reasoning = Cleaner(), Cleaner()
         self._told, self._thought = Told(), Told()
         self._tags = ThinkTags()
