@@ -108,6 +108,8 @@ async def _without_traceback(send: AsgiSend, message: AsgiMessage) -> None:
     await send(message)
 
 
+DEMO_TOOLS = "chatserver.tools.demo:TOOLS"
+
 _WRONG = f"{SettingsError.__module__}.{SettingsError.__qualname__}: "
 
 
@@ -131,7 +133,7 @@ def create_app(
     """
     settings = _with_users(load_settings() if settings is None else settings, user)
     gate, metrics = Gate(settings, _by_connection(user)), _metrics(settings)
-    named = load_tools(settings.tools) if tools is None else tools_by_name(tools)
+    named = _tools(settings) if tools is None else tools_by_name(tools)
     function = load_agent(settings.agent) if agent is None else checked_agent(agent)
     link = link_to(settings.redis_url)
 
@@ -154,6 +156,11 @@ def create_app(
         logging_config=None,
         debug=False,
     )
+
+
+def _tools(settings: Settings) -> dict[str, Tool]:
+    """The tools that the settings name, or else the built-in ones, and beside the demo model those that it shows."""
+    return load_tools(settings.tools or (DEMO_TOOLS if settings.is_demo else None))
 
 
 def _with_users(settings: Settings, user: User | None) -> Settings:

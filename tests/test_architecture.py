@@ -168,7 +168,7 @@ def constants(package: Path) -> dict[str, list[str]]:
     return found
 
 
-SAID_BY_EACH = frozenset({"ROUTES"})
+SAID_BY_EACH = frozenset({"ROUTES", "TOOLS"})
 """What each module of a kind has, and others read from all of them: one meaning, a value each."""
 
 

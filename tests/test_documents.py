@@ -178,6 +178,7 @@ INSIDE = {
     "providers/models.py": "how much of a list is read, and how much of it a log says",
     "providers/demo.py": "what the demo model does is no contract",
     "providers/demo_script.py": "what the demo model says is no contract",
+    "tools/demo.py": "what the demo model calls is no contract",
     "sessions/queries.py": "the routes ask for less",
     "function_agent/hop.py": "how far an agent is ahead of its run",
     "function_agent/agent_threads.py": "what wrong agents of the operator take",

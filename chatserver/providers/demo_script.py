@@ -22,6 +22,8 @@ Try one of these:
 - **What is 17 * 23?** I call the `calculator` tool.
 - **Think about rivers.** I reason before I answer.
 - **Count to 500.** A long answer, for cutting and resuming.
+- **Book a table for 4 at 19:30.** `book_table` waits for your approval, also through a reload and a restart.
+- **Work for 10 seconds.** `work` tells how far it is.
 - **What is my screen size?** I call `screen_size`, a tool that your client has and not the server.
 - **Fail with 429.** Any of {faults}: each ends in the `error` event that a real model server would cause.
 

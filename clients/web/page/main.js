@@ -22,7 +22,7 @@ import { Drawer, Wire } from "./wire.js";
 
 const DEMO_SUGGESTIONS = [
   "What time is it in Tokyo, and what is 17 * 23?", "Think about rivers.", "Count to 500", "Fail with 429",
-  "What is my screen size?",
+  "Book a table for 4 at 19:30", "Work for 10 seconds", "What is my screen size?",
 ];
 const SUGGESTIONS = ["Explain Server-Sent Events and WebSocket in a table.", "Write a binary search in Python, with a test.", "What can you do for me?"];
 const NAMES = { ws: "WS", sse: "SSE" };
