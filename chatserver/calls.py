@@ -13,7 +13,7 @@ import msgspec
 from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
-from chatserver.answer import is_open
+from chatserver.answer import is_open, unfold
 from chatserver.commands import NAME_CHARS_LIMIT, ClientTool, is_id, new_id
 from chatserver.dialogue import INTERRUPTED_CALL, NO_ORIGIN, Leavings, ToolSpecification, TurnOrigin
 from chatserver.events import ToolCall, ToolResult, to_json
@@ -76,7 +76,8 @@ class Calls:
     """
 
     __slots__ = (
-        "_call_ids", "_client_tools", "_emit", "_hold", "_inputs", "_observer", "_settled", "_told", "_toolbox",
+        "_call_ids", "_client_tools", "_emit", "_hold", "_inputs", "_observer",
+        "_recorded", "_settled", "_told", "_toolbox",
     )  # fmt: skip
 
     def __init__(
@@ -96,6 +97,7 @@ class Calls:
         self._told = told
         self._hold = hold
         self._client_tools = client_tools
+        self._recorded: Sequence[tuple[ToolCallPart, ToolResult]] = ()
         self._call_ids: dict[str, None] = {}  # No set: an empty one takes 0.2 KB of each run.
         self._inputs = ToolInputs(emit, partial(_named, self._call_ids))
 
@@ -127,6 +129,16 @@ class Calls:
         results = await self._complete_all(calls)
         return MadeTurn([*(each.call for each in calls), *results], origin)
 
+    async def call(self, name: str, args: dict[str, Any]) -> ToolResult:
+        """Make one call, for an agent that makes calls by itself; none of before a restart is made again."""
+        for recorded in self._recorded:
+            part, result = recorded
+            if (part.tool, part.args) == (name, args):
+                self._recorded = [each for each in self._recorded if each is not recorded]
+                return result
+        made = await self.make([ToolCallRequest("", name, to_json(args).decode())])
+        return next(each for each in made.steps if isinstance(each, ToolResult))
+
     async def resume(self, parts: Sequence[Part], waiting: Container[str]) -> None:
         """Complete the calls that an earlier process has left without a result; of those, these wait.
 
@@ -139,7 +151,10 @@ class Calls:
             for part in made
             if is_open(part)
         ]
-        await self._complete_all(left)
+        told = [*unfold(made), *await self._complete_all(left)]
+        results = {each.call_id: each for each in told if isinstance(each, ToolResult)}
+        # By the arguments that the agent gave, also where somebody has edited them since.
+        self._recorded = [(part, results[part.call_id]) for part in made]
 
     async def _complete_all(self, calls: Sequence[Checked]) -> list[ToolResult]:
         results: list[ToolResult] = []

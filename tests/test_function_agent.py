@@ -25,10 +25,12 @@ from chatserver import (
     create_app,
 )
 from chatserver.function_agent import agent_threads, load_agent
+from tests.approved_tools import LEDGER, REFERENCE
 from tests.clients import BOTH, Transport, cancel, documents_of, get_run, text_of, types_of
 from tests.fake_upstream import FakeUpstream, Gate, say, token
 from tests.live import LiveServer, live_server
 from tests.merging import unmerged
+from tests.test_waiting import answered, is_waiting
 
 pytestmark = pytest.mark.anyio
 
@@ -276,3 +278,39 @@ def test_a_setting_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert mine is not None and mine.__name__ == "mine"
     with pytest.raises(SettingsError, match=r"\ACHATSERVER_AGENT: brought:not_mine: "):
         load_agent("brought:not_mine")
+
+
+async def booking(dialogue: Dialogue, context: AgentContext) -> AsyncIterator[Yielded]:
+    if not context.is_resumed:
+        yield "I book. "
+    for table in (4, 5):
+        yield f"{await context.call('book', {'table': table})}. "
+
+
+@each_transport
+async def test_after_a_restart_an_agent_gets_the_recorded_results(
+    transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = tmp_path / "ledger"
+    monkeypatch.setenv(LEDGER, str(ledger))
+
+    def living() -> Any:
+        return live_server(
+            None, directory=tmp_path, make_app=lambda chosen: create_app(chosen, agent=booking), tools=REFERENCE
+        )
+
+    with anyio.fail_after(2 * WAIT_SECONDS):
+        async with living() as server:
+            reading = await transport.start(server, {"message": "Book"})
+            call_id = json.loads((await reading.take(3))[-1])["call_id"]
+            await is_waiting(server, reading.run_id)
+            reading.cut()
+        async with living() as server:
+            assert await answered(server, reading.run_id, call_id, approve=True, args={"table": 6}) == 202
+            reader = await transport.attach(server, reading.run_id, 3)
+            result, word, call = [json.loads(each) for each in await reader.take(3)]
+            assert (result["result"], word["content"]) == ("table 6 is booked", "table 6 is booked. ")
+            await is_waiting(server, reading.run_id)
+            assert await answered(server, reading.run_id, call["call_id"], approve=False, reason="No.") == 202
+            assert json.loads((await documents_of(reader))[-1])["code"] == "internal", "it does not catch the refusal"
+    assert ledger.read_text() == "book 6\n"

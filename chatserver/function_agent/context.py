@@ -9,11 +9,11 @@ from msgspec.structs import replace
 from chatserver.context import RunContext
 from chatserver.dialogue import Dialogue, ToolSpecification
 from chatserver.errors import ToolError
-from chatserver.events import Reasoning, Token, ToolResult, to_json
+from chatserver.events import Reasoning, Token
 from chatserver.function_agent.hop import Hop
 from chatserver.function_agent.work import Work
 from chatserver.function_agent.yielded import TurnEnd
-from chatserver.providers import Delta, Finish, ModelRequest, Provider, ToolCallRequest
+from chatserver.providers import Delta, Finish, ModelRequest, Provider
 
 
 class AgentContext:
@@ -58,13 +58,14 @@ class AgentContext:
     async def call(self, name: str, args: dict[str, Any]) -> Any:
         """Call a tool of the server; the result, as JSON has it. The run tells of the call and of its result.
 
+        A call that needs an approval, or that the client makes, waits for that. If the server is restarted meanwhile,
+        the agent is called anew: then a call with a tool and arguments of before gives the recorded result.
+
         Raises:
             ToolError: the tool has failed, there is none of that name, or no more calls may be made.
             TypeError, ValueError: JSON has no form for the arguments.
         """
-        wanted = ToolCallRequest("", name, to_json(args).decode())
-        turn = await self._work.ask(self._run.calls.make([wanted]))
-        result = next(step for step in turn.steps if isinstance(step, ToolResult))
+        result = await self._work.ask(self._run.calls.call(name, args))
         if result.is_error:
             raise ToolError(name, result.result)
         return result.result
