@@ -27,8 +27,10 @@ async def catch_up(log: EventLog, seq: int) -> None:
 class Journal(Protocol):
     """What a node asks of the others about the logs of runs that go on."""
 
-    async def own(self, run_id: str) -> EventLog:
+    async def own(self, run_id: str, is_claimed: bool = False) -> EventLog:
         """A new log, which this node writes; what is appended is handed over to the nodes that follow the run.
+
+        ``is_claimed``: the database has given the run to this node, whatever the journal says of an earlier owner.
 
         Raises:
             Fenced: another node owns the run.
@@ -59,8 +61,8 @@ class LocalJournal:
     def __init__(self) -> None:
         self._logs: dict[str, EventLog] = {}
 
-    async def own(self, run_id: str) -> EventLog:
-        if run_id in self._logs:
+    async def own(self, run_id: str, is_claimed: bool = False) -> EventLog:
+        if run_id in self._logs and not is_claimed:
             raise Fenced
         self._logs[run_id] = log = MemoryLog(run_id)
         return log

@@ -32,7 +32,8 @@ class MemoryLogs:
         return log
 
     async def revive(self, run_id: str, stored: StoredLog) -> EventLog:
-        log = await self.create(run_id)
+        self.forget(run_id)
+        self._logs[run_id] = log = await self._journal.own(run_id, is_claimed=True)
         await log.restore(stored)
         return log
 

@@ -45,10 +45,10 @@ class RedisJournal:
         self._renewed_at = monotonic()
         self.publisher = Publisher(link, node, observer)
 
-    async def own(self, run_id: str) -> EventLog:
+    async def own(self, run_id: str, is_claimed: bool = False) -> EventLog:
         try:
-            keys = node_key(self._node), owner_key(run_id)
-            owner = await self._link.call(OWN, keys, (self._node, RUN_TTL_SECONDS))
+            keys = node_key(self._node), owner_key(run_id), run_key(run_id), blocks_key(run_id)
+            owner = await self._link.call(OWN, keys, (self._node, RUN_TTL_SECONDS, int(is_claimed)))
         except asyncio.CancelledError:
             self._delete(run_id, 0)
             raise

@@ -46,7 +46,7 @@ class OwnedLog:
 
     async def restore(self, stored: StoredLog) -> None:
         await self.shown.restore(stored)
-        self.tail = -1  # The journal may have it already.
+        self._publish(self)  # All of it: others may read it before anything is appended.
 
     def append(self, draft: Event) -> Record:
         if self.is_fenced:

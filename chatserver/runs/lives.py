@@ -114,10 +114,12 @@ class Lives:
 
     def _interrupt(self, life: Life) -> None:
         """End the run; one that waits goes on waiting in the database, whatever process has it then."""
-        if self.holds.is_stored(life):
-            self._let_go(life)
-        else:
+        if not self.holds.is_stored(life):
             life.interrupt()
+        elif self.is_leaving:
+            self._let_go(life)
+        else:  # Stored as this process's, it would be out of everybody's reach.
+            self._park_soon(life)
 
     def cancel(self, run_id: str) -> None:
         """End the run as cancelled, if it is one of this process; one that is about to begin, as soon as it has."""
