@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from chatserver.commands import new_id
-from chatserver.providers import WANTED_CALLS_LIMIT, ToolCallRequest
+from chatserver.providers import WANTED_CALLS_LIMIT, OnDelta, ToolCallFragment, ToolCallRequest
 from chatserver.providers.api import ARGUMENTS_CHARS_LIMIT
 from chatserver.providers.clean_text import Cleaner, cleaned
 from chatserver.providers.faults import nonsense
@@ -25,9 +25,10 @@ class _Call:
 class FunctionCalls:
     """The calls of one turn, by their numbers in its output."""
 
-    __slots__ = "_calls", "_chars", "_ids"
+    __slots__ = "_calls", "_chars", "_ids", "_on_delta"
 
-    def __init__(self) -> None:
+    def __init__(self, on_delta: OnDelta) -> None:
+        self._on_delta = on_delta
         self._calls: dict[int, _Call] = {}
         self._ids: set[str] = set()
         self._chars = 0
@@ -52,11 +53,17 @@ class FunctionCalls:
             self.replace(index, arguments)
 
     def add(self, index: int, text: str) -> None:
-        """The next piece of a call's arguments.
+        """The next piece of a call's arguments, which is shown.
 
         Raises:
             Fault: the arguments are too long.
         """
+        self._append(index, text)
+        call = self._calls[index]
+        if piece := call.arguments[-1]:
+            self._on_delta(ToolCallFragment(call.call_id, call.name, piece))
+
+    def _append(self, index: int, text: str) -> None:
         if (call := self._calls.get(index)) is None:
             self.begin(index, {})
             call = self._calls[index]
@@ -75,7 +82,7 @@ class FunctionCalls:
         if (call := self._calls.get(index)) is not None:
             self._chars -= sum(map(len, call.arguments))
             call.arguments, call.cleaner = [], Cleaner()
-        self.add(index, arguments)
+        self._append(index, arguments)
 
     def requests(self) -> Iterator[ToolCallRequest]:
         """The complete calls, in the order of the output."""

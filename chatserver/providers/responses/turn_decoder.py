@@ -68,7 +68,7 @@ class ResponsesDecoder:
         self._maker = maker
         self._reason: End = "stop"
         self._usage: tuple[int, int] | None = None
-        self._calls = FunctionCalls()
+        self._calls = FunctionCalls(on_delta)
         self._items = OutputItems()
         self._text, self._reasoning = Cleaner(), Cleaner()
         self._tags = ThinkTags()
