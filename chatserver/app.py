@@ -1,5 +1,6 @@
 """The application, put together."""
 
+from collections import ChainMap
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
@@ -43,6 +44,7 @@ from chatserver.telemetry.metrics import Metrics
 from chatserver.tools import Tool
 from chatserver.tools.execution import ToolThreads
 from chatserver.tools.loading import load_tools, tools_by_name
+from chatserver.tools.mcp.opening import OpenMcp, mcp_opener
 from chatserver.transports.admission import ADMISSION
 from chatserver.transports.asgi import HOST_SCOPE, AsgiMessage, AsgiScope, AsgiSend
 from chatserver.transports.components import Components
@@ -135,11 +137,12 @@ def create_app(
     gate, metrics = Gate(settings, _by_connection(user)), _metrics(settings)
     named = _tools(settings) if tools is None else tools_by_name(tools)
     function = load_agent(settings.agent) if agent is None else checked_agent(agent)
-    link = link_to(settings.redis_url)
+    open_mcp, link = mcp_opener(settings.mcp, settings.mcp_approval), link_to(settings.redis_url)
 
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
-        async with link() as opened, _running(settings, gate, named, function, metrics, opened) as components:
+        running = partial(_running, settings, gate, named, open_mcp, function, metrics)
+        async with link() as opened, running(opened) as components:
             app.state.components = components
             yield
 
@@ -183,6 +186,7 @@ async def _running(
     settings: Settings,
     gate: Gate,
     tools: Mapping[str, Tool],
+    open_mcp: OpenMcp,
     function: AgentFunction | None,
     metrics: Metrics,
     link: "Link | None",
@@ -196,7 +200,10 @@ async def _running(
             await sessions.interrupt_abandoned()
         provider = await stack.enter_async_context(_provider(settings))
         threads = ToolThreads(settings.tool_timeout_seconds, settings.max_tool_result_bytes)
-        toolbox = Toolbox(tools, threads, settings.max_tool_calls_per_run)
+        mcp = await stack.enter_async_context(open_mcp())
+        toolbox = Toolbox(
+            tools if mcp is None else ChainMap(dict(tools), mcp.tools), threads, settings.max_tool_calls_per_run
+        )
         agent = await stack.enter_async_context(_agent(settings, provider, function))
         logs = MemoryLogs(settings.max_logs_bytes, sessions.log, shared.journal)
         connections = await stack.enter_async_context(
@@ -213,7 +220,7 @@ async def _running(
         beside = await stack.enter_async_context(anyio.create_task_group())
         beside.start_soon(gate.keep_fresh)
         await provider.warm_up()  # Else the first run would hold up the loop by its imports, and with it the lease.
-        yield Components(settings, gate, runs, sessions, shared.admissions, connections, metrics)
+        yield Components(settings, gate, runs, sessions, shared.admissions, connections, metrics, mcp)
         beside.cancel_scope.cancel()
 
 

@@ -73,7 +73,7 @@ def check_format(wanted: ResponseFormat) -> None:
         raise BadRequest("`name` is 1 to 64 letters, digits, `_` and `-`", f"{pointer}/name")
     if len(msgspec.json.encode(named.schema)) > SCHEMA_BYTES_LIMIT:
         raise TooLarge(f"the schema of `response_format` is over {SCHEMA_BYTES_LIMIT} bytes")
-    if any(not reference.startswith("#") for reference in _references(named.schema)):
+    if refers_outside(named.schema):
         raise BadRequest("a `$ref` of a schema stays within the schema: it begins with `#`", f"{pointer}/schema")
 
 
@@ -111,6 +111,11 @@ async def check_answer(wanted: ResponseFormat | None, text: str) -> None:
 
 def _unfit(mistake: str) -> UpstreamError:
     return UpstreamError("llm_error", f"the answer does not have the form of `response_format`: {mistake}")
+
+
+def refers_outside(schema: Any) -> bool:
+    """Whether a schema refers to another document."""
+    return any(not reference.startswith("#") for reference in _references(schema))
 
 
 def _references(schema: Any) -> Iterator[str]:

@@ -39,7 +39,8 @@ async def readyz(request: Request[str, Any, State]) -> dict[str, Any]:
         raise Unavailable("Redis cannot be used")
     settings = components_of(request).settings
     about = {name: getattr(settings, name) for name in ABOUT}
-    return {"status": "ok"} | about
+    mcp = components_of(request).mcp
+    return {"status": "ok"} | about | ({} if mcp is None else {"mcp": mcp.states})
 
 
 ROUTES = [livez, readyz]

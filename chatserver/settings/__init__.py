@@ -1,6 +1,6 @@
 """Settings: one frozen Struct, read once. Only this room knows the names of environment variables."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -60,6 +60,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     models: tuple[str, ...] = ()
     tools: str | None = None
     agent: str | None = None
+    mcp: tuple[str, ...] = ()
+    mcp_approval: Literal["never", "destructive", "always"] = "never"
 
     database_url: str = "sqlite:///chatserver.db"
     redis_url: str | None = None

@@ -13,6 +13,8 @@ def masked(name: str, value: Any) -> Any:
         return "***"
     if name == "openai_custom_headers" and value:
         return "\n".join(f"{line.partition(':')[0].strip()}: ***" for line in value.split("\n") if ":" in line)
+    if name == "mcp":
+        return [_masked_server(entry) for entry in value]
     if name.endswith(("_url", "_endpoint")) and value and name != "login_url":  # The login URL is public.
         # Not parsed as a URL: a password with `/` or `#` would make it no URL, and must be masked all the same.
         scheme, _, rest = value.partition("://")
@@ -22,3 +24,13 @@ def masked(name: str, value: Any) -> Any:
         shown = _SECRET_PARAMETER.sub(r"\1***", where)
         return f"{scheme}://{mask}{shown}"
     return value
+
+
+def _masked_server(entry: str) -> str:
+    """Which MCP server it is: the host of a URL, the program of a command. What follows may be a secret."""
+    first, blank, _ = entry.partition(" ")
+    scheme, separator, rest = first.partition("://")
+    if separator:
+        host, slash, _ = rest.partition("/")
+        return f"{scheme}://{host.rpartition('@')[2].partition('?')[0]}{'/***' if slash else ''}"
+    return f"{first} ***" if blank else first

@@ -1,5 +1,7 @@
 """What the routes are built on; one per app, in its state."""
 
+from typing import TYPE_CHECKING
+
 from msgspec import Struct
 
 from chatserver.auth import Gate
@@ -9,6 +11,9 @@ from chatserver.settings import Settings
 from chatserver.telemetry.metrics import Metrics
 from chatserver.transports.admission import Admissions
 from chatserver.transports.connections import Connections
+
+if TYPE_CHECKING:
+    from chatserver.tools.mcp.servers import McpServers
 
 
 class Components(Struct, frozen=True):
@@ -21,3 +26,4 @@ class Components(Struct, frozen=True):
     admissions: Admissions
     connections: Connections
     metrics: Metrics
+    mcp: "McpServers | None"

@@ -1,0 +1,162 @@
+"""One session with an MCP server, from its handshake until it is lost."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+from mcp import Client, MCPError, types
+from mcp.client import IncomingMessage
+from mcp.client.subscriptions import SubscriptionLost
+from mcp.types.version import MODERN_PROTOCOL_VERSIONS
+from pydantic import TypeAdapter, ValidationError
+
+from chatserver import __version__
+from chatserver.tools.context import ToolContext
+from chatserver.tools.mcp.configuration import Access, Command
+from chatserver.tools.mcp.http import endpoint_streams
+from chatserver.tools.mcp.listing import TOOLS_LIMIT
+from chatserver.tools.mcp.stdio import child_streams
+from chatserver.tools.mcp.streams import CALL, Call, Lose, Paced
+from chatserver.tools.results import ToolFailed
+
+PAGES_LIMIT = 128
+"""Pages of a server's list of tools; what follows is left out."""
+
+LISTEN_AGAIN_SECONDS = 5.0
+"""After the stream of a server's notifications has ended, which any proxy may do."""
+
+OUTCOME_UNKNOWN = "the connection to the tool's server was lost: whether the call had an effect is not known"
+NO_SENSE = "the answer of the tool's server makes no sense"
+
+_RESULT: TypeAdapter[types.CallToolResult | types.InputRequiredResult] = TypeAdapter(
+    types.CallToolResult | types.InputRequiredResult
+)
+_CLIENT = types.Implementation(name="chatserver", version=__version__)
+
+
+class Undone(Exception):
+    """The session was lost before the server began the call."""
+
+
+class Session:
+    """``is_over`` is set as soon as the session is lost, and ``reason`` tells why."""
+
+    _tasks: TaskGroup
+
+    def __init__(self, access: Access) -> None:
+        self.is_over = anyio.Event()
+        self.reason = ""
+        self.has_changed = anyio.Event()
+        """Set when the server says that its tools have changed; whoever has heard it puts a new event in its place."""
+        self._client = Client(
+            _streams(access, self.lose), client_info=_CLIENT, message_handler=self._on_message, cache=None
+        )
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[None]:
+        """Shake hands, and take calls until the block is left; calls that wait then have failed."""
+        async with self._client, anyio.create_task_group() as self._tasks:
+            tools = self._client.server_capabilities.tools
+            if self._client.protocol_version in MODERN_PROTOCOL_VERSIONS and tools and tools.list_changed:
+                self._tasks.start_soon(self._listen)
+            yield
+            self._tasks.cancel_scope.cancel()
+
+    def lose(self, reason: str) -> None:
+        """The session is over; the first reason counts."""
+        if not self.is_over.is_set():
+            self.reason = reason
+            self.is_over.set()
+
+    async def tools(self) -> list[types.Tool]:
+        """What the server lists.
+
+        Raises:
+            MCPError: the server refuses, or the session is lost.
+            ValidationError: the answer is no list of tools.
+        """
+        found: list[types.Tool] = []
+        cursor = None
+        if self._client.server_capabilities.tools is not None:
+            for _ in range(PAGES_LIMIT):
+                page = await self._client.list_tools(cursor=cursor)
+                found += page.tools
+                cursor = page.next_cursor
+                if cursor is None or len(found) > TOOLS_LIMIT:
+                    break
+        return found
+
+    async def call(self, name: str, args: dict[str, Any], context: ToolContext) -> types.CallToolResult:
+        """Call a tool. The call is a task of the session: a caller that is cancelled does not wait for its farewell.
+
+        Raises:
+            ToolFailed: in words for the model.
+            Undone: the session was lost before the server began the call.
+        """
+        if self.is_over.is_set():
+            raise Undone
+        outcome: asyncio.Future[types.CallToolResult] = asyncio.get_running_loop().create_future()
+        call, scope = Call(context), anyio.CancelScope()
+
+        async def perform() -> None:
+            CALL.set(call)
+            failure = OUTCOME_UNKNOWN
+            try:
+                with scope:
+                    result = await self._request(name, args, call)
+                    if not outcome.done():
+                        outcome.set_result(result)
+            except MCPError as error:
+                failure = OUTCOME_UNKNOWN if error.code == types.CONNECTION_CLOSED else error.message
+            except ValidationError:
+                failure = NO_SENSE
+            finally:
+                if not outcome.done():
+                    outcome.set_exception(Undone() if call.is_undone else ToolFailed(failure))
+
+        self._tasks.start_soon(perform)
+        try:
+            return await outcome
+        finally:
+            scope.cancel()
+
+    async def _request(self, name: str, args: dict[str, Any], call: Call) -> types.CallToolResult:
+        async def progress(progress: float, total: float | None, message: str | None) -> None:
+            await call.context.progress(message, progress, total)
+
+        params = types.CallToolRequestParams(name=name, arguments=args)
+        # Not Client.call_tool: it checks the result against the server's schema, by regular expressions of the server.
+        result = await self._client.session.send_request(
+            types.CallToolRequest(params=params), _RESULT, progress_callback=progress
+        )
+        if isinstance(result, types.InputRequiredResult):
+            raise ToolFailed("the tool asks for what cannot be asked here")
+        return result
+
+    async def _on_message(self, message: IncomingMessage) -> None:
+        if isinstance(message, types.ToolListChangedNotification):
+            self.has_changed.set()
+
+    async def _listen(self) -> None:
+        """Hear of changes, in the versions of MCP in which a client must ask for that."""
+        while True:
+            try:
+                async with self._client.listen(tools_list_changed=True) as changes:
+                    async for _ in changes:
+                        self.has_changed.set()
+            except SubscriptionLost:
+                pass
+            except MCPError:
+                return  # The server does not do as it says.
+            await anyio.sleep(LISTEN_AGAIN_SECONDS)
+            self.has_changed.set()
+
+
+@asynccontextmanager
+async def _streams(access: Access, lose: Lose) -> AsyncIterator[tuple[Any, Any]]:
+    way = child_streams(access, lose) if isinstance(access, Command) else endpoint_streams(access, lose)
+    async with way as (incoming, outgoing):
+        yield Paced(incoming), outgoing

@@ -1,0 +1,423 @@
+"""MCP servers: a small one that is wrong in one way, and real ones that others wrote."""
+
+import asyncio
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from mcp import types
+
+from chatserver.errors import SettingsError
+from chatserver.events import ToolProgress
+from chatserver.settings.masks import masked
+from chatserver.structured import SCHEMA_BYTES_LIMIT
+from chatserver.tools.context import ToolContext
+from chatserver.tools.mcp.configuration import Command, Endpoint, McpConfiguration, mcp_configurations
+from chatserver.tools.mcp.listing import DESCRIPTION_CHARS_LIMIT, TOOLS_LIMIT, listed
+from chatserver.tools.mcp.server import backoff
+from chatserver.tools.mcp.servers import McpServers, open_mcp_servers
+from chatserver.tools.mcp.stdio import Lines, TooLong
+from chatserver.tools.results import ToolFailed
+from tests.clients import BOTH, Transport, documents_of, request, types_of
+from tests.fake_upstream import FakeUpstream, call, say
+from tests.live import live_server
+from tests.program import START_SECONDS, free_port, until
+
+pytestmark = pytest.mark.anyio
+
+SMALL = Path(__file__).with_name("small_mcp_server.py")
+FOREIGN = Path(__file__).with_name("mcp") / "node_modules/@modelcontextprotocol"
+EVERYTHING, FILES = (str(FOREIGN / f"server-{name}" / "dist/index.js") for name in ("everything", "filesystem"))
+is_installed = pytest.mark.skipif(not FOREIGN.is_dir(), reason="the npm packages of tests/mcp are not installed")
+
+
+def small(folder: Path, fault: str = "none") -> str:
+    return shlex.join([sys.executable, "-S", str(SMALL), fault, str(folder)])
+
+
+def started(*command: str, **environment: str) -> "subprocess.Popen[bytes]":
+    nowhere = subprocess.DEVNULL
+    return subprocess.Popen(command, env=os.environ | environment, stdout=nowhere, stderr=nowhere)
+
+
+def journal(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "journal"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def pids(folder: Path) -> list[int]:
+    return [int(line) for line in (folder / "pids").read_text().split()]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@asynccontextmanager
+async def servers_of(*entries: str, approval: str = "never") -> AsyncIterator[McpServers]:
+    with anyio.fail_after(START_SECONDS):
+        async with open_mcp_servers(mcp_configurations(entries, os.environ), approval) as servers:
+            yield servers
+
+
+async def state(servers: McpServers, name: str, wanted: str) -> None:
+    async def holds() -> bool:
+        return servers.states[name] == wanted
+
+    await until(holds)
+
+
+# ---- configuration --------------------------------------------------------------------------------------------------
+
+
+def test_entries_name_urls_commands_and_files(tmp_path: Path) -> None:
+    file = tmp_path / "mcp.json"
+    document = {
+        "globalShortcut": "",
+        "mcpServers": {
+            "a": {"command": "npx", "args": ["-y", "${PACKAGE:-x}"], "env": {"KEY": "${KEY}"}, "icon": 1},
+            "b": {"url": "https://b.test/mcp", "headers": {"Authorization": "Bearer ${KEY}"}, "type": "http"},
+            "c": {"command": "never", "disabled": True},
+        },
+    }
+    file.write_text(json.dumps(document))
+    entries = ["https://u.test/mcp?a=b", "d=run 'two words' x=y", str(file)]
+    assert mcp_configurations(entries, {"KEY": "k"}) == [
+        McpConfiguration("", Endpoint("https://u.test/mcp?a=b")),
+        McpConfiguration("d", Command(("run", "two words", "x=y"))),
+        McpConfiguration("a", Command(("npx", "-y", "x"), {"KEY": "k"})),
+        McpConfiguration("b", Endpoint("https://b.test/mcp", {"Authorization": "Bearer k"})),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        (["a=x", "a=y"], "two servers have the name `a`"),
+        (["x", "y"], "only one may be without a name"),
+        (["a='secret"], "entry 1: No closing quotation"),
+        (["a=ftp://secret"], "entry 1: is no http:// or https:// URL"),
+        (["nowhere.json"], "entry 1: nowhere.json cannot be read: No such file or directory"),
+    ],
+)
+def test_a_wrong_entry_is_refused_without_its_secrets(entries: list[str], words: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        mcp_configurations(entries, {})
+    assert words in str(refused.value) and "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("server", "words"),
+    [
+        ({"command": "x", "args": ["${GONE}"]}, "there is no variable GONE in the environment"),
+        ({"command": "x", "url": "http://y"}, "needs either `command` or `url`"),
+        ({"url": "http://y", "type": "sse"}, "`sse` is not understood"),
+        ({"url": "http://y", "headers": {"a b": "secret"}}, "the header 'a b' cannot be sent"),
+        ({"url": "http://y", "headers": {"a": "secret\nb: c"}}, "the header 'a' cannot be sent"),
+    ],
+)
+def test_a_wrong_file_is_refused(tmp_path: Path, server: dict[str, Any], words: str) -> None:
+    file = tmp_path / "mcp.json"
+    file.write_text(json.dumps({"mcpServers": {"s": server}}))
+    with pytest.raises(SettingsError) as refused:
+        mcp_configurations([str(file)], {})
+    assert "server 's'" in str(refused.value)
+    assert words in str(refused.value) and "secret" not in str(refused.value)
+
+
+def test_what_may_be_secret_is_masked() -> None:
+    entries = ["a=npx -y x --key s3", "b=https://u:s3@h.test:8/mcp/s3?k=s3", "https://h.test?k=s3", "f.json"]
+    assert masked("mcp", entries) == ["a=npx ***", "b=https://h.test:8/***", "https://h.test", "f.json"]
+
+
+# ---- cores ----------------------------------------------------------------------------------------------------------
+
+
+def tool_of(name: str, schema: dict[str, Any] | None = None, **more: Any) -> types.Tool:
+    return types.Tool(name=name, input_schema={"type": "object"} if schema is None else schema, **more)
+
+
+def test_names_become_valid_and_stay_different() -> None:
+    names = ["a", "a.b", "a/b", "<script>", "é" * 100, "é" * 101]
+    found, complaints = listed(map(tool_of, names), "s")
+    ids = [each.id for each in found]
+    assert ids[:2] == ["s__a", "s__a_b"] and ids[3] == "s___script_" and complaints == []
+    assert len(set(ids)) == len(names) and max(map(len, ids)) == 64
+    assert [each.name for each in found] == names
+
+
+def test_what_cannot_be_offered_is_left_out() -> None:
+    deep: dict[str, Any] = {"type": "object"}
+    for _ in range(40):
+        deep = {"type": "object", "properties": {"a": deep}}
+    wrong: dict[str, dict[str, Any]] = {
+        "array": {"type": "array"},
+        "invalid": {"type": "object", "properties": 3},
+        "fetched": {"type": "object", "$ref": "http://127.0.0.1:9/x"},
+        "long": {"type": "object", "title": "x" * SCHEMA_BYTES_LIMIT},
+        "deep": deep,
+    }
+    found, complaints = listed([tool_of(name, schema) for name, schema in wrong.items()], "")
+    assert found == [] and len(complaints) == len(wrong)
+    found, complaints = listed([tool_of("a"), tool_of("a"), tool_of("")], "")
+    assert len(found) == 1 and len(complaints) == 2
+    found, complaints = listed([tool_of(f"t{number}") for number in range(TOOLS_LIMIT + 1)], "")
+    assert len(found) == TOOLS_LIMIT and len(complaints) == 1
+    assert len(listed([tool_of("a", description="x" * 9999)], "")[0][0].description) == DESCRIPTION_CHARS_LIMIT
+
+
+def test_a_tool_that_says_nothing_of_itself_may_destroy() -> None:
+    said = [None, {}, {"readOnlyHint": True}, {"destructiveHint": False}, {"destructiveHint": True}]
+    tools = [tool_of(f"t{number}", annotations=each) for number, each in enumerate(said)]
+    assert [each.is_destructive for each in listed(tools, "")[0]] == [True, True, False, False, True]
+
+
+def test_lines_are_cut_whatever_their_pieces() -> None:
+    text = b"one\n\ntwo two\nthree"
+    for size in range(1, len(text)):
+        lines = Lines(7)
+        pieces = [text[at : at + size] for at in range(0, len(text), size)]
+        assert [line for piece in pieces for line in lines.cut(piece)] == [b"one", b"", b"two two"]
+    with pytest.raises(TooLong):
+        list(Lines(7).cut(b"12345678"))
+
+
+def test_tries_come_later_and_later() -> None:
+    delays = [delay for delay, _ in zip(backoff(), range(2000), strict=False)]
+    assert 0.5 <= delays[0] <= 1 and min(delays[6:]) >= 30 and max(delays) <= 60
+
+
+# ---- a small server -------------------------------------------------------------------------------------------------
+
+
+async def test_tools_are_listed_called_and_listed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    told: list[ToolProgress] = []
+    context = ToolContext(report=told.append)
+    async with servers_of(f"s={small(tmp_path, 'banner')}") as servers:
+        await state(servers, "s", "ready")
+        tools: Any = servers.tools
+        assert await tools["s__add"].call({"a": 1, "b": 2}, context) == "3"
+        environment = await tools["s__environment"].call({}, context)
+        assert environment["HOME"] == os.environ["HOME"] and "sk-secret" not in environment.values()
+        assert await tools["s__work"].call({}, context) == "worked"
+        assert [(each.message, each.progress, each.total) for each in told] == [("step 1", 1, 2), ("step 2", 2, 2)]
+        blocks = await tools["s__blocks"].call({}, context)
+        assert blocks[1] == {"type": "image", "mime_type": "image/png", "bytes": 3} and "AAAA" not in str(blocks)
+        with pytest.raises(ToolFailed, match="no such file"):
+            await tools["s__fail"].call({}, context)
+        with pytest.raises(ToolFailed, match="makes no sense"):
+            await tools["s__lie"].call({}, context)
+        assert await tools["s__grow"].call({}, context) == "grown"
+
+        async def has_grown() -> bool:
+            return any(name.startswith("s__grown") for name in servers.tools)
+
+        await until(has_grown)
+
+
+async def test_a_call_that_is_cancelled_is_told_and_disturbs_no_other(tmp_path: Path) -> None:
+    async with servers_of(small(tmp_path)) as servers:
+        await state(servers, Path(sys.executable).name, "ready")
+        hang: Any = servers.tools["hang"]
+        first, second = (asyncio.ensure_future(hang.call({}, ToolContext())) for _ in range(2))
+
+        def sent(method: str) -> list[Any]:
+            return [each for each in journal(tmp_path) if each.get("method") == method]
+
+        async def are_called() -> bool:
+            return len(sent("tools/call")) == 2
+
+        async def is_told() -> bool:
+            return bool(sent("notifications/cancelled"))
+
+        await until(are_called)
+        first.cancel()
+        await asyncio.wait([first])
+        await until(is_told)
+        assert [each["params"]["requestId"] for each in sent("notifications/cancelled")] == [
+            sent("tools/call")[0]["id"]
+        ]
+        assert not second.done()
+        add: Any = servers.tools["add"]
+        assert await add.call({"a": 1, "b": 1}, ToolContext()) == "2"
+        second.cancel()
+        await asyncio.wait([second])
+
+
+async def test_a_server_that_dies_costs_its_calls_and_is_started_anew(tmp_path: Path) -> None:
+    async with servers_of(f"s={small(tmp_path)}") as servers:
+        await state(servers, "s", "ready")
+        tools: Any = servers.tools
+        for fault in ("die", "huge"):
+            with pytest.raises(ToolFailed, match="whether the call had an effect is not known"):
+                await tools[f"s__{fault}"].call({}, ToolContext())
+            assert await tools["s__add"].call({"a": 1, "b": 2}, ToolContext()) == "3"
+        assert len(pids(tmp_path)) == 3
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [("exit", "ended with status 2: no such port"), ("endless", "a message is over"), ("mute", "no answer within")],
+)
+async def test_a_server_that_never_comes_prevents_nothing(
+    tmp_path: Path, fault: str, words: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if fault == "mute":
+        monkeypatch.setattr("chatserver.tools.mcp.server.HANDSHAKE_SECONDS", 0.5)
+    async with servers_of(f"s={small(tmp_path, fault)}") as servers:
+        assert servers.tools == {}
+
+        async def is_told() -> bool:
+            return words in caplog.text
+
+        await until(is_told)
+    assert not any(map(is_alive, pids(tmp_path)))
+
+
+async def test_a_list_without_end_is_cut(tmp_path: Path) -> None:
+    async with servers_of(f"s={small(tmp_path, 'many')}") as servers:
+        await state(servers, "s", "ready")
+        assert len(servers.tools) == TOOLS_LIMIT
+
+
+async def test_a_server_that_floods_is_listed_no_faster(tmp_path: Path) -> None:
+    async with servers_of(f"s={small(tmp_path, 'flood')}") as servers:
+        await state(servers, "s", "ready")
+        await anyio.sleep(1.0)  # The time in which a flood would be felt is what is measured here.
+        assert len([each for each in journal(tmp_path) if each["method"] == "tools/list"]) <= 3
+
+
+async def test_processes_end_with_the_server_even_those_that_refuse(tmp_path: Path) -> None:
+    async with servers_of(f"s={small(tmp_path, 'immortal')}") as servers:
+        await state(servers, "s", "ready")
+        assert len(pids(tmp_path)) == 2 and all(map(is_alive, pids(tmp_path)))
+
+    async def are_gone() -> bool:
+        return not any(map(is_alive, pids(tmp_path)))
+
+    await until(are_gone)
+
+
+KILLED = """
+import anyio, sys
+from chatserver.tools.mcp.configuration import mcp_configurations
+from chatserver.tools.mcp.servers import open_mcp_servers
+
+async def main():
+    async with open_mcp_servers(mcp_configurations(sys.argv[1:], {}), "never"):
+        await anyio.sleep_forever()
+
+anyio.run(main)
+"""
+
+
+async def test_processes_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
+    program = started(sys.executable, "-c", KILLED, small(tmp_path, "immortal"))
+
+    async def are_started() -> bool:
+        return (tmp_path / "pids").exists() and len(pids(tmp_path)) == 2 and bool(journal(tmp_path))
+
+    async def are_gone() -> bool:
+        return not any(map(is_alive, pids(tmp_path)))
+
+    try:
+        await until(are_started)
+    finally:
+        program.send_signal(signal.SIGKILL)
+        program.wait()
+    await until(are_gone)
+
+
+@pytest.mark.parametrize(("approval", "needed"), [("never", ""), ("destructive", "hang"), ("always", "add hang work")])
+async def test_the_operator_says_which_calls_need_an_approval(tmp_path: Path, approval: str, needed: str) -> None:
+    async with servers_of(small(tmp_path), approval=approval) as servers:
+        await state(servers, Path(sys.executable).name, "ready")
+        names = ("add", "hang", "work")
+        assert [name for name in names if servers.tools[name].needs_approval] == needed.split()
+
+
+# ---- a run ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("transport", BOTH, ids=str)
+async def test_a_dead_server_costs_an_error_result_not_the_run(tmp_path: Path, transport: Transport) -> None:
+    async with FakeUpstream() as upstream, live_server(upstream.url, mcp=(f"s={small(tmp_path)}",)) as server:
+
+        async def is_ready() -> bool:
+            ready: bool = (await request(server, "GET", "/readyz")).json["mcp"] == {"s": "ready"}
+            return ready
+
+        await until(is_ready)
+        upstream.script(*call("s__die", {}))
+        upstream.script(*call("s__add", {"a": 1, "b": "two"}))
+        upstream.script(*call("s__add", {"a": 1, "b": 2}))
+        upstream.script(*say("three"))
+        documents = await documents_of(await transport.start(server, {"message": "Hi"}))
+        results = [json.loads(each) for each in documents if b'"tool_result"' in each]
+        assert [each["is_error"] for each in results] == [True, True, False] and results[2]["result"] == "3"
+        assert types_of(documents)[-1] == "done"
+
+
+# ---- servers that others wrote --------------------------------------------------------------------------------------
+
+
+@is_installed
+@pytest.mark.parametrize("transport", BOTH, ids=str)
+async def test_real_servers_over_pipes(tmp_path: Path, transport: Transport) -> None:
+    (tmp_path / "a.txt").write_text("hello")
+    entries = (f"every=node {EVERYTHING} stdio", f"files=node {FILES} {tmp_path}")
+    async with FakeUpstream() as upstream, live_server(upstream.url, mcp=entries) as server:
+
+        async def are_ready() -> bool:
+            states = (await request(server, "GET", "/readyz")).json["mcp"]
+            return set(states.values()) == {"ready"}
+
+        await until(are_ready)
+        upstream.script(*call("every__get-sum", {"a": 1, "b": 2}))
+        upstream.script(*call("files__read_text_file", {"path": str(tmp_path / "a.txt")}))
+        upstream.script(*call("files__read_text_file", {"path": "/etc/passwd"}))
+        upstream.script(*call("every__trigger-long-running-operation", {"duration": 0.2, "steps": 2}))
+        upstream.script(*say("done"))
+        documents = await documents_of(await transport.start(server, {"message": "Hi"}))
+        results = [json.loads(each) for each in documents if b'"type":"tool_result"' in each]
+        assert [each["is_error"] for each in results] == [False, False, True, False]
+        assert results[0]["result"] == "The sum of 1 and 2 is 3." and results[1]["result"] == {"content": "hello"}
+        assert "tool_progress" in types_of(documents)
+
+
+@is_installed
+async def test_a_real_server_over_http_dies_and_comes_back() -> None:
+    port = free_port()
+
+    def start() -> "subprocess.Popen[bytes]":
+        return started("node", EVERYTHING, "streamableHttp", PORT=str(port))
+
+    program = start()
+    try:
+        async with servers_of(f"h=http://127.0.0.1:{port}/mcp") as servers:
+            await state(servers, "h", "ready")
+            echo: Any = servers.tools["h__echo"]
+            assert await echo.call({"message": "one"}, ToolContext()) == "Echo: one"
+            program.kill()
+            program.wait()
+            with pytest.raises(ToolFailed, match="cannot be reached"):
+                await echo.call({"message": "two"}, ToolContext())
+            program = start()
+            await state(servers, "h", "ready")
+            assert await echo.call({"message": "three"}, ToolContext()) == "Echo: three"
+    finally:
+        program.kill()
+        program.wait()
