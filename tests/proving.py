@@ -50,6 +50,9 @@ PIECES = (
 CALLS = (("calculator", {"expression": "6 * 7"}), ("clock", {"timezone": "Zürich/👩\u200d👧"}))
 """One that has a result, and one that fails with a sentence in many bytes."""
 
+PIECES_OF_A_CALL = 3
+"""In so many fragments the model writes the arguments of each of these calls; each fragment is shown."""
+
 ROUTE: tuple[Transport, ...] = (SSE, SSE, WS, WS, NDJSON, NDJSON, SSE, NDJSON, WS)
 """Followed round and round, it takes each of the nine steps from one transport to another once."""
 
@@ -65,7 +68,7 @@ each_pair = pytest.mark.parametrize(
 
 
 class Story:
-    """One run: every event behind a gate, except that tool calls come with their results."""
+    """One run: every event behind a gate, except that tool calls come with their pieces and results."""
 
     _numbers = itertools.count()
 
@@ -79,14 +82,18 @@ class Story:
         self.body = {"message": f"story {next(self._numbers)}"}
         self.reasoning, self.text = "".join(thoughts), "".join([*before, *after])
         said = ["start", *["reasoning"] * len(thoughts), *["token"] * len(before)]
-        called = [*["tool_call"] * len(calls), *["tool_result"] * len(calls)]
+        written = ["tool_input"] * len(calls) * PIECES_OF_A_CALL
+        called = [*written, *["tool_call"] * len(calls), *["tool_result"] * len(calls)]
         self.types = [*said, *called, *["token"] * len(after), "done"]
         self.last = len(self.types)
         self._together = range(len(said) + 1, len(said) + len(called) + 1)
         self._gates = {seq: anyio.Event() for seq in range(2, self.last + 1)}
         self._turns = [self._turn([*map(reasoning, thoughts), *map(token, before)], 2)]
         if calls:
-            made = [call_chunks(name, args, id=f"call_{n}", index=n, pieces=3) for n, (name, args) in enumerate(calls)]
+            made = [
+                call_chunks(name, args, id=f"call_{n}", index=n, pieces=PIECES_OF_A_CALL)
+                for n, (name, args) in enumerate(calls)
+            ]
             self._turns[0] += [Gate(self._gates[self._together[0]]), *itertools.chain(*made), finish("tool_calls")]
             self._turns.append([])
         self._turns[-1] += self._turn([*map(token, after), finish("stop")], len(said) + len(called) + 1)
@@ -106,9 +113,9 @@ class Story:
 
 
 def long_story() -> Story:
-    """60 events: start, 8 × reasoning, 12 × token, 2 calls, 2 results, 34 × token, done."""
+    """60 events: start, 8 × reasoning, 12 × token, 2 calls in 3 pieces each, 2 results, 28 × token, done."""
     pieces = itertools.cycle(PIECES)
-    thoughts, before, after = (list(itertools.islice(pieces, count)) for count in (8, 12, 34))
+    thoughts, before, after = (list(itertools.islice(pieces, count)) for count in (8, 12, 28))
     return Story(thoughts, before, CALLS, after)
 
 

@@ -97,7 +97,7 @@ async def test_a_model_is_told_what_it_said_by_this_api_too(transport: Transport
     async with FakeUpstream() as upstream:
         async with live_server(upstream.url, **settings) as server:
             documents, asked = await ask(server, upstream, transport, message="One", system="Be brief.")
-            types = ["start", "reasoning", "token", *["tool_call"] * 2, *["tool_result"] * 2, "token", "done"]
+            types = ["start", "reasoning", "token", "tool_input", "tool_call", "tool_result", "token", "done"]
             assert [each for each, *_ in _runs(types_of(documents))] == [each for each, *_ in _runs(types)]
             events = [json.loads(each) for each in documents]
             assert [each["content"] for each in events if each["type"] == "token"][-2:] == ["Th", "ree"]

@@ -225,7 +225,7 @@ async def test_it_is_asked_by_the_sdk_and_told_of_tools_and_results(
         assert str(each.url) == COMPLETIONS
         body = json.loads(each.content)
         assert body["stream"] is True and body["stream_options"] == {"include_usage": True}
-        assert [tool["function"]["name"] for tool in body["tools"]] == ["clock", "calculator"]
+        assert [tool["function"]["name"] for tool in body["tools"]] == ["clock", "calculator", "book_table", "work"]
     asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 17 * 23?"}]
     assert messages_of(first) == asked
     assert messages_of(second)[:2] == asked
