@@ -51,8 +51,8 @@ class Address(Protocol):
 
 
 def below(server: Address, path: str) -> str:
-    """A path of the server, which may have a ``folder`` that all its paths are below."""
-    return getattr(server, "folder", "") + path
+    """A path of the server, which may have a ``root_path`` that all its paths are below."""
+    return getattr(server, "root_path", "") + path
 
 
 class BrokenError(Exception):

@@ -63,7 +63,7 @@ class Foreign:
 
     upstream: FakeUpstream
     port: int
-    folder: str
+    root_path: str
     host: str = "127.0.0.1"
 
     async def until_status(self, run_id: str, status: str) -> None:
@@ -74,9 +74,9 @@ class Foreign:
 
 @asynccontextmanager
 async def running(name: str, upstream: FakeUpstream, directory: Path) -> AsyncIterator[Foreign]:
-    command, module, folder = SERVERS[name]
+    command, module, root_path = SERVERS[name]
     (directory / "mine.py").write_text(module)
-    server = Foreign(upstream, free_port(), folder)
+    server = Foreign(upstream, free_port(), root_path)
     environment = ServerProcess(
         upstream.url, directory, heartbeat_seconds=HEARTBEAT_SECONDS, grace_seconds=GRACE_SECONDS
     )._env()

@@ -55,6 +55,7 @@ SAMPLES: dict[str, tuple[str, str, str]] = {
     "database_url": ("sqlite:///a.db", "sqlite:///b.db", "sqlite:///c.db"),
     "allowed_origins": ("https://a", "https://b", "https://c"),
     "tools": ("a:b", "c:d", "e:f"),
+    "mcp_approval": ("destructive", "always", "never"),
     "upstream_omit": ("tools", "stream", "temperature"),
     "login_url": ("/a", "https://b", "http://c/d?e=f"),
     "max_tool_result_bytes": ("101", "102", "103"),
@@ -175,13 +176,13 @@ def wrong_values() -> list[tuple[str, str]]:
                 found += [(name, text) for text in ("maybe", "2", "-1")]
             case int():
                 found += [(name, text) for text in ("x", "-1", "1.5", "1e3x", "0x10", "9" * 5000, "nan")]
-                found += [] if name in ("port", "max_logs_bytes") else [(name, "0")]
+                found += [] if name in ("port", "max_logs_bytes", "max_inline_bytes") else [(name, "0")]
             case float():
                 found += [(name, text) for text in ("x", "-1", "-0.001", "nan", "inf", "-inf", "1e999", "1,5", "10s")]
     found += [(name, "0") for name in FIELDS if name in ("heartbeat_seconds", "send_timeout_seconds")]
     found += [("upstream_idle_seconds", "0"), ("tool_timeout_seconds", "0")]
     found += [("port", "65536"), ("max_tool_result_bytes", "63"), ("max_tool_result_bytes", "49153")]
-    return [*found, ("auth", "jwt"), ("auth", "x"), ("upstream_api", "x"), ("workers", "2")]
+    return [*found, ("auth", "jwt"), ("auth", "x"), ("upstream_api", "x"), ("mcp_approval", "x"), ("workers", "2")]
 
 
 @pytest.mark.parametrize(("name", "text"), wrong_values(), ids=lambda text: text[:24])

@@ -60,7 +60,7 @@ def make_client(
         http_client=HttpClient(
             follow_redirects=True,
             event_hooks={"request": [stay], "response": [read_refusal]},
-            trust_env=not _is_local(base_url),  # No proxy leads to this very machine.
+            trust_env=base_url != DEMO_URL and not _is_local(base_url),  # No proxy leads to this very machine.
             transport=DemoTransport() if base_url == DEMO_URL else None,
         ),
     )
@@ -80,4 +80,4 @@ def _is_local(url: str | None) -> bool:
     host = urlsplit(url or "").hostname or ""
     if (ip := address_of(host)) is not None:
         return ip.is_loopback
-    return host == "localhost" or host.endswith((".localhost", ".invalid"))
+    return host == "localhost" or host.endswith(".localhost")

@@ -1,6 +1,6 @@
 """Settings: one frozen Struct, read once. Only this room knows the names of environment variables."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct
@@ -61,7 +61,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tools: str | None = None
     agent: str | None = None
     mcp: tuple[str, ...] = ()
-    mcp_approval: Literal["never", "destructive", "always"] = "never"
+    mcp_approval: str = "never"
 
     database_url: str = "sqlite:///chatserver.db"
     redis_url: str | None = None

@@ -22,6 +22,9 @@ ENV_FILE = Path(".env")
 CONNECTIONS_OF_ALL = 10_000
 """How many connections the one user of `none` mode has."""
 
+MCP_APPROVALS = ("never", "destructive", "always")
+"""Which calls of MCP servers' tools a person must approve."""
+
 
 def given(source: Mapping[str, str | None]) -> dict[str, str]:
     """The variables that an environment sets.
@@ -92,6 +95,8 @@ def _possible(settings: Settings) -> Settings:
         raise SettingsError(f"{variable('upstream_api')}: {' or '.join(f'`{name}`' for name in PARAMETERS)}")
     if not set(settings.upstream_omit) <= set(omittable):
         raise SettingsError(f"{variable('upstream_omit')}: only of {', '.join(omittable)}")
+    if settings.mcp_approval not in MCP_APPROVALS:
+        raise SettingsError(f"{variable('mcp_approval')}: {' or '.join(f'`{name}`' for name in MCP_APPROVALS)}")
     if settings.workers > 1 and not settings.redis_url:
         raise SettingsError(f"{variable('workers')}: more than one worker needs {variable('redis_url')}")
     if settings.login_url is not None and not is_link(settings.login_url):

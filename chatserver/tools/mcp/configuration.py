@@ -4,7 +4,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 from urllib.parse import urlsplit
 
 import msgspec
@@ -16,10 +16,6 @@ from chatserver.syntax import headers_of, is_http_url
 
 _SERVER_NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
-
-
-McpApproval: TypeAlias = Literal["never", "destructive", "always"]
-"""Which calls of the servers' tools a person must approve."""
 
 
 class Command(Struct, frozen=True):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from chatserver.errors import SettingsError
 from chatserver.settings import variable
-from chatserver.tools.mcp.configuration import McpApproval, mcp_configurations
+from chatserver.tools.mcp.configuration import mcp_configurations
 
 if TYPE_CHECKING:
     from chatserver.tools.mcp.servers import McpServers
@@ -17,7 +17,7 @@ OpenMcp: TypeAlias = "Callable[[], AbstractAsyncContextManager[McpServers | None
 """Connects the MCP servers for as long as it is entered; None: there are none."""
 
 
-def mcp_opener(entries: Sequence[str], approval: McpApproval) -> OpenMcp:
+def mcp_opener(entries: Sequence[str], approval: str) -> OpenMcp:
     """What connects the MCP servers that these entries of the setting name.
 
     Raises:
