@@ -27,7 +27,7 @@ from chatserver.transports.formats.sse import EventStream
 from chatserver.transports.multiplexer import Multiplexer
 from tests.merging import first_seq_of
 
-SEQ = 30
+SEQ = 36
 """Where a fault that hits one event hits."""
 
 LATE_SECONDS = 0.5

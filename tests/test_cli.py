@@ -147,7 +147,7 @@ MISTAKES: list[tuple[list[str], dict[str, str], str]] = [
     (["serve"], {"CHATSERVER_ALLOWED_HOSTS": "*"}, "CHATSERVER_ALLOWED_HOSTS"),
     (["serve"], {"OPENAI_API_KEY": "sk-a\nb"}, "OPENAI_API_KEY"),
     (["serve"], {"OPENAI_CUSTOM_HEADERS": "A: é"}, "OPENAI_CUSTOM_HEADERS"),
-    (["serve"], {"CHATSERVER_REDIS_URL": "http://localhost"}, "CHATSERVER_REDIS_URL"),
+    (["serve", "--port", "0"], {"CHATSERVER_REDIS_URL": "http://localhost"}, "CHATSERVER_REDIS_URL"),
     (["serve", "--host", "host.invalid", "--insecure"], {}, "host.invalid"),
     (["schema", "/nowhere"], {}, "/nowhere"),
     ([], {"CHATSERVER_PORT": "x"}, "CHATSERVER_PORT"),
@@ -292,7 +292,8 @@ async def serving(
 async def test_serve_says_where_it_is_and_who_answers_and_ends_with_0(elsewhere: Path) -> None:
     async with serving(elsewhere) as server:
         assert any(f"http://127.0.0.1:{server.port}" in line and "demo model" in line for line in server.stdout)
-        assert any("curl -N " in line for line in server.stdout)
+        while not any("curl -N " in line for line in server.stdout):  # The second line; `serving` waits for the first.
+            await anyio.sleep(0.02)
         assert (await request(server, "GET", "/livez")).status == 200
         os.kill(server.pid, signal.SIGINT)
         assert await server.wait() == 0

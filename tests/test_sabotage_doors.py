@@ -16,7 +16,7 @@ from chatserver.auth.tickets import LocalTickets
 from chatserver.limits import RateLimiter, TokenBucket
 from chatserver.meter import Meter
 from chatserver.runs.life import Life
-from chatserver.runs.runs import Runs
+from chatserver.runs.reach import Reach
 from chatserver.serving import http_protocol
 from chatserver.transports.connections import Connection
 from tests import test_isolation, test_limits, test_slow_requests, test_tickets, test_tokens
@@ -127,7 +127,7 @@ async def _ann(*_: Any, **__: Any) -> Identity:
     return Identity("ann")
 
 
-async def _found(self: Runs, user: str, run_id: str) -> Life | None:
+async def _found(self: Reach, user: str, run_id: str) -> Life | None:
     return self._lives.lives.get(run_id)
 
 
@@ -158,8 +158,8 @@ class Case:
 
 CASES = [
     Case(lambda: patch.object(Gate, "identify", _ann), everybody_is_refused),
-    Case(lambda: patch.object(Runs, "_find", _found), foreign_is_not_found),
-    Case(lambda: patch.object(Runs, "_find", _found), foreign_is_not_found_by_command),
+    Case(lambda: patch.object(Reach, "find", _found), foreign_is_not_found),
+    Case(lambda: patch.object(Reach, "find", _found), foreign_is_not_found_by_command),
     Case(lambda: patch.object(LocalTickets, "redeem", _redeemed_again), one_use),
     Case(lambda: patch.object(Connection, "__init__", _never_expires), streams_end, 5.0),
     Case(lambda: patch.object(Origins, "check", lambda *_: None), cookies_need_an_origin),
