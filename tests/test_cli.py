@@ -292,11 +292,10 @@ async def serving(
 async def test_serve_says_where_it_is_and_who_answers_and_ends_with_0(elsewhere: Path) -> None:
     async with serving(elsewhere) as server:
         assert any(f"http://127.0.0.1:{server.port}" in line and "demo model" in line for line in server.stdout)
-        while not any("curl -N " in line for line in server.stdout):  # The second line; `serving` waits for the first.
-            await anyio.sleep(0.02)
         assert (await request(server, "GET", "/livez")).status == 200
         os.kill(server.pid, signal.SIGINT)
         assert await server.wait() == 0
+        assert any("curl -N " in line for line in server.stdout)
         assert server.stderr == []
 
 
