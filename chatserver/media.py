@@ -39,7 +39,7 @@ def checked_parts(parts: UserParts, text_limit: int, inline_limit: int) -> None:
     if len(texts) == len(parts) and not "".join(texts).strip():
         raise BadRequest("`message` is blank", "/message")
     if sum(map(text_bytes, texts)) > text_limit:
-        raise TooLarge(f"the texts of `message` are over {text_limit} bytes")
+        raise TooLarge(f"the text of `message` is over {text_limit} bytes")
     media = [(f"/message/{place}", part) for place, part in enumerate(parts) if not isinstance(part, TextPart)]
     if sum(len(part.data or "") for _, part in media) * 3 // 4 > inline_limit:
         raise TooLarge(f"the inline data of `message` is over {inline_limit} bytes")

@@ -51,8 +51,8 @@ class Address(Protocol):
 
 
 def below(server: Address, path: str) -> str:
-    """A path of the server, which may have a ``root_path`` that all its paths are below."""
-    return getattr(server, "root_path", "") + path
+    """A path of the server, which may have a ``prefix`` that all its paths are below."""
+    return getattr(server, "prefix", "") + path
 
 
 class BrokenError(Exception):

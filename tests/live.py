@@ -96,7 +96,7 @@ class LiveServer:
     server: Server
     settings: Settings
     listening: socket.socket
-    root_path: str = ""
+    prefix: str = ""
     """The path of a plugin, below which its clients find everything."""
 
     @property
@@ -136,7 +136,7 @@ async def live_server(
     *,
     directory: Path | None = None,
     make_app: Callable[[Settings], Litestar] = create_app,
-    root_path: str = "",
+    prefix: str = "",
     **settings: Any,
 ) -> AsyncIterator[LiveServer]:
     """A server until the end of the block; with a ``directory``, on the database there (for a second life)."""
@@ -149,7 +149,7 @@ async def live_server(
         serving = asyncio.get_running_loop().create_task(server.serve(sockets=[sock]), name="live server")
         try:
             await _started(server, serving)
-            yield LiveServer(server, chosen, sock, root_path)
+            yield LiveServer(server, chosen, sock, prefix)
         finally:
             try:
                 with anyio.CancelScope(shield=True):

@@ -63,7 +63,7 @@ class Foreign:
 
     upstream: FakeUpstream
     port: int
-    root_path: str
+    prefix: str
     host: str = "127.0.0.1"
 
     async def until_status(self, run_id: str, status: str) -> None:
@@ -74,9 +74,9 @@ class Foreign:
 
 @asynccontextmanager
 async def running(name: str, upstream: FakeUpstream, directory: Path) -> AsyncIterator[Foreign]:
-    command, module, root_path = SERVERS[name]
+    command, module, prefix = SERVERS[name]
     (directory / "mine.py").write_text(module)
-    server = Foreign(upstream, free_port(), root_path)
+    server = Foreign(upstream, free_port(), prefix)
     environment = ServerProcess(
         upstream.url, directory, heartbeat_seconds=HEARTBEAT_SECONDS, grace_seconds=GRACE_SECONDS
     )._env()

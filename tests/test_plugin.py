@@ -90,7 +90,7 @@ def guarded(settings: Settings) -> Litestar:
 
 
 def in_host(upstream: FakeUpstream | None, make_app: Callable[[Settings], Litestar] = host, **settings: Any) -> Any:
-    return live_server(None if upstream is None else upstream.url, make_app=make_app, root_path=FOLDER, **settings)
+    return live_server(None if upstream is None else upstream.url, make_app=make_app, prefix=FOLDER, **settings)
 
 
 async def outside(server: LiveServer, path: str, **headers: str) -> tuple[int, str]:

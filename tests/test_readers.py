@@ -119,14 +119,14 @@ async def test_ten_readers_see_the_same_and_one_end(stage: Stage, cancels: bool,
 
 async def cancel_closes_the_upstream(stage: Stage, transport: Transport) -> None:
     """The upstream sees its request closed when its run is cancelled, and no other one."""
-    other, story = stage.story(told=7), stage.story(told=30)
+    other, story = stage.story(told=7), stage.story(told=40)
     with anyio.fail_after(PATIENCE_SECONDS):
         async with (
             await SSE.start(stage.server, other.body) as bystander,
             await transport.start(stage.server, story.body) as reading,
         ):
             await bystander.take(7)
-            await reading.take(30)
+            await reading.take(40)
             cuts = len(stage.upstream.cuts)
             await cancelled_from(stage, transport, reading.run_id)
             await stage.upstream.closed(cuts + 1)

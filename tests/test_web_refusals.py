@@ -105,7 +105,7 @@ FOREIGN = "[::ffff:127.0.0.1]"
 REFUSED: list[tuple[dict[str, Any], str, str, list[Any]]] = [
     (JWT, "127.0.0.1", "a", [401, "unauthenticated", "a valid token is needed"]),
     ({}, "127.0.0.1", " ", [400, "bad_request", "`message` is blank"]),
-    ({"max_message_bytes": 10}, "127.0.0.1", "a" * 11, [413, "too_large", "`message` is over 10 bytes"]),
+    ({"max_message_bytes": 10}, "127.0.0.1", "a" * 11, [413, "too_large", "the text of `message` is over 10 bytes"]),
     ({}, FOREIGN, "a", [403, "forbidden", "this server does not answer for that host"]),
 ]
 
