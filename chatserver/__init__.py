@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from chatserver.settings import Settings
     from chatserver.settings.loading import load_settings
     from chatserver.tools import Tool
-    from chatserver.tools.context import ToolContext
+    from chatserver.tools.context import Question, Reply, ToolContext
     from chatserver.tools.functions import tool
 
 __version__ = "0.1.0"
@@ -38,7 +38,9 @@ __all__ = [
     "AssistantTurn",
     "ChatPlugin",
     "Dialogue",
+    "Question",
     "Reasoning",
+    "Reply",
     "Settings",
     "SettingsError",
     "SystemText",
@@ -99,7 +101,11 @@ _HOMES = {
     "chatserver.settings": ("Settings",),
     "chatserver.settings.loading": ("load_settings",),
     "chatserver.tools": ("Tool",),
-    "chatserver.tools.context": ("ToolContext",),
+    "chatserver.tools.context": (
+        "Question",
+        "Reply",
+        "ToolContext",
+    ),
     "chatserver.tools.functions": ("tool",),
 }
 

@@ -9,7 +9,6 @@ from time import monotonic
 from typing import Any, TypeAlias
 
 import anyio
-import msgspec
 from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
@@ -19,19 +18,17 @@ from chatserver.dialogue import INTERRUPTED_CALL, NO_ORIGIN, Leavings, ToolSpeci
 from chatserver.events import ToolCall, ToolResult, to_json
 from chatserver.parts import Executor, Part, ToolCallPart
 from chatserver.providers import ToolCallFragment, ToolCallRequest
+from chatserver.questions import Questions
 from chatserver.steps import Emit, Settled
-from chatserver.strict_json import NESTING_LIMIT, is_nested_too_deeply
 from chatserver.telemetry import RunObserver
 from chatserver.tools import BadArguments, Tool, specification_of
+from chatserver.tools.arguments import arguments_of
 from chatserver.tools.context import ToolContext
 from chatserver.tools.execution import ToolThreads, check
 from chatserver.tools.inputs import ToolInputs
 from chatserver.tools.progress import told_progress
-from chatserver.tools.results import Outcome
+from chatserver.tools.results import Outcome, ToolFailed
 from chatserver.waiting import Approved, Refused, Resolution, Resulted
-
-ARGUMENTS_BYTES_LIMIT = 32 * 1024
-"""A call's arguments must fit into one event with room to spare."""
 
 CALLS_PER_TURN_LIMIT = 32
 """How many of the calls that a model wants in one turn are made. The model is told that the others were refused."""
@@ -42,8 +39,8 @@ OWN_ID_CHARS_LIMIT = 1024
 
 NO_TOOL = "there is no such tool"
 
-Hold: TypeAlias = Callable[[ToolCall], Awaitable[Resolution]]
-"""Waits until a call that was told to the run is answered."""
+Hold: TypeAlias = Callable[[ToolCall, str | None], Awaitable[Resolution]]
+"""Waits until a call that was told to the run is answered. The id is that of the call whose tool asks, if one does."""
 
 
 class Toolbox(Struct, frozen=True):
@@ -77,7 +74,7 @@ class Calls:
 
     __slots__ = (
         "_call_ids", "_client_tools", "_emit", "_hold", "_inputs", "_observer",
-        "_recorded", "_settled", "_told", "_toolbox",
+        "_questions", "_recorded", "_settled", "_told", "_toolbox",
     )  # fmt: skip
 
     def __init__(
@@ -100,6 +97,7 @@ class Calls:
         self._recorded: Sequence[tuple[ToolCallPart, ToolResult]] = ()
         self._call_ids: dict[str, None] = {}  # No set: an empty one takes 0.2 KB of each run.
         self._inputs = ToolInputs(emit, partial(_named, self._call_ids))
+        self._questions = Questions(emit, self._answer_to_question, self._question_id)
 
     def specifications(self) -> list[ToolSpecification]:
         """What a model is told of the tools."""
@@ -167,13 +165,13 @@ class Calls:
                 tasks.start_soon(complete, each)
         return results
 
-    async def _complete(self, checked: Checked) -> ToolResult:
-        """Make one call, as soon as it may be made, and tell its result."""
+    async def _complete(self, checked: Checked, asker: str | None = None) -> ToolResult:
+        """Make one call, as soon as it may be made, and tell its result; ``asker``: the call whose tool asks this."""
         call, args = checked.call, checked.call.args
         if checked.problem is not None:
             outcome = _failed(checked.problem)
         elif call.needs_approval or call.executor == "client":
-            outcome, args = await self._answered(call)
+            outcome, args = await self._answered(call, asker)
         else:
             outcome = await self._made(call, args)
         result = ToolResult(
@@ -188,10 +186,10 @@ class Calls:
         self._emit(result)
         return result
 
-    async def _answered(self, call: ToolCall) -> tuple[Outcome, dict[str, Any]]:
+    async def _answered(self, call: ToolCall, asker: str | None) -> tuple[Outcome, dict[str, Any]]:
         """What comes of a call that somebody has to answer, and with which arguments."""
         began = monotonic()
-        resolution = await self._hold(call)
+        resolution = await self._hold(call, asker)
         match resolution:
             case Approved(edited):
                 args = call.args if edited is None else edited
@@ -207,11 +205,23 @@ class Calls:
         if tool is None:  # It was there when the call began to wait.
             return _failed(NO_TOOL)
         with self._observer.tool(call.tool, call.call_id) as told:
+            limit = self._toolbox.threads.time_limit()
             with told_progress(self._emit) as report:
-                context = replace(self._told, call_id=call.call_id, report=report)
-                outcome = await self._toolbox.threads.call(tool, args, context)
+                async with self._questions.of(call.call_id, limit) as put:
+                    context = replace(self._told, call_id=call.call_id, report=report, put=put)
+                    outcome = await self._toolbox.threads.call(tool, args, context, limit)
             told.returned(is_error=outcome.is_error)
         return outcome
+
+    def _question_id(self) -> str:
+        if len(self._call_ids) >= self._toolbox.calls_limit:
+            raise ToolFailed(f"at most {self._toolbox.calls_limit} calls and questions in one answer")
+        call_id = _named(self._call_ids, "")
+        self._call_ids[call_id] = None
+        return call_id
+
+    async def _answer_to_question(self, call: ToolCall, asker: str) -> ToolResult:
+        return await self._complete(Checked(call), asker)
 
     def _checked(self, wanted: ToolCallRequest, in_turn: int, before: int) -> Checked:
         """The call, and why it is not made, if so."""
@@ -220,7 +230,12 @@ class Calls:
         executor: Executor | None = "server" if wanted.name in self._toolbox.tools else None
         if executor is None and any(each.name == wanted.name for each in self._client_tools):
             executor = "client"
-        args, problem = _arguments_of(wanted) if executor else ({}, NO_TOOL)
+        args, problem = dict[str, Any](), None if executor else NO_TOOL
+        if executor:
+            try:
+                args = arguments_of(wanted.arguments)
+            except BadArguments as error:
+                problem = str(error)
         problem = self._refusal(in_turn, before + in_turn) or problem
         name = wanted.name if executor else wanted.name[:NAME_CHARS_LIMIT]
         return Checked(ToolCall(call_id=call_id, tool=name, args=args, executor=executor or "server"), problem)
@@ -265,27 +280,6 @@ def call_of(part: ToolCallPart) -> ToolCall:
 
 def _failed(words: str) -> Outcome:
     return Outcome(words, is_error=True, truncated=False, duration_ms=0)
-
-
-def _arguments_of(wanted: ToolCallRequest) -> tuple[dict[str, Any], str | None]:
-    """The arguments, or none and why they cannot be taken."""
-    too_long = f"the arguments are over {ARGUMENTS_BYTES_LIMIT} bytes"
-    if len(wanted.arguments) > ARGUMENTS_BYTES_LIMIT:
-        return {}, too_long
-    try:
-        args = _arguments(wanted.arguments)
-        encoded = to_json(args)
-        if len(encoded) > ARGUMENTS_BYTES_LIMIT:  # Numbers may grow when they are encoded again: 1e15.
-            return {}, too_long
-        if is_nested_too_deeply(encoded):
-            return {}, f"the arguments are nested over {NESTING_LIMIT} levels"
-    except (msgspec.DecodeError, RecursionError, UnicodeError):
-        return {}, "the arguments are no valid JSON object"
-    return args, None
-
-
-def _arguments(text: str) -> dict[str, Any]:
-    return msgspec.json.decode(text, type=dict[str, Any]) if text.strip() else {}
 
 
 def _origin(wanted: Sequence[ToolCallRequest], calls: Sequence[Checked], leavings: Leavings | None) -> TurnOrigin:

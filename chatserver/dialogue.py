@@ -23,6 +23,9 @@ INTERRUPTED_TEXT = "[The answer was interrupted here.]"
 INTERRUPTED_CALL = "[The tool was interrupted: whether the call had an effect is not known.]"
 """Stands for a result that never came: every call must have a result, and the tool may have changed the world."""
 
+QUESTION = "ask_user"
+"""The name of a call by which a tool asks the user. No turn has it, and no model is told of it."""
+
 MESSAGE_BYTES = 16
 """What each message takes upstream, beside its content."""
 
@@ -205,6 +208,7 @@ def told_answer(answer: Sequence[AnyPart], transcript: Sequence[TurnOrigin]) -> 
     """The turns of an answer, each with the outputs of its calls."""
     origins = {call_id: origin for origin in transcript for call_id in origin.call_ids}
     items: list[Item] = []
+    answer = [part for part in answer if not _is_question(part, origins)]
     for parts in _turns(answer, origins):
         if isinstance(call := parts[-1], ToolCallPart):
             items += told_turn(parts, origins.get(call.call_id, NO_ORIGIN))
@@ -212,6 +216,11 @@ def told_answer(answer: Sequence[AnyPart], transcript: Sequence[TurnOrigin]) -> 
             last = transcript[-1] if transcript else NO_ORIGIN
             items += told_turn(parts, NO_ORIGIN if last.call_ids else last)
     return items
+
+
+def _is_question(part: AnyPart, origins: Mapping[str, TurnOrigin]) -> bool:
+    """Whether a tool has asked this; a client's tool may have the name too, and be called by the model."""
+    return isinstance(part, ToolCallPart) and part.tool == QUESTION and part.call_id not in origins
 
 
 def _turns(parts: Sequence[AnyPart], origins: Mapping[str, TurnOrigin]) -> Iterator[list[AnyPart]]:

@@ -19,6 +19,7 @@ REASON_BYTES_LIMIT = 4 * 1024
 """Why a user refuses a call, for the model."""
 
 UNANSWERED = "nobody answered this call in time, so it was not made"
+WITHDRAWN = "the tool does not wait for the answer any more"
 DENIED = "the user refused this call"
 
 

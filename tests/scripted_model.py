@@ -121,7 +121,7 @@ def agent(
     return Scripted(model, toolbox(*functions, calls_limit=calls_limit), turns_limit)
 
 
-async def unanswered(call: ToolCall) -> Resolution:
+async def unanswered(call: ToolCall, asker: str | None) -> Resolution:
     """Nobody answers a call that waits."""
     raise AssertionError(f"{call} waits")
 

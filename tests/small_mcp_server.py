@@ -30,7 +30,7 @@ TOOLS: list[dict[str, Any]] = [
     },
     *(
         {"name": name, "inputSchema": OBJECT}
-        for name in ("environment", "hang", "die", "fail", "blocks", "lie", "huge")
+        for name in ("environment", "hang", "die", "fail", "blocks", "lie", "huge", "ask", "ask_again", "open")
     ),
     {
         "name": "work",
@@ -40,6 +40,13 @@ TOOLS: list[dict[str, Any]] = [
     },
     {"name": "grow", "description": "Add a tool.", "inputSchema": OBJECT},
 ]
+FORM: dict[str, Any] = {"type": "object", "properties": {"size": {"type": "integer"}}, "required": ["size"]}
+MODERN = {"resultType": "complete", "ttlMs": 0, "cacheScope": "private"}
+"""What each result has in the version of 2026-07-28, which the server speaks where that is its fault."""
+
+ASKING: dict[str, Any] = {}
+"""The calls that have asked, by the id of the question."""
+
 BLOCKS = [
     {"type": "text", "text": "Look:"},
     {"type": "image", "data": "AAAA", "mimeType": "image/png"},
@@ -88,14 +95,30 @@ def called(id: Any, name: str, params: dict[str, Any]) -> None:
                 progress = {"progressToken": token, "progress": step, "total": 2, "message": f"step {step}"}
                 write({"method": "notifications/progress", "params": progress})
             text(id, "worked")
+        case "ask":
+            ask(id, {"message": "Which size?", "requestedSchema": FORM})
+        case "open":
+            ask(id, {"mode": "url", "message": "Sign in", "url": "https://example.org/", "elicitationId": "1"})
+        case "ask_again" if "inputResponses" in params:
+            text(id, json.dumps([params["requestState"], params["inputResponses"]]))
+        case "ask_again":
+            question = {"method": "elicitation/create", "params": {"message": "Which?", "requestedSchema": FORM}}
+            result(
+                id, {"resultType": "input_required", "inputRequests": {"size": question}, "requestState": "by heart"}
+            )
         case "grow":
             TOOLS.append({"name": f"grown{len(TOOLS)}", "inputSchema": OBJECT})
             write({"method": "notifications/tools/list_changed"})
             text(id, "grown")
 
 
-def result(id: Any, document: Any) -> None:
-    write({"id": id, "result": document})
+def ask(id: Any, params: dict[str, Any]) -> None:
+    ASKING[f"q{id}"] = id
+    write({"id": f"q{id}", "method": "elicitation/create", "params": params})
+
+
+def result(id: Any, document: dict[str, Any]) -> None:
+    write({"id": id, "result": MODERN | document if FAULT == "modern" else document})
 
 
 def text(id: Any, words: str) -> None:
@@ -113,6 +136,10 @@ def listed(params: dict[str, Any]) -> dict[str, Any]:
 def answer(message: dict[str, Any]) -> None:
     id, params = message.get("id"), message.get("params") or {}
     match message.get("method"):
+        case None if id in ASKING:
+            text(ASKING.pop(id), json.dumps(message.get("result") or message["error"]["message"]))
+        case "server/discover" if FAULT == "modern":
+            result(id, {"supportedVersions": ["2026-07-28"], "capabilities": {"tools": {}}})
         case "initialize":
             capabilities = {"tools": {"listChanged": True}}
             about = {"name": "small", "version": "1"}

@@ -12,7 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from chatserver.agent import generated
-from chatserver.calls import ARGUMENTS_BYTES_LIMIT, CALLS_PER_TURN_LIMIT
+from chatserver.calls import CALLS_PER_TURN_LIMIT
 from chatserver.dialogue import TurnOrigin, UserMessage
 from chatserver.errors import UpstreamError
 from chatserver.events import (
@@ -30,6 +30,7 @@ from chatserver.meter import Meter, Spent
 from chatserver.providers import WANTED_CALLS_LIMIT, Finish, ModelRequest, OnDelta
 from chatserver.steps import Step
 from chatserver.tools import specification_of
+from chatserver.tools.arguments import ARGUMENTS_BYTES_LIMIT
 from chatserver.tools.functions import tool
 from tests.scripted_model import (
     ASKED,

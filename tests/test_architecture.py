@@ -35,6 +35,7 @@ ROOMS = (
     "meter",
     "steps",
     "waiting",
+    "questions",
     "calls",
     "context",
     "agent",

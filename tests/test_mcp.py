@@ -7,7 +7,8 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,17 +21,18 @@ from chatserver.errors import SettingsError
 from chatserver.events import ToolProgress
 from chatserver.settings.masks import masked
 from chatserver.structured import SCHEMA_BYTES_LIMIT
-from chatserver.tools.context import ToolContext
+from chatserver.tools.context import Question, Reply, ToolContext
 from chatserver.tools.mcp.configuration import Command, Endpoint, McpConfiguration, mcp_configurations
 from chatserver.tools.mcp.listing import DESCRIPTION_CHARS_LIMIT, TOOLS_LIMIT, listed
 from chatserver.tools.mcp.server import backoff
 from chatserver.tools.mcp.servers import McpServers, open_mcp_servers
 from chatserver.tools.mcp.stdio import Lines, TooLong
 from chatserver.tools.results import ToolFailed
-from tests.clients import BOTH, Transport, documents_of, request, types_of
+from tests.clients import BOTH, SSE, Transport, documents_of, request, types_of
 from tests.fake_upstream import FakeUpstream, call, say
-from tests.live import live_server
+from tests.live import LiveServer, live_server
 from tests.program import START_SECONDS, free_port, until
+from tests.test_waiting import answered
 
 pytestmark = pytest.mark.anyio
 
@@ -355,12 +357,7 @@ async def test_the_operator_says_which_calls_need_an_approval(tmp_path: Path, ap
 @pytest.mark.parametrize("transport", BOTH, ids=str)
 async def test_a_dead_server_costs_an_error_result_not_the_run(tmp_path: Path, transport: Transport) -> None:
     async with FakeUpstream() as upstream, live_server(upstream.url, mcp=(f"s={small(tmp_path)}",)) as server:
-
-        async def is_ready() -> bool:
-            ready: bool = (await request(server, "GET", "/readyz")).json["mcp"] == {"s": "ready"}
-            return ready
-
-        await until(is_ready)
+        await is_ready(server)
         upstream.script(*call("s__die", {}))
         upstream.script(*call("s__add", {"a": 1, "b": "two"}))
         upstream.script(*call("s__add", {"a": 1, "b": 2}))
@@ -369,6 +366,81 @@ async def test_a_dead_server_costs_an_error_result_not_the_run(tmp_path: Path, t
         results = [json.loads(each) for each in documents if b'"tool_result"' in each]
         assert [each["is_error"] for each in results] == [True, True, False] and results[2]["result"] == "3"
         assert types_of(documents)[-1] == "done"
+
+
+# ---- questions ------------------------------------------------------------------------------------------------------
+
+
+ACCEPTED = Reply("accept", {"size": 42})
+
+
+def answering(reply: Reply, asked: list[Question]) -> ToolContext:
+    """A context with a user who answers each question so."""
+
+    def put(question: Question) -> "Future[Reply]":
+        asked.append(question)
+        future: Future[Reply] = Future()
+        future.set_result(reply)
+        return future
+
+    return ToolContext(put=put)
+
+
+async def asking(servers: McpServers, name: str, context: ToolContext) -> Any:
+    await state(servers, "s", "ready")
+    called: Any = servers.tools[f"s__{name}"]
+    return await called.call({}, context)
+
+
+@pytest.mark.parametrize("reply", [ACCEPTED, Reply("decline"), Reply("cancel")], ids=lambda each: each.action)
+async def test_a_server_asks_the_user_in_mid_call(tmp_path: Path, reply: Reply) -> None:
+    asked: list[Question] = []
+    async with servers_of(f"s={small(tmp_path)}") as servers:
+        told = json.loads(await asking(servers, "ask", answering(reply, asked)))
+        assert told == {"action": reply.action} | ({"content": reply.content} if reply.content else {})
+        (question,) = asked
+        assert question.message == "Which size?" and list(question.schema["properties"]) == ["size"]
+
+
+async def test_an_address_is_shown_to_the_user(tmp_path: Path) -> None:
+    asked: list[Question] = []
+    async with servers_of(f"s={small(tmp_path)}") as servers:
+        assert json.loads(await asking(servers, "open", answering(Reply("accept"), asked))) == {"action": "accept"}
+        assert [each.message for each in asked] == ["Sign in\n\nhttps://example.org/"]
+
+
+async def test_a_server_that_wants_the_call_again_gets_the_answers(tmp_path: Path) -> None:
+    async with servers_of(f"s={small(tmp_path, 'modern')}") as servers:
+        told = json.loads(await asking(servers, "ask_again", answering(ACCEPTED, [])))
+        assert told == ["by heart", {"size": {"action": "accept", "content": {"size": 42}}}]
+
+
+async def test_a_question_that_may_be_of_another_call_is_put_to_nobody(tmp_path: Path) -> None:
+    """Calls of two users go on in one session, and over pipes a question does not say whose it is."""
+    asked: list[Question] = []
+    async with servers_of(f"s={small(tmp_path)}") as servers, anyio.create_task_group() as tasks:
+        tasks.start_soon(asking, servers, "hang", ToolContext())
+
+        async def hangs() -> bool:
+            return any(each.get("params", {}).get("name") == "hang" for each in journal(tmp_path))
+
+        await until(hangs)
+        assert "not clear" in await asking(servers, "ask", answering(ACCEPTED, asked))
+        assert not asked
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_question_that_cannot_be_put_costs_its_call_alone(tmp_path: Path) -> None:
+    def put(_: Question) -> "Future[Reply]":
+        raise ToolFailed("there were too many")
+
+    async with servers_of(f"s={small(tmp_path, 'modern')}") as servers:
+        with pytest.raises(ToolFailed, match="too many"):
+            await asking(servers, "ask_again", ToolContext(put=put))
+        assert "size" in await asking(servers, "ask_again", answering(ACCEPTED, []))
+    async with servers_of(f"s={small(tmp_path)}") as servers:
+        assert "too many" in await asking(servers, "ask", ToolContext(put=put))
+        assert json.loads(await asking(servers, "ask", answering(ACCEPTED, [])))["action"] == "accept"
 
 
 # ---- servers that others wrote --------------------------------------------------------------------------------------
@@ -380,12 +452,7 @@ async def test_real_servers_over_pipes(tmp_path: Path, transport: Transport) -> 
     (tmp_path / "a.txt").write_text("hello")
     entries = (f"every=node {EVERYTHING} stdio", f"files=node {FILES} {tmp_path}")
     async with FakeUpstream() as upstream, live_server(upstream.url, mcp=entries) as server:
-
-        async def are_ready() -> bool:
-            states = (await request(server, "GET", "/readyz")).json["mcp"]
-            return set(states.values()) == {"ready"}
-
-        await until(are_ready)
+        await is_ready(server)
         upstream.script(*call("every__get-sum", {"a": 1, "b": 2}))
         upstream.script(*call("files__read_text_file", {"path": str(tmp_path / "a.txt")}))
         upstream.script(*call("files__read_text_file", {"path": "/etc/passwd"}))
@@ -421,3 +488,69 @@ async def test_a_real_server_over_http_dies_and_comes_back() -> None:
     finally:
         program.kill()
         program.wait()
+
+
+@is_installed
+@pytest.mark.parametrize("transport", BOTH, ids=str)
+async def test_a_real_server_asks_the_user_over_pipes(transport: Transport) -> None:
+    entry = f"every=node {EVERYTHING} stdio"
+    async with FakeUpstream() as upstream, live_server(upstream.url, mcp=(entry,)) as server:
+        await is_ready(server)
+        upstream.script(*call("every__trigger-elicitation-request", {}))
+        upstream.script(*say("done"))
+        assert "- Name: Ada" in await tells_its_name(server, transport, "Ada")
+
+
+@is_installed
+async def test_a_real_server_over_http_asks_the_user_whose_call_it_is() -> None:
+    """Two users are asked at once, in one session with the server."""
+    port = free_port()
+    program = started("node", EVERYTHING, "streamableHttp", PORT=str(port))
+    names = ("Ada", "Bob")
+    told: dict[str, str] = {}
+    try:
+        async with FakeUpstream() as upstream, live_server(upstream.url, mcp=(f"h=http://127.0.0.1:{port}/mcp",)) as it:
+            await is_ready(it)
+            for _ in names:
+                upstream.script(*call("h__trigger-elicitation-request", {}))
+            for _ in names:
+                upstream.script(*say("done"))
+            are_asked = [anyio.Event() for _ in names]
+
+            async def tells(number: int) -> None:
+                told[names[number]] = await tells_its_name(it, SSE, names[number], are_asked, number)
+
+            async with anyio.create_task_group() as users:
+                for number in range(len(names)):
+                    users.start_soon(tells, number)
+        assert all(f"- Name: {name}" in said for name, said in told.items()) and len(told) == 2
+    finally:
+        program.kill()
+        program.wait()
+
+
+async def is_ready(server: LiveServer) -> None:
+    async def are_ready() -> bool:
+        return set((await request(server, "GET", "/readyz")).json["mcp"].values()) == {"ready"}
+
+    await until(are_ready)
+
+
+async def tells_its_name(
+    server: LiveServer, transport: Transport, name: str, are_asked: Sequence[anyio.Event] = (), number: int = 0
+) -> str:
+    """What a server says that has asked the user for a name, which is told as soon as all are asked."""
+    reading = await transport.start(server, {"message": f"I am {name}"})
+    documents = [json.loads(each) for each in await reading.take(3)]
+    question = documents[2]
+    assert question["tool"] == "ask_user" and "name" in question["args"]["schema"]["properties"]
+    if are_asked:
+        are_asked[number].set()
+        for each in are_asked:
+            await each.wait()
+    content = {"name": name, "check": True}
+    answer = {"result": {"action": "accept", "content": content}}
+    assert await answered(server, reading.run_id, question["call_id"], transport, **answer) == 202
+    documents = [json.loads(each) for each in await documents_of(reading)]
+    (said,) = (each["result"] for each in documents if each["type"] == "tool_result" and each["tool"] != "ask_user")
+    return str(said)

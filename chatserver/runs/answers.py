@@ -61,7 +61,7 @@ class Answers:
                 status, call = await self._sessions.waits.check(user, run_id, call_id)
                 if call is not None:
                     return status, call
-                if life is not None and not life.run.has_call(call_id):
+                if life is not None and call_id not in life.run.calls:
                     raise NotFound
                 await anyio.sleep(LOOK_AGAIN_SECONDS)
         if life is not None:

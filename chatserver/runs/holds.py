@@ -15,10 +15,19 @@ from chatserver.errors import AlreadyAnswered, RunLost, TooMany, Unavailable
 from chatserver.events import ToolCall
 from chatserver.runs.life import Life
 from chatserver.runs.places import Place, Places
-from chatserver.runs.states import State
+from chatserver.runs.states import SPEAKING, State
 from chatserver.sessions import Progress, Sessions
 from chatserver.settings import Settings
-from chatserver.waiting import UNANSWERED, Refused, Resolution, Wait, WaitingCall, seconds_until, waiting_call
+from chatserver.waiting import (
+    UNANSWERED,
+    WITHDRAWN,
+    Refused,
+    Resolution,
+    Wait,
+    WaitingCall,
+    seconds_until,
+    waiting_call,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -72,17 +81,24 @@ class Holds:
         # In `none` mode everybody is one user.
         self._limit = inf if settings.auth == "none" else settings.max_waiting_runs_per_user
 
-    async def hold(self, life: Life, call: ToolCall) -> Resolution:
-        """Wait until a call of a run is answered."""
+    async def hold(self, life: Life, call: ToolCall, asker: str | None = None) -> Resolution:
+        """Wait until a call of a run is answered; ``asker``: the call whose tool asks this.
+
+        Cancelled, the question of a run that goes on is withdrawn: nobody can answer it any more.
+        """
         held = self._held_of(life)
         if call.call_id not in held.calls:
             held.calls[call.call_id] = waiting_call(call, self._settings.approval_seconds)
         future: asyncio.Future[Resolution] = asyncio.get_running_loop().create_future()
         held.futures[call.call_id] = future
         try:
-            life.run.hold(call.call_id)
+            life.run.hold(call.call_id, asker)
             life.rested()
             return await future
+        except asyncio.CancelledError:
+            if asker is not None and life.run.state in SPEAKING:
+                await self._withdraw(held, call.call_id)
+            raise
         finally:
             held.futures.pop(call.call_id, None)
 
@@ -127,7 +143,7 @@ class Holds:
         """Of the runs that wait and have no readers, the one that has waited longest; None: they are few."""
         if len(self._held) <= self._settings.max_runs:
             return None
-        lives = (held.life for held in self._held.values() if held.is_waiting and not held.life.run.subscribers)
+        lives = (held.life for held in self._held.values() if _is_idle(held))
         return next(lives, None)
 
     # What is stored.
@@ -191,6 +207,23 @@ class Holds:
         if place := self.resolve(held.life, call_id, resolution, place):
             await place.release()
 
+    async def _withdraw(self, held: HeldRun, call_id: str) -> None:
+        life = held.life
+        async with life.checkpoints.order:  # What is being stored now may have the call.
+            while call_id in held.stored and life.run.state in SPEAKING:
+                try:
+                    await self._sessions.waits.answer(life.run_id, call_id, Refused(WITHDRAWN))
+                except AlreadyAnswered:
+                    pass
+                except Unavailable:
+                    await anyio.sleep(TRY_AGAIN_SECONDS)
+                    continue
+                break
+        held.is_waiting = False
+        place = life.go_on(call_id, await self._places.retake(life.user) if life.place is None else None)
+        if place is not None:
+            await place.release()
+
     def nudge(self) -> None:
         """Look for answers at once."""
         self._call.set()
@@ -239,3 +272,7 @@ class Holds:
             return self.nudge()
         if is_mine:
             await self._go_on(held, call_id, refused)
+
+
+def _is_idle(held: HeldRun) -> bool:
+    return held.is_waiting and not held.life.run.subscribers and not held.life.run.calls.has_question

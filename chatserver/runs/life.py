@@ -63,7 +63,7 @@ class Life:
         self.billed = 0
         """How many of its tokens are stored as spent."""
 
-        self.hold: Callable[[Life, ToolCall], Awaitable[Resolution]] = _unanswered
+        self.hold: Callable[[Life, ToolCall, str | None], Awaitable[Resolution]] = _unanswered
         self.on_rest: Callable[[], None] = lambda: None
         """Called when a call waits, or has a result, of a run that has calls which wait."""
 
@@ -269,7 +269,7 @@ class Life:
             raise
         if isinstance(step, HASTENING):
             self.checkpoints.hasten(self.run_id)
-            if self.run.has_held_calls:
+            if self.run.calls.has_held:
                 self.rested()
 
     async def _finish(self) -> bool:
@@ -283,7 +283,7 @@ class Life:
         await RunEnd(self.run, self._sessions, self.billed, self.on_lost).store_late()
 
 
-async def _unanswered(_: Life, __: ToolCall) -> Resolution:
+async def _unanswered(_: Life, __: ToolCall, ___: str | None) -> Resolution:
     """Nobody can answer."""
     await anyio.sleep_forever()
     raise AssertionError("for ever is over")

@@ -38,6 +38,7 @@ from chatserver.meter import Meter, Spent
 from chatserver.parts import ToolCallPart
 from chatserver.resources import RunResource
 from chatserver.runs.states import SPEAKING, TRANSITIONS, CannotHappen, Cause, State
+from chatserver.runs.told_calls import ToldCalls
 from chatserver.steps import Step
 from chatserver.telemetry import UNOBSERVED_RUN, RunObserver
 
@@ -55,8 +56,8 @@ class Run:
     """One run, from its start until its log is forgotten."""
 
     __slots__ = (
-        "_began", "_calls", "_ending", "_forget_at", "_grace_seconds", "_held", "_held_seconds", "_kind", "_left_at",
-        "_parts", "_transcript", "log", "meter", "observer", "resource", "state", "subscribers",
+        "_began", "_ending", "_forget_at", "_grace_seconds", "_held_seconds", "_kind", "_left_at",
+        "_parts", "_transcript", "calls", "log", "meter", "observer", "resource", "state", "subscribers",
     )  # fmt: skip
 
     def __init__(
@@ -81,12 +82,11 @@ class Run:
         self.subscribers = 0
         self._grace_seconds = grace_seconds
         self._held_seconds = held_seconds
-        self._held: frozenset[str] = frozenset()  # The calls that wait for an answer.
         self._began = now
         self._left_at: float | None = now
         self._forget_at: float | None = None
         self._ending: FinishReason | Error | None = None
-        self._calls: dict[str, bool] = {}  # The tool calls, and whether each has its result.
+        self.calls = ToldCalls()
         self._transcript: list[TurnOrigin] = []
         self._kind: type[Event] | None = None  # Of the newest step, while it is text that may grow.
         self._parts = 0
@@ -113,18 +113,19 @@ class Run:
             return self._say_text(step)
         if isinstance(step, TurnOrigin):
             return self._transcript.append(step)
-        is_new = isinstance(step, ToolInput | ToolCall) and is_id(step.call_id) and step.call_id not in self._calls
-        is_going = isinstance(step, ToolProgress | ToolResult) and self._calls.get(step.call_id) is False
+        is_new = isinstance(step, ToolInput | ToolCall) and is_id(step.call_id) and step.call_id not in self.calls
+        is_going = isinstance(step, ToolProgress | ToolResult) and self.calls.is_open(step.call_id)
         if not (is_new or is_going):
             self._refuse(f"{type(step).__name__} cannot be told here")
         if isinstance(step, ToolCall):
-            self._calls[step.call_id], self._kind = False, None
+            self.calls.begin(step.call_id)
+            self._kind = None
         elif isinstance(step, ToolResult):
-            self._calls[step.call_id] = True
+            self.calls.end(step.call_id)
         if len(to_json(step)) > EVENT_BYTES_LIMIT - ADDRESS_BYTES:
             self._refuse(f"{type(step).__name__} is too long")
         self._append(step)
-        if self._held:
+        if self.state is State.WAITING or self.calls.has_held:
             self._rest()
 
     def said(self) -> Answer:
@@ -165,44 +166,30 @@ class Run:
     def resume(self, said: Answer, waiting: Collection[str]) -> None:
         """Wait on where an earlier process has waited: with what was said, and with these calls that wait."""
         calls = [part for part in said.parts if isinstance(part, ToolCallPart)]
-        self._calls = {call.call_id: call.is_error is not None for call in calls}
+        self.calls.resume(calls, waiting)
         self._transcript = list(said.transcript)
         self._parts = len(said.parts) - len(calls)
-        self._held = frozenset(waiting)
         self.wait()
 
-    @property
-    def open_calls(self) -> list[str]:
-        """The calls that have no result yet."""
-        return [call_id for call_id, has_result in self._calls.items() if not has_result]
+    def hold(self, call_id: str, asker: str | None = None) -> None:
+        """The call waits for an answer, and the one whose tool asks, for this call.
 
-    def has_call(self, call_id: str) -> bool:
-        """Whether the call was told."""
-        return call_id in self._calls
-
-    @property
-    def has_held_calls(self) -> bool:
-        """Whether calls wait."""
-        return bool(self._held)
-
-    def hold(self, call_id: str) -> None:
-        """The call waits for an answer. The run waits as soon as all its calls without a result do."""
+        The run waits as soon as all its calls without a result do.
+        """
         if self.state not in SPEAKING:
             self._happens(Cause.WAIT)
-        self._held |= {call_id}
+        self.calls.hold(call_id, asker)
         self._rest()
 
     def release(self, call_id: str, now: float) -> None:
         """The call has been answered, and goes on."""
-        self._held -= {call_id}
+        self.calls.release(call_id)
         if self.state is State.WAITING:
             self.go_on(now)
 
     def _rest(self) -> None:
         """Wait, or go on, as the calls without a result have it."""
-        calls = self.open_calls
-        self._held = self._held.intersection(calls)
-        is_resting = bool(self._held) and self._held.issuperset(calls)
+        is_resting = self.calls.is_resting
         if is_resting is not (self.state is State.WAITING):
             self._happens(Cause.WAIT if is_resting else Cause.GO_ON)
 
@@ -280,6 +267,8 @@ class Run:
         if self.state is State.KEPT:
             return self._forget_at
         if self.state not in SPEAKING or self._left_at is None:
+            return None
+        if self.state is State.WAITING and self.calls.has_question:  # Their tools do not go on in another process.
             return None
         seconds = self._grace_seconds if self.state is State.RUNNING else self._held_seconds
         return None if seconds is None else self._left_at + seconds

@@ -1,9 +1,12 @@
-"""What a tool is told of the call, and how it tells how far it is."""
+"""What a tool is told of the call, how it tells how far it is, and how it asks the user."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Generator
+from concurrent.futures import Future
 from math import isfinite
+from typing import Any, Literal, TypeAlias
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from chatserver.events import ToolProgress
 
@@ -28,6 +31,33 @@ def _unheard(progress: ToolProgress) -> None:
     """Nobody follows the call."""
 
 
+class Question(Struct, frozen=True):
+    """What a tool asks. ``schema`` is the JSON Schema of the form: an object of plain fields."""
+
+    message: str
+    schema: dict[str, Any] = field(default_factory=lambda: {"type": "object", "properties": {}})
+
+
+class Reply(Struct, frozen=True):
+    """What the user has done with a question. ``content`` are the fields of a form that was accepted."""
+
+    action: Literal["accept", "decline", "cancel"]
+    content: dict[str, Any] = field(default_factory=dict)
+
+
+CANCELLED = Reply("cancel")
+
+Ask: TypeAlias = Callable[[Question], "Future[Reply]"]
+"""Asks the user, from any thread; to cancel the future is to withdraw the question."""
+
+
+def _unasked(_: Question) -> "Future[Reply]":
+    """There is no user."""
+    future: Future[Reply] = Future()
+    future.set_result(CANCELLED)
+    return future
+
+
 class ToolContext(Struct, frozen=True, kw_only=True):
     """The call that a tool is in. All of it may be used from any thread and event loop."""
 
@@ -41,6 +71,9 @@ class ToolContext(Struct, frozen=True, kw_only=True):
 
     report: Callable[[ToolProgress], None] = _unheard
     """Is told each progress; in a test, what collects them."""
+
+    put: Ask = _unasked
+    """Puts a question to the user; in a test, what answers it."""
 
     def progress(
         self, message: object = None, progress: float | None = None, total: float | None = None
@@ -57,6 +90,20 @@ class ToolContext(Struct, frozen=True, kw_only=True):
         told = ToolProgress(call_id=self.call_id, message=words, progress=_number(progress), total=_number(total))
         self.report(told)
         return _HEARD
+
+    async def ask(self, message: str, schema: dict[str, Any] | None = None) -> Reply:
+        """Ask the user of the run, and wait for the reply; meanwhile the run waits, and the call's time stands still.
+
+        ``schema`` is the JSON Schema of a form: an object whose properties are texts, numbers, booleans and choices.
+        Without it, the user can only agree or not. Where nobody answers in time, the reply is ``cancel``. A question
+        does not survive a restart of the server, since the call does not.
+
+        Raises:
+            Exception: the question is too long, there were too many, or the answer does not fit the schema; the words
+                are for the model.
+        """
+        question = Question(message) if schema is None else Question(message, schema)
+        return await asyncio.wrap_future(self.put(question))
 
 
 def _line(message: str) -> str:

@@ -9,10 +9,12 @@ ever continues, it ends.
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import partial
 from inspect import isawaitable, iscoroutinefunction
+from math import inf
 from time import monotonic
 from typing import Any
 
@@ -48,6 +50,40 @@ def check(tool: Tool, args: dict[str, Any]) -> None:
         raise BadArguments(words_of(error)) from None
 
 
+class TimeLimit:
+    """How long a call may take; the time stands still while the call waits for a person."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._scope = anyio.CancelScope()
+        self._left = seconds
+        self._stops = 0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """While entered, time passes.
+
+        Raises:
+            TimeoutError: the time is over.
+        """
+        with anyio.fail_after(self.seconds) as self._scope:
+            yield
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """While entered, time stands still; to be called in the task's event loop."""
+        if not self._stops:
+            self._left = self._scope.deadline - anyio.current_time()
+            self._scope.deadline = inf
+        self._stops += 1
+        try:
+            yield
+        finally:
+            self._stops -= 1
+            if not self._stops:
+                self._scope.deadline = anyio.current_time() + self._left
+
+
 class ToolThreads:
     """Where tools run. Make one per server; nothing needs closing, since its threads are daemons."""
 
@@ -58,12 +94,20 @@ class ToolThreads:
         self._lost: set[Future[Any]] = set()
         """One future for each thread that has not come back."""
 
-    async def call(self, tool: Tool, args: dict[str, Any], context: ToolContext) -> Outcome:
+    def time_limit(self) -> TimeLimit:
+        """The time that a call has."""
+        return TimeLimit(self._timeout_seconds)
+
+    async def call(
+        self, tool: Tool, args: dict[str, Any], context: ToolContext, limit: TimeLimit | None = None
+    ) -> Outcome:
         """Call a tool. Whatever the tool does becomes an ``Outcome``; only cancelling this call raises."""
         began = monotonic()
         try:
             check(tool, args)
-            result, truncated = await self._result(partial(tool.call, args, context), iscoroutinefunction(tool.call))
+            result, truncated = await self._result(
+                partial(tool.call, args, context), iscoroutinefunction(tool.call), limit or self.time_limit()
+            )
             is_error = False
         except TimeoutError:
             result, truncated, is_error = f"no answer within {self._timeout_seconds:g} seconds", False, True
@@ -80,20 +124,20 @@ class ToolThreads:
             rule = tool.needs_approval
             if not callable(rule):
                 return rule
-            is_needed, _ = await self._result(lambda: bool(rule(args)), is_async=False)
+            is_needed, _ = await self._result(lambda: bool(rule(args)), False, self.time_limit())
         except Exception as error:  # noqa: BLE001 - a rule is foreign code
             logger.error("the rule for approvals of the tool %s has failed: %s", tool.name, words_of(error))
             return True
         return bool(is_needed)
 
-    async def _result(self, call: Callable[[], Any], is_async: bool) -> tuple[Any, bool]:
+    async def _result(self, call: Callable[[], Any], is_async: bool, limit: TimeLimit) -> tuple[Any, bool]:
         """What a call gives, capped, wherever it may run.
 
         Raises:
             TimeoutError: it takes too long.
             ToolFailed: it has failed.
         """
-        limit, loop = self._result_bytes_limit, None
+        bytes_limit, loop = self._result_bytes_limit, None
         if len(self._lost) >= ABANDONED_LIMIT and not (is_async and self._loop):
             raise ToolFailed("too many tool calls have not come back")
         if is_async:
@@ -102,15 +146,15 @@ class ToolThreads:
             async def run() -> tuple[Any, bool] | ToolFailed:
                 try:
                     result = call()
-                    return cap(await result if isawaitable(result) else result, limit)
+                    return cap(await result if isawaitable(result) else result, bytes_limit)
                 except BaseException as error:  # noqa: BLE001 - SystemExit would end the tools' loop
                     return failed(error)  # Returned: an exception after the timeout would be logged as a fault.
 
             future = loop.submit(run())
         else:
-            future = _in_thread(lambda: cap(call(), limit), self._lost.discard)
+            future = _in_thread(lambda: cap(call(), bytes_limit), self._lost.discard)
         try:
-            with anyio.fail_after(self._timeout_seconds):
+            with limit.running():
                 done: tuple[Any, bool] | ToolFailed = await asyncio.wrap_future(future)
         except TimeoutError:
             if loop is not None:

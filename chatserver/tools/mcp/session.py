@@ -8,19 +8,21 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup
 from mcp import Client, MCPError, types
-from mcp.client import IncomingMessage
+from mcp.client import ClientRequestContext, IncomingMessage
 from mcp.client.subscriptions import SubscriptionLost
+from mcp.types import ElicitRequestParams, ElicitResult
 from mcp.types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import TypeAdapter, ValidationError
 
 from chatserver import __version__
 from chatserver.tools.context import ToolContext
 from chatserver.tools.mcp.configuration import Access, Command
+from chatserver.tools.mcp.elicitation import elicited
 from chatserver.tools.mcp.http import endpoint_streams
 from chatserver.tools.mcp.listing import TOOLS_LIMIT
 from chatserver.tools.mcp.stdio import child_streams
 from chatserver.tools.mcp.streams import CALL, Call, Lose, Paced
-from chatserver.tools.results import ToolFailed
+from chatserver.tools.results import ToolFailed, words_of
 
 PAGES_LIMIT = 128
 """Pages of a server's list of tools; what follows is left out."""
@@ -30,6 +32,12 @@ LISTEN_AGAIN_SECONDS = 5.0
 
 OUTCOME_UNKNOWN = "the connection to the tool's server was lost: whether the call had an effect is not known"
 NO_SENSE = "the answer of the tool's server makes no sense"
+
+ROUNDS_LIMIT = 10
+"""How often a server may want a call again, with answers: as often as the SDK allows."""
+
+ROUND_SECONDS = 0.25
+"""Before a call that is wanted again without answers."""
 
 _RESULT: TypeAdapter[types.CallToolResult | types.InputRequiredResult] = TypeAdapter(
     types.CallToolResult | types.InputRequiredResult
@@ -52,8 +60,13 @@ class Session:
         self.has_changed = anyio.Event()
         """Set when the server says that its tools have changed; whoever has heard it puts a new event in its place."""
         self._client = Client(
-            _streams(access, self.lose), client_info=_CLIENT, message_handler=self._on_message, cache=None
+            _streams(access, self.lose),
+            client_info=_CLIENT,
+            message_handler=self._on_message,
+            elicitation_callback=self._elicit,
+            cache=None,
         )
+        self._calls: set[Call] = set()
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
@@ -103,6 +116,7 @@ class Session:
 
         async def perform() -> None:
             CALL.set(call)
+            self._calls.add(call)
             failure = OUTCOME_UNKNOWN
             try:
                 with scope:
@@ -113,7 +127,10 @@ class Session:
                 failure = OUTCOME_UNKNOWN if error.code == types.CONNECTION_CLOSED else error.message
             except ValidationError:
                 failure = NO_SENSE
+            except Exception as error:  # noqa: BLE001 - a question could not be put; the session goes on
+                failure = words_of(error)
             finally:
+                self._calls.discard(call)
                 if not outcome.done():
                     outcome.set_exception(Undone() if call.is_undone else ToolFailed(failure))
 
@@ -127,14 +144,40 @@ class Session:
         async def progress(progress: float, total: float | None, message: str | None) -> None:
             await call.context.progress(message, progress, total)
 
-        params = types.CallToolRequestParams(name=name, arguments=args)
         # Not Client.call_tool: it checks the result against the server's schema, by regular expressions of the server.
-        result = await self._client.session.send_request(
-            types.CallToolRequest(params=params), _RESULT, progress_callback=progress
-        )
-        if isinstance(result, types.InputRequiredResult):
-            raise ToolFailed("the tool asks for what cannot be asked here")
-        return result
+        params = types.CallToolRequestParams(name=name, arguments=args)
+        for _ in range(ROUNDS_LIMIT):
+            result = await self._client.session.send_request(
+                types.CallToolRequest(params=params), _RESULT, progress_callback=progress
+            )
+            if not isinstance(result, types.InputRequiredResult):
+                return result
+            responses = {key: await self._input(each, call) for key, each in (result.input_requests or {}).items()}
+            params = params.model_copy(
+                update={"input_responses": responses or None, "request_state": result.request_state}
+            )
+            if not responses:
+                await anyio.sleep(ROUND_SECONDS)
+        raise ToolFailed(f"the tool has asked over {ROUNDS_LIMIT} times")
+
+    async def _input(self, request: types.InputRequest, call: Call) -> ElicitResult:
+        if not isinstance(request, types.ElicitRequest):
+            raise ToolFailed("the tool asks for what cannot be given here")
+        return await elicited(call.context, request.params)
+
+    async def _elicit(
+        self,
+        context: ClientRequestContext,
+        params: ElicitRequestParams,
+    ) -> ElicitResult | types.ErrorData:
+        """A question in the middle of a call; over pipes it does not say of which, so that it must be the only one."""
+        calls = [CALL.get()] if CALL.get(None) else [*self._calls]
+        if len(calls) != 1:
+            return types.ErrorData(code=types.INVALID_REQUEST, message="it is not clear which call asks this")
+        try:
+            return await elicited(calls[0].context, params)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with the question or the answer
+            return types.ErrorData(code=types.INVALID_PARAMS, message=words_of(error))
 
     async def _on_message(self, message: IncomingMessage) -> None:
         if isinstance(message, types.ToolListChangedNotification):

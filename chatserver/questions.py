@@ -1,0 +1,95 @@
+"""Questions: what the tools of a run ask its user. Each is a call of the client, which no model has made."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any, TypeAlias
+
+import msgspec
+
+from chatserver.dialogue import QUESTION
+from chatserver.events import ToolCall, ToolResult, to_json
+from chatserver.steps import Emit
+from chatserver.structured import mistake_in
+from chatserver.tools.arguments import check_size
+from chatserver.tools.context import CANCELLED, Ask, Question, Reply
+from chatserver.tools.execution import TimeLimit
+from chatserver.tools.results import ToolFailed
+from chatserver.waiting import WITHDRAWN
+
+Complete: TypeAlias = Callable[[ToolCall, str], Awaitable[ToolResult]]
+"""Waits for the answer to a call that the call of this id has made, and tells the run what it is."""
+
+
+class Questions:
+    """The questions of one run. ``begin`` gives a question its call id, or raises ``ToolFailed``: they are too many."""
+
+    __slots__ = ("_begin", "_complete", "_emit")
+
+    def __init__(self, emit: Emit, complete: Complete, begin: Callable[[], str]) -> None:
+        self._emit = emit
+        self._complete = complete
+        self._begin = begin
+
+    @asynccontextmanager
+    async def of(self, asker: str, limit: TimeLimit) -> AsyncIterator[Ask]:
+        """While entered, the tool of a call may ask, from any thread. At the end, open questions are withdrawn."""
+        loop, asking = asyncio.get_running_loop(), set[asyncio.Task[Reply]]()
+        is_over = False
+
+        async def replied(question: Question) -> Reply:
+            if is_over:
+                return CANCELLED
+            reply = asyncio.create_task(self._ask(question, asker, limit))
+            asking.add(reply)
+            reply.add_done_callback(asking.discard)
+            return await reply
+
+        try:
+            yield lambda question: asyncio.run_coroutine_threadsafe(replied(question), loop)
+        finally:
+            is_over = True
+            for reply in asking:
+                if not reply.cancelling():  # Otherwise the tool has withdrawn the question, which must come to its end.
+                    reply.cancel()
+            if asking:
+                await asyncio.wait(asking)
+
+    async def _ask(self, question: Question, asker: str, limit: TimeLimit) -> Reply:
+        call = ToolCall(call_id=self._begin(), tool=QUESTION, args=_args(question), executor="client")
+        self._emit(call)
+        try:
+            with limit.stopped():
+                result = await self._complete(call, asker)
+        except asyncio.CancelledError:
+            with suppress(Exception):  # The run takes no more.
+                self._emit(
+                    ToolResult(
+                        call_id=call.call_id,
+                        tool=QUESTION,
+                        result=WITHDRAWN,
+                        is_error=True,
+                        truncated=False,
+                        duration_ms=0,
+                    )
+                )
+            raise
+        return CANCELLED if result.is_error else _reply(result.result, question)
+
+
+def _args(question: Question) -> dict[str, Any]:
+    """The question as JSON, however the tool has built it."""
+    encoded = to_json(question)
+    check_size(encoded, "the question is")
+    args: dict[str, Any] = msgspec.json.decode(encoded)
+    return args
+
+
+def _reply(answer: Any, question: Question) -> Reply:
+    try:
+        reply = msgspec.convert(answer, Reply)
+    except msgspec.ValidationError as error:
+        raise ToolFailed(f"the user's answer is no reply: {error}") from None
+    if reply.action == "accept" and (mistake := mistake_in(question.schema, reply.content)):
+        raise ToolFailed(f"the user's answer does not fit the question: {mistake}")
+    return reply

@@ -1,0 +1,18 @@
+"""Elicitation: the questions that MCP servers ask in their calls, put to the user of the run."""
+
+from mcp.types import ElicitRequestFormParams, ElicitRequestParams, ElicitResult
+
+from chatserver.tools.context import ToolContext
+
+
+async def elicited(context: ToolContext, params: ElicitRequestParams) -> ElicitResult:
+    """Ask the user; an address, which the server wants opened, is shown in the question.
+
+    Raises:
+        Exception: as in ``ToolContext.ask``.
+    """
+    if isinstance(params, ElicitRequestFormParams):
+        reply = await context.ask(params.message, params.requested_schema)
+        return ElicitResult(action=reply.action, content=reply.content if reply.action == "accept" else None)
+    reply = await context.ask(f"{params.message}\n\n{params.url}")
+    return ElicitResult(action=reply.action)

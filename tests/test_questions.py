@@ -1,0 +1,263 @@
+"""Questions of tools to the user: each waits as a call of the client does, and no model is told of it."""
+
+import json
+from collections.abc import AsyncIterator
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from chatserver.dialogue import INTERRUPTED_CALL
+from chatserver.tools.context import Question, Reply, ToolContext
+from chatserver.tools.execution import TimeLimit
+from chatserver.tools.functions import tool
+from chatserver.waiting import UNANSWERED, WITHDRAWN
+from tests.asking_tools import ENOUGH, FORM, REFERENCE, order
+from tests.clients import SSE, TRANSPORTS, Transport, cancel, documents_of, get_run, request, types_of
+from tests.fake_upstream import Done, FakeUpstream, Gate, call, finish, role, say, token
+from tests.live import LiveServer, live_server
+from tests.program import until
+from tests.proving import answer_of, check_once
+from tests.test_waiting import answered, calling, events_of, is_waiting
+from tests.virtual_time import leaping_time
+
+pytestmark = pytest.mark.anyio
+
+SECONDS = 60.0
+SIZE = {"action": "accept", "content": {"size": 42}}
+
+each_transport = pytest.mark.parametrize("transport", TRANSPORTS, ids=str)
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[FakeUpstream]:
+    async with FakeUpstream() as upstream:
+        yield upstream
+
+
+@asynccontextmanager
+async def serving(upstream: FakeUpstream, directory: Path, **settings: Any) -> AsyncIterator[LiveServer]:
+    with anyio.fail_after(SECONDS):
+        async with live_server(upstream.url, directory=directory, tools=REFERENCE, **settings) as server:
+            yield server
+
+
+def question_in(documents: list[bytes], place: int = 0) -> dict[str, Any]:
+    return [each for each in events_of(documents, "tool_call") if each["tool"] == "ask_user"][place]
+
+
+def result_in(documents: list[bytes], name: str) -> tuple[Any, bool]:
+    (result,) = (each for each in events_of(documents, "tool_result") if each["tool"] == name)
+    return result["result"], result["is_error"]
+
+
+@each_transport
+async def test_a_question_waits_for_its_answer_and_no_model_hears_of_it(
+    transport: Transport, upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    """The time of the call stands still: the question is open for longer than the call may take."""
+    upstream.always(calling(("order", {})))
+    async with serving(upstream, tmp_path, tool_timeout_seconds=0.2) as server:
+        reading = await transport.start(server, {"message": "Shoes", "session_id": "s"})
+        before = await reading.take(3)
+        question = question_in(before)
+        assert question["executor"] == "client" and not question["needs_approval"]
+        assert question["args"] == {"message": "Which size?", "schema": FORM}
+        await is_waiting(server, reading.run_id)
+        await anyio.sleep(0.3)
+        assert await answered(server, reading.run_id, question["call_id"], transport, result=SIZE) == 202
+        documents = [*before, *await documents_of(reading)]
+        check_once(documents)
+        assert types_of(documents) == ["start", "tool_call", "tool_call", "tool_result", "tool_result", "token", "done"]
+        assert result_in(documents, "ask_user") == (SIZE, False) == result_in(documents, "order")
+        assert await answered(server, reading.run_id, question["call_id"], result=SIZE) == (409, "already_answered")
+        message = (await request(server, "GET", "/chat/sessions/s")).json["messages"][-1]
+        assert message["parts"] == answer_of(documents)["parts"]
+        upstream.script(*say("You're welcome."))
+        await documents_of(await transport.start(server, {"message": "Thanks", "session_id": "s"}))
+    for asked in upstream.requests[1:]:
+        (call,) = (each for message in asked.json["messages"] for each in message.get("tool_calls", []))
+        assert call["function"]["name"] == "order"
+        assert len([each for each in asked.json["messages"] if each["role"] == "tool"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        pytest.param({"result": {"action": "decline"}}, ({"action": "decline", "content": {}}, False), id="declined"),
+        pytest.param({"result": "?", "is_error": True}, ({"action": "cancel", "content": {}}, False), id="failed"),
+        pytest.param(
+            {"result": {"action": "accept", "content": {"size": 99}}},
+            ("the user's answer does not fit the question: at $.size it breaks `maximum`", True),
+            id="unfit",
+        ),
+        pytest.param({"result": {"action": "accept"}}, ("`required`", True), id="empty"),
+        pytest.param({"result": 42}, ("the user's answer is no reply", True), id="senseless"),
+    ],
+)
+async def test_what_the_user_does_is_told_to_the_tool(
+    answer: Any, told: tuple[Any, bool], upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    upstream.always(calling(("order", {})))
+    async with serving(upstream, tmp_path) as server:
+        reading = await SSE.start(server, {"message": "Shoes"})
+        question = question_in(await reading.take(3))
+        assert await answered(server, reading.run_id, question["call_id"], **answer) == 202
+        documents = await documents_of(reading)
+        assert types_of(documents)[-1] == "done"
+        result, is_error = result_in(documents, "order")
+        assert is_error is told[1] and (told[0] in result if is_error else result == told[0])
+
+
+async def test_a_question_without_a_form_is_a_mere_yes_or_no(upstream: FakeUpstream, tmp_path: Path) -> None:
+    upstream.always(calling(("agree", {})))
+    async with serving(upstream, tmp_path) as server:
+        reading = await SSE.start(server, {"message": "Sure?"})
+        question = question_in(await reading.take(3))
+        assert question["args"] == {"message": "Really?", "schema": {"type": "object", "properties": {}}}
+        await answered(server, reading.run_id, question["call_id"], result={"action": "accept"})
+        assert result_in(await documents_of(reading), "agree") == ("accept", False)
+
+
+async def test_a_question_that_nobody_answers_expires(upstream: FakeUpstream, tmp_path: Path) -> None:
+    upstream.always(calling(("agree", {})))
+    async with serving(upstream, tmp_path, approval_seconds=0.2) as server:
+        documents = await documents_of(await SSE.start(server, {"message": "Sure?"}))
+        assert result_in(documents, "ask_user") == (UNANSWERED, True)
+        assert result_in(documents, "agree") == ("cancel", False) and types_of(documents)[-1] == "done"
+
+
+@each_transport
+@pytest.mark.parametrize("name", ["hurry", "forget"])
+async def test_a_question_whose_tool_waits_no_more_is_withdrawn(
+    name: str, transport: Transport, upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    ENOUGH.clear()
+    goes_on = anyio.Event()
+    upstream.script(*call(name, {}))
+    upstream.script(role(), Gate(goes_on), token("Well"), finish(), Done())
+    async with serving(upstream, tmp_path) as server:
+        reading = await transport.start(server, {"message": "Now"})
+        documents = await reading.take(3)
+        await is_waiting(server, reading.run_id)
+        ENOUGH.set()
+        documents += await reading.take(2)
+        assert (await get_run(server, reading.run_id))["status"] == "running"
+        goes_on.set()
+        documents += await documents_of(reading)
+        check_once(documents)
+        assert types_of(documents) == ["start", "tool_call", "tool_call", "tool_result", "tool_result", "token", "done"]
+        assert result_in(documents, "ask_user") == (WITHDRAWN, True)
+        assert result_in(documents, name) == ("cancelled" if name == "hurry" else "gone", False)
+        call_id = question_in(documents)["call_id"]
+        assert await answered(server, reading.run_id, call_id, transport, result=SIZE) == (409, "already_answered")
+
+
+@each_transport
+async def test_a_run_that_asks_can_be_cancelled(transport: Transport, upstream: FakeUpstream, tmp_path: Path) -> None:
+    upstream.always(calling(("order", {})))
+    async with serving(upstream, tmp_path) as server:
+        reading = await transport.start(server, {"message": "Shoes"})
+        call_id = question_in(await reading.take(3))["call_id"]
+        await is_waiting(server, reading.run_id)
+        await cancel(server, reading.run_id)
+        (done,) = events_of(await documents_of(reading), "done")
+        assert done["finish_reason"] == "cancelled"
+        assert await answered(server, reading.run_id, call_id, result=SIZE) == (409, "already_answered")
+
+
+@each_transport
+async def test_after_a_restart_the_run_goes_on_without_the_tool(
+    transport: Transport, upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    """The call of the tool has ended with its server: what it has done nobody knows. The question can be answered."""
+    upstream.always(calling(("order", {})))
+    async with (
+        serving(upstream, tmp_path) as server,
+        await transport.start(server, {"message": "Shoes"}) as reading,
+    ):
+        before = await reading.take(3)
+        await is_waiting(server, reading.run_id)
+    async with serving(upstream, tmp_path) as server:
+        assert (await get_run(server, reading.run_id))["status"] == "waiting"
+        call_id = question_in(before)["call_id"]
+        assert await answered(server, reading.run_id, call_id, transport, result=SIZE) == 202
+        documents = await documents_of(await transport.attach(server, reading.run_id, 0))
+        check_once(documents)
+        assert documents[:3] == before and types_of(documents)[-1] == "done"
+        assert result_in(documents, "order") == (INTERRUPTED_CALL, True)
+        assert result_in(documents, "ask_user") == (SIZE, False)
+    told = upstream.requests[-1].json["messages"]
+    assert [each["role"] for each in told] == ["user", "assistant", "tool"]
+
+
+async def test_a_run_that_asks_is_not_let_go_of_while_the_server_runs(upstream: FakeUpstream, tmp_path: Path) -> None:
+    """Or else the call of its tool would end. Nobody reads it for longer than waiting runs stay in memory."""
+    upstream.always(calling(("order", {})))
+    async with serving(upstream, tmp_path, retention_seconds=0.1) as server:
+        async with await SSE.start(server, {"message": "Shoes", "on_disconnect": "continue"}) as reading:
+            call_id = question_in(await reading.take(3))["call_id"]
+            await is_waiting(server, reading.run_id)
+        await anyio.sleep(0.4)
+        assert await answered(server, reading.run_id, call_id, result=SIZE) == 202
+
+        async def is_over() -> bool:
+            return bool((await get_run(server, reading.run_id))["status"] == "completed")
+
+        await until(is_over)
+        parts = (await request(server, "GET", f"/chat/sessions/{json.loads(reading.documents[0])['session_id']}")).json
+        assert SIZE in [each.get("result") for each in parts["messages"][-1]["parts"] if each.get("tool") == "order"]
+
+
+@pytest.mark.parametrize(
+    ("length", "times", "calls_limit", "words"),
+    [(40_000, 1, 100, "the question is over 32768 bytes"), (1, 5, 4, "at most 4 calls and questions in one answer")],
+    ids=["long", "many"],
+)
+async def test_questions_have_limits(
+    length: int, times: int, calls_limit: int, words: str, upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    upstream.always(calling(("pester", {"length": length, "times": times})))
+    async with serving(upstream, tmp_path, max_tool_calls_per_run=calls_limit, approval_seconds=0.2) as server:
+        documents = await documents_of(await SSE.start(server, {"message": "Hi"}))
+        assert words in result_in(documents, "pester")[0] and types_of(documents)[-1] == "done"
+
+
+async def test_in_a_test_a_tool_is_answered_without_a_server() -> None:
+    made = tool(order)
+    assert await made.call({}, ToolContext()) == {"action": "cancel", "content": {}}
+    asked: list[Question] = []
+
+    def put(question: Question) -> "Future[Reply]":
+        asked.append(question)
+        future: Future[Reply] = Future()
+        future.set_result(Reply("accept", {"size": 7}))
+        return future
+
+    assert (await made.call({}, ToolContext(put=put)))["content"] == {"size": 7}
+    assert asked == [Question("Which size?", FORM)]
+
+
+async def test_time_stands_still_until_the_last_question_is_answered() -> None:
+    reached: list[int] = []
+    with leaping_time() as clock:
+
+        async def call(limit: TimeLimit) -> None:
+            with limit.running():
+                await clock.pause(6)
+                with limit.stopped():
+                    await clock.pause(50)
+                    with limit.stopped():
+                        await clock.pause(50)
+                    await clock.pause(50)
+                await clock.pause(3)
+                reached.append(1)
+                await clock.pause(2)
+                reached.append(2)
+
+        with pytest.raises(TimeoutError):
+            await call(TimeLimit(10))
+    assert reached == [1]
