@@ -22,7 +22,7 @@ serve *options: _package
     chatserver serve "$@"
 
 # install what the tests need, then run them; arguments go to pytest: `just test tests/test_events.py -k fold`
-test *arguments: _package _services _node
+test *arguments: _package _services _node _openai_agents
     pytest -n {{workers}} --dist loadfile --no-loadscope-reorder "$@"
 
 # the promises of PROTOCOL.md at full length, one after the other: minutes, not seconds
@@ -77,6 +77,7 @@ lock *options: _package
     {{lock_command}} "$@" --output-file requirements.lock pyproject.toml
     {{lock_command}} "$@" --all-extras --group dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
     {{lock_command}} "$@" --extra redis --extra postgres --extra otel --extra mcp --constraint requirements-dev.lock --output-file deploy/requirements.lock pyproject.toml
+    sed '/^websockets==/,/[^\\]$/d' requirements-dev.lock | {{lock_command}} "$@" --group openai-agents --constraint - --output-file clients/examples/with_openai_agents.lock pyproject.toml
 
 # .venv with all locked packages and the project itself, editable; nothing to do while neither has changed
 _package:
@@ -88,6 +89,17 @@ _package:
     pip install --quiet --requirement requirements-dev.lock
     pip install --quiet --no-deps --no-build-isolation --editable .
     touch "$stamp"
+
+# the environment of the example whose SDK refuses the websockets of .venv; all other packages are the same there
+_openai_agents: _package
+    #!/usr/bin/env bash
+    set -euo pipefail
+    folder=.venv/openai-agents lock=clients/examples/with_openai_agents.lock
+    if [[ $folder/complete -nt $lock && $folder/complete -nt pyproject.toml ]]; then exit; fi
+    uv venv --quiet --clear --python .venv/bin/python "$folder"
+    uv pip install --quiet --system-certs --require-hashes --compile-bytecode --python "$folder" --requirement "$lock"
+    uv pip install --quiet --offline --no-deps --no-build-isolation --python "$folder" --editable .
+    touch "$folder/complete"
 
 # the npm packages that check the browser client, and MCP servers, as locked; Node 20 or newer is not installed here
 _node:

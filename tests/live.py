@@ -191,6 +191,7 @@ class ServerProcess(Program):
         upstream_url: str | None,
         directory: Path,
         *arguments: str,
+        python: str | Path = sys.executable,
         start: Sequence[str] = ("-m", "chatserver"),
         environment: dict[str, str] | None = None,
         **settings: Any,
@@ -200,7 +201,7 @@ class ServerProcess(Program):
         self.arguments = arguments
         self.host = self.settings.host
         self.port = 0
-        self._start = start
+        self._python, self._start = str(python), start
         self._environment = environment or {}
 
     @property
@@ -210,7 +211,7 @@ class ServerProcess(Program):
     async def start(self) -> Self:
         """Start it, for the first time or again, and wait until it says where it listens."""
         found = await self.launch(
-            sys.executable,
+            self._python,
             *(*self._start, "serve", "--host", self.host, "--port", str(self.settings.port), *self.arguments),
             ready=_ADDRESS,
             environment=self._env(),

@@ -1,7 +1,9 @@
 """The examples of agents: short, streamed token by token, and cancelled with their runs."""
 
+import asyncio
 import importlib.util
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -9,14 +11,15 @@ import anyio
 import pytest
 
 from chatserver import create_app
-from tests.clients import BOTH, SSE, WS, Transport, cancel, documents_of, text_of, types_of
+from tests.clients import BOTH, SSE, WS, Address, Transport, cancel, documents_of, text_of, types_of
 from tests.fake_upstream import FakeUpstream, Gate, call, say, token
-from tests.live import live_server
+from tests.live import ROOT, ServerProcess, live_server
 
 pytestmark = pytest.mark.anyio
 
-FOLDER = Path(__file__).parents[1] / "clients" / "examples"
+FOLDER = ROOT / "clients" / "examples"
 EXAMPLES = sorted(path.stem for path in FOLDER.glob("*.py"))
+OF_AGENTS_SDK = ROOT / ".venv" / "openai-agents" / "bin" / "python"
 WAIT_SECONDS = 30.0
 
 
@@ -32,7 +35,32 @@ def loaded(name: str) -> ModuleType:
 def test_an_example_is_short_and_says_what_it_is(name: str) -> None:
     text = (FOLDER / f"{name}.py").read_text()
     assert text.startswith('"""') and len(text.splitlines()) <= 40
-    assert f"clients/examples/{name}.py" in (FOLDER.parents[1] / "README.md").read_text()
+    assert f"clients/examples/{name}.py" in (ROOT / "README.md").read_text()
+
+
+async def check_stream(server: Address, upstream: FakeUpstream, transport: Transport) -> None:
+    """A session of two runs: one comes token by token and is remembered, the other is cancelled and so cut upstream."""
+    gates = [anyio.Event(), anyio.Event()]
+    session = {"session_id": f"s-{transport.name}"}
+    upstream.script(token("An"), Gate(gates[0]), *say(" answer", 2))
+    reading = await transport.start(server, {"message": "Hi"} | session)
+    begun = await reading.take(2)
+    assert types_of(begun) == ["start", "token"]
+    gates[0].set()
+    documents = [*begun, *await documents_of(reading)]
+    assert text_of(documents) == "An answer" and types_of(documents)[-1] == "done"
+    upstream.script(token("An"), Gate(gates[1]))
+    reading = await transport.start(server, {"message": "More"} | session)
+    await reading.take(2)
+    await cancel(server, reading.run_id)
+    assert json.loads((await documents_of(reading))[-1])["finish_reason"] == "cancelled"
+    await upstream.until(lambda: upstream.replies[-1].state == "cut")
+    asked = [(each["role"], each["content"]) for each in upstream.requests[-1].json["messages"]]
+    assert [each for each in asked if each[0] != "system"] == [
+        ("user", "Hi"),
+        ("assistant", "An answer"),
+        ("user", "More"),
+    ]
 
 
 @pytest.mark.timeout(120)  # The libraries of agents take seconds to import.
@@ -40,32 +68,63 @@ def test_an_example_is_short_and_says_what_it_is(name: str) -> None:
 async def test_a_library_streams_token_by_token_and_is_cancelled_with_its_run(
     name: str, transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gates = [anyio.Event(), anyio.Event()]
     async with FakeUpstream() as upstream:
         monkeypatch.setenv("OPENAI_BASE_URL", upstream.url)
         monkeypatch.setenv("OPENAI_API_KEY", "sk-of-an-example")
         agent = loaded(name).agent
         async with live_server(upstream.url, make_app=lambda chosen: create_app(chosen, agent=agent)) as server:
             with anyio.fail_after(WAIT_SECONDS):
-                upstream.script(token("An"), Gate(gates[0]), *say(" answer", 2))
-                reading = await transport.start(server, {"message": "Hi", "session_id": "s"})
-                begun = await reading.take(2)
-                assert types_of(begun) == ["start", "token"]
-                gates[0].set()
-                documents = [*begun, *await documents_of(reading)]
-                assert text_of(documents) == "An answer" and types_of(documents)[-1] == "done"
-                upstream.script(token("An"), Gate(gates[1]))
-                reading = await transport.start(server, {"message": "More", "session_id": "s"})
-                await reading.take(2)
-                await cancel(server, reading.run_id)
-                assert json.loads((await documents_of(reading))[-1])["finish_reason"] == "cancelled"
-                await upstream.until(lambda: upstream.replies[-1].state == "cut")
-            asked = [(each["role"], each["content"]) for each in upstream.requests[-1].json["messages"]]
-            assert [each for each in asked if each[0] != "system"] == [
-                ("user", "Hi"),
-                ("assistant", "An answer"),
-                ("user", "More"),
-            ]
+                await check_stream(server, upstream, transport)
+
+
+@pytest.mark.skipif(not OF_AGENTS_SDK.exists(), reason="its environment is not there: `just test` makes it")
+@pytest.mark.timeout(120)
+async def test_the_agents_sdk_streams_calls_the_tools_of_the_server_and_phones_nobody(tmp_path: Path) -> None:
+    """As a program in the environment of its lock, and so with the oldest `websockets` that the server takes."""
+    callers: list[asyncio.StreamWriter] = []
+    async with (
+        FakeUpstream() as upstream,
+        await asyncio.start_server(lambda _, caller: callers.append(caller), "127.0.0.1", 0) as proxy,
+        ServerProcess(
+            upstream.url,
+            tmp_path,
+            python=OF_AGENTS_SDK,
+            start=[str(FOLDER / "with_openai_agents.py")],
+            environment={
+                "CHATSERVER_PORT": "0",
+                "HTTPS_PROXY": f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}",
+            },
+        ) as server,
+    ):
+        with anyio.fail_after(2 * WAIT_SECONDS):
+            for transport in BOTH:
+                await check_stream(server, upstream, transport)
+            upstream.script(*call("calculator", {"expression": "6*7"}))
+            upstream.script(*say("It is 42."))
+            documents = await documents_of(await SSE.start(server, {"message": "How much is it?"}))
+            assert types_of(documents) == ["start", "tool_call", "tool_result", "token", "done"]
+            result, end = json.loads(documents[2]), json.loads(documents[-1])
+            assert (result["tool"], result["result"], end["usage"]["input_tokens"]) == ("calculator", 42, 14)
+            assert upstream.requests[-1].json["messages"][-1]["content"] == "42"
+            # Cancelled while it is ahead of the server, so that it waits for the server and not for the model.
+            upstream.script(*[token("more ")] * 1000, Gate(anyio.Event()))
+            reading = await WS.start(server, {"message": "And more?"})
+            await reading.take(300)
+            await cancel(server, reading.run_id)
+            await documents_of(reading)
+            await upstream.until(lambda: upstream.replies[-1].state == "cut")
+            server.terminate()
+            assert (await server.wait(), server.stderr) == (0, [])  # At its end the SDK would send what it has traced.
+    assert callers == []
+
+
+def test_the_environment_of_the_agents_sdk_is_otherwise_that_of_all_tests() -> None:
+    def versions(path: Path) -> dict[str, str]:
+        return dict(re.findall(r"^([a-z][\w.-]*)==(\S+)", path.read_text(), re.MULTILINE))
+
+    own = versions(FOLDER / "with_openai_agents.lock")
+    other = own.items() - versions(ROOT / "requirements-dev.lock").items()
+    assert {name for name, _ in other} <= {"openai-agents", "websockets"}
 
 
 @pytest.mark.parametrize("transport", BOTH, ids=repr)

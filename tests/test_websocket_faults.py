@@ -7,14 +7,15 @@ from typing import Any
 
 import anyio
 import pytest
+from litestar import Litestar
 
-from chatserver import auth
+from chatserver import Settings, auth, create_app
 from chatserver.runs.runs import Runs
 from chatserver.runs.subscription import Subscription
 from chatserver.transports.admission import Admission, LocalAdmissions
 from chatserver.transports.connections import Connections
 from chatserver.transports.multiplexer import Multiplexer
-from tests.clients import HandshakeRefusedError, WsReader, request
+from tests.clients import HandshakeRefusedError, Wire, WsReader, request
 from tests.fake_upstream import Done, FakeUpstream, Gate, finish, say, token
 from tests.live import LiveServer, live_server
 
@@ -162,6 +163,35 @@ async def test_a_handshake_that_fails_is_refused_as_a_request_is(
         assert (await request(server, "GET", "/chat/sessions")).status == 500
     assert (refused.value.status, refused.value.code) == (500, "internal")
     assert tracebacks(caplog) == [fault, fault]
+
+
+@pytest.mark.parametrize(("version", "status"), [("1.1", 101), ("1.0", 400)])
+async def test_a_handshake_is_of_http_1_1_and_its_answer_has_the_headers_of_the_application(
+    version: str, status: int
+) -> None:
+    """Byte for byte, whatever the `websockets` library takes their encoding for."""
+
+    async def add_header(message: Any, scope: Any) -> None:
+        if message["type"] == "websocket.accept":
+            message["headers"] = [*message.get("headers", ()), (b"x-name", "Zoë".encode())]
+
+    def make_app(settings: Settings) -> Litestar:
+        app = create_app(settings)
+        app.before_send.append(add_header)
+        return app
+
+    async with live_server(None, make_app=make_app) as server:
+        with anyio.fail_after(WAIT_SECONDS):
+            wire = await Wire.open(server)
+            lines = [f"GET /chat/ws HTTP/{version}", "Host: 127.0.0.1", "Upgrade: websocket", "Connection: Upgrade"]
+            lines += ["Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "", ""]
+            wire.write("\r\n".join(lines).encode())
+            head = b""
+            while b"\r\n\r\n" not in head:
+                head += await wire.read()
+            wire.cut()
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert (b"\r\nx-name: Zo\xc3\xab\r\n" in head) == (status == 101)
 
 
 async def test_what_comes_while_the_dialogue_is_being_begun_is_obeyed(

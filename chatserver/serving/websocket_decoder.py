@@ -50,9 +50,10 @@ class WebSocketDecoder:
         Raises:
             BadHttp: the handshake is wrong.
         """
+        if handshake.method != b"GET" or handshake.version != "1.1":  # The library looks from its version 17 on.
+            raise BadHttp("a WebSocket begins with GET and HTTP/1.1")
         headers = Headers((name.decode("latin-1"), value.decode("latin-1")) for name, value in handshake.headers)
-        target, method = handshake.target.decode("ascii"), handshake.method.decode("ascii")
-        response = self.conn.accept(Request(target, headers, method, f"HTTP/{handshake.version}"))
+        response = self.conn.accept(Request(handshake.target.decode("ascii"), headers))
         if self.conn.handshake_exc is not None:
             raise BadHttp(str(self.conn.handshake_exc))
         return response

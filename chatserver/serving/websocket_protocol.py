@@ -227,7 +227,7 @@ class WebSocketProtocol(ServedProtocol):
         response.headers.update((name.decode("latin-1"), value.decode("latin-1")) for name, value in headers)
         if subprotocol := message.get("subprotocol"):
             response.headers["Sec-WebSocket-Protocol"] = subprotocol
-        self.transport.write(response.serialize())
+        self.transport.write(_encoded(response))
         self._stage = Stage.OPEN
         self._is_accepted = True
         self._decoder.has_pong = True
@@ -237,7 +237,7 @@ class WebSocketProtocol(ServedProtocol):
         said = Headers((name.decode("latin-1"), value.decode("latin-1")) for name, value in headers)
         said["Connection"] = "close"
         said.setdefault("Content-Length", str(len(body)))
-        self.transport.write(Response(status, HTTPStatus(status).phrase, said, body).serialize())
+        self.transport.write(_encoded(Response(status, HTTPStatus(status).phrase, said, body)))
         self._stage = Stage.CLOSING
         self.transport.close()
 
@@ -286,3 +286,9 @@ class WebSocketProtocol(ServedProtocol):
 
 def _unheard(_: str | None) -> None:
     """Ignore a text: the peer has no owner yet, or is closing."""
+
+
+def _encoded(response: Response) -> bytes:
+    """The bytes that the application has given: the library before its version 17 would encode headers as UTF-8."""
+    head = f"HTTP/1.1 {response.status_code} {response.reason_phrase}\r\n{response.headers}"
+    return head.encode("latin-1") + response.body
