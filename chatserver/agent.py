@@ -1,7 +1,6 @@
 """The agent: ask the model, emit what the model says, make the calls that the model wants, ask again."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
 from msgspec import Struct
@@ -20,7 +19,6 @@ from chatserver.providers import (
     ToolCallFragment,
     ToolCallRequest,
 )
-from chatserver.steps import Step
 from chatserver.structured import check_answer
 
 Agent: TypeAlias = Callable[[ModelRequest, RunContext], Awaitable[FinishReason]]
@@ -32,20 +30,6 @@ Raises:
     UpstreamError: the model has failed.
     Spent: the meter allows no more.
 """
-
-
-def generated(steps: Callable[[ModelRequest], AsyncGenerator[Step, None]]) -> Agent:
-    """An agent made of an async generator of steps; the answer is complete when the generator ends."""
-
-    async def answer(request: ModelRequest, context: RunContext) -> FinishReason:
-        await context.settled()
-        context.meter.begin_turn(request)
-        async with aclosing(steps(request)) as theirs:
-            async for step in theirs:
-                context.emit(step)
-        return "stop"
-
-    return answer
 
 
 class ToolAgent(Struct, frozen=True):

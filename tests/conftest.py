@@ -14,6 +14,8 @@ import pytest
 
 from chatserver.sessions import Sessions, open_sessions
 from chatserver.sessions.database import Database, open_database
+from tests.approved_tools import LEDGER
+from tests.fake_upstream import FakeUpstream
 from tests.live import place_empty_database
 from tests.program import free_port
 from tests.redis_servers import RedisServer, redis_process
@@ -34,6 +36,21 @@ def anyio_backend() -> str:
 def scale() -> Scale:
     """``scale(50, 500)``: 50 rounds in the ordinary suite, 500 under ``just proofs``."""
     return lambda short, full: full if IS_FULL else short
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[FakeUpstream]:
+    async with FakeUpstream() as upstream:
+        yield upstream
+
+
+@pytest.fixture
+def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the tools of a server under test have done, if they are those of ``approved_tools``."""
+    path = tmp_path / "ledger"
+    path.touch()
+    monkeypatch.setenv(LEDGER, str(path))
+    return path
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

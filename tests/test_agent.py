@@ -3,7 +3,7 @@
 import asyncio
 import json
 import threading
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import anyio
@@ -11,7 +11,6 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from chatserver.agent import generated
 from chatserver.calls import CALLS_PER_TURN_LIMIT
 from chatserver.dialogue import TurnOrigin, UserMessage
 from chatserver.errors import UpstreamError
@@ -26,7 +25,7 @@ from chatserver.events import (
     decode,
     record,
 )
-from chatserver.meter import Meter, Spent
+from chatserver.meter import Meter
 from chatserver.providers import WANTED_CALLS_LIMIT, Finish, ModelRequest, OnDelta
 from chatserver.steps import Step
 from chatserver.tools import specification_of
@@ -102,30 +101,6 @@ async def test_each_delta_passes_as_soon_as_it_comes() -> None:
 
     assert await agent(Counting()).answer(ASKED, context_of(told.append)) == "stop"
     assert (told, seen) == ([Token(content="Hel"), Token(content="lo")], [1, 2])
-
-
-async def test_a_generator_of_steps_is_an_agent() -> None:
-    left: list[bool] = []
-
-    async def theirs(request: ModelRequest) -> AsyncGenerator[Step, None]:
-        try:
-            yield Token(content=request.model)
-            yield Reasoning(content="Hm")
-        finally:
-            left.append(True)
-
-    told: list[Step] = []
-    meter = Meter()
-    assert await generated(theirs)(ASKED, context_of(told.append, meter)) == "stop"
-    assert told == [Token(content="m"), Reasoning(content="Hm")]
-    assert meter.usage().input_tokens > 0
-
-    def full(_: Step) -> None:
-        raise Spent
-
-    with pytest.raises(Spent):
-        await generated(theirs)(ASKED, context_of(full))
-    assert left == [True, True]
 
 
 async def test_the_model_is_asked_with_all_tools_and_what_was_asked_for() -> None:

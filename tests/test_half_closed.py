@@ -24,12 +24,6 @@ GRACE_SECONDS = 0.2
 
 
 @pytest.fixture
-async def upstream() -> AsyncIterator[FakeUpstream]:
-    async with FakeUpstream() as upstream:
-        yield upstream
-
-
-@pytest.fixture
 async def clock() -> AsyncIterator[Clock]:
     with leaping_time() as clock:
         yield clock

@@ -359,12 +359,6 @@ def two_servers(upstream: FakeUpstream, folder: Path, renew_seconds: float, url:
     return [ServerProcess(upstream.url, folder, environment=environment, database_url=url) for _ in range(2)]
 
 
-@pytest.fixture
-async def upstream() -> AsyncIterator[FakeUpstream]:
-    async with FakeUpstream() as upstream:
-        yield upstream
-
-
 ASKED = {"message": "Go on", "session_id": "s", "on_disconnect": "continue"}
 
 

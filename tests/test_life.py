@@ -1,13 +1,12 @@
 """A run in its life: its agent's task, its timers, its checkpoints and the storing of its end, without a server."""
 
-from collections.abc import AsyncGenerator
 from typing import Any, cast
 
 import anyio
 import pytest
 from msgspec.structs import replace
 
-from chatserver.agent import Agent, generated
+from chatserver.agent import Agent
 from chatserver.context import RunContext
 from chatserver.endings import INTERNAL, INTERRUPTED, UNREAD, WRONG
 from chatserver.errors import RunLost, Unavailable
@@ -22,7 +21,6 @@ from chatserver.runs.run import Run
 from chatserver.runs.states import State
 from chatserver.runs.subscription import Subscription
 from chatserver.sessions import Sessions
-from chatserver.steps import Step
 from tests.logs import kept as logged
 from tests.scripted_model import (
     RESOURCE,
@@ -49,14 +47,17 @@ WORD_A = Token(content="a")
 def says(*steps: Any) -> Agent:
     """An agent of one's own."""
 
-    async def answer(_: ModelRequest) -> AsyncGenerator[Step, None]:
+    async def answer(request: ModelRequest, context: RunContext) -> FinishReason:
+        await context.settled()
+        context.meter.begin_turn(request)
         for step in steps:
             if isinstance(step, anyio.Event):
                 await step.wait()
             else:
-                yield step
+                context.emit(step)
+        return "stop"
 
-    return generated(answer)
+    return answer
 
 
 async def types_of(life: Life) -> list[str]:

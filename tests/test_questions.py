@@ -32,12 +32,6 @@ SIZE = {"action": "accept", "content": {"size": 42}}
 each_transport = pytest.mark.parametrize("transport", TRANSPORTS, ids=str)
 
 
-@pytest.fixture
-async def upstream() -> AsyncIterator[FakeUpstream]:
-    async with FakeUpstream() as upstream:
-        yield upstream
-
-
 @asynccontextmanager
 async def serving(upstream: FakeUpstream, directory: Path, **settings: Any) -> AsyncIterator[LiveServer]:
     with anyio.fail_after(SECONDS):

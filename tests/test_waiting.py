@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
-from tests.approved_tools import LEDGER, REFERENCE
+from tests.approved_tools import REFERENCE
 from tests.clients import (
     BOTH,
     SSE,
@@ -58,21 +58,6 @@ def calling(*calls: tuple[str, dict[str, Any]]) -> Any:
         yield Done()
 
     return answer
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[FakeUpstream]:
-    async with FakeUpstream() as upstream:
-        yield upstream
-
-
-@pytest.fixture
-def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What the tools have done."""
-    path = tmp_path / "ledger"
-    path.touch()
-    monkeypatch.setenv(LEDGER, str(path))
-    return path
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from chatserver.sessions.waits import Waits
-from tests.approved_tools import LEDGER, REFERENCE
+from tests.approved_tools import REFERENCE
 from tests.clients import SSE, cancel, documents_of, get_run, request, types_of
 from tests.fake_upstream import FakeUpstream
 from tests.live import LiveServer
@@ -21,20 +21,6 @@ from tests.users import guarded_server, of
 pytestmark = pytest.mark.anyio
 
 SECONDS = 60.0
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[FakeUpstream]:
-    async with FakeUpstream() as upstream:
-        yield upstream
-
-
-@pytest.fixture
-def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "ledger"
-    path.touch()
-    monkeypatch.setenv(LEDGER, str(path))
-    return path
 
 
 @asynccontextmanager

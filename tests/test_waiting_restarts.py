@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
-from tests.approved_tools import LEDGER, REFERENCE
+from tests.approved_tools import REFERENCE
 from tests.clients import BOTH, SSE, WS, BrokenError, Transport, documents_of, get_run, request, types_of
 from tests.fake_upstream import FakeUpstream
 from tests.live import ServerProcess
@@ -22,20 +22,6 @@ pytestmark = pytest.mark.anyio
 SECONDS = 120.0
 
 each_of_both = pytest.mark.parametrize("transport", BOTH, ids=str)
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[FakeUpstream]:
-    async with FakeUpstream() as upstream:
-        yield upstream
-
-
-@pytest.fixture
-def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "ledger"
-    path.touch()
-    monkeypatch.setenv(LEDGER, str(path))
-    return path
 
 
 @asynccontextmanager
