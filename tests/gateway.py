@@ -85,6 +85,9 @@ class Gateway(TcpProxy):
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._pump("requests", reader, far_writer))
                 tasks.create_task(self._pump("replies", far_reader, writer))
+        except asyncio.CancelledError:
+            far_writer.transport.abort()  # Closed, it would still wait until the far end takes what is left.
+            raise
         finally:
             self._pairs.discard(pair)
             for each in pair:

@@ -1,41 +1,33 @@
-"""What the proxies of tests share: a listener whose connections each have a task, all of which end with the block."""
+"""What the proxies of tests share: a listener for the time of a block, and how a connection is reset."""
 
 import asyncio
 import socket
 import struct
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import Self
+
+from tests.tcp_server import HOST, tcp_server
 
 
 class TcpProxy:
     """The listener. A subclass says what becomes of a connection, in ``carry``."""
 
-    host = "127.0.0.1"
+    host = HOST
 
     def __init__(self) -> None:
         self.port = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._stack = AsyncExitStack()
 
     async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection, from its beginning to its end."""
         raise NotImplementedError
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, self.host, 0, backlog=4096)
-        self.port = self._server.sockets[0].getsockname()[1]
+        self.port = await self._stack.enter_async_context(tcp_server(self.carry))
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._server.wait_closed()
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.get_running_loop().create_task(self.carry(reader, writer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        await self._stack.aclose()
 
 
 def reset_connection(writer: asyncio.StreamWriter) -> None:

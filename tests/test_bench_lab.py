@@ -26,6 +26,7 @@ from chatserver.bench.connections import TRANSPORTS, Document, Target, Transport
 from chatserver.bench.schedule import NS, Schedule, poisson
 from chatserver.bench.statistics import percentile
 from tests.live import ROOT, live_server
+from tests.tcp_server import HOST, tcp_server
 
 DELAY_MS = 60.0
 NO_PROCESS = 0
@@ -156,11 +157,9 @@ async def test_a_server_is_rejected_for_what_it_loses_or_doubles(indices: list[i
         for document in documents(indices):
             event = json.loads(document)
             writer.write(b"id: %d\nevent: %b\ndata: %b\n\n" % (event["seq"], event["type"].encode(), document))
-        writer.close()
 
-    server = await asyncio.start_server(peer, "127.0.0.1", 0)
-    async with server:
-        target = Target("127.0.0.1", server.sockets[0].getsockname()[1])
+    async with tcp_server(peer) as port:
+        target = Target(HOST, port)
         answered = await asyncio.to_thread(answer, target, "SSE", Script(3))
         with nullcontext() if is_whole else pytest.raises(Rejected):
             check(answered, 3)

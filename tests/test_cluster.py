@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Self
 
@@ -19,6 +19,7 @@ from tests.life import in_time
 from tests.program import until
 from tests.proving import check_rest
 from tests.redis_server import RedisServer, Sentinel
+from tests.tcp_server import HOST, tcp_server
 
 pytestmark = pytest.mark.anyio
 
@@ -29,28 +30,25 @@ pytestmark = pytest.mark.anyio
 class Echo:
     """A server that sends back what it gets, behind its own name."""
 
-    host = "127.0.0.1"
+    host = HOST
 
     def __init__(self, name: bytes) -> None:
         self.name = name
         self.heard = b""
         self.port = 0
+        self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, self.host, 0)
-        self.port = self._server.sockets[0].getsockname()[1]
+        self.port = await self._stack.enter_async_context(tcp_server(self._serve))
         return self
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(ConnectionError):
-            while data := await reader.read(100):
-                self.heard += data
-                writer.write(self.name + data)
-        writer.close()
+        while data := await reader.read(100):
+            self.heard += data
+            writer.write(self.name + data)
 
     async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        await self._server.wait_closed()
+        await self._stack.aclose()
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from tests.browser import open_chromium
 from tests.clients import request
 from tests.fake_upstream import FakeUpstream, say
 from tests.live import LiveServer, live_server
+from tests.tcp_server import HOST, tcp_server
 from tests.users import SECRET, of, token
 
 pytestmark = [pytest.mark.anyio, pytest.mark.proof]
@@ -89,14 +90,16 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     body = b"<!doctype html><title>elsewhere</title><body></body>"
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
     writer.write(head % len(body) + body)
-    writer.close()
 
 
 @asynccontextmanager
 async def staged(chromium: Browser, **settings: Any) -> AsyncIterator[Stage]:
     """A browser with the cookie of a user, on the page of somebody else."""
-    elsewhere = await asyncio.start_server(_serve, "127.0.0.1", 0)
-    async with elsewhere, FakeUpstream() as upstream, live_server(upstream.url, **settings) as server:
+    async with (
+        tcp_server(_serve) as elsewhere,
+        FakeUpstream() as upstream,
+        live_server(upstream.url, **settings) as server,
+    ):
         upstream.always(*say("An answer."))
         run = await request(server, "POST", "/chat/runs", {"message": "Mine"}, of("ann"))
         context = await chromium.new_context()
@@ -104,7 +107,7 @@ async def staged(chromium: Browser, **settings: Any) -> AsyncIterator[Stage]:
         try:
             with anyio.fail_after(PATIENCE_SECONDS):
                 page = await context.new_page()
-                await page.goto(f"http://127.0.0.1:{elsewhere.sockets[0].getsockname()[1]}/")
+                await page.goto(f"http://{HOST}:{elsewhere}/")
                 yield Stage(server, upstream, page, run.json["run_id"])
         finally:
             with anyio.CancelScope(shield=True):

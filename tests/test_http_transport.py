@@ -4,11 +4,11 @@ import asyncio
 import socket
 import ssl
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from time import monotonic
-from typing import Any, TypeAlias
+from typing import Any
 
 import anyio
 import httpx2
@@ -21,11 +21,10 @@ from chatserver.providers.provider import OpenAIProvider
 from chatserver.upstream import connection, transport
 from chatserver.upstream.connection import RESPONSE_HEAD_BYTES_LIMIT, UNREAD_BYTES_LIMIT, UpstreamConnection
 from chatserver.upstream.transport import BODY, HttpClient
-from tests.fake_upstream import FakeUpstream, Hang, listening_socket_is_closed, token
+from tests.fake_upstream import FakeUpstream, Hang, token
+from tests.tcp_server import Serve, tcp_server
 
 pytestmark = pytest.mark.anyio
-
-Serve: TypeAlias = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 OK = b"HTTP/1.1 200 OK\r\n"
 WHOLE = OK + b"Content-Length: 5\r\n\r\nhello"
@@ -71,34 +70,6 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPa
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
     monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path_factory.getbasetemp()))
-
-
-@asynccontextmanager
-async def serving(serve: Serve, tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
-    """A server of raw bytes on a free port."""
-    tasks = set[asyncio.Task[None]]()
-
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            with suppress(OSError, asyncio.IncompleteReadError):
-                await serve(reader, writer)
-        finally:
-            writer.close()
-            with suppress(OSError):
-                await writer.wait_closed()
-
-    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        tasks.add(asyncio.create_task(connected(reader, writer)))
-
-    server = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=tls)
-    try:
-        yield server.sockets[0].getsockname()[1]
-    finally:
-        server.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await listening_socket_is_closed()
 
 
 def saying(data: bytes, requests: list[bytes] | None = None, then_close: bool = False) -> Serve:
@@ -176,21 +147,21 @@ async def test_a_response_may_come_in_any_two_pieces(name: str) -> None:
 
 @pytest.mark.parametrize("name", CUT)
 async def test_a_response_that_is_cut_off_is_an_error(name: str) -> None:
-    async with serving(saying(CUT[name], then_close=True)) as port, client_for() as client:
+    async with tcp_server(saying(CUT[name], then_close=True)) as port, client_for() as client:
         with pytest.raises((httpx2.RemoteProtocolError, httpx2.ReadError)):
             await client.get(f"http://127.0.0.1:{port}/")
 
 
 @pytest.mark.parametrize("name", NO_HTTP)
 async def test_what_is_no_http_is_an_error(name: str) -> None:
-    async with serving(saying(NO_HTTP[name])) as port, client_for() as client:
+    async with tcp_server(saying(NO_HTTP[name])) as port, client_for() as client:
         with pytest.raises(httpx2.RemoteProtocolError):
             await client.get(f"http://127.0.0.1:{port}/")
 
 
 async def test_a_header_cannot_begin_another_one() -> None:
     requests: list[bytes] = []
-    async with serving(saying(WHOLE, requests)) as port, client_for() as client:
+    async with tcp_server(saying(WHOLE, requests)) as port, client_for() as client:
         with pytest.raises(httpx2.LocalProtocolError):
             await client.get(f"http://127.0.0.1:{port}/", headers=[(b"Authorization", b"key\r\nX-Other: 1")])
     assert requests == []
@@ -207,7 +178,7 @@ async def test_a_connection_is_used_again() -> None:
         made += 1
         await saying(CHUNKED, requests)(reader, writer)
 
-    async with serving(serve) as port, client_for() as client:
+    async with tcp_server(serve) as port, client_for() as client:
         for _ in range(5):
             assert (await client.get(f"http://127.0.0.1:{port}/a%20b?c")).content == b"hello"
     assert made == 1
@@ -225,7 +196,7 @@ async def test_a_connection_that_will_not_last_is_not_used_again(reply: bytes) -
         made += 1
         await saying(reply)(reader, writer)
 
-    async with serving(serve) as port, client_for() as client:
+    async with tcp_server(serve) as port, client_for() as client:
         for _ in range(3):
             assert (await client.get(f"http://127.0.0.1:{port}/")).content == b"hello"
     assert made == 3
@@ -240,7 +211,7 @@ async def test_a_connection_that_the_server_has_closed_meanwhile_fails_nobody() 
         await writer.wait_closed()
         gone.release()
 
-    async with serving(serve) as port, client_for() as client:
+    async with tcp_server(serve) as port, client_for() as client:
         for _ in range(20):
             assert (await client.get(f"http://127.0.0.1:{port}/")).content == b"hello"
             await gone.acquire()
@@ -257,7 +228,7 @@ async def test_a_connection_rests_for_a_while_and_is_then_closed(monkeypatch: py
         finally:
             left.set()
 
-    async with serving(serve) as port, client_for() as client:
+    async with tcp_server(serve) as port, client_for() as client:
         await client.get(f"http://127.0.0.1:{port}/")
         with anyio.fail_after(5):
             await left.wait()
@@ -382,7 +353,7 @@ class Clock:
 @pytest.mark.parametrize("said", [b"", OK, OK + b"Content-Length: 9\r\n\r\nhello"])
 async def test_silence_is_a_read_timeout(said: bytes) -> None:
     began = monotonic()
-    async with serving(saying(said)) as port, client_for(timeout=0.2) as client:
+    async with tcp_server(saying(said)) as port, client_for(timeout=0.2) as client:
         with pytest.raises(httpx2.ReadTimeout):
             await client.get(f"http://127.0.0.1:{port}/")
     assert 0.2 <= monotonic() - began < 2
@@ -390,7 +361,7 @@ async def test_silence_is_a_read_timeout(said: bytes) -> None:
 
 async def test_the_time_that_the_reader_takes_is_no_silence() -> None:
     async with (
-        serving(saying(WHOLE)) as port,
+        tcp_server(saying(WHOLE)) as port,
         client_for(timeout=0.1) as client,
         client.stream("GET", f"http://127.0.0.1:{port}/") as response,
     ):
@@ -431,7 +402,7 @@ async def test_leaving_before_the_head_closes_the_socket_too() -> None:
         await reader.read()  # until the client has gone
         left.set()
 
-    async with serving(serve) as port, client_for() as client:
+    async with tcp_server(serve) as port, client_for() as client:
         with anyio.move_on_after(0.1):
             await client.get(f"http://127.0.0.1:{port}/")
         with anyio.fail_after(1):
@@ -453,7 +424,7 @@ async def test_a_slow_reader_makes_the_server_wait() -> None:
 
     read, largest = 0, 0
     async with (
-        serving(serve) as port,
+        tcp_server(serve) as port,
         client_for() as client,
         client.stream("GET", f"http://127.0.0.1:{port}/") as response,
     ):
@@ -490,7 +461,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 async def serving_tls(certificate: tuple[Path, Path], data: bytes = CHUNKED) -> AsyncIterator[int]:
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(*certificate)
-    async with serving(saying(data), tls) as port:
+    async with tcp_server(saying(data), tls) as port:
         yield port
 
 
@@ -513,7 +484,7 @@ async def test_tls_with_a_certificate_that_nobody_trusts(certificate: tuple[Path
 
 async def test_a_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bytes] = []
-    async with serving(saying(WHOLE, asked)) as proxy:
+    async with tcp_server(saying(WHOLE, asked)) as proxy:
         monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy}")
         async with client_for() as client:
             assert (await client.get("http://model.invalid/v1")).content == b"hello"
@@ -523,7 +494,7 @@ async def test_a_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatc
 async def test_no_proxy_means_the_lean_transport(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    async with serving(saying(WHOLE)) as port, client_for() as client:
+    async with tcp_server(saying(WHOLE)) as port, client_for() as client:
         response = await client.get(f"http://127.0.0.1:{port}/")
         assert response.content == b"hello"
         assert BODY in response.extensions
@@ -551,7 +522,7 @@ async def test_an_address_that_is_dead_does_not_hide_the_next_one(monkeypatch: p
         return ["127.0.0.2", "127.0.0.3", "127.0.0.1"]
 
     monkeypatch.setattr(connection, "addresses", addresses)
-    async with serving(saying(WHOLE)) as port, client_for() as client:
+    async with tcp_server(saying(WHOLE)) as port, client_for() as client:
         with socket.socket() as deaf:
             deaf.bind(("127.0.0.3", port))
             deaf.listen(0)

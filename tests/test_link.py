@@ -21,6 +21,7 @@ from chatserver.nodes.wire import Wire
 from tests.conftest import Scale
 from tests.program import free_port
 from tests.redis_servers import RedisServer, redis_process
+from tests.tcp_server import HOST, tcp_server
 
 pytestmark = pytest.mark.anyio
 
@@ -229,13 +230,11 @@ async def test_redis_that_reads_its_data_is_not_there_yet(redis_server: RedisSer
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while words := await reader.read(10_000):
             writer.write(replies.get(words.split()[2], b"-LOADING wait\r\n"))
-        writer.close()
         gone.set()
 
-    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
+    async with tcp_server(refuse) as port:
         with pytest.raises(SettingsError, match="CHATSERVER_REDIS_URL: Redis cannot be used: "):
-            async with open_link(Address(f"redis://127.0.0.1:{port}")):
+            async with open_link(Address(f"redis://{HOST}:{port}")):
                 raise AssertionError("it was opened")
         await gone.wait()
 

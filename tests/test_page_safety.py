@@ -14,6 +14,7 @@ from tests.browser import open_chromium
 from tests.fake_upstream import FakeUpstream, say
 from tests.live import ROOT, live_server
 from tests.page_driver import PROBES, Driver, chatting, opened
+from tests.tcp_server import HOST, tcp_server
 from tests.web_client import node
 
 CHANGES_LIMIT = 3
@@ -132,13 +133,13 @@ async def prefixed(port: int, prefix: str) -> AsyncIterator[str]:
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         inner, outer = await asyncio.open_connection("127.0.0.1", port)
-        await asyncio.gather(carry(reader, outer, prefix.encode()), carry(inner, writer, b""))
+        try:
+            await asyncio.gather(carry(reader, outer, prefix.encode()), carry(inner, writer, b""))
+        finally:
+            outer.transport.abort()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}{prefix}"
-    finally:
-        server.close()
+    async with tcp_server(serve) as there:
+        yield f"http://{HOST}:{there}{prefix}"
 
 
 @pytest.mark.parametrize("transport", ["ws", "sse"])

@@ -81,6 +81,7 @@ def host(
         [home, livez, assistants, about, broken],
         plugins=[ChatPlugin(FOLDER, settings, user=user), *more],
         exception_handlers={KeyError: of_host, 404: of_host},
+        logging_config=None,  # Litestar's own would tell every later test's log what libraries say.
         **config,
     )
 

@@ -69,6 +69,7 @@ from tests.fake_upstream import (
     tool_fragment,
     usage,
 )
+from tests.tcp_server import HOST, tcp_server
 from tests.virtual_time import Clock, leaping_time
 
 pytestmark = pytest.mark.anyio
@@ -1540,10 +1541,8 @@ async def test_a_server_that_speaks_no_tls_is_an_upstream_unavailable() -> None:
     async def refuse_tls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
         writer.write(b"HTTP/1.0 400 Bad Request\r\n\r\nplain HTTP only")
-        writer.close()
 
-    server = await asyncio.start_server(refuse_tls, "127.0.0.1", 0)
-    async with server, provider_for(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1") as provider:
+    async with tcp_server(refuse_tls) as port, provider_for(f"https://{HOST}:{port}/v1") as provider:
         _, error = await fail(provider)
     assert error.code == "upstream_unavailable"
 

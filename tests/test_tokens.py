@@ -33,6 +33,7 @@ from tests.clients import (
 from tests.fake_upstream import Done, FakeUpstream, Gate, finish, say
 from tests.fake_upstream import token as said
 from tests.live import LiveServer
+from tests.tcp_server import HOST, tcp_server
 from tests.users import OTHER_SECRET, SECRET, bearer, guarded_server, of, token, unsigned
 
 pytestmark = pytest.mark.anyio
@@ -197,7 +198,6 @@ class Issuer:
             await self.hangs.wait()
         body = self.answer()
         writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
-        writer.close()
 
 
 RSA_KEY = rsa.generate_private_key(65537, 2048)
@@ -206,12 +206,11 @@ RSA_KEY = rsa.generate_private_key(65537, 2048)
 @asynccontextmanager
 async def issuing() -> AsyncIterator[Issuer]:
     issuer = Issuer()
-    server = await asyncio.start_server(issuer._serve, "127.0.0.1", 0)
-    issuer.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/keys"
     issuer.add("rsa", RSA_KEY, "RS256")
     issuer.add("ec", ec.generate_private_key(ec.SECP256R1()), "ES256")
     issuer.add("ed", ed25519.Ed25519PrivateKey.generate(), "EdDSA")
-    async with server:
+    async with tcp_server(issuer._serve) as port:
+        issuer.url = f"http://{HOST}:{port}/keys"
         yield issuer
 
 
@@ -389,11 +388,10 @@ async def test_a_server_keeps_its_keys_fresh(monkeypatch: pytest.MonkeyPatch) ->
 async def test_a_key_server_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
-        writer.close()
 
     monkeypatch.setattr(tokens, "KEYS_TIMEOUT_SECONDS", 0.1)
-    async with await asyncio.start_server(hang, "127.0.0.1", 0) as server:
-        keys = KeySet(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/", ANYTHING)
+    async with tcp_server(hang) as port:
+        keys = KeySet(f"http://{HOST}:{port}/", ANYTHING)
         with anyio.fail_after(WAIT_SECONDS), pytest.raises(Unavailable):
             await keys.identity(jwt.encode({"sub": "a", "exp": time() + 9}, RSA_KEY, "RS256"))
 

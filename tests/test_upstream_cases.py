@@ -19,6 +19,7 @@ import pytest
 from chatserver.providers import tries, turn
 from tests.clients import SSE, WS, Transport, documents_of
 from tests.live import CANARY, LiveServer, live_server
+from tests.tcp_server import HOST, tcp_server
 from tests.virtual_time import leaping_time
 
 pytestmark = pytest.mark.anyio
@@ -893,30 +894,25 @@ class RawUpstream:
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        try:
-            while True:
-                head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-                if head.startswith("get "):  # Which models there are; that is not told here.
-                    writer.write(b"HTTP/1.1 404 X\r\nContent-Length: 0\r\n\r\n")
-                    continue
-                length = int(head.partition("content-length:")[2].partition("\r\n")[0])
-                self.heads.append(head)
-                self.requests.append(json.loads(await reader.readexactly(length)))
-                script = self._checks(self.requests) if self._checks else None
-                if script is None:
-                    script = self._turns.pop(0) if len(self._turns) > 1 else self._turns[0]
-                for step in script:
-                    if isinstance(step, Pause):
-                        await self._pause(step.seconds)
-                    else:
-                        writer.write(step)
-                        await writer.drain()
-                if not _is_ended(script):
-                    break
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
+        while True:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+            if head.startswith("get "):  # Which models there are; that is not told here.
+                writer.write(b"HTTP/1.1 404 X\r\nContent-Length: 0\r\n\r\n")
+                continue
+            length = int(head.partition("content-length:")[2].partition("\r\n")[0])
+            self.heads.append(head)
+            self.requests.append(json.loads(await reader.readexactly(length)))
+            script = self._checks(self.requests) if self._checks else None
+            if script is None:
+                script = self._turns.pop(0) if len(self._turns) > 1 else self._turns[0]
+            for step in script:
+                if isinstance(step, Pause):
+                    await self._pause(step.seconds)
+                else:
+                    writer.write(step)
+                    await writer.drain()
+            if not _is_ended(script):
+                break
 
 
 def _is_ended(script: Script) -> bool:
@@ -926,13 +922,9 @@ def _is_ended(script: Script) -> bool:
 @asynccontextmanager
 async def raw_upstream(pause: Callable[[float], Awaitable[None]] = asyncio.sleep) -> AsyncIterator[RawUpstream]:
     upstream = RawUpstream(pause)
-    server = await asyncio.start_server(upstream.answer, "127.0.0.1", 0)
-    upstream.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-    try:
+    async with tcp_server(upstream.answer) as port:
+        upstream.url = f"http://{HOST}:{port}/v1"
         yield upstream
-    finally:
-        server.close()
-        await asyncio.sleep(0)
 
 
 @pytest.fixture(scope="module")
@@ -1160,11 +1152,8 @@ async def test_the_log_says_that_no_safe_connection_could_be_made(caplog: pytest
     async def refuse_tls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
         writer.write(b"HTTP/1.0 400 Bad Request\r\n\r\nplain HTTP only")
-        writer.close()
 
-    plain = await asyncio.start_server(refuse_tls, "127.0.0.1", 0)
-    port = plain.sockets[0].getsockname()[1]
-    async with plain, live_server(f"https://127.0.0.1:{port}/v1") as server:
+    async with tcp_server(refuse_tls) as port, live_server(f"https://{HOST}:{port}/v1") as server:
         events = [json.loads(each) for each in await documents_of(await SSE.start(server, {"message": "Hi"}))]
     assert "SSL" in next(line for line in caplog.messages if "cannot be reached" in line)
     assert events[-1]["code"] == "upstream_unavailable"

@@ -77,7 +77,7 @@ async def test_a_run_that_waits_leaves_its_place_to_others_and_goes_on_when_ther
     async with guarded(upstream, tmp_path, max_runs_per_user=1) as server:
         places = server.runs._places
         first, second = await begun("ann", server), await begun("ann", server)
-        assert places.held["ann"] == 0
+        await until(lambda: _is_empty(places))  # Just behind the commit that shows that it waits.
         place = await places.acquire("ann")
         assert await answered_by("ann", server, first, approve=True) == (429, "too_many")
         assert await answered_by("ann", server, first, result=1) == (400, "bad_request"), "what is wrong is told first"
