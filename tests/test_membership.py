@@ -8,11 +8,12 @@ import pytest
 
 from chatserver.errors import Unavailable
 from chatserver.events import Token
-from chatserver.log import EventLog
+from chatserver.log import EventLog, StoredLog
 from chatserver.log.memory import MemoryLog
 from chatserver.nodes import membership
 from chatserver.nodes.address import Address
 from chatserver.nodes.commands import SILENT_LOOKS, OtherNodes
+from chatserver.nodes.journal import open_journal
 from chatserver.nodes.keys import NODES, cancels_key, node_key, owner_key, run_key
 from chatserver.nodes.link import Link, open_link
 from chatserver.nodes.membership import Membership, open_membership
@@ -321,6 +322,23 @@ async def test_one_that_has_taken_a_run_and_cannot_store_it_keeps_nobody_from_it
         assert await node.member.take(["run"], "b") == {"run": None}
     await b.look()
     assert await a.member.take(["run"], "b") == {"run": None}, "it lives again, and lost its run before"
+
+
+async def test_a_run_that_the_database_has_given_to_another_node_since_is_not_taken(nodes: list[Node]) -> None:
+    """Whoever has the claimed run has taken it from the dead node before, and goes on with it."""
+    a, b, c = nodes
+    await own(b, "run")
+    await die(b)
+    async with open_journal(a.link, "a", nothing_stored) as journal:
+        await journal.own("run", is_claimed=True)
+        assert await c.member.take(["run"], "b") == {}
+        await die(a)
+        assert await c.member.take(["run"], "a") == {"run": None}
+        assert await a.member.take(["run"], "b") == {"run": None}, "nobody has claimed it again"
+
+
+async def nothing_stored(run_id: str) -> StoredLog | None:
+    return None
 
 
 async def test_a_run_that_redis_has_forgotten_is_taken_for_a_while(nodes: list[Node]) -> None:

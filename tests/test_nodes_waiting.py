@@ -12,8 +12,9 @@ import pytest
 
 from tests.approved_tools import LEDGER, REFERENCE
 from tests.audience import answers_again
-from tests.clients import BOTH, SSE, WS, Reading, Transport, documents_of, types_of, when_available
+from tests.clients import BOTH, SSE, WS, Reading, Transport, documents_of, get_run, types_of, when_available
 from tests.cluster import Cluster, Node, cluster
+from tests.merging import seq_of
 from tests.program import until
 from tests.proving import check_once
 from tests.redis_server import RedisServer
@@ -132,6 +133,20 @@ async def test_when_the_node_of_a_run_that_waits_is_killed_another_one_goes_on_w
     assert await answered(nodes[1], run_id, "c0", approve=True) == 202
     assert await heard(elsewhere) == await heard(late) == await heard(back)
     assert done_by(ledger) == ["book 4"]
+
+
+@pytest.mark.parametrize("transport", BOTH, ids=str)
+async def test_an_answer_that_a_killed_node_has_not_taken_is_taken_by_another(
+    transport: Transport, nodes: Cluster[Node], ledger: Path
+) -> None:
+    run_id, there, elsewhere = await asked(nodes)
+    nodes[0].kill()
+    there.cut()
+    assert await answered(nodes[1], run_id, "c0", transport, approve=True) == 202
+    documents = await heard(elsewhere)
+    assert done_by(ledger) == ["book 4"]
+    run = await get_run(nodes[1], run_id)
+    assert (run["status"], run["last_seq"]) == ("completed", seq_of(documents[-1]))
 
 
 async def test_a_node_that_drains_leaves_a_run_that_waits_to_others_even_if_it_cannot_tell_redis(

@@ -144,6 +144,7 @@ async def test_the_waiting_runs_of_a_dead_process_are_parked_and_its_running_one
     for _ in range(LOOKS + 1):
         await look(sessions)
     assert (await sessions.run("ann", waits.run.run_id)).status == "waiting"
+    assert await sessions.waits.due() == []
     assert (await sessions.run("ann", answered.run.run_id)).status == "failed"
     (_, part) = (await sessions.session("ann", "t")).messages[-1].parts
     assert isinstance(part, ToolCallPart) and part.is_error and "not known" in part.result
@@ -151,6 +152,41 @@ async def test_the_waiting_runs_of_a_dead_process_are_parked_and_its_running_one
         await stored(other, waits)
     assert (await sessions.waits.claim(waits.run.run_id)) is not None
     assert await look(sessions) == []
+
+
+async def test_an_answer_that_a_dead_process_has_not_taken_is_left_to_the_next_one(
+    sessions: Sessions, other: Sessions
+) -> None:
+    untaken, taken = await ask(other, session_id="s"), await ask(other, session_id="t")
+    for begun in (untaken, taken):
+        await stored(other, begun)
+        assert await sessions.waits.answer(begun.run.run_id, "c", Approved()) is False
+    await other.waits.take(taken.run.run_id)
+    for _ in range(LOOKS + 1):
+        await look(sessions)
+    run_id = untaken.run.run_id
+    assert (await sessions.run("ann", taken.run.run_id)).status == "failed", "its call may have been made"
+    assert await sessions.waits.due() == [run_id]
+    with pytest.raises(RunLost):
+        await other.waits.take(run_id)
+    with pytest.raises(AlreadyAnswered):
+        await other.waits.check("ann", run_id, "c")
+    assert await sessions.waits.claim(run_id) is not None
+    assert await sessions.waits.answers([run_id]) == {run_id: {"c": Approved()}}
+    assert await sessions.waits.due() == [], "it is somebody's"
+
+
+async def test_a_process_that_is_cut_off_leaves_a_run_with_its_answer(sessions: Sessions, other: Sessions) -> None:
+    begun = await ask(sessions)
+    run_id = begun.run.run_id
+    await stored(sessions, begun)
+    await other.waits.answer(run_id, "c", Approved())
+    assert not await sessions.waits.park(run_id), "it goes on here"
+    assert await sessions.waits.park(run_id, even_answered=True)
+    assert await other.waits.due() == [run_id]
+    assert await other.waits.claim(run_id) is not None
+    await other.waits.take(run_id)
+    assert not await other.waits.park(run_id, even_answered=True), "its call is being made"
 
 
 async def test_so_many_runs_of_a_user_wait(sessions: Sessions) -> None:
@@ -165,14 +201,14 @@ async def test_so_many_runs_of_a_user_wait(sessions: Sessions) -> None:
 USERS = (("ann", "s"), ("ann", "t"), ("bob", "s"))
 
 
-async def test_parked_runs_with_expired_calls_are_found(sessions: Sessions) -> None:
+async def test_parked_runs_with_expired_calls_are_due(sessions: Sessions) -> None:
     late, early = await ask(sessions, session_id="s"), await ask(sessions, session_id="t")
     await stored(sessions, late)
     await stored(sessions, early, wait=wait("c", "d", seconds=-1))
-    assert await sessions.waits.expired() == []
+    assert await sessions.waits.due() == []
     for begun in (late, early):
         assert await sessions.waits.park(begun.run.run_id)
-    assert await sessions.waits.expired() == [("ann", early.run.run_id)]
+    assert await sessions.waits.due() == [early.run.run_id]
 
 
 async def test_what_waits_goes_with_its_session(sessions: Sessions) -> None:

@@ -91,6 +91,8 @@ class Holds:
             held.calls[call.call_id] = waiting_call(call, self._settings.approval_seconds)
         future: asyncio.Future[Resolution] = asyncio.get_running_loop().create_future()
         held.futures[call.call_id] = future
+        if call.call_id in held.stored:  # By an earlier process, and answered since.
+            self.nudge()
         try:
             life.run.hold(call.call_id, asker)
             life.rested()
@@ -258,8 +260,14 @@ class Holds:
             if run_id not in found:
                 self.on_lost(held.life)
                 continue
-            for call_id, resolution in found[run_id].items():
-                await self._go_on(held, call_id, resolution)
+            if answered := {each: found[run_id][each] for each in found[run_id] if held.waits_for(each)}:
+                try:
+                    await self._sessions.waits.take(run_id)
+                except RunLost:
+                    self.on_lost(held.life)
+                    continue
+                for call_id, resolution in answered.items():
+                    await self._go_on(held, call_id, resolution)
             for call_id in [each for each in held.futures if held.waits_for(each) and each in held.stored]:
                 if seconds_until(held.calls[call_id].expires_at) <= 0:
                     await self._expire(held, call_id)

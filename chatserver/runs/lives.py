@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import partial
 
 import anyio
@@ -13,6 +12,7 @@ from chatserver.commands import ChatRequest
 from chatserver.errors import Unavailable
 from chatserver.log import EventLog, EventLogs
 from chatserver.runs.checkpoints import Checkpoints
+from chatserver.runs.due import Due
 from chatserver.runs.foreseen import Foreseen
 from chatserver.runs.holds import Holds
 from chatserver.runs.life import Ask, Life
@@ -25,9 +25,6 @@ from chatserver.runs.tasks import spawn
 from chatserver.sessions import Begun, Sessions
 from chatserver.settings import Settings
 from chatserver.telemetry import NOTHING, UNOBSERVED, Observer, RunObserver
-
-EXPIRY_SECONDS = 30.0
-"""How often this process looks for expired calls of runs that no process has."""
 
 SHUTDOWN_SECONDS = 2.0
 """How long a server that ends waits for the last answers to be stored."""
@@ -61,6 +58,7 @@ class Lives:
         self._unfinished: dict[str, Life] = {}
         self._checkpoints = Checkpoints(sessions)
         self._making = Making(settings, sessions, logs, toolbox, self._checkpoints, holds, observer, self._park_soon)
+        self.due = Due(sessions, settings.approval_seconds, self.revive)
         self._tasks: set[asyncio.Task[None]] = set()
         self._chores: set[asyncio.Task[None]] = set()  # Tasks that are cancelled when the server ends.
         self._orphans = Orphans(sessions, lambda run_id: run_id in self.lives or run_id in self.beginning)
@@ -68,7 +66,7 @@ class Lives:
     def open(self) -> None:
         """Start the checkpoints."""
         spawn(self._checkpoints.store_forever(), self._chores)
-        spawn(self._expire_forever(), self._chores)
+        spawn(self.due.take_forever(), self._chores)
 
     async def close(self) -> None:
         """Interrupt what still goes on, and wait until it is stored."""
@@ -118,8 +116,8 @@ class Lives:
             life.interrupt()
         elif self.is_leaving:
             self._let_go(life)
-        else:  # Stored as this process's, it would be out of everybody's reach.
-            self._park_soon(life)
+        else:  # Stored as this process's, it would be out of everybody's reach, also with an answer.
+            spawn(self._park(life, even_answered=True), self._chores)
 
     def cancel(self, run_id: str) -> None:
         """End the run as cancelled, if it is one of this process; one that is about to begin, as soon as it has."""
@@ -219,7 +217,12 @@ class Lives:
         self.holds.nudge()
 
     async def revive(self, run_id: str) -> bool:
-        """Take a run that waits and that no process has; False: another process was first, or it waits no more."""
+        """Take a run that waits and that no process has; False: another process was first, or it waits no more.
+
+        Also False: this process leaves.
+        """
+        if self.is_leaving:
+            return False
         if taking := self.beginning.get(run_id):
             await taking.wait()
             return run_id in self.lives
@@ -254,14 +257,14 @@ class Lives:
         waiting = [life for life in self._unfinished.values() if self.holds.is_stored(life)]
         await asyncio.gather(*map(self._park, waiting))
 
-    async def _park(self, life: Life) -> None:
-        """Let go of a run that waits, if nobody has answered it meanwhile."""
+    async def _park(self, life: Life, even_answered: bool = False) -> None:
+        """Let go of a run that waits, if nobody has answered it meanwhile, or all the same."""
         run_id = life.run_id
         if self.lives.get(run_id) is not life or run_id in self.beginning or not self.holds.is_stored(life):
             return
         self.beginning[run_id] = parking = anyio.Event()  # Whoever looks for the run now finds it afterwards.
         try:
-            if await self._sessions.waits.park(run_id):
+            if await self._sessions.waits.park(run_id, even_answered):
                 self._let_go(life)
             else:
                 self.holds.nudge()
@@ -282,15 +285,6 @@ class Lives:
         self._checkpoints.remove(life.run_id)
         self._logs.forget(life.run_id)
         life.log.close()
-
-    async def _expire_forever(self) -> None:
-        """Take the runs that nobody has, and that have waited for too long."""
-        while True:
-            await anyio.sleep(min(EXPIRY_SECONDS, self._settings.approval_seconds))
-            with suppress(Unavailable):
-                for _, run_id in await self._sessions.waits.expired():
-                    if not self.is_leaving:
-                        await self.revive(run_id)
 
     def sweep(self) -> None:
         """End the runs that have begun in the store, and that nobody goes on with."""

@@ -38,19 +38,23 @@ class Reach:
         return life or await self._taken(user, await self._sessions.run(user, run_id))
 
     async def _taken(self, user: str, run: RunResource) -> Life | None:
-        if run.status != "waiting" or self._lives.is_leaving:
+        if run.status != "waiting":
             return None
         if not await self._lives.revive(run.run_id):
             await self._sessions.interrupt_abandoned()  # Its process may be dead.
             await self._lives.revive(run.run_id)
         return await self.find(user, run.run_id)
 
-    async def goes_on(self, user: str, run_id: str) -> bool:
-        """Whether a run that this process does not have goes on elsewhere; what dead processes left is ended first."""
-        if (await self._sessions.run(user, run_id)).finished_at is not None:
-            return False
-        await self._sessions.interrupt_abandoned()
-        return (await self._sessions.run(user, run_id)).finished_at is None
+    async def anywhere(self, user: str, run_id: str) -> tuple[Life | None, bool]:
+        """A run as ``here``, and whether it goes on at all; what dead processes left is ended first, or taken."""
+        for look_again in (self._sessions.interrupt_abandoned, None):
+            if life := await self.here(user, run_id):
+                return life, True
+            if (await self._sessions.run(user, run_id)).finished_at is not None:
+                return None, False
+            if look_again is not None:
+                await look_again()
+        return None, True
 
     async def find(self, user: str, run_id: str) -> Life | None:
         """A run of this process. A run that begins is on disk, and so in reach, before it is in ``lives``."""

@@ -65,6 +65,7 @@ class Runs:
         self._deleting: dict[str, anyio.Event] = {}
         self.is_draining = False
         sessions.on_loss(self._lives.interrupt)
+        sessions.on_taken(self._lives.due.look)
         elsewhere.serve(self._lives)
 
     async def __aenter__(self) -> Self:
@@ -206,9 +207,10 @@ class Runs:
             NotFound: this user has no such run, or another process goes on with it.
             Unavailable: the process that goes on with the run cannot be reached now.
         """
-        if life := await self._reach.here(user, run_id):
+        life, goes_on = await self._reach.anywhere(user, run_id)
+        if life is not None:
             life.cancel()
-        elif await self._reach.goes_on(user, run_id):
+        elif goes_on:
             await self._elsewhere.cancel(run_id)
         return await self.resource(user, run_id)
 
@@ -260,11 +262,12 @@ class Runs:
 
     async def _end(self, user: str, run_id: str) -> None:
         """Cancel a run and wait until it is over. One that nobody can reach ends when its owner wants to store it."""
-        if life := await self._reach.here(user, run_id):
-            life.cancel()
-            return await life.over()
         with suppress(NotFound), anyio.move_on_after(CANCEL_SECONDS):
-            if await self._reach.goes_on(user, run_id):
+            life, goes_on = await self._reach.anywhere(user, run_id)
+            if life is not None:
+                life.cancel()
+                return await life.over()
+            if goes_on:
                 await self._elsewhere.cancel(run_id)
                 log, _ = await self._reach.log_of(user, run_id)
                 async for _ in log.read(log.last_seq):

@@ -72,6 +72,10 @@ class Sessions:
         """Call this when other processes have taken this one for dead and ended its runs."""
         self._lease.on_loss = tell
 
+    def on_taken(self, tell: Callable[[], None]) -> None:
+        """Call this when runs of a dead process were ended or parked here."""
+        self._lease.on_taken = tell
+
     async def begin(
         self, user: str, request: ChatRequest, run_id: str, on_begun: Callable[[Begun], None] | None = None
     ) -> Begun:

@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
-from sqlalchemy import Connection, Executable, bindparam, case, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, Executable, bindparam, case, select, tuple_, update
 
 from chatserver.answer import Answer, interrupted, retold
 from chatserver.dialogue import json_bytes, told_bytes
@@ -129,12 +129,11 @@ def interrupt(connection: Connection, left: Mapping[str, Answer | None], left_by
     """
     # In the order in which everybody locks, and one after the other: together the answers may be large.
     mine = runs.c.finished_at.is_(None) & (runs.c.owner == left_by)
-    unfinished = select(runs.c.run_id, runs.c.status).where(runs.c.run_id.in_(left), mine)
+    unfinished = select(runs.c.run_id, runs.c.waits_until).where(runs.c.run_id.in_(left), mine)
     order = unfinished.order_by(runs.c.user_id, runs.c.session_id)
-    for run_id, status in connection.execute(order).all():
-        if status == "waiting":  # Since then it may have been answered: then it is ended by the next look.
-            parked = update(runs).where(mine, runs.c.run_id == run_id, runs.c.status == "waiting").values(owner=None)
-            connection.execute(parked)
+    for run_id, waits_until in connection.execute(order).all():
+        if waits_until is not None:  # Since then its answer may have been taken: then it is ended by the next look.
+            park(connection, mine & (runs.c.run_id == run_id))
             continue
         if (kept := connection.execute(_LEFT, {"run": run_id}).one_or_none()) is None:
             continue
@@ -142,6 +141,14 @@ def interrupt(connection: Connection, left: Mapping[str, Answer | None], left_by
         log = StoredLog.of([record(each) for each in _remains(run_id, said)])
         with suppress(RunLost), connection.begin_nested():
             finish(connection, run_id, INTERRUPTED, Progress(said, log), owner)
+
+
+def park(connection: Connection, which: ColumnElement[bool]) -> bool:
+    """Let go of a run of which nothing goes on; whether there is such a run. One with an answer is due at once."""
+    is_waiting = runs.c.status == "waiting"
+    parked = update(runs).where(which, runs.c.finished_at.is_(None), runs.c.waits_until.is_not(None))
+    waits_until = case((is_waiting, runs.c.waits_until), else_=timestamp())
+    return connection.execute(parked.values(owner=None, status="waiting", waits_until=waits_until)).rowcount == 1
 
 
 def _further(kept: Answer, heard: Answer | None) -> Answer:

@@ -63,12 +63,14 @@ class _Seen(Struct):
 class Lease:
     """The lease of this process: enter it before the first run begins. Leaving it gives up all runs that still go on.
 
-    ``on_loss`` is called when another process has taken this one for dead and ended its runs.
+    ``on_loss`` is called when another process has taken this one for dead and ended its runs, ``on_taken`` when this
+    one has ended runs of another, or parked them.
     """
 
     def __init__(self, database: Database, owner: str, witness: Witness) -> None:
         self.owner = owner
         self.on_loss: Callable[[], None] = lambda: None
+        self.on_taken: Callable[[], None] = lambda: None
         self._witness = witness
         self._database = database
         self._lock = _Lock(database.lock_file(self.owner))
@@ -171,6 +173,7 @@ class Lease:
             taken = await self._witness.take(left[start : start + RUNS_AT_ONCE], owner)
             await self._database.write(partial(interrupt, left=taken, left_by=owner, owner=self.owner))
             await self._witness.ended(taken)
+            self.on_taken()
             ended += taken
         return ended
 

@@ -150,7 +150,7 @@ runs = Table(
     # The process that goes on with the run, or that has ended it; of a waiting run that nobody has in memory: none.
     Column("owner", Text),
     Column("wait", Document(Wait)),  # of a run that has waited, until it is over
-    Column("waits_until", Text),  # when the first of its calls expires
+    Column("waits_until", Text),  # when the first of its calls expires; NULL: one of its calls goes on
     PrimaryKeyConstraint("run_id", name="pk_runs"),
     ForeignKeyConstraint(
         ["user_id", "session_id"],

@@ -1,28 +1,29 @@
 """Waits: what is kept of runs that wait for answers, and the answers, each recorded once.
 
-A run is stored as waiting only while none of its waiting calls has an answer, and an answer makes it a running one in
-the same transaction. So whoever takes a waiting run over can have it wait again, and no call is made twice.
+A run has a ``waits_until`` only while nothing of it goes on: its process takes an answer by an UPDATE that empties the
+column, and only then makes the call. So whoever takes such a run over can have it wait again, and no call is made
+twice. An answer that its dead process has not taken is taken by the next one.
 """
 
 from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
-from sqlalchemy import Connection, and_, func, select, update
+from sqlalchemy import Connection, and_, case, func, select, update
 
 from chatserver.answer import Answer
-from chatserver.errors import AlreadyAnswered, NotFound, TooMany, Unavailable
+from chatserver.errors import AlreadyAnswered, NotFound, RunLost, TooMany, Unavailable
 from chatserver.log import StoredLog
 from chatserver.parts import Part, ToolCallPart
 from chatserver.resources import RunResource, RunStatus, timestamp
 from chatserver.sessions.database import Database
-from chatserver.sessions.end import Progress, check_owner, lock_session, say, spend
+from chatserver.sessions.end import Progress, check_owner, lock_session, park, say, spend
 from chatserver.sessions.leases import Lease
 from chatserver.sessions.queries import RUN_COLUMNS
 from chatserver.sessions.schema import call_answers, insert_or_update, messages, runs
 from chatserver.waiting import Resolution, Wait, WaitingCall
 
-EXPIRED_AT_ONCE = 100
-"""How many parked runs with expired calls are looked up at a time."""
+DUE_AT_ONCE = 100
+"""How many parked runs that are due are looked up at a time."""
 
 _IS_ACTIVE = runs.c.finished_at.is_(None)
 _IS_PARKED = and_(_IS_ACTIVE, runs.c.owner.is_(None), runs.c.status == "waiting")
@@ -64,7 +65,8 @@ class Waits:
         """
         log = progress.log
         kept = {"last_seq": log.last_seq, "events": log.documents, "lengths": log.lengths, "usage": progress.usage}
-        kept |= {"status": "running", "wait": wait, "waits_until": min(call.expires_at for call in wait.calls.values())}
+        kept |= {"status": "running", "wait": wait, "waits_until": None}
+        waiting = {"status": "waiting", "waits_until": min(call.expires_at for call in wait.calls.values())}
 
         def work(connection: Connection) -> Mapping[str, Resolution]:
             now = timestamp()
@@ -79,7 +81,7 @@ class Waits:
             if is_waiting and not answered:
                 if _waiting_of(connection, user, run_id) >= limit:
                     raise TooMany(f"{limit} answers wait for somebody, the most at a time")
-                connection.execute(update(runs).where(runs.c.run_id == run_id).values(status="waiting"))
+                connection.execute(update(runs).where(runs.c.run_id == run_id).values(waiting))
             say(connection, run_id, progress.answer)
             spend(connection, run_id, progress, now)
             return answered
@@ -116,7 +118,9 @@ class Waits:
         return await self._database.read(work)
 
     async def answer(self, run_id: str, call_id: str, resolution: Resolution) -> bool | None:
-        """Record the answer to a waiting call; whether the run is this process's. None: nobody has it, as yet.
+        """Record the answer to a waiting call; whether the run is this process's, which takes the answer with that.
+
+        None: nobody has it, as yet.
 
         Raises:
             AlreadyAnswered: another answer was first, or the call waits no more.
@@ -124,8 +128,9 @@ class Waits:
 
         def work(connection: Connection) -> bool | None:
             is_there = _IS_ACTIVE & (runs.c.run_id == run_id) & runs.c.owner.is_not(None)
-            started = update(runs).where(is_there).values(status="running").returning(runs.c.owner, runs.c.wait)
-            row = connection.execute(started).one_or_none()
+            taken = case((runs.c.owner == self._lease.owner, None), else_=runs.c.waits_until)
+            started = update(runs).where(is_there).values(status="running", waits_until=taken)
+            row = connection.execute(started.returning(runs.c.owner, runs.c.wait)).one_or_none()
             if row is None:
                 if connection.scalar(select(runs.c.run_id).where(_IS_PARKED, runs.c.run_id == run_id)) is not None:
                     return None
@@ -151,13 +156,30 @@ class Waits:
 
         return await self._database.read(work)
 
-    async def park(self, run_id: str) -> bool:
-        """Let go of a waiting run of this process; False: it does not wait, or is another process's."""
+    async def take(self, run_id: str) -> None:
+        """Take the answers to calls of a run of this process, before these calls are made.
+
+        Raises:
+            RunLost: the run is another process's, over, or deleted.
+        """
+
+        def work(connection: Connection) -> None:
+            mine = _IS_ACTIVE & (runs.c.run_id == run_id) & (runs.c.owner == self._lease.owner)
+            taken = update(runs).where(mine).values(status="running", waits_until=None)
+            if connection.execute(taken).rowcount == 0:
+                raise RunLost("another process goes on with the run")
+
+        await self._database.write(work)
+
+    async def park(self, run_id: str, even_answered: bool = False) -> bool:
+        """Let go of a waiting run of this process; False: it does not wait, or is another process's.
+
+        ``even_answered``: also of one with an answer that was not taken: whoever takes the run takes the answer.
+        """
 
         def work(connection: Connection) -> bool:
-            mine = _IS_ACTIVE & (runs.c.run_id == run_id) & (runs.c.owner == self._lease.owner)
-            query = update(runs).where(mine, runs.c.status == "waiting").values(owner=None)
-            return connection.execute(query).rowcount == 1
+            mine = (runs.c.run_id == run_id) & (runs.c.owner == self._lease.owner)
+            return park(connection, mine if even_answered else mine & (runs.c.status == "waiting"))
 
         return await self._database.write(work)
 
@@ -189,12 +211,12 @@ class Waits:
 
         return await self._database.write(work)
 
-    async def expired(self) -> list[tuple[str, str]]:
-        """Some parked runs with calls that have expired, each as user and run."""
+    async def due(self) -> list[str]:
+        """Some parked runs with calls that have expired, or that were answered."""
 
-        def work(connection: Connection) -> list[tuple[str, str]]:
-            query = select(runs.c.user_id, runs.c.run_id).where(_IS_PARKED, runs.c.waits_until <= timestamp())
-            return [(row[0], row[1]) for row in connection.execute(query.limit(EXPIRED_AT_ONCE))]
+        def work(connection: Connection) -> list[str]:
+            query = select(runs.c.run_id).where(_IS_PARKED, runs.c.waits_until <= timestamp())
+            return list(connection.scalars(query.limit(DUE_AT_ONCE)))
 
         return await self._database.read(work)
 

@@ -12,6 +12,6 @@ if ARGV[3] == '1' then
 elseif owner and owner ~= '' then
     return owner
 end
-redis.call('HSET', KEYS[2], 'node', ARGV[1])
+redis.call('HSET', KEYS[2], 'node', ARGV[1], 'claimed', ARGV[3])
 redis.call('EXPIRE', KEYS[2], ARGV[2])
 return ARGV[1]
