@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from benchmarks import nginx, redis
 from benchmarks.bench import LATE, Seen
 from benchmarks.load import Order
-from benchmarks.processes import cores
+from benchmarks.processes import cores, cpu_ns
 from benchmarks.scenarios import Scenario
 from benchmarks.servers import (
     CONTENDERS,
@@ -112,6 +112,7 @@ class Conductor:
         self._servers: dict[str, tuple[Server, ExitStack]] = {}
         self._full: set[tuple[str, int, Contender]] = set()
         self._places: dict[str, str] = {}
+        self._redis_pid = 0
 
     def __enter__(self) -> "Conductor":
         self.load = self._stack.enter_context(loading(self._load_core))
@@ -139,7 +140,8 @@ class Conductor:
         if not self._places:
             folder = self._stack.enter_context(TemporaryDirectory(prefix="chatserver-lab-"))
             self._places["CHATSERVER_DATABASE_URL"] = f"sqlite:///{folder}/chat.db"
-            self._places["CHATSERVER_REDIS_URL"] = self._stack.enter_context(redis.running(self._load_core))
+            url, self._redis_pid = self._stack.enter_context(redis.running(self._load_core))
+            self._places["CHATSERVER_REDIS_URL"] = url
         return self._places
 
     def take(self, turn: Turn) -> Observation | None:
@@ -178,7 +180,11 @@ class Conductor:
             if scenario.through == "nginx":
                 port = stack.enter_context(nginx.before(server.port, self._load_core))
             order = Order(scenario.measure, contender.transport, port, server.pid, self._seed + turn.round, params)
+            redis_ns = cpu_ns(self._redis_pid) if self._redis_pid else 0
             seen = self.load.measure(order)
+            if name in WITH_REDIS and seen.values.get("tokens"):
+                spent_ns = cpu_ns(self._redis_pid) - redis_ns
+                seen.values["redis_us_per_token"] = spent_ns / 1000 / seen.values["tokens"]
         if seen.values.get("unfinished_runs") and not scenario.is_fresh:
             self._servers.pop(name)[1].close()  # What still goes on there would be in the way of whoever is next.
         return seen

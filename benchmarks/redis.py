@@ -17,8 +17,8 @@ def binary() -> str | None:
 
 
 @contextmanager
-def running(core: int) -> Iterator[str]:
-    """The URL of an empty Redis, which keeps nothing on disk, until the end of the block."""
+def running(core: int) -> Iterator[tuple[str, int]]:
+    """The URL and the process of an empty Redis, which keeps nothing on disk, until the end of the block."""
     command, port = binary(), free_port()
     assert command is not None  # noqa: S101 - asked before
     with tempfile.TemporaryDirectory(prefix="chatserver-redis-") as folder:
@@ -26,7 +26,7 @@ def running(core: int) -> Iterator[str]:
         process = pinned(core, command, *options, stdout=subprocess.DEVNULL)
         try:
             time.sleep(0.2)
-            yield f"redis://127.0.0.1:{port}/0"
+            yield f"redis://127.0.0.1:{port}/0", process.pid
         finally:
             process.terminate()
             process.wait(5)
