@@ -879,7 +879,8 @@ class Reading(ABC):
         for _ in range(count):
             document = await self.next()
             if document is None:
-                raise BrokenError(f"the stream ended after {len(taken)} of {count} documents")
+                behind = self.documents[-1:]
+                raise BrokenError(f"the stream ended after {len(taken)} of {count} documents, behind {behind}")
             taken.append(document)
         return taken
 

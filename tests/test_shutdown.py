@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from chatserver.app import create_app
+from chatserver.runs.places import LocalPlaces
 from chatserver.serving.server import Server
 from chatserver.serving.sockets import bind
 from chatserver.sessions import Sessions
@@ -23,6 +24,7 @@ from tests.clients import (
     TRANSPORTS,
     HandshakeRefusedError,
     Reading,
+    RefusedError,
     Transport,
     WsReader,
     documents_of,
@@ -33,7 +35,7 @@ from tests.clients import (
 )
 from tests.conftest import IS_FULL
 from tests.fake_upstream import Act, Done, FakeUpstream, Gate, Hang, Reply, Step, Waitable, finish, token
-from tests.live import ServerProcess, settings_for
+from tests.live import LiveServer, ServerProcess, live_server, settings_for
 from tests.proving import held
 
 pytestmark = [pytest.mark.proof, pytest.mark.timeout(300)]
@@ -196,6 +198,30 @@ async def test_a_command_while_draining_is_rejected_and_the_answer_beside_it_goe
         assert (await reader.until("done"))["finish_reason"] == "stop"
         assert (await reader.closing()).code == 1012
         assert await server.wait() == 0
+
+
+async def test_a_run_that_has_waited_for_its_place_does_not_begin_in_a_server_that_drains_since(tmp_path: Path) -> None:
+    """Nobody would wait for its end: it would be interrupted as soon as the others are over."""
+    gate = anyio.Event()
+    with anyio.fail_after(WAIT_SECONDS):
+        async with FakeUpstream() as upstream, live_server(upstream.url, directory=tmp_path) as server:
+            upstream.always(answers(gate))
+            early = await SSE.start(server, {"message": ENDS})
+            with held(LocalPlaces, "acquire", done=True) as hold:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(is_refused, server)
+                    await hold.come.wait()
+                    tasks.start_soon(server.runs.drain)
+                    await anyio.wait_all_tasks_blocked()
+                    hold.let.set()
+                    gate.set()
+            assert text_of(await documents_of(early)) == "so far so good"
+
+
+async def is_refused(server: LiveServer) -> None:
+    with pytest.raises(RefusedError) as refused:
+        await SSE.start(server, {"message": ENDS})
+    assert (refused.value.status, refused.value.code) == (503, "draining")
 
 
 async def test_readers_that_take_nothing_do_not_hold_the_exit_up(tmp_path: Path) -> None:

@@ -109,6 +109,8 @@ class Runs:
         reader, foreseen, run_id = None, None, new_id()
         try:
             await self._deleted(user)  # Nothing is awaited behind this: a deletion from now on knows of this run.
+            if self.is_draining:  # Since the place was asked for. The drain waits for no run that begins behind it.
+                raise Draining
             self._beginning[run_id] = anyio.Event()
             foreseen = await self._lives.foresee(user, request, place, run_id, carrier)
             begun = await self._sessions.begin(user, request, run_id, foreseen.ask)
