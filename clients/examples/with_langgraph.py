@@ -8,7 +8,8 @@ from langgraph.graph import START, MessagesState, StateGraph
 
 from chatserver import AgentContext, AssistantTurn, Dialogue, UserMessage, create_app, serve
 
-model = ChatOpenAI(model="gpt-4o-mini", max_retries=0)
+# No timeout of its own: in Python 3.11 this one can swallow a cancel. The server has `CHATSERVER_AGENT_IDLE_SECONDS`.
+model = ChatOpenAI(model="gpt-4o-mini", max_retries=0, stream_chunk_timeout=None)
 
 
 async def answer(state: MessagesState) -> dict[str, list[AnyMessage]]:
