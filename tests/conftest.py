@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,10 @@ from tests.redis_servers import RedisServer, redis_process
 
 ReportT = TypeVar("ReportT", pytest.TestReport, pytest.CollectReport)
 Scale: TypeAlias = Callable[[int, int], int]
+
+# Hundreds of tests start a server. Where the environment forbids to keep what was compiled, each compiles all anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 IS_FULL = os.environ.get("CHATSERVER_PROOFS") == "full"
 """Whether this is `just proofs`: every proof at full length, and those that a cheaper test nearly replaces."""
