@@ -1,5 +1,6 @@
 """What all tests share: the event loop, the rule about skips, the length of proofs, a PostgreSQL of their own."""
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -142,8 +143,29 @@ def postgres_url(postgres_database: str) -> str:
     return postgres_database
 
 
+@pytest.fixture(scope="session")
+def postgres_schema(postgres_server: str) -> str:
+    """The statements that make what the migrations make: to migrate takes longer than many a test."""
+    psql(f"{postgres_server}/postgres", "CREATE DATABASE migrated")
+    migrated = f"{postgres_server}/migrated"
+
+    async def migrate() -> None:
+        async with open_database(migrated):
+            pass
+
+    asyncio.run(migrate())
+    dump = ["pg_dump", "--inserts", "--no-owner", migrated]
+    return subprocess.run(dump, check=True, timeout=50, capture_output=True, text=True).stdout
+
+
 def psql(database: str, statements: str) -> None:
-    subprocess.run(["psql", "--quiet", database, "--command", statements], check=True, timeout=50)
+    subprocess.run(
+        ["psql", "--quiet", "--set", "ON_ERROR_STOP=1", "--output", os.devnull, database],
+        input=statements,
+        text=True,
+        check=True,
+        timeout=50,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -172,10 +194,18 @@ def url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-async def sessions(url: str, tmp_path: Path) -> AsyncIterator[Sessions]:
+def migrated_url(url: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
+    """The URL of a database without content, of either kind."""
     if url.startswith("sqlite:"):
         place_empty_database(tmp_path / "chat.db")
-    async with open_sessions(url) as opened:
+    else:
+        psql(url, request.getfixturevalue("postgres_schema"))
+    return url
+
+
+@pytest.fixture
+async def sessions(migrated_url: str) -> AsyncIterator[Sessions]:
+    async with open_sessions(migrated_url) as opened:
         yield opened
 
 

@@ -209,7 +209,12 @@ class ServerProcess(Program):
         return f"http://{self.host}:{self.port}"
 
     async def start(self) -> Self:
-        """Start it, for the first time or again, and wait until it says where it listens."""
+        """Start it, for the first time or again, and wait until it says where it listens.
+
+        As a module it finds an empty database. Started otherwise, as tests of its start do, it makes one.
+        """
+        if self._start[0] == "-m":
+            place_empty_database(self.directory / "chat.db")
         found = await self.launch(
             self._python,
             *(*self._start, "serve", "--host", self.host, "--port", str(self.settings.port), *self.arguments),

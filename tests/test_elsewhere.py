@@ -8,8 +8,9 @@ from unittest.mock import patch
 
 import pytest
 
-from chatserver.log import EventLog
+from chatserver.log import EventLog, journal
 from chatserver.log.journal import catch_up
+from chatserver.nodes import follower as following
 from chatserver.nodes.keys import owner_key
 from chatserver.runs import runs
 from tests.clients import (
@@ -108,8 +109,9 @@ async def test_another_node_shows_how_far_a_run_has_come(stage: Stage, other: St
 @each_transport
 @in_time
 async def test_a_cursor_past_the_end_is_wrong_on_another_node_too(
-    stage: Stage, other: Stage, transport: Transport
+    stage: Stage, other: Stage, transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(journal, "CATCH_UP_SECONDS", 0.2)
     _, reading = await begun(stage, transport)
     with pytest.raises(RefusedError) as refusal:
         await transport.attach(other.server, reading.run_id, 4)
@@ -135,6 +137,8 @@ async def test_a_reader_may_be_ahead_of_what_the_node_has_heard(
         await WsReader.connect(other.server) as there,
     ):
         await follower.take(3)
+        there.send({"type": "attach", "run_id": "none", "after": 0})
+        assert (await there.answer())["code"] == "not_found"  # So it was let in, for which Redis was asked.
         nodes[1].redis.stall("replies")
         story.tell(4)
         await reading.take(1)
@@ -212,8 +216,9 @@ async def test_a_session_is_deleted_at_another_node_with_its_active_run_and_thos
 @each_transport
 @in_time
 async def test_an_owner_that_was_replaced_ends_its_run_and_shows_nothing_more_of_it(
-    nodes: Cluster[LiveNode], stage: Stage, transport: Transport
+    nodes: Cluster[LiveNode], stage: Stage, transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(following, "SILENT_SECONDS", 0.1)  # No new owner is here to say that the run has ended.
     story, reading = await begun(stage, transport)
     (redis,) = nodes[0].redis.targets
     assert isinstance(redis, RedisServer)
