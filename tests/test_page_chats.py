@@ -116,7 +116,7 @@ async def test_what_another_tab_does_is_seen(chromium: Browser) -> None:
         upstream.script(*say("One."))
         await page.send("A")
         await page.answered("One.")
-        other = Driver(await page.page.context.new_page())
+        other = Driver(await page.page.context.new_page(), page.page.url)
         await other.page.goto(page.page.url)
         await other.answered("One.")
         upstream.script(*parts("Two", gate, "."))

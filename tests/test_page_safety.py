@@ -34,10 +34,12 @@ def from_node(module: str, expression: str) -> Any:
     return json.loads(done.stdout)
 
 
-async def raise_alarm(page: Driver) -> None:
-    """From the next load on."""
-    await page.page.add_init_script(f"{PROBES}.raiseAlarm()")
-    await page.page.reload()
+@asynccontextmanager
+async def alarmed(browser: Browser) -> AsyncIterator[tuple[Driver, FakeUpstream]]:
+    """A page in which what would be harm is seen, from its load on."""
+    async with chatting(browser) as (page, _, upstream), await page.page.add_init_script(f"{PROBES}.raiseAlarm()"):
+        await page.page.reload()
+        yield page, upstream
 
 
 async def is_unharmed(page: Driver) -> None:
@@ -49,16 +51,14 @@ async def test_no_payload_runs_or_asks_elsewhere(chromium: Browser) -> None:
     """A request to another origin is a complaint of the driver, and fails the test."""
     payloads = from_node("payloads.mjs", "it.PAYLOADS")
     assert len(payloads) >= 300
-    async with chatting(chromium) as (page, _, _):
-        await raise_alarm(page)
+    async with alarmed(chromium) as (page, _):
         await page.probe("draw", payloads)
         assert await page("#messages a").count() > 50  # Links to the web are links.
         await is_unharmed(page)
 
 
 async def test_what_would_be_harm_is_seen(chromium: Browser) -> None:
-    async with chatting(chromium) as (page, _, _):
-        await raise_alarm(page)
+    async with alarmed(chromium) as (page, _):
         await page.page.evaluate("document.getElementById('messages').append(new Image())")
         await page.page.evaluate("document.querySelector('#messages img').src = 'https://leak.invalid/a.png'")
         assert len(await page.probe("foreign")) == 1
@@ -68,8 +68,7 @@ async def test_what_would_be_harm_is_seen(chromium: Browser) -> None:
 
 async def test_no_payload_does_so_on_its_way_through_an_answer(chromium: Browser) -> None:
     payloads = [each.replace("\0", "").replace("\x01", "") for each in from_node("payloads.mjs", "it.PAYLOADS")]
-    async with chatting(chromium) as (page, _, upstream):
-        await raise_alarm(page)
+    async with alarmed(chromium) as (page, upstream):
         upstream.script(*say("\n\n".join(payloads) + "\n\n~~~~~~\n\nThe end", pieces=900))
         await page.send("<img src=x onerror=pwn(1)> [x](javascript:pwn(1))")
         await page.answered("The end")
@@ -79,22 +78,22 @@ async def test_no_payload_does_so_on_its_way_through_an_answer(chromium: Browser
         await is_unharmed(page)
 
 
-@pytest.mark.parametrize(
-    "attempt",
-    [
-        "document.body.innerHTML = '<b>a</b>'",
-        "document.createElement('script').text = 'pwn(1)'",
-        "new Function('pwn(1)')()",
-        "setTimeout('pwn(1)')",
-        "window.trustedTypes.createPolicy('x', {createHTML: (text) => text})",
-    ],
-)
-async def test_the_policy_holds_even_if_the_page_did_not(chromium: Browser, attempt: str) -> None:
+ATTEMPTS = [
+    "document.body.innerHTML = '<b>a</b>'",
+    "document.createElement('script').text = 'pwn(1)'",
+    "new Function('pwn(1)')()",
+    "setTimeout('pwn(1)')",
+    "window.trustedTypes.createPolicy('x', {createHTML: (text) => text})",
+]
+
+
+async def test_the_policy_holds_even_if_the_page_did_not(chromium: Browser) -> None:
     async with chatting(chromium) as (page, _, _):
-        later = f"try {{ {attempt}; resolve() }} catch (error) {{ resolve(error.name) }}"
-        # What is evaluated at once may do what it likes.
-        said = await page.page.evaluate(f"new Promise((resolve) => setTimeout(() => {{ {later} }}))")
-        assert said in ("TypeError", "EvalError")
+        for attempt in ATTEMPTS:
+            later = f"try {{ {attempt}; resolve() }} catch (error) {{ resolve(error.name) }}"
+            # What is evaluated at once may do what it likes.
+            said = await page.page.evaluate(f"new Promise((resolve) => setTimeout(() => {{ {later} }}))")
+            assert said in ("TypeError", "EvalError"), attempt
         page.complaints.clear()
 
 
@@ -142,17 +141,19 @@ async def prefixed(port: int, prefix: str) -> AsyncIterator[str]:
         yield f"http://{HOST}:{there}{prefix}"
 
 
-@pytest.mark.parametrize("transport", ["ws", "sse"])
-async def test_it_works_under_a_path(chromium: Browser, transport: str) -> None:
+async def test_it_works_under_a_path(chromium: Browser) -> None:
     async with (
         FakeUpstream() as upstream,
         live_server(upstream.url, root_path="/some/path") as server,
         prefixed(server.port, "/some/path/") as url,
         opened(chromium, url) as page,
     ):
-        upstream.script(*say("Here too."))
-        await page.use(transport)
-        await page.send("Hello")
-        await page.answered("Here too.")
-        await expect(page("#sessions a")).to_have_text("Hello")
-        assert "/some/path/#/s/" in page.page.url
+        for number, transport in enumerate(("ws", "sse"), 1):
+            upstream.script(*say("Here too."))
+            await page.begin_anew()
+            await page.use(transport)
+            await page.send("Hello")
+            await page.answered("Here too.")
+            await expect(page.answer.locator("footer .badge")).to_have_text("WebSocket" if transport == "ws" else "SSE")
+            await expect(page("#sessions a")).to_have_text(["Hello"] * number)
+            assert "/some/path/#/s/" in page.page.url

@@ -69,6 +69,11 @@
     return "";
   },
 
+  /** Takes the marks of `unreached` away. */
+  unmark() {
+    for (const each of document.querySelectorAll("[data-reached]")) delete each.dataset.reached;
+  },
+
   /** Marks what has the focus; what can be used and was not marked yet. */
   unreached() {
     document.activeElement.dataset.reached = "";
@@ -77,6 +82,11 @@
       .filter((each) => each.checkVisibility({ visibilityProperty: true }) && !each.disabled && !each.closest("[inert]"))
       .filter((each) => isChosen(each) && each.tabIndex >= 0 && !("reached" in each.dataset))
       .map((each) => each.outerHTML.slice(0, 120));
+  },
+
+  /** Where the first of each selector is. @param {string[]} selectors */
+  boxes(selectors) {
+    return selectors.map((each) => document.querySelector(each).getBoundingClientRect().toJSON());
   },
 
   /** Whether one has to scroll sideways. */
