@@ -194,9 +194,12 @@ class ServerProcess(Program):
         python: str | Path = sys.executable,
         start: Sequence[str] = ("-m", "chatserver"),
         environment: dict[str, str] | None = None,
+        has_database: bool = True,
         **settings: Any,
     ) -> None:
+        """``has_database``: it finds an empty one. Otherwise it makes one, which takes longer than all else it does."""
         super().__init__(directory)
+        self._has_database = has_database
         self.settings = settings_for(upstream_url, directory, **settings)
         self.arguments = arguments
         self.host = self.settings.host
@@ -209,11 +212,8 @@ class ServerProcess(Program):
         return f"http://{self.host}:{self.port}"
 
     async def start(self) -> Self:
-        """Start it, for the first time or again, and wait until it says where it listens.
-
-        As a module it finds an empty database. Started otherwise, as tests of its start do, it makes one.
-        """
-        if self._start[0] == "-m":
+        """Start it, for the first time or again, and wait until it says where it listens."""
+        if self._has_database:
             place_empty_database(self.directory / "chat.db")
         found = await self.launch(
             self._python,

@@ -285,7 +285,8 @@ async def serving(
     directory: Path, *arguments: str, start: Sequence[str] = ("-m", "chatserver"), **environment: str
 ) -> AsyncIterator[ServerProcess]:
     with anyio.fail_after(2 * WAIT_SECONDS):
-        async with ServerProcess(None, directory, *arguments, start=start, environment=environment) as server:
+        server = ServerProcess(None, directory, *arguments, start=start, environment=environment, has_database=False)
+        async with server:
             yield server
 
 
