@@ -22,6 +22,7 @@ from tests.clients import Address
 from tests.fake_upstream import FakeUpstream
 from tests.gateway import Gateway
 from tests.live import LiveServer, ServerProcess, live_server
+from tests.program import free_port
 from tests.proving import Stage
 from tests.redis_server import RedisServer, Sentinel
 
@@ -38,10 +39,13 @@ class Member(Address, Protocol):
 
 
 class Node(ServerProcess):
-    """A process. It reaches Redis through a gateway of its own."""
+    """A process. It reaches Redis through a gateway of its own.
+
+    Between two lives nobody else has its port: the balancer still tries it, and another server there would answer.
+    """
 
     def __init__(self, upstream_url: str, directory: Path, redis: Redis, **options: Any) -> None:
-        super().__init__(upstream_url, directory, **options)
+        super().__init__(upstream_url, directory, port=free_port(), **options)
         self.redis, self._server = _way_to(redis), redis
 
     async def start(self) -> Self:

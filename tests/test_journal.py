@@ -204,6 +204,27 @@ async def test_a_fenced_owner_shows_nothing_more_and_goes_on_as_a_reader(redis_s
         assert [each.seq for each in await all_of(log)] == [log.last_seq] == [SEQ_LIMIT + 2]
 
 
+async def test_readers_from_before_a_run_was_ours_come_back_when_it_is_lost(redis_server: RedisServer) -> None:
+    """Two logs of one run would share a channel, and those who read the first one would hear nothing more."""
+    async with node(redis_server, "a") as first, node(redis_server, "b") as second:
+        (await first.own("run")).append(start())
+        followed = await second.follow("run")
+        await is_at(followed, 1)
+        early = followed.cursor(1)
+        log = await second.journal.own("run", is_claimed=True)
+        assert isinstance(log, OwnedLog)
+        await log.restore(followed.stored())
+        await until(lambda: log.tail == 1)
+        late = log.cursor(1)
+        second.journal.lose("run")
+        await until(lambda: early.is_at_end)
+        assert not late.is_at_end
+        assert second.journal._follower._followed["run"].log is log.shown, "it is followed on"
+        log.close()  # As that of a run that is let go of.
+        assert (await second.follow("run")).last_seq == 1
+        assert not second.journal._follower._followed["run"].log.is_over, "who comes back reads on"
+
+
 # ---- a log that is fed ----------------------------------------------------------------------------------------------
 
 

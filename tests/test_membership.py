@@ -39,34 +39,43 @@ class Kept:
         self.announced.append(run_id)
 
 
+class Life:
+    """A run as its owner has it, which counts its readers at other nodes."""
+
+    def __init__(self, run_id: str, owner: "Owner") -> None:
+        self._run_id = run_id
+        self._owner = owner
+        self._readers = 0
+
+    def count(self, readers: int) -> None:
+        self._readers += readers
+        self._owner.do(f"{self._run_id} has {self._readers}")
+
+
 class Owner:
     """The runs of a node, of which it has some."""
 
     def __init__(self, *run_ids: str) -> None:
-        self.readers = dict.fromkeys(run_ids, 0)
+        self.lives = {run_id: Life(run_id, self) for run_id in run_ids}
         self.done: list[str] = []
         self._news = anyio.Event()
 
     def cancel(self, run_id: str) -> None:
-        self._do(f"cancel {run_id}")
+        self.do(f"cancel {run_id}")
 
-    def count(self, run_id: str, readers: int) -> bool:
-        if run_id not in self.readers:
-            return False
-        self.readers[run_id] += readers
-        self._do(f"{run_id} has {self.readers[run_id]}")
-        return True
+    def life(self, run_id: str) -> "Life | None":
+        return self.lives.get(run_id)
 
     def lose(self, run_id: str) -> None:
-        self._do(f"lose {run_id}")
+        self.do(f"lose {run_id}")
 
     def nudge(self, run_id: str) -> None:
-        self._do(f"nudge {run_id}")
+        self.do(f"nudge {run_id}")
 
     def interrupt(self) -> None:
-        self._do("interrupt")
+        self.do("interrupt")
 
-    def _do(self, what: str) -> None:
+    def do(self, what: str) -> None:
         self.done.append(what)
         self._news.set()
         self._news = anyio.Event()
@@ -447,7 +456,21 @@ async def test_readers_of_a_run_that_is_not_here_are_not_counted(nodes: list[Nod
     a.others.count("run", 1)
     await a.others.cancel("marker")
     await b.owner.until("cancel marker")
-    b.owner.readers["run"] = 0
+    b.owner.lives["run"] = Life("run", b.owner)
+    await a.look()
+    await b.owner.until("run has 1")
+    a.others.count("run", -1)
+    await b.owner.until("run has 0")
+
+
+async def test_the_readers_of_a_run_that_was_lost_and_revived_are_counted_anew(nodes: list[Node]) -> None:
+    a, b, _ = nodes
+    a.serve()
+    b.serve("run")
+    await own(b, "run")
+    a.others.count("run", 1)
+    await b.owner.until("run has 1")
+    b.owner.lives["run"] = Life("run", b.owner)
     await a.look()
     await b.owner.until("run has 1")
     a.others.count("run", -1)

@@ -61,6 +61,9 @@ def _nobody() -> None:
 class MemoryLog:
     """An ``EventLog`` in memory: all its events merged, and beside them the fresh ones, the newest, as they are."""
 
+    is_closed = False
+    """Whether it ends without its run: its readers come back."""
+
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
         self.last_seq = 0
@@ -159,7 +162,7 @@ class MemoryLog:
         return self._merged.stored(last)
 
     def close(self) -> None:
-        self.is_over = True
+        self.is_over = self.is_closed = True
         self._wake()
 
     def _wake(self) -> None:

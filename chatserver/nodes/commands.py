@@ -12,12 +12,22 @@ from chatserver.nodes.follower import TAILS
 from chatserver.nodes.keys import CANCELS, node_key, owner_key
 from chatserver.nodes.link import Link, Script
 from chatserver.nodes.membership import Membership
-from chatserver.runs.elsewhere import Owner
+from chatserver.runs.elsewhere import Counted, Owner
 
 SILENT_LOOKS = 5
 """After so many looks of the owner in which a node has not told of its readers of a run, the node has none."""
 
 CANCEL, TELL = Script("cancel"), Script("tell")
+
+
+class _Read:
+    """An own run that another node reads, and the looks since that was told."""
+
+    __slots__ = ("life", "looks")
+
+    def __init__(self, life: Counted) -> None:
+        self.life = life
+        self.looks = 0
 
 
 class OtherNodes:
@@ -28,7 +38,7 @@ class OtherNodes:
         self._membership = membership
         self._owner: Owner
         self._reading = Counter[str]()  # The readers here of each run of another node.
-        self._read: dict[tuple[str, str], int] = {}  # Own runs, each with a node that reads it, and the looks since.
+        self._read: dict[tuple[str, str], _Read] = {}  # Own runs, each with a node that reads it.
         self._verbs: dict[str, Callable[[str, str], None]] = {
             "cancel": self._cancel,
             "read": self._add_reader,
@@ -96,12 +106,16 @@ class OtherNodes:
         self._owner.nudge(run_id)
 
     def _add_reader(self, run_id: str, node: str) -> None:
-        if (run_id, node) in self._read or self._owner.count(run_id, 1):
-            self._read[run_id, node] = 0
+        read, life = self._read.get((run_id, node)), self._owner.life(run_id)
+        if read is not None and read.life is life:
+            read.looks = 0
+        elif life is not None:
+            life.count(1)
+            self._read[run_id, node] = _Read(life)
 
     def _remove_reader(self, run_id: str, node: str) -> None:
-        if self._read.pop((run_id, node), None) is not None:
-            self._owner.count(run_id, -1)
+        if read := self._read.pop((run_id, node), None):
+            read.life.count(-1)
 
     def _looked(self, cancelled: Sequence[str]) -> None:
         """With each look: obey what was not heard, tell of the readers here, forget those whom nobody tells of."""
@@ -109,11 +123,11 @@ class OtherNodes:
             self._owner.cancel(run_id)
         if self._reading:
             self._tell("read", list(self._reading))
-        for (run_id, node), looks in list(self._read.items()):
-            if looks == SILENT_LOOKS:
+        for (run_id, node), read in list(self._read.items()):
+            if read.looks == SILENT_LOOKS:
                 self._remove_reader(run_id, node)
             else:
-                self._read[run_id, node] = looks + 1
+                read.looks += 1
 
 
 def _unheard(reply: object) -> None:

@@ -104,7 +104,9 @@ class Follower:
         Raises:
             Unavailable: Redis cannot be used now.
         """
-        followed = self._followed.get(run_id) or self._begin(FedLog(run_id))
+        followed = self._followed.get(run_id)
+        if followed is None or followed.log.is_closed:
+            followed = self._begin(FedLog(run_id))
         followed.used_at = monotonic()
         match await asyncio.shield(followed.first_read):
             case Found.RUN:
@@ -115,7 +117,12 @@ class Follower:
                 raise unavailable()  # One for each who waits: the traceback of one would grow with their number.
 
     def adopt(self, log: FedLog) -> None:
-        """Follow a run that was ours, from where it is, to its end, which the database may have already."""
+        """Follow a run that was ours, from where it is, to its end, which the database may have already.
+
+        Who has read it here before it was ours, or when it was ours earlier, comes back: one log hears the channel.
+        """
+        if before := self._followed.get(log.run_id):
+            before.log.close()
         self._ask_database(self._begin(log, is_ours=True))
 
     def _begin(self, log: FedLog, is_ours: bool = False) -> Followed:
@@ -125,8 +132,13 @@ class Follower:
         return followed
 
     def _leave(self, followed: Followed) -> None:
-        self._followed.pop(followed.log.run_id, None)
-        self._link.unsubscribe(run_key(followed.log.run_id))
+        self._hear_no_more(followed)
+        if self._followed.get(followed.log.run_id) is followed:
+            del self._followed[followed.log.run_id]
+
+    def _hear_no_more(self, followed: Followed) -> None:
+        if self._followed.get(followed.log.run_id) is followed:  # Else another log of the run hears its channel.
+            self._link.unsubscribe(run_key(followed.log.run_id))
 
     # What Redis says.
 
@@ -141,7 +153,7 @@ class Follower:
         """Keep what is new; False: something before it is missing."""
         follows = followed.log.feed(unpacked_chunk(chunk))
         if followed.log.is_over:
-            self._link.unsubscribe(run_key(followed.log.run_id))
+            self._hear_no_more(followed)
         return follows
 
     def _read_all(self) -> None:
@@ -237,10 +249,10 @@ class Follower:
         log = followed.log
         try:
             if (stored := await self._stored(log.run_id)) and not log.is_over:
-                self._link.unsubscribe(run_key(log.run_id))
+                self._hear_no_more(followed)
                 await log.complete(stored)
         except NotFound:
             if not log.is_over:
-                self._link.unsubscribe(run_key(log.run_id))
+                self._hear_no_more(followed)
                 log.keep(DELETED, appended(DELETED, log.run_id, log.last_seq + 1))
                 log.tell()

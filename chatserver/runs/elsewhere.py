@@ -5,6 +5,14 @@ from typing import Protocol
 from chatserver.errors import ChatError, NotFound
 
 
+class Counted(Protocol):
+    """A run, as it counts its readers."""
+
+    def count(self, readers: int) -> None:
+        """Add so many readers, or remove them (negative)."""
+        ...
+
+
 class Owner(Protocol):
     """The runs of this process, as others may ask for them. Runs that are not here are passed by."""
 
@@ -12,8 +20,8 @@ class Owner(Protocol):
         """End the run as cancelled."""
         ...
 
-    def count(self, run_id: str, readers: int) -> bool:
-        """Add so many readers of the run at other processes, or remove them (negative); whether the run is here."""
+    def life(self, run_id: str) -> Counted | None:
+        """The run, if it is here, for the readers at other processes. One that is lost and revived is another one."""
         ...
 
     def nudge(self, run_id: str) -> None:

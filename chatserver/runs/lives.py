@@ -129,11 +129,9 @@ class Lives:
         if life := self.lives.get(run_id):
             life.cancel()
 
-    def count(self, run_id: str, readers: int) -> bool:
-        """Add readers at other processes, or remove them (negative); whether the run is one of this process."""
-        if life := self.lives.get(run_id):
-            life.count(readers)
-        return life is not None
+    def life(self, run_id: str) -> Life | None:
+        """The run, if it is one of this process."""
+        return self.lives.get(run_id)
 
     def lose(self, run_id: str) -> None:
         """Stop the run, if it is one of this process: another process has taken it over."""
