@@ -30,6 +30,7 @@ from tests.clients import BOTH, Transport, cancel, documents_of, get_run, text_o
 from tests.fake_upstream import FakeUpstream, Gate, say, token
 from tests.live import LiveServer, live_server
 from tests.merging import unmerged
+from tests.proving import check_once
 from tests.test_waiting import answered, is_waiting
 
 pytestmark = pytest.mark.anyio
@@ -285,6 +286,52 @@ async def booking(dialogue: Dialogue, context: AgentContext) -> AsyncIterator[Yi
         yield "I book. "
     for table in (4, 5):
         yield f"{await context.call('book', {'table': table})}. "
+
+
+async def chatting(dialogue: Dialogue, context: AgentContext) -> AsyncIterator[Yielded]:
+    """Speaks while its call waits, as soon as the first user asks for it."""
+    call = asyncio.ensure_future(context.call("book", {"table": 4}))
+    if not context.is_resumed:
+        await anyio.to_thread.run_sync(SPEAK.wait)
+        yield "Shall I? "
+        yield "I shall wait. "
+    yield f"{await call}."
+
+
+SPEAK = threading.Event()
+
+
+@each_transport
+async def test_what_an_agent_says_while_its_call_waits_is_stored(
+    transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else who takes the run over would give its readers other events with the same numbers."""
+    monkeypatch.setenv(LEDGER, str(tmp_path / "ledger"))
+    SPEAK.clear()
+
+    def living() -> Any:
+        return live_server(
+            None, directory=tmp_path, make_app=lambda chosen: create_app(chosen, agent=chatting), tools=REFERENCE
+        )
+
+    with anyio.fail_after(2 * WAIT_SECONDS):
+        try:
+            async with living() as server:
+                reading = await transport.start(server, {"message": "Book"})
+                call_id = json.loads((await reading.take(2))[-1])["call_id"]
+                await is_waiting(server, reading.run_id)
+                SPEAK.set()
+                await reading.take(2)
+                before = list(reading.documents)
+                reading.cut()
+        finally:
+            SPEAK.set()
+        async with living() as server:
+            reader = await transport.attach(server, reading.run_id, 4)
+            assert await answered(server, reading.run_id, call_id, approve=True) == 202
+            documents = [*before, *await documents_of(reader)]
+    check_once(documents)
+    assert types_of(documents) == ["start", "tool_call", "token", "token", "tool_result", "token", "done"]
 
 
 @each_transport

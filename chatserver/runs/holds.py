@@ -7,12 +7,14 @@ the answers: the first one is recorded there, and then its run is told, or finds
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from math import inf
 
 import anyio
 
 from chatserver.errors import AlreadyAnswered, RunLost, TooMany, Unavailable
 from chatserver.events import ToolCall
+from chatserver.runs.held import HeldRun
 from chatserver.runs.life import Life
 from chatserver.runs.places import Place, Places
 from chatserver.runs.states import SPEAKING, State
@@ -34,32 +36,11 @@ logger = logging.getLogger(__name__)
 ANSWERS_LOOK_SECONDS = 3.0
 """How often the answers that other processes have recorded are looked for: their message may be lost."""
 
+SAID_SECONDS = 0.1
+"""How long what an agent says while its calls wait is gathered before it is stored."""
+
 TRY_AGAIN_SECONDS = 1.0
 """Between tries to store what waits, while the database cannot be used."""
-
-
-class HeldRun:
-    """A run with calls that wait: each call with its future, and how much of that is stored."""
-
-    def __init__(self, life: Life) -> None:
-        self.life = life
-        self.futures: dict[str, asyncio.Future[Resolution]] = {}
-        self.calls: dict[str, WaitingCall] = {}
-        self.stored: frozenset[str] = frozenset()
-        self.is_waiting = False
-        """Whether the run is stored as one that waits."""
-
-        self.news = asyncio.Event()
-        self.keeper: asyncio.Task[None] | None = None
-
-    @property
-    def is_stored(self) -> bool:
-        """Whether all that is to be stored of it is."""
-        return self.stored.issuperset(self.futures) and self.is_waiting is (self.life.run.state is State.WAITING)
-
-    def waits_for(self, call_id: str) -> bool:
-        """Whether the call has no answer yet."""
-        return call_id in self.futures and not self.futures[call_id].done()
 
 
 class Holds:
@@ -108,7 +89,7 @@ class Holds:
         """The run was taken from the database with these calls that wait."""
         held = self._held_of(life)
         held.calls.update(calls)
-        held.stored, held.is_waiting = frozenset(calls), True
+        held.stored, held.stored_seq, held.is_waiting = frozenset(calls), life.log.last_seq, True
 
     def _held_of(self, life: Life) -> HeldRun:
         held = self._held.get(life.run_id)
@@ -155,6 +136,8 @@ class Holds:
         while True:
             await held.news.wait()
             held.news.clear()
+            if held.futures and held.has_stored_calls:  # At most more was said, as often as an agent likes.
+                await anyio.sleep(SAID_SECONDS)
             if not held.futures or held.is_stored:
                 continue
             try:
@@ -170,6 +153,12 @@ class Holds:
             except Exception:
                 logger.exception("run %s waits, and could not be stored", held.life.run_id)
 
+    async def store_all(self) -> None:
+        """Store now what runs that wait have said, so that they can be let go of."""
+        for held in [each for each in self._held.values() if each.futures and not each.is_stored]:
+            with suppress(Unavailable, RunLost, TooMany):  # As its keeper finds again.
+                await self._store(held)
+
     async def _store(self, held: HeldRun) -> None:
         life = held.life
         await life.settled()
@@ -183,7 +172,8 @@ class Holds:
             answered = await self._sessions.waits.store(life.run_id, wait, progress, is_waiting, self._limit)
         usage = progress.usage
         life.billed = usage.input_tokens + usage.output_tokens if usage else 0
-        held.stored, held.is_waiting = frozenset(calls), is_waiting and not answered
+        held.stored, held.stored_seq = frozenset(calls), progress.log.last_seq
+        held.is_waiting = is_waiting and not answered
         for call_id, resolution in answered.items():
             await self._go_on(held, call_id, resolution)
         if held.is_waiting and life.run.state is State.WAITING:

@@ -65,7 +65,7 @@ class Life:
 
         self.hold: Callable[[Life, ToolCall, str | None], Awaitable[Resolution]] = _unanswered
         self.on_rest: Callable[[], None] = lambda: None
-        """Called when a call waits, or has a result, of a run that has calls which wait."""
+        """Called when a call waits, and when a run that has calls which wait says something."""
 
         self.on_idle: Callable[[Life], None] = lambda _: None
         """Called when the run waits and has had no reader for long."""
@@ -120,7 +120,7 @@ class Life:
         self._turns = sum(1 for origin in said.transcript if origin.call_ids)
 
     def rested(self) -> None:
-        """A call of the run waits, or one beside calls that wait has begun or ended."""
+        """A call of the run waits, or beside calls that wait something was said."""
         self._set_timer()
         self.on_rest()
 
@@ -269,8 +269,8 @@ class Life:
             raise
         if isinstance(step, HASTENING):
             self.checkpoints.hasten(self.run_id)
-            if self.run.calls.has_held:
-                self.rested()
+        if self.run.calls.has_held:
+            self.rested()
 
     async def _finish(self) -> bool:
         is_stored = await RunEnd(self.run, self._sessions, self.billed, self.on_lost).finish()

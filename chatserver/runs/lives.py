@@ -252,6 +252,7 @@ class Lives:
         spawn(self._park(life), self._chores)
 
     async def _park_all(self) -> None:
+        await self.holds.store_all()
         waiting = [life for life in self._unfinished.values() if self.holds.is_stored(life)]
         await asyncio.gather(*map(self._park, waiting))
 
