@@ -12,11 +12,11 @@ import anyio
 from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
-from chatserver.answer import is_open, unfold
+from chatserver.answer import Answer, is_open, unfold
 from chatserver.commands import NAME_CHARS_LIMIT, ClientTool, is_id, new_id
-from chatserver.dialogue import INTERRUPTED_CALL, NO_ORIGIN, Leavings, ToolSpecification, TurnOrigin
+from chatserver.dialogue import INTERRUPTED_CALL, NO_ORIGIN, Leavings, ToolSpecification, TurnOrigin, questions_of
 from chatserver.events import ToolCall, ToolResult, to_json
-from chatserver.parts import Executor, Part, ToolCallPart
+from chatserver.parts import Executor, ToolCallPart
 from chatserver.providers import ToolCallFragment, ToolCallRequest
 from chatserver.questions import Questions
 from chatserver.steps import Emit, Settled
@@ -28,7 +28,7 @@ from chatserver.tools.execution import ToolThreads, check
 from chatserver.tools.inputs import ToolInputs
 from chatserver.tools.progress import told_progress
 from chatserver.tools.results import Outcome, ToolFailed
-from chatserver.waiting import Approved, Refused, Resolution, Resulted
+from chatserver.waiting import GONE, Approved, Refused, Resolution, Resulted
 
 CALLS_PER_TURN_LIMIT = 32
 """How many of the calls that a model wants in one turn are made. The model is told that the others were refused."""
@@ -137,28 +137,29 @@ class Calls:
         made = await self.make([ToolCallRequest("", name, to_json(args).decode())])
         return next(each for each in made.steps if isinstance(each, ToolResult))
 
-    async def resume(self, parts: Sequence[Part], waiting: Container[str]) -> None:
+    async def resume(self, said: Answer, waiting: Container[str]) -> None:
         """Complete the calls that an earlier process has left without a result; of those, these wait.
 
-        What became of any other of them nobody knows.
+        What became of any other of them nobody knows. A question is withdrawn, if nobody has answered it.
         """
-        made = [part for part in parts if isinstance(part, ToolCallPart)]
+        made = [part for part in said.parts if isinstance(part, ToolCallPart)]
+        questions = questions_of(made, said.transcript)
         self._call_ids.update({part.call_id: None for part in made})
         left = [
             Checked(call_of(part), None if part.call_id in waiting else INTERRUPTED_CALL)
             for part in made
             if is_open(part)
         ]
-        told = [*unfold(made), *await self._complete_all(left)]
+        told = [*unfold(made), *await self._complete_all(left, questions)]
         results = {each.call_id: each for each in told if isinstance(each, ToolResult)}
         # By the arguments that the agent gave, also where somebody has edited them since.
         self._recorded = [(part, results[part.call_id]) for part in made]
 
-    async def _complete_all(self, calls: Sequence[Checked]) -> list[ToolResult]:
+    async def _complete_all(self, calls: Sequence[Checked], questions: Container[str] = ()) -> list[ToolResult]:
         results: list[ToolResult] = []
 
         async def complete(call: Checked) -> None:
-            results.append(await self._complete(call))
+            results.append(await self._complete(call, GONE if call.call.call_id in questions else None))
 
         async with anyio.create_task_group() as tasks:
             for each in calls:

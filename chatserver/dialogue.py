@@ -4,7 +4,7 @@ A provider writes the items of a dialogue as its API has them. Leavings are the 
 understands.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, groupby
 from typing import Any, TypeAlias
 
@@ -206,9 +206,9 @@ def _told(message: PastMessage) -> list[Item]:
 
 def told_answer(answer: Sequence[AnyPart], transcript: Sequence[TurnOrigin]) -> list[Item]:
     """The turns of an answer, each with the outputs of its calls."""
-    origins = {call_id: origin for origin in transcript for call_id in origin.call_ids}
+    origins = _origins(transcript)
     items: list[Item] = []
-    answer = [part for part in answer if not _is_question(part, origins)]
+    answer = [part for part in answer if not is_question(part, origins)]
     for parts in _turns(answer, origins):
         if isinstance(call := parts[-1], ToolCallPart):
             items += told_turn(parts, origins.get(call.call_id, NO_ORIGIN))
@@ -218,9 +218,19 @@ def told_answer(answer: Sequence[AnyPart], transcript: Sequence[TurnOrigin]) -> 
     return items
 
 
-def _is_question(part: AnyPart, origins: Mapping[str, TurnOrigin]) -> bool:
-    """Whether a tool has asked this; a client's tool may have the name too, and be called by the model."""
-    return isinstance(part, ToolCallPart) and part.tool == QUESTION and part.call_id not in origins
+def _origins(transcript: Sequence[TurnOrigin]) -> dict[str, TurnOrigin]:
+    return {call_id: origin for origin in transcript for call_id in origin.call_ids}
+
+
+def questions_of(parts: Sequence[AnyPart], transcript: Sequence[TurnOrigin]) -> set[str]:
+    """The calls of an answer by which tools have asked the user."""
+    origins = _origins(transcript)
+    return {part.call_id for part in parts if isinstance(part, ToolCallPart) and is_question(part, origins)}
+
+
+def is_question(part: AnyPart, made: Container[str]) -> bool:
+    """Whether a tool has asked this; a client's tool may have the name too, and be among the calls that turns made."""
+    return isinstance(part, ToolCallPart) and part.tool == QUESTION and part.call_id not in made
 
 
 def _turns(parts: Sequence[AnyPart], origins: Mapping[str, TurnOrigin]) -> Iterator[list[AnyPart]]:

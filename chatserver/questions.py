@@ -18,7 +18,7 @@ from chatserver.tools.results import ToolFailed
 from chatserver.waiting import WITHDRAWN
 
 Complete: TypeAlias = Callable[[ToolCall, str], Awaitable[ToolResult]]
-"""Waits for the answer to a call that the call of this id has made, and tells the run what it is."""
+"""Waits for the answer to a question, and tells it to the run. The id is that of the call whose tool asks."""
 
 
 class Questions:
@@ -35,23 +35,28 @@ class Questions:
     async def of(self, asker: str, limit: TimeLimit) -> AsyncIterator[Ask]:
         """While entered, the tool of a call may ask, from any thread. At the end, open questions are withdrawn."""
         loop, asking = asyncio.get_running_loop(), set[asyncio.Task[Reply]]()
-        is_over = False
+        is_over = asyncio.Event()
 
         async def replied(question: Question) -> Reply:
-            if is_over:
+            if is_over.is_set():
                 return CANCELLED
             reply = asyncio.create_task(self._ask(question, asker, limit))
             asking.add(reply)
             reply.add_done_callback(asking.discard)
-            return await reply
+            try:
+                return await asyncio.shield(reply)
+            except asyncio.CancelledError:
+                _withdraw(reply)
+                if is_over.is_set():  # Whoever waits here is not cancelled, and may be a callback of a library.
+                    return CANCELLED
+                raise
 
         try:
             yield lambda question: asyncio.run_coroutine_threadsafe(replied(question), loop)
         finally:
-            is_over = True
+            is_over.set()
             for reply in asking:
-                if not reply.cancelling():  # Otherwise the tool has withdrawn the question, which must come to its end.
-                    reply.cancel()
+                _withdraw(reply)
             if asking:
                 await asyncio.wait(asking)
 
@@ -74,7 +79,15 @@ class Questions:
                     )
                 )
             raise
-        return CANCELLED if result.is_error else _reply(result.result, question)
+        if result.is_error:
+            return CANCELLED
+        return await asyncio.to_thread(_reply, result.result, question)  # A schema may take a second.
+
+
+def _withdraw(reply: "asyncio.Task[Reply]") -> None:
+    """Cancel it once: a withdrawal that has begun must come to its end."""
+    if not reply.cancelling():
+        reply.cancel()
 
 
 def _args(question: Question) -> dict[str, Any]:
@@ -87,9 +100,14 @@ def _args(question: Question) -> dict[str, Any]:
 
 def _reply(answer: Any, question: Question) -> Reply:
     try:
-        reply = msgspec.convert(answer, Reply)
+        reply = msgspec.convert(_without_null(answer), Reply)
     except msgspec.ValidationError as error:
         raise ToolFailed(f"the user's answer is no reply: {error}") from None
     if reply.action == "accept" and (mistake := mistake_in(question.schema, reply.content)):
         raise ToolFailed(f"the user's answer does not fit the question: {mistake}")
     return reply
+
+
+def _without_null(answer: Any) -> Any:
+    """The answer as clients of MCP write it, too: with `content` of null where there is none."""
+    return {key: each for key, each in answer.items() if each is not None} if isinstance(answer, dict) else answer

@@ -19,6 +19,10 @@ REASON_BYTES_LIMIT = 4 * 1024
 """Why a user refuses a call, for the model."""
 
 UNANSWERED = "nobody answered this call in time, so it was not made"
+GONE = ""
+"""Stands for the call whose tool has asked, when the tool has ended with its process."""
+
+TOO_MANY_QUESTIONS = "too many questions wait for somebody on this server"
 WITHDRAWN = "the tool does not wait for the answer any more"
 DENIED = "the user refused this call"
 

@@ -40,6 +40,14 @@ async def forget(context: ToolContext) -> str:
     return "answered" if asked.done() else "gone"
 
 
+async def regret(context: ToolContext) -> str:
+    """End while the question is open, and cancel the question after that."""
+    asked = asyncio.ensure_future(context.ask("Hello?"))
+    await _enough()
+    asyncio.get_running_loop().call_later(0.02, asked.cancel)
+    return "gone"
+
+
 async def _enough() -> None:
     while not ENOUGH.is_set():  # noqa: ASYNC110 - the event belongs to the thread of the tests
         await asyncio.sleep(0.001)
@@ -51,6 +59,6 @@ async def pester(context: ToolContext, length: int, times: int) -> str:
     return "; ".join([str(each) for each in await asyncio.gather(*asked, return_exceptions=True)])
 
 
-TOOLS = [tool(each) for each in (order, agree, hurry, forget, pester)]
+TOOLS = [tool(each) for each in (order, agree, hurry, forget, regret, pester)]
 REFERENCE = f"{__name__}:TOOLS"
 """For ``CHATSERVER_TOOLS``."""

@@ -30,7 +30,19 @@ TOOLS: list[dict[str, Any]] = [
     },
     *(
         {"name": name, "inputSchema": OBJECT}
-        for name in ("environment", "hang", "die", "fail", "blocks", "lie", "huge", "ask", "ask_again", "open")
+        for name in (
+            "environment",
+            "hang",
+            "die",
+            "fail",
+            "blocks",
+            "lie",
+            "huge",
+            "ask",
+            "ask_again",
+            "insist",
+            "open",
+        )
     ),
     {
         "name": "work",
@@ -101,7 +113,7 @@ def called(id: Any, name: str, params: dict[str, Any]) -> None:
             ask(id, {"mode": "url", "message": "Sign in", "url": "https://example.org/", "elicitationId": "1"})
         case "ask_again" if "inputResponses" in params:
             text(id, json.dumps([params["requestState"], params["inputResponses"]]))
-        case "ask_again":
+        case "ask_again" | "insist":
             question = {"method": "elicitation/create", "params": {"message": "Which?", "requestedSchema": FORM}}
             result(
                 id, {"resultType": "input_required", "inputRequests": {"size": question}, "requestState": "by heart"}

@@ -16,6 +16,7 @@ from typing import Any
 import anyio
 import pytest
 from mcp import types
+from msgspec.structs import replace
 
 from chatserver.errors import SettingsError
 from chatserver.events import ToolProgress
@@ -28,7 +29,7 @@ from chatserver.tools.mcp.server import backoff
 from chatserver.tools.mcp.servers import McpServers, open_mcp_servers
 from chatserver.tools.mcp.stdio import Lines, TooLong
 from chatserver.tools.results import ToolFailed
-from tests.clients import BOTH, SSE, Transport, documents_of, request, types_of
+from tests.clients import BOTH, SSE, Transport, cancel, documents_of, get_run, request, types_of
 from tests.fake_upstream import FakeUpstream, call, say
 from tests.live import LiveServer, live_server
 from tests.program import START_SECONDS, free_port, until
@@ -428,6 +429,46 @@ async def test_a_question_that_may_be_of_another_call_is_put_to_nobody(tmp_path:
         assert "not clear" in await asking(servers, "ask", answering(ACCEPTED, asked))
         assert not asked
         tasks.cancel_scope.cancel()
+
+
+async def test_a_question_of_a_call_that_was_given_up_is_put_to_nobody_else(tmp_path: Path) -> None:
+    """The server may still be at work on that call: over pipes its question would be taken for one of the next call."""
+    asked: list[Question] = []
+    async with servers_of(f"s={small(tmp_path)}") as servers:
+        with anyio.move_on_after(0.2):
+            await asking(servers, "hang", ToolContext(user="Ada"))
+        assert "not clear" in await asking(servers, "ask", replace(answering(ACCEPTED, asked), user="Bob"))
+        assert not asked
+        assert "accept" in await asking(servers, "ask", replace(answering(ACCEPTED, asked), user="Ada"))
+
+
+@pytest.mark.parametrize("transport", BOTH, ids=str)
+async def test_a_run_that_is_cancelled_while_it_asks_costs_no_other_call(tmp_path: Path, transport: Transport) -> None:
+    async with FakeUpstream() as upstream, live_server(upstream.url, mcp=(f"s={small(tmp_path)}",)) as server:
+        await is_ready(server)
+        upstream.script(*call("s__ask", {}))
+        upstream.script(*call("s__hang", {}))
+        asks = await transport.start(server, {"message": "ask"})
+        await asks.take(3)
+        async with await transport.start(server, {"message": "hang"}) as hangs:
+            await hangs.take(2)
+            await cancel(server, asks.run_id)
+            await documents_of(asks)
+            upstream.script(*call("s__add", {"a": 1, "b": 2}))
+            upstream.script(*say("three"))
+            documents = await documents_of(await transport.start(server, {"message": "add"}))
+            results = [json.loads(each) for each in documents if b'"tool_result"' in each]
+            assert [(each["result"], each["is_error"]) for each in results] == [("3", False)]
+            assert (await get_run(server, hangs.run_id))["status"] == "running"
+    assert [each.get("method") for each in journal(tmp_path)].count("initialize") == 1
+
+
+async def test_a_server_that_wants_the_call_again_and_again_is_stopped(tmp_path: Path) -> None:
+    asked: list[Question] = []
+    async with servers_of(f"s={small(tmp_path, 'modern')}") as servers:
+        with pytest.raises(ToolFailed, match="over 10 times again"):
+            await asking(servers, "insist", answering(ACCEPTED, asked))
+    assert len(asked) == 10 and sum(each.get("method") == "tools/call" for each in journal(tmp_path)) == 11
 
 
 async def test_a_question_that_cannot_be_put_costs_its_call_alone(tmp_path: Path) -> None:

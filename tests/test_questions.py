@@ -6,19 +6,22 @@ from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import anyio
 import pytest
 
 from chatserver.dialogue import INTERRUPTED_CALL
+from chatserver.sessions.waits import Waits
 from chatserver.tools.context import Question, Reply, ToolContext
 from chatserver.tools.execution import TimeLimit
 from chatserver.tools.functions import tool
-from chatserver.waiting import UNANSWERED, WITHDRAWN
+from chatserver.waiting import TOO_MANY_QUESTIONS, UNANSWERED, WITHDRAWN
 from tests.asking_tools import ENOUGH, FORM, REFERENCE, order
 from tests.clients import SSE, TRANSPORTS, Transport, cancel, documents_of, get_run, request, types_of
 from tests.fake_upstream import Done, FakeUpstream, Gate, call, finish, role, say, token
 from tests.live import LiveServer, live_server
+from tests.merging import unmerged
 from tests.program import until
 from tests.proving import answer_of, check_once
 from tests.test_waiting import answered, calling, events_of, is_waiting
@@ -82,6 +85,9 @@ async def test_a_question_waits_for_its_answer_and_no_model_hears_of_it(
     ("answer", "told"),
     [
         pytest.param({"result": {"action": "decline"}}, ({"action": "decline", "content": {}}, False), id="declined"),
+        pytest.param(
+            {"result": {"action": "cancel", "content": None}}, ({"action": "cancel", "content": {}}, False), id="null"
+        ),
         pytest.param({"result": "?", "is_error": True}, ({"action": "cancel", "content": {}}, False), id="failed"),
         pytest.param(
             {"result": {"action": "accept", "content": {"size": 99}}},
@@ -164,10 +170,11 @@ async def test_a_run_that_asks_can_be_cancelled(transport: Transport, upstream: 
 
 
 @each_transport
+@pytest.mark.parametrize("comes", ["to read", "to answer"])
 async def test_after_a_restart_the_run_goes_on_without_the_tool(
-    transport: Transport, upstream: FakeUpstream, tmp_path: Path
+    comes: str, transport: Transport, upstream: FakeUpstream, tmp_path: Path
 ) -> None:
-    """The call of the tool has ended with its server: what it has done nobody knows. The question can be answered."""
+    """What the call has done nobody knows, and nobody waits for the answer: whoever comes takes the run along."""
     upstream.always(calling(("order", {})))
     async with (
         serving(upstream, tmp_path) as server,
@@ -175,17 +182,70 @@ async def test_after_a_restart_the_run_goes_on_without_the_tool(
     ):
         before = await reading.take(3)
         await is_waiting(server, reading.run_id)
+    call_id = question_in(before)["call_id"]
     async with serving(upstream, tmp_path) as server:
         assert (await get_run(server, reading.run_id))["status"] == "waiting"
-        call_id = question_in(before)["call_id"]
-        assert await answered(server, reading.run_id, call_id, transport, result=SIZE) == 202
-        documents = await documents_of(await transport.attach(server, reading.run_id, 0))
+        if comes == "to answer":
+            refused = await answered(server, reading.run_id, call_id, transport, result=SIZE)
+            assert refused == (409, "already_answered")
+        documents = [*before, *await documents_of(await transport.attach(server, reading.run_id, 3))]
         check_once(documents)
-        assert documents[:3] == before and types_of(documents)[-1] == "done"
         assert result_in(documents, "order") == (INTERRUPTED_CALL, True)
-        assert result_in(documents, "ask_user") == (SIZE, False)
+        assert result_in(documents, "ask_user") == (WITHDRAWN, True)
+        assert types_of(documents)[-1] == "done"
+    async with serving(upstream, tmp_path) as server:
+        again = await documents_of(await transport.attach(server, reading.run_id, 0))
+        assert unmerged(again, documents) == documents
     told = upstream.requests[-1].json["messages"]
     assert [each["role"] for each in told] == ["user", "assistant", "tool"]
+
+
+async def test_a_question_that_is_withdrawn_twice_is_withdrawn_once(upstream: FakeUpstream, tmp_path: Path) -> None:
+    """The tool ends, and then cancels what it has asked, while the withdrawal is on its way to the disk."""
+    ENOUGH.clear()
+    begun, goes_on, answer = anyio.Event(), anyio.Event(), Waits.answer
+
+    async def slow(self: Waits, *args: Any) -> Any:
+        begun.set()
+        await anyio.sleep(0.05)
+        return await answer(self, *args)
+
+    upstream.script(*call("regret", {}))
+    upstream.script(role(), Gate(goes_on), token("Well"), finish(), Done())
+    with patch.object(Waits, "answer", slow):
+        async with serving(upstream, tmp_path) as server:
+            reading = await SSE.start(server, {"message": "Now"})
+            documents = await reading.take(3)
+            await is_waiting(server, reading.run_id)
+            ENOUGH.set()
+            await begun.wait()
+            documents += await reading.take(2)
+            assert (await get_run(server, reading.run_id))["status"] == "running"
+            goes_on.set()
+            assert types_of(await documents_of(reading))[-1] == "done"
+            assert result_in(documents, "ask_user") == (WITHDRAWN, True)
+
+
+async def test_questions_of_a_process_have_a_limit(upstream: FakeUpstream, tmp_path: Path) -> None:
+    """A run that asks is kept in memory with its tool: so they are no more than runs at a time."""
+    upstream.always(calling(("order", {})))
+    async with serving(upstream, tmp_path, max_runs=2) as server:
+        readings = []
+        for number in range(2):
+            readings.append(await SSE.start(server, {"message": f"{number}"}))
+            await readings[-1].take(3)
+            await is_waiting(server, readings[-1].run_id)
+        documents = await documents_of(await SSE.start(server, {"message": "One more"}))
+        assert result_in(documents, "ask_user") == (TOO_MANY_QUESTIONS, True)
+        assert result_in(documents, "order") == ({"action": "cancel", "content": {}}, False)
+        await cancel(server, readings[0].run_id)
+        await documents_of(readings[0])
+        last = await SSE.start(server, {"message": "Now"})
+        await last.take(3)
+        await is_waiting(server, last.run_id)
+        for each in (readings[1], last):
+            async with each:
+                await cancel(server, each.run_id)
 
 
 async def test_a_run_that_asks_is_not_let_go_of_while_the_server_runs(upstream: FakeUpstream, tmp_path: Path) -> None:
@@ -255,3 +315,18 @@ async def test_time_stands_still_until_the_last_question_is_answered() -> None:
         with pytest.raises(TimeoutError):
             await call(TimeLimit(10))
     assert reached == [1]
+
+
+async def test_a_question_does_not_undo_that_the_time_is_over() -> None:
+    limit = TimeLimit(0)
+
+    async def call() -> None:
+        with limit.running():
+            try:
+                await anyio.sleep_forever()
+            finally:
+                with limit.stopped():
+                    pass
+
+    with pytest.raises(TimeoutError):
+        await call()

@@ -37,3 +37,8 @@ class HeldRun:
     def waits_for(self, call_id: str) -> bool:
         """Whether the call has no answer yet."""
         return call_id in self.futures and not self.futures[call_id].done()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it can be let go of at no loss: nobody reads it, and no tool of this process waits for a reply."""
+        return self.is_waiting and not self.life.run.subscribers and not self.life.run.calls.has_question

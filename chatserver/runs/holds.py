@@ -21,6 +21,8 @@ from chatserver.runs.states import SPEAKING, State
 from chatserver.sessions import Progress, Sessions
 from chatserver.settings import Settings
 from chatserver.waiting import (
+    GONE,
+    TOO_MANY_QUESTIONS,
     UNANSWERED,
     WITHDRAWN,
     Refused,
@@ -59,14 +61,20 @@ class Holds:
         self._held: dict[str, HeldRun] = {}
         self._looker: asyncio.Task[None] | None = None
         self._call = asyncio.Event()
+        self._questions = 0
         # In `none` mode everybody is one user.
         self._limit = inf if settings.auth == "none" else settings.max_waiting_runs_per_user
 
     async def hold(self, life: Life, call: ToolCall, asker: str | None = None) -> Resolution:
         """Wait until a call of a run is answered; ``asker``: the call whose tool asks this.
 
-        Cancelled, the question of a run that goes on is withdrawn: nobody can answer it any more.
+        The question of a run that goes on is withdrawn when this is cancelled, and at once where the asker is ``GONE``:
+        nobody can answer it any more.
         """
+        is_question = bool(asker)
+        if is_question and self._questions >= self._settings.max_runs:  # Such runs cannot be let go of.
+            return Refused(TOO_MANY_QUESTIONS)
+        self._questions += is_question
         held = self._held_of(life)
         if call.call_id not in held.calls:
             held.calls[call.call_id] = waiting_call(call, self._settings.approval_seconds)
@@ -75,15 +83,19 @@ class Holds:
         if call.call_id in held.stored:  # By an earlier process, and answered since.
             self.nudge()
         try:
-            life.run.hold(call.call_id, asker)
+            life.run.hold(call.call_id, asker or None)
             life.rested()
+            if asker == GONE and await self._is_taken_back(life, call.call_id):
+                self.nudge()  # The look finds what was recorded first.
             return await future
         except asyncio.CancelledError:
-            if asker is not None and life.run.state in SPEAKING:
+            held.futures.pop(call.call_id, None)
+            if is_question and life.run.state in SPEAKING:
                 await self._withdraw(held, call.call_id)
             raise
         finally:
             held.futures.pop(call.call_id, None)
+            self._questions -= is_question
 
     def resume(self, life: Life, calls: Mapping[str, WaitingCall]) -> None:
         """The run was taken from the database with these calls that wait."""
@@ -126,7 +138,7 @@ class Holds:
         """Of the runs that wait and have no readers, the one that has waited longest; None: they are few."""
         if len(self._held) <= self._settings.max_runs:
             return None
-        lives = (held.life for held in self._held.values() if _is_idle(held))
+        lives = (held.life for held in self._held.values() if held.is_idle)
         return next(lives, None)
 
     # What is stored.
@@ -200,21 +212,31 @@ class Holds:
             await place.release()
 
     async def _withdraw(self, held: HeldRun, call_id: str) -> None:
+        """Take a question back that nobody waits for, and let the run go on."""
         life = held.life
         async with life.checkpoints.order:  # What is being stored now may have the call.
-            while call_id in held.stored and life.run.state in SPEAKING:
-                try:
-                    await self._sessions.waits.answer(life.run_id, call_id, Refused(WITHDRAWN))
-                except AlreadyAnswered:
-                    pass
-                except Unavailable:
-                    await anyio.sleep(TRY_AGAIN_SECONDS)
-                    continue
-                break
+            if call_id in held.stored and not await self._is_taken_back(life, call_id):
+                return
         held.is_waiting = False
         place = life.go_on(call_id, await self._places.retake(life.user) if life.place is None else None)
         if place is not None:
             await place.release()
+
+    async def _is_taken_back(self, life: Life, call_id: str) -> bool:
+        """Whether the call is stored as answered, by this or by somebody, and the run is still this process's."""
+        waits = self._sessions.waits
+        while life.run.state in SPEAKING:
+            try:
+                try:
+                    return bool(await waits.answer(life.run_id, call_id, Refused(WITHDRAWN)))
+                except AlreadyAnswered:
+                    await waits.take(life.run_id)
+                    return True
+            except RunLost:
+                return False  # The next look finds that, too.
+            except Unavailable:
+                await anyio.sleep(TRY_AGAIN_SECONDS)
+        return False
 
     def nudge(self) -> None:
         """Look for answers at once."""
@@ -270,7 +292,3 @@ class Holds:
             return self.nudge()
         if is_mine:
             await self._go_on(held, call_id, refused)
-
-
-def _is_idle(held: HeldRun) -> bool:
-    return held.is_waiting and not held.life.run.subscribers and not held.life.run.calls.has_question

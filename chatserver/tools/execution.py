@@ -54,9 +54,8 @@ class TimeLimit:
     """How long a call may take; the time stands still while the call waits for a person."""
 
     def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
         self._scope = anyio.CancelScope()
-        self._left = seconds
+        self._seconds = self._left = seconds
         self._stops = 0
 
     @contextmanager
@@ -66,12 +65,18 @@ class TimeLimit:
         Raises:
             TimeoutError: the time is over.
         """
-        with anyio.fail_after(self.seconds) as self._scope:
+        self._scope.deadline = anyio.current_time() + self._seconds
+        with self._scope:
             yield
+        if self._scope.cancelled_caught:
+            raise TimeoutError
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """While entered, time stands still; to be called in the task's event loop."""
+        """While entered, time stands still. To be called in the event loop of ``running``."""
+        if self._scope.cancel_called:  # The time is over.
+            yield
+            return
         if not self._stops:
             self._left = self._scope.deadline - anyio.current_time()
             self._scope.deadline = inf

@@ -1,8 +1,10 @@
 """Elicitation: the questions that MCP servers ask in their calls, put to the user of the run."""
 
 from mcp.types import ElicitRequestFormParams, ElicitRequestParams, ElicitResult
+from pydantic import ValidationError
 
 from chatserver.tools.context import ToolContext
+from chatserver.tools.results import ToolFailed
 
 
 async def elicited(context: ToolContext, params: ElicitRequestParams) -> ElicitResult:
@@ -13,6 +15,10 @@ async def elicited(context: ToolContext, params: ElicitRequestParams) -> ElicitR
     """
     if isinstance(params, ElicitRequestFormParams):
         reply = await context.ask(params.message, params.requested_schema)
-        return ElicitResult(action=reply.action, content=reply.content if reply.action == "accept" else None)
+        content = reply.content if reply.action == "accept" else None
+        try:
+            return ElicitResult(action=reply.action, content=content)
+        except ValidationError:
+            raise ToolFailed("the user's answer is no form of plain fields") from None
     reply = await context.ask(f"{params.message}\n\n{params.url}")
     return ElicitResult(action=reply.action)

@@ -67,6 +67,8 @@ class Session:
             cache=None,
         )
         self._calls: set[Call] = set()
+        self._users_given_up: set[str] = set()
+        """Whose calls were given up while the server was at work on them."""
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
@@ -127,7 +129,7 @@ class Session:
                 failure = OUTCOME_UNKNOWN if error.code == types.CONNECTION_CLOSED else error.message
             except ValidationError:
                 failure = NO_SENSE
-            except Exception as error:  # noqa: BLE001 - a question could not be put; the session goes on
+            except Exception as error:  # noqa: BLE001 - the call has failed; the session goes on
                 failure = words_of(error)
             finally:
                 self._calls.discard(call)
@@ -138,6 +140,8 @@ class Session:
         try:
             return await outcome
         finally:
+            if call in self._calls:
+                self._users_given_up.add(context.user)
             scope.cancel()
 
     async def _request(self, name: str, args: dict[str, Any], call: Call) -> types.CallToolResult:
@@ -146,19 +150,21 @@ class Session:
 
         # Not Client.call_tool: it checks the result against the server's schema, by regular expressions of the server.
         params = types.CallToolRequestParams(name=name, arguments=args)
-        for _ in range(ROUNDS_LIMIT):
+        for questions in range(ROUNDS_LIMIT + 1):
             result = await self._client.session.send_request(
                 types.CallToolRequest(params=params), _RESULT, progress_callback=progress
             )
             if not isinstance(result, types.InputRequiredResult):
                 return result
+            if questions == ROUNDS_LIMIT:
+                break
             responses = {key: await self._input(each, call) for key, each in (result.input_requests or {}).items()}
             params = params.model_copy(
                 update={"input_responses": responses or None, "request_state": result.request_state}
             )
             if not responses:
                 await anyio.sleep(ROUND_SECONDS)
-        raise ToolFailed(f"the tool has asked over {ROUNDS_LIMIT} times")
+        raise ToolFailed(f"the tool wants the call over {ROUNDS_LIMIT} times again")
 
     async def _input(self, request: types.InputRequest, call: Call) -> ElicitResult:
         if not isinstance(request, types.ElicitRequest):
@@ -170,9 +176,13 @@ class Session:
         context: ClientRequestContext,
         params: ElicitRequestParams,
     ) -> ElicitResult | types.ErrorData:
-        """A question in the middle of a call; over pipes it does not say of which, so that it must be the only one."""
+        """A question in the middle of a call.
+
+        Over pipes it does not say of which: so the call must be the only one, and one that was given up, for which the
+        server may still be at work, must have been of the same user.
+        """
         calls = [CALL.get()] if CALL.get(None) else [*self._calls]
-        if len(calls) != 1:
+        if len(calls) != 1 or (not CALL.get(None) and self._users_given_up - {calls[0].context.user}):
             return types.ErrorData(code=types.INVALID_REQUEST, message="it is not clear which call asks this")
         try:
             return await elicited(calls[0].context, params)
