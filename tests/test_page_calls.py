@@ -241,25 +241,26 @@ async def test_a_tool_of_another_client_is_waited_for(page: Driver) -> None:
 # ---- with a real server ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("transport", ["ws", "sse"])
-async def test_a_call_of_the_demo_waits_through_a_reload(chromium: Browser, server: LiveServer, transport: str) -> None:
+async def test_a_call_of_the_demo_waits_through_a_reload(chromium: Browser, server: LiveServer) -> None:
     async with opened(chromium, f"{server.url}/", viewport={"width": 1100, "height": 800}) as page:
-        await page.use(transport)
-        await page.send("What is my screen size?")
-        await page.answered("Your screen has 1100 × 800 pixels.")
-        await page.send("Book a table for 4 at 19:30")
-        form = page.answer.locator("form")
-        await expect(form).to_be_visible()
-        await page.page.reload()
-        await form.get_by_label("Arguments").fill('{"people": 5, "time": "20:00"}')
-        await form.get_by_role("button", name="Approve").click()
-        await page.answered("A table for 5 at 20:00 is booked")
-        await expect(page.answer.locator("summary .args")).to_have_text('people: 5, time: "20:00"')
-        await page.send("Book a table")
-        await form.get_by_label("Reason, if you refuse").fill("too late")
-        await form.get_by_role("button", name="Refuse").click()
-        await page.answered("I have no table for you")
-        await expect(page.answer.locator(".tool")).to_have_attribute("data-state", "failed")
+        for transport in ("ws", "sse"):
+            await page.begin_anew()
+            await page.use(transport)
+            await page.send("What is my screen size?")
+            await page.answered("Your screen has 1100 × 800 pixels.")
+            await page.send("Book a table for 4 at 19:30")
+            form = page.answer.locator("form")
+            await expect(form).to_be_visible()
+            await page.page.reload()
+            await form.get_by_label("Arguments").fill('{"people": 5, "time": "20:00"}')
+            await form.get_by_role("button", name="Approve").click()
+            await page.answered("A table for 5 at 20:00 is booked")
+            await expect(page.answer.locator("summary .args")).to_have_text('people: 5, time: "20:00"')
+            await page.send("Book a table")
+            await form.get_by_label("Reason, if you refuse").fill("too late")
+            await form.get_by_role("button", name="Refuse").click()
+            await page.answered("I have no table for you")
+            await expect(page.answer.locator(".tool")).to_have_attribute("data-state", "failed")
 
 
 # ---- data are data --------------------------------------------------------------------------------------------------

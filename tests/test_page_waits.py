@@ -92,9 +92,7 @@ async def test_without_an_address_there_is_no_link(chromium: Browser) -> None:
 # ---- waiting --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("transport", ["ws", "sse"])
-async def test_a_limit_is_told_and_waited_for(chromium: Browser, transport: str) -> None:
-    gate = asyncio.Event()
+async def test_a_limit_is_told_and_waited_for(chromium: Browser) -> None:
     async with (
         FakeUpstream() as upstream,
         guarded_server(upstream.url, max_runs_per_user=1) as server,
@@ -103,25 +101,28 @@ async def test_a_limit_is_told_and_waited_for(chromium: Browser, transport: str)
         await sign_in(page, server.url)
         await page.page.get_by_role("button", name="I have signed in").click()
         await expect(page("#signed-out")).to_be_hidden()
-        await page.use(transport)
-        upstream.script(*parts("One", gate))
         upstream.always(*say("Two."))
-        await page.send("A")
-        await expect(page.answer).to_contain_text("One")
-        await page("#new").click()
-        await page.send("B")
-        await expect(page.answer.locator(".why")).to_contain_text(
-            "Waits: 1 answer is being written, the most at a time."
-        )
-        await page("#stop").click()  # It is not sent, and not lost.
-        await expect(page(".bubble")).to_have_count(0)
-        await expect(page("#message")).to_have_value("B")
-        await expect(page("#note")).to_have_text("It was not sent.")
-        await page.page.press("#message", "Enter")
-        await expect(page.answer.locator(".why")).to_contain_text("Waits: ")
-        gate.set()
-        await page.answered("Two.")
-        await expect(page.answer.locator(".why")).to_be_hidden()
+        for transport in ("ws", "sse"):
+            gate = asyncio.Event()
+            await page.begin_anew()
+            await page.use(transport)
+            upstream.script(*parts("One", gate))
+            await page.send("A")
+            await expect(page.answer).to_contain_text("One")
+            await page("#new").click()
+            await page.send("B")
+            await expect(page.answer.locator(".why")).to_contain_text(
+                "Waits: 1 answer is being written, the most at a time."
+            )
+            await page("#stop").click()  # It is not sent, and not lost.
+            await expect(page(".bubble")).to_have_count(0)
+            await expect(page("#message")).to_have_value("B")
+            await expect(page("#note")).to_have_text("It was not sent.")
+            await page.page.press("#message", "Enter")
+            await expect(page.answer.locator(".why")).to_contain_text("Waits: ")
+            gate.set()
+            await page.answered("Two.")
+            await expect(page.answer.locator(".why")).to_be_hidden()
 
 
 async def test_what_waits_is_not_lost_by_a_look_elsewhere(chromium: Browser) -> None:
@@ -178,31 +179,32 @@ async def test_stop_without_a_network_is_obeyed_later_and_says_so(chromium: Brow
 # ---- what is measured, what is too long -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("transport", ["ws", "sse"])
-async def test_what_cuts_cost_is_told_and_kept(chromium: Browser, transport: str) -> None:
-    gates = [asyncio.Event(), asyncio.Event()]
+async def test_what_cuts_cost_is_told_and_kept(chromium: Browser) -> None:
     async with chatting(chromium) as (page, _, upstream):
-        upstream.script(*parts(*words(0, 10), gates[0], *words(10, 20), gates[1], *words(20, 30)))
-        await page.use(transport)
-        await page.send("Say much")
-        for gate, word in zip(gates, ("word9", "word19"), strict=True):
-            await expect(page.answer).to_contain_text(word)
-            async with (
-                page.page.expect_event("websocket") if transport == "ws" else page.page.expect_request("**/events")
-            ):
-                await page("#cut").click()
-            gate.set()
-        await page.answered("word29")
-        marked = await page.page.evaluate("[...CSS.highlights.get('cut')].map(String)")
-        assert marked == ["word9", "word19"]
-        await expect(page(".cuts")).to_contain_text("2 cuts survived, back in ")
-        await expect(page(".cuts")).to_contain_text("ms, 0 lost, 0 twice")
-        facts = await page.answer.locator(".facts").inner_text()
-        bars = await page.answer.locator("svg.gaps rect").count()
-        await page.page.reload()
-        await page.answered("word29")
-        assert await page.answer.locator(".facts").inner_text() == facts
-        assert await page.answer.locator("svg.gaps rect").count() == bars > 10
+        for transport in ("ws", "sse"):
+            gates = [asyncio.Event(), asyncio.Event()]
+            await page.begin_anew()
+            upstream.script(*parts(*words(0, 10), gates[0], *words(10, 20), gates[1], *words(20, 30)))
+            await page.use(transport)
+            await page.send("Say much")
+            for gate, word in zip(gates, ("word9", "word19"), strict=True):
+                await expect(page.answer).to_contain_text(word)
+                async with (
+                    page.page.expect_event("websocket") if transport == "ws" else page.page.expect_request("**/events")
+                ):
+                    await page("#cut").click()
+                gate.set()
+            await page.answered("word29")
+            marked = await page.page.evaluate("[...CSS.highlights.get('cut')].map(String)")
+            assert marked == ["word9", "word19"]
+            await expect(page(".cuts")).to_contain_text("2 cuts survived, back in ")
+            await expect(page(".cuts")).to_contain_text("ms, 0 lost, 0 twice")
+            facts = await page.answer.locator(".facts").inner_text()
+            bars = await page.answer.locator("svg.gaps rect").count()
+            await page.page.reload()
+            await page.answered("word29")
+            assert await page.answer.locator(".facts").inner_text() == facts
+            assert await page.answer.locator("svg.gaps rect").count() == bars > 10
 
 
 async def test_a_message_over_the_limit_stays_in_the_field(chromium: Browser) -> None:

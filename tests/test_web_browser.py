@@ -251,27 +251,32 @@ async def test_a_server_that_was_gone_is_come_back_to(chromium: Browser, transpo
         await outlives_silence(each, scale(0, 30))
 
 
-@each_transport
-async def test_a_server_that_is_replaced_is_gone_on_with(chromium: Browser, transport: str, tmp_path: Path) -> None:
+async def test_a_server_that_is_replaced_is_gone_on_with(chromium: Browser, tmp_path: Path) -> None:
     gate = asyncio.Event()
     async with FakeUpstream() as upstream:
         upstream.always(halves(gate))
         async with (
             ServerProcess(upstream.url, tmp_path, heartbeat_seconds=HEARTBEAT_SECONDS, drain_seconds=0.5) as server,
             Chaos(server, files()) as chaos,
-            open_page(chromium, chaos, transport=transport, backoffMs=300) as page,
+            open_page(chromium, chaos, transport="sse", backoffMs=300) as over_sse,
+            open_page(chromium, chaos, transport="ws", backoffMs=300) as over_ws,
         ):
-            await ask(page)
+            pages = {"POST /chat/stream": over_sse, "GET /chat/ws": over_ws}
+            for page in pages.values():
+                await ask(page)
             server.terminate()
-            answer = await finished(page)
-            assert answer["end"]["code"] == "interrupted"
+            for page in pages.values():
+                answer = await finished(page)
+                assert answer["end"]["code"] == "interrupted"
             assert await server.wait() == 0
-            asked = len(chaos.requests)
-            await page.evaluate("void ask('once more')")
-            await chaos.until_requested("", asked + 3)
+            for request, page in pages.items():
+                asked = sum(each.startswith(request) for each in chaos.requests)
+                await page.evaluate("void ask('once more')")
+                await chaos.until_requested(request, asked + 3)
             gate.set()
             await server.start()
-            await check_page(page, chaos, posts=1000)
+            for page in pages.values():
+                await check_page(page, chaos, posts=1000)
 
 
 async def test_a_browsers_own_event_source_reads_a_run_to_its_end(chromium: Browser) -> None:

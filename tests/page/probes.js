@@ -69,19 +69,21 @@
     return "";
   },
 
-  /** Takes the marks of `unreached` away. */
+  /** Takes the marks of `step` away. */
   unmark() {
     for (const each of document.querySelectorAll("[data-reached]")) delete each.dataset.reached;
   },
 
-  /** Marks what has the focus; what can be used and was not marked yet. */
-  unreached() {
+  /** Marks what has the focus: what is wrong with how that is seen, and what can be used and was not marked yet. */
+  step() {
+    const wrong = document.activeElement === document.body ? "" : this.ring();
     document.activeElement.dataset.reached = "";
     const isChosen = (each) => each.type !== "radio" || each.checked;
-    return [...document.querySelectorAll("button, a[href], input, textarea, summary, [tabindex='0']")]
+    const left = [...document.querySelectorAll("button, a[href], input, textarea, summary, [tabindex='0']")]
       .filter((each) => each.checkVisibility({ visibilityProperty: true }) && !each.disabled && !each.closest("[inert]"))
       .filter((each) => isChosen(each) && each.tabIndex >= 0 && !("reached" in each.dataset))
       .map((each) => each.outerHTML.slice(0, 120));
+    return [wrong, left];
   },
 
   /** Where the first of each selector is. @param {string[]} selectors */
