@@ -74,7 +74,7 @@ class Calls:
 
     __slots__ = (
         "_call_ids", "_client_tools", "_emit", "_hold", "_inputs", "_observer",
-        "_questions", "_recorded", "_settled", "_told", "_toolbox",
+        "_recorded", "_settled", "_told", "_toolbox",
     )  # fmt: skip
 
     def __init__(
@@ -97,7 +97,6 @@ class Calls:
         self._recorded: Sequence[tuple[ToolCallPart, ToolResult]] = ()
         self._call_ids: dict[str, None] = {}  # No set: an empty one takes 0.2 KB of each run.
         self._inputs = ToolInputs(emit, partial(_named, self._call_ids))
-        self._questions = Questions(emit, self._answer_to_question, self._question_id)
 
     def specifications(self) -> list[ToolSpecification]:
         """What a model is told of the tools."""
@@ -207,8 +206,9 @@ class Calls:
             return _failed(NO_TOOL)
         with self._observer.tool(call.tool, call.call_id) as told:
             limit = self._toolbox.threads.time_limit()
+            questions = Questions(self._emit, self._answer_to_question, self._question_id)
             with told_progress(self._emit) as report:
-                async with self._questions.of(call.call_id, limit) as put:
+                async with questions.of(call.call_id, limit) as put:
                     context = replace(self._told, call_id=call.call_id, report=report, put=put)
                     outcome = await self._toolbox.threads.call(tool, args, context, limit)
             told.returned(is_error=outcome.is_error)
