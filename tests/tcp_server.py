@@ -36,7 +36,9 @@ async def tcp_server(serve: Serve, tls: ssl.SSLContext | None = None) -> AsyncIt
         task.add_done_callback(left)
 
     def left(task: asyncio.Task[None]) -> None:
-        connections.pop(task).transport.abort()
+        transport = connections.pop(task).transport
+        if not transport.is_closing() or transport.get_write_buffer_size():  # Closed, asyncio's cannot be aborted.
+            transport.abort()
 
     server = await asyncio.start_server(accept, HOST, 0, ssl=tls, backlog=BACKLOG)
     try:
