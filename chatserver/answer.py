@@ -169,19 +169,20 @@ def unfold(parts: Iterable[Part]) -> Iterator[Event]:
             case ReasoningPart():
                 yield from pieces(Reasoning(content=part.text))
             case ToolCallPart():
-                yield from _unfolded_call(part)
+                yield call_of(part)
+                if part.is_error is not None:
+                    yield result_of(part)
 
 
-def _unfolded_call(call: ToolCallPart) -> Iterator[Event]:
-    yield ToolCall(
+def call_of(call: ToolCallPart) -> ToolCall:
+    """The event of a call, without what came of it."""
+    return ToolCall(
         call_id=call.call_id,
         tool=call.tool,
         args=call.args,
         needs_approval=call.needs_approval,
         executor=call.executor,
     )
-    if call.is_error is not None:
-        yield result_of(call)
 
 
 def result_of(call: ToolCallPart) -> ToolResult:

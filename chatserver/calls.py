@@ -3,7 +3,9 @@
 A call that needs an approval, or that the client makes, is held until somebody has answered it.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from time import monotonic
 from typing import Any, TypeAlias
@@ -12,7 +14,7 @@ import anyio
 from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
-from chatserver.answer import Answer, is_open, unfold
+from chatserver.answer import Answer, call_of, is_open, unfold
 from chatserver.commands import NAME_CHARS_LIMIT, ClientTool, is_id, new_id
 from chatserver.dialogue import INTERRUPTED_CALL, NO_ORIGIN, Leavings, ToolSpecification, TurnOrigin, questions_of
 from chatserver.events import ToolCall, ToolResult, to_json
@@ -28,7 +30,7 @@ from chatserver.tools.execution import ToolThreads, check
 from chatserver.tools.inputs import ToolInputs
 from chatserver.tools.progress import told_progress
 from chatserver.tools.results import Outcome, ToolFailed
-from chatserver.waiting import GONE, Approved, Refused, Resolution, Resulted
+from chatserver.waiting import GONE, WITHDRAWN, Approved, Refused, Resolution, Resulted
 
 CALLS_PER_TURN_LIMIT = 32
 """How many of the calls that a model wants in one turn are made. The model is told that the others were refused."""
@@ -174,6 +176,9 @@ class Calls:
             outcome, args = await self._answered(call, asker)
         else:
             outcome = await self._made(call, args)
+        return self._tell(call, outcome, args)
+
+    def _tell(self, call: ToolCall, outcome: Outcome, args: dict[str, Any]) -> ToolResult:
         result = ToolResult(
             call_id=call.call_id,
             tool=call.tool,
@@ -222,7 +227,12 @@ class Calls:
         return call_id
 
     async def _answer_to_question(self, call: ToolCall, asker: str) -> ToolResult:
-        return await self._complete(Checked(call), asker)
+        try:
+            return await self._complete(Checked(call), asker)
+        except asyncio.CancelledError:
+            with suppress(Exception):  # The run takes no more.
+                self._tell(call, _failed(WITHDRAWN), call.args)
+            raise
 
     def _checked(self, wanted: ToolCallRequest, in_turn: int, before: int) -> Checked:
         """The call, and why it is not made, if so."""
@@ -266,17 +276,6 @@ class Calls:
 def _named(call_ids: Container[str], own_id: str) -> str:
     """A call's id in the run, valid and not used yet: some servers count from 0 in every turn."""
     return own_id if is_id(own_id) and own_id not in call_ids else f"call_{new_id()}"
-
-
-def call_of(part: ToolCallPart) -> ToolCall:
-    """The event of a part that has no result."""
-    return ToolCall(
-        call_id=part.call_id,
-        tool=part.tool,
-        args=part.args,
-        needs_approval=part.needs_approval,
-        executor=part.executor,
-    )
 
 
 def _failed(words: str) -> Outcome:

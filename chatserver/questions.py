@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 
 import msgspec
@@ -15,14 +15,19 @@ from chatserver.tools.arguments import check_size
 from chatserver.tools.context import CANCELLED, Ask, Question, Reply
 from chatserver.tools.execution import TimeLimit
 from chatserver.tools.results import ToolFailed
-from chatserver.waiting import WITHDRAWN
 
 Complete: TypeAlias = Callable[[ToolCall, str], Awaitable[ToolResult]]
-"""Waits for the answer to a question, and tells it to the run. The id is that of the call whose tool asks."""
+"""Waits for the answer to a question, and tells it to the run, or that the question was withdrawn.
+
+The id is that of the call whose tool asks.
+"""
 
 
 class Questions:
-    """The questions of one run. ``begin`` gives a question its call id, or raises ``ToolFailed``: they are too many."""
+    """Puts questions of tools to the user of a run.
+
+    ``begin`` gives a question its call id, or raises ``ToolFailed``: they are too many.
+    """
 
     __slots__ = ("_begin", "_complete", "_emit")
 
@@ -63,22 +68,8 @@ class Questions:
     async def _ask(self, question: Question, asker: str, limit: TimeLimit) -> Reply:
         call = ToolCall(call_id=self._begin(), tool=QUESTION, args=_args(question), executor="client")
         self._emit(call)
-        try:
-            with limit.stopped():
-                result = await self._complete(call, asker)
-        except asyncio.CancelledError:
-            with suppress(Exception):  # The run takes no more.
-                self._emit(
-                    ToolResult(
-                        call_id=call.call_id,
-                        tool=QUESTION,
-                        result=WITHDRAWN,
-                        is_error=True,
-                        truncated=False,
-                        duration_ms=0,
-                    )
-                )
-            raise
+        with limit.stopped():
+            result = await self._complete(call, asker)
         if result.is_error:
             return CANCELLED
         return await asyncio.to_thread(_reply, result.result, question)  # A schema may take a second.
