@@ -482,6 +482,12 @@ async def test_tls_with_a_certificate_that_nobody_trusts(certificate: tuple[Path
             await client.get(f"https://localhost:{port}/")
 
 
+async def test_without_tls_nothing_is_sent_to_an_https_server(certificate: tuple[Path, Path]) -> None:
+    async with serving_tls(certificate) as port, client_for(has_tls=False) as client:
+        with pytest.raises(httpx2.UnsupportedProtocol):
+            await client.get(f"https://localhost:{port}/")
+
+
 async def test_a_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bytes] = []
     async with tcp_server(saying(WHOLE, asked)) as proxy:

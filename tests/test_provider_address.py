@@ -2,6 +2,7 @@
 
 import json
 import os
+import ssl
 from collections.abc import AsyncIterator
 
 import anyio
@@ -158,6 +159,24 @@ async def test_a_proxy_is_asked_for_a_tunnel_to_the_host_that_was_written(
         await answer("https://model.test")
     assert {(request.method, request.path) for request in upstream.requests} == {("CONNECT", "model.test:443")}
     assert KEY not in repr(upstream.requests) and DIALOGUE not in repr(upstream.requests)
+
+
+@pytest.mark.parametrize(
+    ("base_url", "times"),
+    [("http://model.test", 0), ("HTTP://model.test", 0), ("https://model.test", 1), ("HTTPS://model.test", 1), (None, 1)],
+)
+def test_certificates_are_read_where_the_server_has_one(
+    base_url: str | None, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[ssl.SSLContext] = []
+
+    def create() -> ssl.SSLContext:
+        read.append(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+        return read[-1]
+
+    monkeypatch.setattr(httpx2, "create_ssl_context", create)
+    make_client(api_key=KEY, base_url=base_url, idle_seconds=1)
+    assert len(read) == times
 
 
 async def test_without_an_address_it_is_openai_whatever_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,6 +58,7 @@ def make_client(
         max_retries=0,
         timeout=httpx2.Timeout(idle_seconds, connect=min(UPSTREAM_CONNECT_SECONDS, idle_seconds)),
         http_client=HttpClient(
+            has_tls=origin.scheme == "https",
             follow_redirects=True,
             event_hooks={"request": [stay], "response": [read_refusal]},
             trust_env=base_url != DEMO_URL and not _is_local(base_url),  # No proxy leads to this very machine.

@@ -28,10 +28,15 @@ Origin: TypeAlias = tuple[str, str, int]
 class HttpClient(httpx2.AsyncClient):
     """httpx2's client on this transport. As an argument, the transport would replace proxies of the environment too."""
 
+    def __init__(self, *, has_tls: bool = True, **options: Any) -> None:
+        """Without ``has_tls``, it asks ``http:`` alone. To read the certificates of the machine takes 30 ms."""
+        self._has_tls = has_tls
+        super().__init__(**options)
+
     def _init_transport(
         self, *_: Any, transport: httpx2.AsyncBaseTransport | None = None, **__: Any
     ) -> httpx2.AsyncBaseTransport:
-        return transport or HttpTransport(httpx2.create_ssl_context())
+        return transport or HttpTransport(httpx2.create_ssl_context() if self._has_tls else None)
 
     def build_request(self, method: str, url: Any, **given: Any) -> httpx2.Request:
         """As the client's own, but a request of the SDK is not merged with the client's headers and parameters.
@@ -60,14 +65,16 @@ def _parsed(url: str) -> httpx2.URL:
 class HttpTransport(httpx2.AsyncBaseTransport):
     """Connections to any number of servers, one request at a time on each, kept for the next one."""
 
-    def __init__(self, tls: ssl.SSLContext) -> None:
-        tls.set_alpn_protocols(["http/1.1"])
+    def __init__(self, tls: ssl.SSLContext | None) -> None:
+        """Without ``tls``, what is asked over `https:` is refused."""
+        if tls is not None:
+            tls.set_alpn_protocols(["http/1.1"])
         self._tls = tls
         self._idle: dict[Origin, list[UpstreamConnection]] = {}
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         url, timeouts = request.url, request.extensions.get("timeout", {})
-        if url.scheme not in ("http", "https"):
+        if url.scheme != "http" and (url.scheme != "https" or self._tls is None):
             raise httpx2.UnsupportedProtocol(f"no transport for {url.scheme}")
         origin = (url.scheme, url.raw_host.decode(), url.port or (443 if url.scheme == "https" else 80))
         message = _message(request, await request.aread())
