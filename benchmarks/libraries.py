@@ -10,6 +10,7 @@ import tracemalloc
 from collections.abc import Awaitable, Callable
 from time import process_time
 from typing import Any, cast
+from unittest.mock import patch
 
 import click
 import httpx2
@@ -27,12 +28,13 @@ from chatserver.bench.schedule import Schedule
 from chatserver.dialogue import UserMessage
 from chatserver.providers import ModelRequest
 from chatserver.providers.chat_completions.turn_decoder import TurnDecoder
+from chatserver.providers.client import ModelServer
 from chatserver.providers.provider import OpenAIProvider
 from chatserver.serving.http_protocol import HttpProtocol
 from chatserver.serving.websocket_protocol import WebSocketProtocol
 from chatserver.transports.frames import text_frame
 from chatserver.transports.peer import PEER
-from chatserver.upstream.transport import HttpClient
+from chatserver.upstream.transport import HttpClient, HttpTransport
 
 ROUNDS = 5
 TOKENS = 2000
@@ -190,6 +192,7 @@ async def _requests() -> None:
     client = openai.AsyncOpenAI(
         api_key="-", base_url="http://model/v1", http_client=httpx2.AsyncClient(transport=_Silent())
     )
+    server = ModelServer(api_key="-", base_url="http://model/v1", idle_seconds=60)
     messages: Any = [{"role": "user", "content": "word " * 20}, {"role": "assistant", "content": "word " * 20}]
     for count in (1, LONG_DIALOGUE):
         dialogue = (messages * count)[:count]
@@ -204,8 +207,13 @@ async def _requests() -> None:
             )
             await response.aclose()
 
+        async def ask(body: bytes = body) -> None:
+            await (await server.ask("chat/completions", body)).aclose()
+
         await _show(f"a request of {count} messages, the SDK's `create`", 20, create)
         await _show(f"a request of {count} messages, the SDK's `client.post`", 20, post)
+        with patch.object(HttpTransport, "handle_async_request", _Silent().handle_async_request):
+            await _show(f"a request of {count} messages, this server's", 20, ask)
 
 
 def _bytes(upstream: Upstream, client: httpx2.AsyncClient) -> Callable[[], Awaitable[object]]:

@@ -14,7 +14,7 @@ from chatserver.dialogue import UserMessage
 from chatserver.errors import UpstreamError
 from chatserver.events import Token
 from chatserver.providers import Delta, ModelRequest
-from chatserver.providers.client import OPENAI_URL, address, make_client
+from chatserver.providers.client import OPENAI_URL, ModelServer
 from chatserver.providers.provider import OpenAIProvider
 from chatserver.settings import Settings
 from chatserver.settings.loading import load
@@ -87,27 +87,21 @@ async def sdk_asks(base_url: str) -> str:
     return asked[0]
 
 
-@pytest.fixture(scope="module")
-def client() -> openai.AsyncOpenAI:
-    return make_client(api_key=KEY, base_url="http://127.0.0.1:1", idle_seconds=1)
+def ours(base_url: str | None) -> str:
+    return str(ModelServer(api_key=KEY, base_url=base_url, idle_seconds=1).address("chat/completions"))
 
 
-def ours(client: openai.AsyncOpenAI, base_url: str) -> str:
-    client.base_url = httpx2.URL(base_url)  # Normalised by the SDK as where a client is made, but in no time.
-    return address(client, "chat/completions")
-
-
-async def test_a_path_is_joined_to_a_base_as_the_sdk_joins_them(client: openai.AsyncOpenAI) -> None:
+async def test_a_path_is_joined_to_a_base_as_the_sdk_joins_them() -> None:
     bases = [host + folder for host in HOSTS for folder in FOLDERS]
-    assert [(base, ours(client, base)) for base in bases] == [(base, await sdk_asks(base)) for base in bases]
+    assert [(base, ours(base)) for base in bases] == [(base, await sdk_asks(base)) for base in bases]
 
 
-async def test_the_query_of_a_base_stays_behind_the_path(client: openai.AsyncOpenAI) -> None:
+async def test_the_query_of_a_base_stays_behind_the_path() -> None:
     for host in HOSTS:
         for folder in FOLDERS:
             plain = await sdk_asks(host + folder)
             for query in QUERIES:
-                found = httpx2.URL(ours(client, host + folder + query))
+                found = httpx2.URL(ours(host + folder + query))
                 assert str(found.copy_with(query=None)) == plain, query
                 assert found.query == httpx2.URL(f"http://x/{query}").query, (host, folder)
 
@@ -163,7 +157,13 @@ async def test_a_proxy_is_asked_for_a_tunnel_to_the_host_that_was_written(
 
 @pytest.mark.parametrize(
     ("base_url", "times"),
-    [("http://model.test", 0), ("HTTP://model.test", 0), ("https://model.test", 1), ("HTTPS://model.test", 1), (None, 1)],
+    [
+        ("http://model.test", 0),
+        ("HTTP://model.test", 0),
+        ("https://model.test", 1),
+        ("HTTPS://model.test", 1),
+        (None, 1),
+    ],
 )
 def test_certificates_are_read_where_the_server_has_one(
     base_url: str | None, times: int, monkeypatch: pytest.MonkeyPatch
@@ -175,7 +175,7 @@ def test_certificates_are_read_where_the_server_has_one(
         return read[-1]
 
     monkeypatch.setattr(httpx2, "create_ssl_context", create)
-    make_client(api_key=KEY, base_url=base_url, idle_seconds=1)
+    ModelServer(api_key=KEY, base_url=base_url, idle_seconds=1)
     assert len(read) == times
 
 
@@ -183,8 +183,7 @@ async def test_without_an_address_it_is_openai_whatever_the_environment_says(mon
     """An empty variable is an unset one; the SDK would take it for an address."""
     for text in ("", "http://evil.test"):
         monkeypatch.setenv("OPENAI_BASE_URL", text)
-        made = make_client(api_key=KEY, base_url=None, idle_seconds=1)
-        assert address(made, "chat/completions") == "https://api.openai.com/v1/chat/completions"
+        assert ours(None) == "https://api.openai.com/v1/chat/completions"
     monkeypatch.delenv("OPENAI_BASE_URL")
     assert str(openai.AsyncOpenAI(api_key=KEY).base_url) == f"{OPENAI_URL}/"
 

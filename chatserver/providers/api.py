@@ -76,10 +76,7 @@ class Api(Protocol):
         ...
 
     def body(self, request: ModelRequest, refused: frozenset[str], maker: str) -> bytes:
-        """The request's JSON without what is ``refused``, encoded once.
-
-        Given a dict, the SDK would walk through every message of the session.
-        """
+        """The request's JSON without what is ``refused``."""
         ...
 
     def sent(self, request: ModelRequest, refused: frozenset[str], maker: str) -> set[str]:

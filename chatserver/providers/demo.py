@@ -1,6 +1,6 @@
 """The built-in demo model: a script that speaks Chat Completions, so that a server without a key can show what it does.
 
-The demo model is an upstream like any other: the openai SDK asks it, by a transport that does not leave this process.
+The demo model is an upstream like any other, asked by a transport that does not leave this process.
 """
 
 import re

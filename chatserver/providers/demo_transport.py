@@ -1,4 +1,4 @@
-"""The way to the demo model: the SDK's client asks it as any model server, but within this process."""
+"""The way to the demo model: it is asked as any model server, but within this process."""
 
 import httpx2
 import msgspec

@@ -1,17 +1,14 @@
 """The models that the upstream offers: fetched when the upstream does not have the model of a run."""
 
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import anyio
 import msgspec
 
-from chatserver.providers.client import address
+from chatserver.providers.client import ModelServer
 from chatserver.syntax import one_line
 from chatserver.upstream.body import read_into
-
-if TYPE_CHECKING:
-    import openai
 
 LIST_SECONDS = 5.0
 LIST_BYTES_LIMIT = 4 * 1024 * 1024
@@ -21,13 +18,13 @@ SHOWN_LIMIT = 10
 SHOWN_CHARS_LIMIT = 100
 
 
-async def offered_beside(client: "openai.AsyncOpenAI", model: str) -> str:
+async def offered_beside(server: ModelServer, model: str) -> str:
     """The names of some offered models, as text; empty if ``model`` is offered, or nothing is.
 
     Raises:
         Exception: the server does not tell its models.
     """
-    names = await _offered(client)
+    names = await _offered(server)
     if model in names:
         return ""
     shown = ", ".join(one_line(name[:SHOWN_CHARS_LIMIT]) for name in names[:SHOWN_LIMIT])
@@ -35,19 +32,15 @@ async def offered_beside(client: "openai.AsyncOpenAI", model: str) -> str:
     return f"{shown}{more}"
 
 
-async def _offered(client: "openai.AsyncOpenAI") -> list[str]:
+async def _offered(server: ModelServer) -> list[str]:
     """The names at `GET /models`, in the order of the server; none where the list is too long.
 
     Raises:
         Exception: the list cannot be had in time, or makes no sense.
     """
-    import httpx2
-
     body = bytearray()
     with anyio.fail_after(LIST_SECONDS):
-        response: httpx2.Response = await client.get(
-            address(client, "models"), cast_to=httpx2.Response, stream=True, stream_cls=cast(Any, None)
-        )
+        response = await server.ask("models")
         async with aclosing(response):
             if not await read_into(body, response, LIST_BYTES_LIMIT):
                 return []

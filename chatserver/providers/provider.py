@@ -1,10 +1,10 @@
-"""Model servers through the openai SDK: it sends, authenticates and classifies; the bytes are read here."""
+"""The turns of a model server: asked, tried again, and read to their ends."""
 
 import logging
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
 import anyio
@@ -12,11 +12,10 @@ import anyio
 from chatserver.providers import Finish, ModelRequest, OnDelta
 from chatserver.providers.api import Api
 from chatserver.providers.chat_completions.api import ChatCompletions
-from chatserver.providers.client import OPENAI_URL, address, make_client
+from chatserver.providers.client import OPENAI_URL, ModelServer
 from chatserver.providers.faults import Fault, Kind, nonsense, silent, unreachable
 from chatserver.providers.models import offered_beside
 from chatserver.providers.parameters import Parameters
-from chatserver.providers.refusals import refusal
 from chatserver.providers.tries import Tries
 from chatserver.providers.turn import Turn, close, finish_of
 from chatserver.syntax import one_line
@@ -24,19 +23,14 @@ from chatserver.telemetry import TurnObserver
 
 if TYPE_CHECKING:
     import httpx2
-    import openai
 
 logger = logging.getLogger(__name__)
 
 SECRET_CHARS = 8
 """What is shorter is no key, and not worth to be hidden from the log."""
 
-OPTIONS: Any = {
-    "headers": {"Content-Type": "application/json", "Accept-Encoding": "identity"},
-    "idempotency_key": "",  # No key is sent either way; left out, one is made up for each request all the same.
-}
-FRESH_OPTIONS: Any = OPTIONS | {"headers": OPTIONS["headers"] | {"Connection": "close"}}
-"""The options of a request that gets a connection of its own."""
+FRESH = {"Connection": "close"}
+"""The header of a request that gets a connection of its own."""
 
 
 class OpenAIProvider:
@@ -62,41 +56,38 @@ class OpenAIProvider:
         self._parameters = Parameters(self._api, frozenset(omitted))
         texts = [api_key or "", *(headers or {}).values()]
         self._secrets = [word for text in texts for word in text.split() if len(word) >= SECRET_CHARS]
-        self._sdk: openai.AsyncOpenAI | None = None
-        self._address = ""
+        self._known: ModelServer | None = None
         self._making = Lock()
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._sdk is not None:
-            await self._sdk.close()
+        if self._known is not None:
+            await self._known.close()
 
     async def warm_up(self) -> None:
         """Import the SDK, about a second, in a thread, so that the first run does not wait for it."""
         try:
-            await self._client()
+            await self._server()
         except Exception:
             logger.exception("no model server can be asked")
 
-    async def _client(self) -> "openai.AsyncOpenAI":
-        if self._sdk is None:
-            return await anyio.to_thread.run_sync(self._made_client)
-        return self._sdk
+    async def _server(self) -> ModelServer:
+        if self._known is not None:
+            return self._known
+        return await anyio.to_thread.run_sync(self._made_server)
 
-    def _made_client(self) -> "openai.AsyncOpenAI":
+    def _made_server(self) -> ModelServer:
         with self._making:  # Two first runs may come together, where nobody has called `warm_up`.
-            if self._sdk is None:
-                sdk = make_client(
+            if self._known is None:
+                self._known = ModelServer(
                     api_key=self._api_key,
                     base_url=self._base_url,
                     headers=self._headers,
                     idle_seconds=self._idle_seconds,
                 )
-                self._address = address(sdk, self._api.path)
-                self._sdk = sdk
-            return self._sdk
+            return self._known
 
     async def stream(self, request: ModelRequest, on_delta: OnDelta) -> Finish:
         """One turn, tried again as long as nothing of the answer has come."""
@@ -132,7 +123,7 @@ class OpenAIProvider:
     async def _name_models(self, failure: Fault, request: ModelRequest) -> None:
         """Add to a failure which models the server offers in place of the one that it has not got, if it tells."""
         with suppress(Exception):  # The failure itself says what is wrong.
-            if names := await offered_beside(await self._client(), request.model):
+            if names := await offered_beside(await self._server(), request.model):
                 failure.error.message += f"; the server offers {names}"
                 logger.warning(
                     "run %s: the model server has no %s; CHATSERVER_MODEL may be one of %s",
@@ -144,32 +135,19 @@ class OpenAIProvider:
     async def _open(self, tries: Tries, headers: Mapping[str, str]) -> "httpx2.Response":
         """Send the request, with further headers, and wait for the head of a stream."""
         import httpx2
-        import openai
 
-        client = await self._client()
-        options = FRESH_OPTIONS if tries.is_fresh else OPTIONS
-        if headers:
-            options = options | {"headers": options["headers"] | headers}
+        server = await self._server()
+        if tries.is_fresh:
+            headers = {**headers, **FRESH}
         try:
             with anyio.fail_after(self._idle_seconds):
-                response: httpx2.Response = await client.post(
-                    self._address,
-                    content=tries.body(),
-                    cast_to=httpx2.Response,
-                    options=options,
-                    stream=True,
-                    stream_cls=cast(Any, None),
-                )
-        except TimeoutError:
-            raise silent(self._idle_seconds) from None
-        except openai.APITimeoutError as error:
-            if isinstance(error.__cause__, httpx2.ConnectTimeout):
-                raise unreachable(error) from None
-            raise silent(self._idle_seconds) from None
-        except openai.APIConnectionError as error:
+                response = await server.ask(self._api.path, tries.body(), headers)
+        except httpx2.ConnectTimeout as error:
             raise unreachable(error) from None
-        except openai.APIStatusError as error:
-            raise refusal(error) from None
+        except (TimeoutError, httpx2.TimeoutException):
+            raise silent(self._idle_seconds) from None
+        except httpx2.HTTPError as error:
+            raise unreachable(error) from None
         if response.headers.get("content-type", "").strip().lower().startswith("text/html"):
             await close(response)
             message = "the model server answered with a web page: check OPENAI_BASE_URL, which often ends in /v1"

@@ -16,7 +16,6 @@ from chatserver.upstream.body import read_into
 
 if TYPE_CHECKING:
     import httpx2
-    import openai
 
 REFUSAL_BYTES_LIMIT = 64 * 1024
 REFUSAL_SECONDS = 2.0
@@ -79,9 +78,12 @@ STATUS_FIELDS = ("status_code", "http_code", "code", "status")
 
 
 async def read_refusal(response: "httpx2.Response") -> None:
-    """Hook of the HTTP client: read a bounded part of a refusal. The SDK would read all of it, or fail."""
+    """Hook of the HTTP client: read a bounded part of a refusal.
+
+    Raises:
+        Fault: what the refusal means for the run.
+    """
     import httpx2
-    import openai
 
     if not response.is_error:
         return
@@ -92,14 +94,8 @@ async def read_refusal(response: "httpx2.Response") -> None:
         tree = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         tree = body.decode(errors="replace")
-    raise openai.APIStatusError("refused", response=response, body=tree)
-
-
-def refusal(error: "openai.APIStatusError") -> Fault:
-    """What an HTTP status of the upstream means for the run."""
-    status, words = error.status_code, words_of(error.body)
-    after = _retry_after(error.response.headers)
-    return _fault(status, words, after, f"answered {status}: {words}")
+    status, words = response.status_code, words_of(tree)
+    raise _fault(status, words, _retry_after(response.headers), f"answered {status}: {words}")
 
 
 def in_stream(error: Any) -> Fault:
