@@ -145,9 +145,9 @@ def fold(events: Iterable[Event]) -> Answer:
     return folding.answer()
 
 
-def closed(part: ToolCallPart) -> ToolCallPart:
-    """A call whose run was interrupted before the result: its result says that nobody knows it."""
-    return replace(part, result=INTERRUPTED_CALL, is_error=True, truncated=False, duration_ms=0)
+def closed(part: ToolCallPart, words: str = INTERRUPTED_CALL) -> ToolCallPart:
+    """A call whose run has ended before the result: the words take its place."""
+    return replace(part, result=words, is_error=True, truncated=False, duration_ms=0)
 
 
 def is_open(part: Part) -> TypeGuard[ToolCallPart]:

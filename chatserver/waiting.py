@@ -6,9 +6,10 @@ from typing import Any, TypeAlias
 from msgspec import UNSET, Struct
 
 from chatserver.commands import CallAnswer, ChatRequest
+from chatserver.dialogue import QUESTION
 from chatserver.errors import BadRequest, TooLarge
 from chatserver.events import ToolCall, to_json
-from chatserver.parts import Executor
+from chatserver.parts import Executor, ToolCallPart
 from chatserver.resources import timestamp
 from chatserver.tools.results import cap
 
@@ -19,6 +20,8 @@ REASON_BYTES_LIMIT = 4 * 1024
 """Why a user refuses a call, for the model."""
 
 UNANSWERED = "nobody answered this call in time, so it was not made"
+UNAPPROVED = "the answer ended while this call waited for an approval, so it was not made"
+UNRETURNED = "the answer ended before the client gave a result: whether the call had an effect is not known"
 GONE = ""
 """Stands for the call whose tool has asked, when the tool has ended with its process."""
 
@@ -68,6 +71,13 @@ class Wait(Struct, frozen=True):
 def waiting_call(call: ToolCall, seconds: float) -> WaitingCall:
     """The call as one that waits for so many seconds from now on."""
     return WaitingCall(call.executor, timestamp(datetime.now(UTC) + timedelta(seconds=seconds)))
+
+
+def unanswered(call: ToolCallPart) -> str:
+    """What is known of a call whose run has ended while the call waited."""
+    if call.needs_approval:
+        return UNAPPROVED
+    return WITHDRAWN if call.tool == QUESTION else UNRETURNED
 
 
 def seconds_until(moment: str) -> float:

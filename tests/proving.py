@@ -26,6 +26,7 @@ from tests.clients import (
     TERMINAL,
     TRANSPORTS,
     WS,
+    Address,
     Reading,
     Transport,
     WsReader,
@@ -341,10 +342,10 @@ def held(owner: type, name: str, *, done: bool) -> Iterator[Hold]:
             hold.let.set()
 
 
-async def cancelled_from(stage: Stage, transport: Transport, run_id: str) -> None:
+async def cancelled_from(server: Address, transport: Transport, run_id: str) -> None:
     """Cancel as a client of this transport that does not read the run."""
     if transport is not WS:
-        assert (await cancel(stage.server, run_id)).status == 202
+        assert (await cancel(server, run_id)).status == 202
         return
-    async with await WsReader.connect(stage.server) as reader:
+    async with await WsReader.connect(server) as reader:
         await reader.cancel(run_id)

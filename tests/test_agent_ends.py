@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from chatserver.context import RunContext
 from chatserver.dialogue import estimated_tokens
-from chatserver.events import Done, Error, FinishReason, Reasoning, Token, Usage
+from chatserver.events import Done, Error, FinishReason, Reasoning, Token, ToolCall, ToolResult, Usage
 from chatserver.meter import Meter
 from chatserver.providers import Finish, ModelRequest, ToolCallRequest
 from chatserver.steps import Step
@@ -135,7 +135,10 @@ async def test_a_run_that_takes_no_more_leaves_nothing_behind(count: int) -> Non
         await life.live(answer, asking())
     (ending,) = kept.ends
     assert isinstance(ending, Done) and ending.finish_reason == "cancelled"
-    assert (len(told(life)), model.open, asyncio.all_tasks()) == (count, 0, before)
+    calls = {each.call_id for each in steps if isinstance(each, ToolCall)}
+    results = {each.call_id for each in steps if isinstance(each, ToolResult)}
+    assert {each.call_id for each in told(life)[count:] if isinstance(each, ToolResult)} == calls - results
+    assert (len(told(life)), model.open, asyncio.all_tasks()) == (count + len(calls - results), 0, before)
 
 
 async def test_cancelling_while_the_model_speaks_leaves_it_at_once() -> None:

@@ -87,7 +87,7 @@ async def test_a_run_is_read_on_another_node_from_any_cursor_and_to_its_end(
 async def test_a_run_is_cancelled_on_another_node(stage: Stage, other: Stage, transport: Transport) -> None:
     story, reading = await begun(stage, transport)
     there = await transport.attach(other.server, reading.run_id)
-    await cancelled_from(other, transport, reading.run_id)
+    await cancelled_from(other.server, transport, reading.run_id)
     documents = await documents_of(reading)
     assert json.loads(documents[-1])["finish_reason"] == "cancelled"
     assert (await documents_of(there))[-1] == documents[-1]

@@ -164,8 +164,10 @@ async def test_a_run_that_asks_can_be_cancelled(transport: Transport, upstream: 
         call_id = question_in(await reading.take(3))["call_id"]
         await is_waiting(server, reading.run_id)
         await cancel(server, reading.run_id)
-        (done,) = events_of(await documents_of(reading), "done")
-        assert done["finish_reason"] == "cancelled"
+        documents = await documents_of(reading)
+        assert events_of(documents, "done")[0]["finish_reason"] == "cancelled"
+        assert result_in(documents, "ask_user") == (WITHDRAWN, True)
+        assert result_in(documents, "order") == (INTERRUPTED_CALL, True), "the tool was at work"
         assert await answered(server, reading.run_id, call_id, result=SIZE) == (409, "already_answered")
 
 

@@ -116,7 +116,7 @@ async def test_cancelled_before_the_first_event(stage: Stage, transport: Transpo
     story = stage.story(told=LAST - 1, make=short_story)
 
     async def end(run_id: str) -> list[bytes]:
-        await cancelled_from(stage, transport, run_id)
+        await cancelled_from(stage.server, transport, run_id)
         return await _whole(transport.attach(stage.server, run_id))
 
     whole, found = await _while_it_begins(stage, story.body, end)
@@ -211,8 +211,8 @@ async def attaches_around_the_end(stage: Stage, transport: Transport, point: str
 async def cancels_around_the_end(stage: Stage, transport: Transport, point: str) -> None:
     """A cancel at this point is accepted, and there is one end, on disk the same as on the wire."""
     async with ending(stage, point) as run:
-        await cancelled_from(stage, transport, run.run_id)
-        await cancelled_from(stage, transport, run.run_id)
+        await cancelled_from(stage.server, transport, run.run_id)
+        await cancelled_from(stage.server, transport, run.run_id)
     check_once(run.documents)
     await stage.check_stored(run.documents)
     check_same(await stage.rest(transport, run, 0), run.documents)
@@ -292,7 +292,7 @@ async def _cancel_at(stage: Stage, transport: Transport, moment: float) -> tuple
 
             async def end() -> None:
                 await _until(told_at + moment)
-                await cancelled_from(stage, transport, reading.run_id)
+                await cancelled_from(stage.server, transport, reading.run_id)
 
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(tell())

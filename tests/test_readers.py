@@ -128,7 +128,7 @@ async def cancel_closes_the_upstream(stage: Stage, transport: Transport) -> None
             await bystander.take(7)
             await reading.take(40)
             cuts = len(stage.upstream.cuts)
-            await cancelled_from(stage, transport, reading.run_id)
+            await cancelled_from(stage.server, transport, reading.run_id)
             await stage.upstream.closed(cuts + 1)
             documents = await documents_of(reading)
             assert json.loads(documents[-1])["finish_reason"] == "cancelled"

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from chatserver.dialogue import INTERRUPTED_CALL, QUESTION
 from chatserver.endings import INTERRUPTED, UNSTORED, WRONG
 from chatserver.events import (
     EVENT_BYTES_LIMIT,
@@ -20,14 +21,15 @@ from chatserver.events import (
     ToolProgress,
     ToolResult,
 )
-from chatserver.log import EVENTS_LIMIT
+from chatserver.log import EVENTS_LIMIT, SEQ_LIMIT
 from chatserver.log.memory import MemoryLog
 from chatserver.meter import Meter
-from chatserver.parts import ReasoningPart, TextPart
+from chatserver.parts import ReasoningPart, TextPart, ToolCallPart
 from chatserver.runs import run as machine
-from chatserver.runs.run import Run
+from chatserver.runs.run import CLOSED_CALLS_LIMIT, Run
 from chatserver.runs.states import TRANSITIONS, CannotHappen, Cause, State
 from chatserver.steps import Step
+from chatserver.waiting import UNAPPROVED, UNRETURNED, WITHDRAWN
 from tests.logs import kept, watched_log
 from tests.scripted_model import RESOURCE
 
@@ -205,6 +207,41 @@ def test_nothing_is_said_after_a_cancel_was_accepted() -> None:
         with pytest.raises(CannotHappen):
             run.say(step)
     assert types_of(run) == ["token"]
+
+
+def test_calls_without_a_result_are_given_one_when_their_run_ends() -> None:
+    """In words that say what is known: of a call that waits, and of one that goes on."""
+    run = run_of()
+    called(run, "c", "asks")
+    run.say(RESULT)
+    run.say(replace(CALL, call_id="approved", needs_approval=True))
+    run.say(replace(CALL, call_id="screen", executor="client"))
+    run.say(replace(CALL, call_id="question", tool=QUESTION, executor="client"))
+    for call_id, asker in (("approved", None), ("screen", None), ("question", "asks")):
+        run.hold(call_id, asker)
+    run.end("cancelled")
+    run.close_calls()
+    results = {
+        part.call_id: (part.result, part.is_error) for part in run.said().parts if isinstance(part, ToolCallPart)
+    }
+    assert results == {
+        "c": (1, False),
+        "asks": (INTERRUPTED_CALL, True),
+        "approved": (UNAPPROVED, True),
+        "screen": (UNRETURNED, True),
+        "question": (WITHDRAWN, True),
+    }
+
+
+def test_calls_that_are_given_a_result_at_the_end_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent may tell of calls without end, and what comes last must still have its number."""
+    assert CLOSED_CALLS_LIMIT < SEQ_LIMIT - EVENTS_LIMIT
+    monkeypatch.setattr(machine, "CLOSED_CALLS_LIMIT", 2)
+    run = run_of()
+    called(run, "c", "d", "e")
+    run.end("stop")
+    run.close_calls()
+    assert types_of(run) == ["tool_call"] * 3 + ["tool_result"] * 2
 
 
 # ---- readers and time -----------------------------------------------------------------------------------------------

@@ -184,7 +184,7 @@ async def test_a_cancel_from_anywhere_ends_a_run_in_front_of_its_readers(
 ) -> None:
     story, reading = await begun(stage, first, on_disconnect="continue")
     other = await second.attach(stage.server, reading.run_id)
-    await cancelled_from(stage, second, reading.run_id)
+    await cancelled_from(stage.server, second, reading.run_id)
     await is_cut(stage, story)
     documents = [*reading.documents, *await documents_of(reading)]
     assert await documents_of(other) == documents
@@ -209,14 +209,14 @@ async def test_a_cancel_that_comes_together_with_the_end_of_its_connection_count
 async def test_a_cancel_of_a_run_that_is_over_changes_nothing(stage: Stage, is_cancelled: bool) -> None:
     story, reading = await begun(stage, SSE)
     if is_cancelled:
-        await cancelled_from(stage, WS, reading.run_id)
-        await cancelled_from(stage, SSE, reading.run_id)
+        await cancelled_from(stage.server, WS, reading.run_id)
+        await cancelled_from(stage.server, SSE, reading.run_id)
     else:
         story.tell(story.last)
     documents = [*reading.documents, *await documents_of(reading)]
     before = await get_run(stage.server, reading.run_id)
     for transport in BOTH:
-        await cancelled_from(stage, transport, reading.run_id)
+        await cancelled_from(stage.server, transport, reading.run_id)
     assert await get_run(stage.server, reading.run_id) == before
     for transport in TRANSPORTS:
         again = await documents_of(await transport.attach(stage.server, reading.run_id))
@@ -231,7 +231,7 @@ async def test_a_cancel_closes_the_upstream_within_a_second_in_99_of_100_cases(s
     for number in range(scale(30, 200)):
         story, reading = await begun(stage, TRANSPORTS[number % 3])
         began = monotonic()
-        await cancelled_from(stage, BOTH[number % 2], reading.run_id)
+        await cancelled_from(stage.server, BOTH[number % 2], reading.run_id)
         await is_cut(stage, story)
         took.append((reply_to(stage, story).closed_at or monotonic()) - began)
         await documents_of(reading)
@@ -258,7 +258,7 @@ async def test_a_cancel_ends_a_run_at_once_whatever_it_waits_for(phase: str) -> 
         await reading.take(events)
         await stage.upstream.next_request()
         with anyio.fail_after(5):
-            await cancelled_from(stage, WS, reading.run_id)
+            await cancelled_from(stage.server, WS, reading.run_id)
             documents = [*reading.documents, *await documents_of(reading)]
             await stage.upstream.idle()
         check_once(documents)

@@ -82,8 +82,8 @@ async def test_pings_come_while_a_tool_is_called(transport: Transport) -> None:
         reading = await transport.start(stage.server, {"message": "Hang"})
         await reading.take(2)
         await hears_pings(reading, 3)
-        await cancelled_from(stage, transport, reading.run_id)
-        assert types_of(await documents_of(reading)) == ["done"]
+        await cancelled_from(stage.server, transport, reading.run_id)
+        assert types_of(await documents_of(reading)) == ["tool_result", "done"]
 
 
 @each_transport
@@ -99,8 +99,8 @@ async def test_a_tool_that_is_called_is_on_disk_long_before_its_result(
         await reading.take(2)
         while not (await on_disk(stage, "s"))[-1].parts:  # noqa: ASYNC110 - another process is told of nothing
             await anyio.sleep(0.02)
-        await cancelled_from(stage, transport, reading.run_id)
-        assert types_of(await documents_of(reading)) == ["done"]
+        await cancelled_from(stage.server, transport, reading.run_id)
+        assert types_of(await documents_of(reading)) == ["tool_result", "done"]
 
 
 @in_time
@@ -129,7 +129,7 @@ async def test_start_comes_before_the_model_answers_and_after_the_question_is_on
     assert (answer.message_id, answer.status, answer.content) == (start["message_id"], "streaming", "")
     assert start | {"session_id": session_id, "model": "gpt-4o-mini", "protocol": 1, "heartbeat_ms": 200} == start
     await stage.upstream.until(lambda: len(stage.upstream.replies) > replies)
-    await cancelled_from(stage, transport, reading.run_id)
+    await cancelled_from(stage.server, transport, reading.run_id)
     await documents_of(reading)
     assert stage.upstream.replies[-1].bytes_written == 0
 

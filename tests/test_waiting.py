@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
+from chatserver.waiting import UNAPPROVED, UNRETURNED
 from tests.approved_tools import REFERENCE
 from tests.clients import (
     BOTH,
@@ -26,7 +27,7 @@ from tests.clients import (
 from tests.fake_upstream import Done, FakeUpstream, Reply, Step, finish, role, token, tool_call
 from tests.live import LiveServer, live_server
 from tests.program import until
-from tests.proving import answer_of, check_once
+from tests.proving import answer_of, cancelled_from, check_once
 
 pytestmark = pytest.mark.anyio
 
@@ -275,21 +276,22 @@ async def _is_parked(server: LiveServer, run_id: str) -> bool:
     return run_id not in server.runs._lives.lives
 
 
+@each_of_both
 @pytest.mark.parametrize("is_parked", [False, True])
 @pytest.mark.parametrize("how", ["cancel", "delete"])
 async def test_a_waiting_run_is_cancelled_and_deleted(
-    how: str, is_parked: bool, upstream: FakeUpstream, ledger: Path, tmp_path: Path
+    how: str, is_parked: bool, transport: Transport, upstream: FakeUpstream, ledger: Path, tmp_path: Path
 ) -> None:
-    upstream.always(calling(("book", {"table": 4})))
+    upstream.always(calling(("book", {"table": 4}), ("screen", {})))
     async with serving(upstream, tmp_path, retention_seconds=0.1 if is_parked else 60) as server:
-        reading = await SSE.start(server, {"message": "Book", "session_id": "s"})
-        run_id = await waiting(reading)
+        reading = await transport.start(server, {"message": "Book", "session_id": "s", "tools": [SCREEN]})
+        run_id = await waiting(reading, calls=2)
         await is_waiting(server, run_id)
         if is_parked:
             reading.cut()
             await until(lambda: _is_parked(server, run_id))
         if how == "cancel":
-            assert (await request(server, "POST", f"/chat/runs/{run_id}/cancel")).status == 202
+            await cancelled_from(server, transport, run_id)
             await until(lambda: _has_status(server, run_id, "cancelled"))
             assert await answered(server, run_id, "c0", approve=True) == (409, "already_answered")
         else:
@@ -298,3 +300,33 @@ async def test_a_waiting_run_is_cancelled_and_deleted(
         assert done_by(ledger) == []
         if not is_parked:
             assert events_of(await documents_of(reading), "done")[0]["finish_reason"] == "cancelled"
+
+
+@each_of_both
+async def test_calls_that_wait_when_their_run_is_cancelled_were_not_made_and_all_are_told_so(
+    transport: Transport, upstream: FakeUpstream, ledger: Path, tmp_path: Path
+) -> None:
+    """A reader, the session and the model: none is left with a call that has no result."""
+    upstream.always(calling(("book", {"table": 4}), ("screen", {}), ("look", {"at": "flowers"})))
+    async with serving(upstream, tmp_path) as server:
+        reading = await transport.start(server, {"message": "Book", "session_id": "s", "tools": [SCREEN]})
+        documents = await reading.take(5)
+        await is_waiting(server, reading.run_id)
+        await cancelled_from(server, transport, reading.run_id)
+        documents += await documents_of(reading)
+        check_once(documents)
+        assert types_of(documents)[4:] == ["tool_result", "tool_result", "tool_result", "done"]
+        results = {each["tool"]: each for each in events_of(documents, "tool_result")}
+        assert (results["book"]["result"], results["screen"]["result"]) == (UNAPPROVED, UNRETURNED)
+        assert [results[each]["is_error"] for each in ("book", "screen", "look")] == [True, True, False]
+        message = (await request(server, "GET", "/chat/sessions/s")).json["messages"][-1]
+        assert (message["status"], message["parts"]) == ("partial", answer_of(documents)["parts"])
+        assert done_by(ledger) == []
+        upstream.script(role(), token("Well."), finish(), Done())
+        await documents_of(await transport.start(server, {"message": "And now?", "session_id": "s"}))
+    told = {
+        each["tool_call_id"]: each["content"]
+        for each in upstream.requests[-1].json["messages"]
+        if "tool_call_id" in each
+    }
+    assert told == {"c0": UNAPPROVED, "c1": UNRETURNED, "c2": "flowers is fine"}

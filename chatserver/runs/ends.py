@@ -7,7 +7,7 @@ from time import monotonic
 
 import anyio
 
-from chatserver.endings import INTERNAL, INTERRUPTED, UNSTORED, ending_of
+from chatserver.endings import INTERNAL, UNSTORED, ending_of
 from chatserver.errors import RunLost, Unavailable
 from chatserver.events import Terminal, appended
 from chatserver.log import Fenced, StoredLog
@@ -39,9 +39,8 @@ class RunEnd:
         """
         terminal, is_stored = self.run.ending(monotonic()), False
         try:
-            if terminal is INTERRUPTED:
-                with suppress(Fenced):
-                    self.run.close_calls()
+            with suppress(Fenced):
+                self.run.close_calls()
             last = appended(terminal, self._run_id, self.run.log.last_seq + 1)
             await self._store(terminal, self.run.log.stored(last))
             is_stored = True

@@ -9,13 +9,14 @@ after the grace period. What is due by time alone is due at ``deadline``.
 
 import logging
 from collections.abc import Collection
+from itertools import islice
 from typing import NoReturn
 
 from msgspec.structs import replace
 
 from chatserver.answer import Answer, closed, is_open, result_of
 from chatserver.commands import is_id
-from chatserver.dialogue import TurnOrigin
+from chatserver.dialogue import INTERRUPTED_CALL, TurnOrigin
 from chatserver.endings import WRONG
 from chatserver.events import (
     EVENT_BYTES_LIMIT,
@@ -41,6 +42,7 @@ from chatserver.runs.states import SPEAKING, TRANSITIONS, CannotHappen, Cause, S
 from chatserver.runs.told_calls import ToldCalls
 from chatserver.steps import Step
 from chatserver.telemetry import UNOBSERVED_RUN, RunObserver
+from chatserver.waiting import unanswered
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,9 @@ ADDRESS_BYTES = 100
 
 PARTS_LIMIT = 10_000
 """Texts of an answer at most, where words and reasoning alternate: each checkpoint builds and stores them all."""
+
+CLOSED_CALLS_LIMIT = 900
+"""Calls that are given a result when their run ends: fewer than the events that ``EVENTS_LIMIT`` leaves for the end."""
 
 
 class Run:
@@ -117,13 +122,13 @@ class Run:
         is_going = isinstance(step, ToolProgress | ToolResult) and self.calls.is_open(step.call_id)
         if not (is_new or is_going):
             self._refuse(f"{type(step).__name__} cannot be told here")
+        if len(to_json(step)) > EVENT_BYTES_LIMIT - ADDRESS_BYTES:
+            self._refuse(f"{type(step).__name__} is too long")
         if isinstance(step, ToolCall):
             self.calls.begin(step.call_id)
             self._kind = None
         elif isinstance(step, ToolResult):
             self.calls.end(step.call_id)
-        if len(to_json(step)) > EVENT_BYTES_LIMIT - ADDRESS_BYTES:
-            self._refuse(f"{type(step).__name__} is too long")
         self._append(step)
         if self.state is State.WAITING or self.calls.has_held:
             self._rest()
@@ -230,10 +235,11 @@ class Run:
         )
 
     def close_calls(self) -> None:
-        """Tell of each call without a result that nobody knows what became of it: the run is interrupted."""
-        for part in self.log.answer().parts:
-            if is_open(part):
-                self.log.append(result_of(closed(part)))
+        """The run is ending: tell of each call without a result what is known of it."""
+        if self.calls.has_open:
+            for part in islice(filter(is_open, self.log.answer().parts), CLOSED_CALLS_LIMIT):
+                words = unanswered(part) if self.calls.is_held(part.call_id) else INTERRUPTED_CALL
+                self.log.append(result_of(closed(part, words)))
 
     def close(self, terminal: Terminal) -> None:
         """Append the terminal event."""

@@ -35,6 +35,15 @@ class ToldCalls:
         """Whether the call was told, and not its result."""
         return self._has_result.get(call_id) is False
 
+    @property
+    def has_open(self) -> bool:
+        """Whether a call was told, and not its result."""
+        return not all(self._has_result.values())
+
+    def is_held(self, call_id: str) -> bool:
+        """Whether the call waits."""
+        return call_id in self._held
+
     def hold(self, call_id: str, asker: str | None) -> None:
         """The call waits for an answer, and the one whose tool asks, for this call."""
         self._held[call_id] = asker
