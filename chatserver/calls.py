@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from chatserver.answer import Answer, call_of, is_open, unfold
 from chatserver.commands import NAME_CHARS_LIMIT, ClientTool, is_id, new_id
-from chatserver.dialogue import INTERRUPTED_CALL, NO_ORIGIN, Leavings, ToolSpecification, TurnOrigin, questions_of
+from chatserver.dialogue import INTERRUPTED_CALL, NO_ORIGIN, Leavings, ToolSpecification, TurnOrigin, is_question
 from chatserver.events import ToolCall, ToolResult, to_json
 from chatserver.parts import Executor, ToolCallPart
 from chatserver.providers import ToolCallFragment, ToolCallRequest
@@ -144,7 +144,7 @@ class Calls:
         What became of any other of them nobody knows. A question is withdrawn, if nobody has answered it.
         """
         made = [part for part in said.parts if isinstance(part, ToolCallPart)]
-        questions = questions_of(made, said.transcript)
+        questions = {part.call_id for part in made if is_question(part)}
         self._call_ids.update({part.call_id: None for part in made})
         left = [
             Checked(call_of(part), None if part.call_id in waiting else INTERRUPTED_CALL)

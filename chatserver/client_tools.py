@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from chatserver.commands import ChatRequest, is_id
+from chatserver.dialogue import QUESTION, RESERVED
 from chatserver.errors import BadRequest, TooLarge
 
 CLIENT_TOOLS_LIMIT = 32
@@ -29,6 +30,8 @@ def checked_client_tools(request: ChatRequest, taken: Container[str]) -> ChatReq
     for place, each in enumerate(tools):
         if not is_id(each.name) or each.name in names:
             raise BadRequest("`name` is an id that no other of the `tools` has", f"/tools/{place}/name")
+        if each.name == QUESTION:
+            raise BadRequest(RESERVED, f"/tools/{place}/name")
         if each.name in taken:
             raise BadRequest("the server has a tool of this name", f"/tools/{place}/name")
         if not _is_of_object(each.parameters):

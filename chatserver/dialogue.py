@@ -4,7 +4,7 @@ A provider writes the items of a dialogue as its API has them. Leavings are the 
 understands.
 """
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, groupby
 from typing import Any, TypeAlias
 
@@ -24,7 +24,9 @@ INTERRUPTED_CALL = "[The tool was interrupted: whether the call had an effect is
 """Stands for a result that never came: every call must have a result, and the tool may have changed the world."""
 
 QUESTION = "ask_user"
-"""The name of a call by which a tool asks the user. No turn has it, and no model is told of it."""
+"""The name of a call by which a tool asks the user. No model is told of it, and no tool may have the name."""
+
+RESERVED = "this name is reserved for the questions of tools to the user"
 
 MESSAGE_BYTES = 16
 """What each message takes upstream, beside its content."""
@@ -208,7 +210,7 @@ def told_answer(answer: Sequence[AnyPart], transcript: Sequence[TurnOrigin]) -> 
     """The turns of an answer, each with the outputs of its calls."""
     origins = _origins(transcript)
     items: list[Item] = []
-    answer = [part for part in answer if not is_question(part, origins)]
+    answer = [part for part in answer if not is_question(part)]
     for parts in _turns(answer, origins):
         if isinstance(call := parts[-1], ToolCallPart):
             items += told_turn(parts, origins.get(call.call_id, NO_ORIGIN))
@@ -222,15 +224,9 @@ def _origins(transcript: Sequence[TurnOrigin]) -> dict[str, TurnOrigin]:
     return {call_id: origin for origin in transcript for call_id in origin.call_ids}
 
 
-def questions_of(parts: Sequence[AnyPart], transcript: Sequence[TurnOrigin]) -> set[str]:
-    """The calls of an answer by which tools have asked the user."""
-    origins = _origins(transcript)
-    return {part.call_id for part in parts if isinstance(part, ToolCallPart) and is_question(part, origins)}
-
-
-def is_question(part: AnyPart, made: Container[str]) -> bool:
-    """Whether a tool has asked this; a client's tool may have the name too, and be among the calls that turns made."""
-    return isinstance(part, ToolCallPart) and part.tool == QUESTION and part.call_id not in made
+def is_question(part: AnyPart) -> bool:
+    """Whether a tool has asked this; a model may make up the name, for a call that no client is asked to make."""
+    return isinstance(part, ToolCallPart) and part.tool == QUESTION and part.executor == "client"
 
 
 def _turns(parts: Sequence[AnyPart], origins: Mapping[str, TurnOrigin]) -> Iterator[list[AnyPart]]:

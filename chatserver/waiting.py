@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 from msgspec import UNSET, Struct
 
 from chatserver.commands import CallAnswer, ChatRequest
-from chatserver.dialogue import QUESTION
+from chatserver.dialogue import is_question
 from chatserver.errors import BadRequest, TooLarge
 from chatserver.events import ToolCall, to_json
 from chatserver.parts import Executor, ToolCallPart
@@ -77,7 +77,7 @@ def unanswered(call: ToolCallPart) -> str:
     """What is known of a call whose run has ended while the call waited."""
     if call.needs_approval:
         return UNAPPROVED
-    return WITHDRAWN if call.tool == QUESTION else UNRETURNED
+    return WITHDRAWN if is_question(call) else UNRETURNED
 
 
 def seconds_until(moment: str) -> float:

@@ -183,6 +183,7 @@ def test_tools_of_a_client_are_read_as_they_are() -> None:
         ([TOOL, TOOL], "/tools/1/name"),
         ([TOOL | {"name": "a b"}], "/tools/0/name"),
         ([TOOL | {"name": "clock"}], "/tools/0/name"),
+        ([TOOL, TOOL | {"name": "ask_user"}], "/tools/1/name"),
         ([TOOL | {"parameters": {}}], "/tools/0/parameters"),
         ([TOOL | {"parameters": {"type": "array"}}], "/tools/0/parameters"),
         ([TOOL | {"parameters": {"type": "object", "properties": []}}], "/tools/0/parameters"),

@@ -18,6 +18,7 @@ import pytest
 from mcp import types
 from msgspec.structs import replace
 
+from chatserver.dialogue import RESERVED
 from chatserver.errors import SettingsError
 from chatserver.events import ToolProgress
 from chatserver.settings.masks import masked
@@ -176,6 +177,10 @@ def test_what_cannot_be_offered_is_left_out() -> None:
     assert found == [] and len(complaints) == len(wrong)
     found, complaints = listed([tool_of("a"), tool_of("a"), tool_of("")], "")
     assert len(found) == 1 and len(complaints) == 2
+    found, complaints = listed(map(tool_of, ["ask_user", "ask user", "ask"]), "")
+    assert [each.id for each in found] == ["ask"]
+    assert [complaint.partition(": ")[2] for complaint in complaints] == [RESERVED] * 2
+    assert [each.id for each in listed([tool_of("ask_user")], "s")[0]] == ["s__ask_user"]
     found, complaints = listed([tool_of(f"t{number}") for number in range(TOOLS_LIMIT + 1)], "")
     assert len(found) == TOOLS_LIMIT and len(complaints) == 1
     assert len(listed([tool_of("a", description="x" * 9999)], "")[0][0].description) == DESCRIPTION_CHARS_LIMIT

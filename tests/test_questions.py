@@ -11,6 +11,7 @@ from unittest.mock import patch
 import anyio
 import pytest
 
+from chatserver.calls import NO_TOOL
 from chatserver.dialogue import INTERRUPTED_CALL
 from chatserver.sessions.waits import Waits
 from chatserver.tools.context import Question, Reply, ToolContext
@@ -18,7 +19,7 @@ from chatserver.tools.execution import TimeLimit
 from chatserver.tools.functions import tool
 from chatserver.waiting import TOO_MANY_QUESTIONS, UNANSWERED, WITHDRAWN
 from tests.asking_tools import ENOUGH, FORM, REFERENCE, order
-from tests.clients import SSE, TRANSPORTS, Transport, cancel, documents_of, get_run, request, types_of
+from tests.clients import SSE, TRANSPORTS, RefusedError, Transport, cancel, documents_of, get_run, request, types_of
 from tests.fake_upstream import Done, FakeUpstream, Gate, call, finish, role, say, token
 from tests.live import LiveServer, live_server
 from tests.merging import unmerged
@@ -79,6 +80,24 @@ async def test_a_question_waits_for_its_answer_and_no_model_hears_of_it(
         (call,) = (each for message in asked.json["messages"] for each in message.get("tool_calls", []))
         assert call["function"]["name"] == "order"
         assert len([each for each in asked.json["messages"] if each["role"] == "tool"]) == 1
+
+
+@each_transport
+async def test_no_tool_may_have_the_name_of_questions(
+    transport: Transport, upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    """A client's own is refused. A call that a model makes up is told to the model, as that of any unknown tool."""
+    ask_user = {"name": "ask_user", "description": "", "parameters": {"type": "object"}}
+    upstream.always(calling(("ask_user", {"message": "Well?"})))
+    async with serving(upstream, tmp_path) as server:
+        with pytest.raises(RefusedError) as refusal:
+            await transport.start(server, {"message": "Hi", "tools": [ask_user]})
+        assert (refusal.value.status, refusal.value.problem["code"]) == (400, "bad_request")
+        assert "reserved" in str(refusal.value.problem)
+        documents = await documents_of(await transport.start(server, {"message": "Hi"}))
+        assert types_of(documents) == ["start", "tool_call", "tool_result", "token", "done"]
+        assert result_in(documents, "ask_user") == (NO_TOOL, True)
+    assert [each["role"] for each in upstream.requests[-1].json["messages"]] == ["user", "assistant", "tool"]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec import Meta, Struct, to_builtins
 
+from chatserver import create_app
 from chatserver.dialogue import ToolSpecification
 from chatserver.errors import SettingsError
 from chatserver.tools import BadArguments, Tool, specification_of
@@ -248,6 +249,16 @@ def test_tools_of_ones_own_are_functions_or_tools_in_any_iterable(module: types.
     assert list(load_tools("mine:MINE")) == ["everything", "nothing"]
     assert list(load_tools("mine")) == ["later"]
     assert all(isinstance(each, Tool) for each in load_tools("mine:MINE").values())
+
+
+def test_the_name_of_questions_is_reserved() -> None:
+    """A call of it is a question of a tool, for clients and for models."""
+
+    def ask_user() -> None: ...
+
+    for each in (ask_user, tool(ask_user), tool(ask_user, needs_approval=True)):
+        with pytest.raises(SettingsError, match="`ask_user`: this name is reserved"):
+            create_app(tools=[nothing, each])
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from chatserver.commands import is_id
+from chatserver.dialogue import QUESTION, RESERVED
 from chatserver.errors import SettingsError
 from chatserver.settings.references import load
 from chatserver.structured import mistake_in_schema
@@ -24,12 +25,14 @@ def tools_by_name(found: Iterable[Any]) -> dict[str, Tool]:
     """Functions and Tools as Tools, by their names.
 
     Raises:
-        SettingsError: one of them is no tool, or two have one name.
+        SettingsError: one of them is no tool, two have one name, or one has the name of questions.
     """
     tools = [_tool(each) for each in found]
     by_name = {each.name: each for each in tools}
     if len(by_name) < len(tools):
         raise SettingsError("two tools have one name")
+    if QUESTION in by_name:
+        raise SettingsError(f"tool `{QUESTION}`: {RESERVED}")
     return by_name
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from mcp import types
 from msgspec import Struct
 
+from chatserver.dialogue import QUESTION, RESERVED
 from chatserver.events import to_json
 from chatserver.providers.clean_text import cleaned
 from chatserver.strict_json import NESTING_LIMIT, is_nested_too_deeply
@@ -42,9 +43,9 @@ def listed(tools: Iterable[types.Tool], prefix: str) -> tuple[list[Listed], list
     names: set[str] = set()
     complaints: list[str] = []
     for tool in tools:
-        problem = _problem(tool, names)
+        id = _id(f"{prefix}__{tool.name}" if prefix else tool.name, found)
+        problem = RESERVED if id == QUESTION else _problem(tool, names)
         if problem is None:
-            id = _id(f"{prefix}__{tool.name}" if prefix else tool.name, found)
             description = cleaned(tool.description or "")[:DESCRIPTION_CHARS_LIMIT]
             found[id] = Listed(id, tool.name, description, tool.input_schema, _is_destructive(tool.annotations))
             names.add(tool.name)
