@@ -8,13 +8,19 @@ from typing import Any, TypeAlias
 import msgspec
 
 from chatserver.dialogue import QUESTION
+from chatserver.errors import BadRequest
 from chatserver.events import ToolCall, ToolResult, to_json
 from chatserver.steps import Emit
-from chatserver.structured import mistake_in
+from chatserver.structured import mistake_in, mistake_in_schema
 from chatserver.tools.arguments import check_size
 from chatserver.tools.context import CANCELLED, Ask, Question, Reply
 from chatserver.tools.execution import TimeLimit
 from chatserver.tools.results import ToolFailed
+from chatserver.waiting import Resolution, Resulted
+
+PLAIN_TYPES = frozenset({"string", "number", "integer", "boolean", "null"})
+
+Plain: TypeAlias = str | int | float | bool | None
 
 Complete: TypeAlias = Callable[[ToolCall, str], Awaitable[ToolResult]]
 """Waits for the answer to a question, and tells it to the run, or that the question was withdrawn.
@@ -66,13 +72,13 @@ class Questions:
                 await asyncio.wait(asking)
 
     async def _ask(self, question: Question, asker: str, limit: TimeLimit) -> Reply:
-        call = ToolCall(call_id=self._begin(), tool=QUESTION, args=_args(question), executor="client")
+        args = _args(question)
+        await asyncio.to_thread(check_form, question.schema)  # It may take a second.
+        call = ToolCall(call_id=self._begin(), tool=QUESTION, args=args, executor="client")
         self._emit(call)
         with limit.stopped():
             result = await self._complete(call, asker)
-        if result.is_error:
-            return CANCELLED
-        return await asyncio.to_thread(_reply, result.result, question)  # A schema may take a second.
+        return CANCELLED if result.is_error else _reply(result.result)
 
 
 def _withdraw(reply: "asyncio.Task[Reply]") -> None:
@@ -89,16 +95,62 @@ def _args(question: Question) -> dict[str, Any]:
     return args
 
 
-def _reply(answer: Any, question: Question) -> Reply:
+def check_form(schema: Any) -> None:
+    """Refuse a schema that is no form: a flat object, as in MCP, which any client can show.
+
+    Raises:
+        ToolFailed: in words for the author of the tool.
+    """
+    if mistake := mistake_in_schema(schema):
+        raise ToolFailed(f"the form of a question is no JSON Schema: {mistake}")
+    if not isinstance(schema, dict) or schema.get("type") != "object":
+        raise ToolFailed("the form of a question is the JSON Schema of an object")
+    fields = schema.get("properties", {})
+    for name, each in fields.items():
+        if not _is_plain(each):
+            raise ToolFailed(f"the field `{name}` of a question is no text, number, boolean, choice, or list of these")
+    for name in schema.get("required", []):
+        if name not in fields:
+            raise ToolFailed(f"the form of a question requires `{name}`, and has no such field")
+
+
+def _is_plain(schema: Any, in_list: bool = False) -> bool:
+    """Whether it is the schema of a text, a number, a boolean, a choice of such, or a list of such."""
+    if not isinstance(schema, dict):
+        return False
+    if choices := schema.get("anyOf") or schema.get("oneOf"):
+        return all(_is_plain(each, in_list) for each in choices)
+    if values := schema.get("enum") or ([schema["const"]] if "const" in schema else None):
+        return not any(isinstance(each, dict | list) for each in values)
+    kinds = schema.get("type", [])
+    if kinds == "array":
+        return not in_list and _is_plain(schema.get("items"), in_list=True)
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    return bool(kinds) and PLAIN_TYPES.issuperset(kinds)
+
+
+def check_reply(resolution: Resolution, question: dict[str, Any]) -> None:
+    """Refuse what does not fit a question, which are the arguments of its call.
+
+    Raises:
+        BadRequest: it is no reply, or its content does not fit the form.
+    """
+    if not isinstance(resolution, Resulted) or resolution.is_error:
+        return
     try:
-        reply = msgspec.convert(_without_null(answer), Reply)
+        reply = _reply(resolution.result)
+        msgspec.convert(reply.content, dict[str, Plain | list[Plain]])
     except msgspec.ValidationError as error:
-        raise ToolFailed(f"the user's answer is no reply: {error}") from None
-    if reply.action == "accept" and (mistake := mistake_in(question.schema, reply.content)):
-        raise ToolFailed(f"the user's answer does not fit the question: {mistake}")
-    return reply
+        raise BadRequest(f"`result` is no reply to a question: {error}", "/result") from None
+    if reply.action == "accept" and (mistake := mistake_in(question["schema"], reply.content)):
+        raise BadRequest(f"`content` does not fit the question: {mistake}", "/result/content")
 
 
-def _without_null(answer: Any) -> Any:
-    """The answer as clients of MCP write it, too: with `content` of null where there is none."""
-    return {key: each for key, each in answer.items() if each is not None} if isinstance(answer, dict) else answer
+def _reply(answer: Any) -> Reply:
+    """The answer as a reply; one of clients of MCP has a `content` of null where there is none.
+
+    Raises:
+        msgspec.ValidationError: it is no reply.
+    """
+    known = {key: each for key, each in answer.items() if each is not None} if isinstance(answer, dict) else answer
+    return msgspec.convert(known, Reply)

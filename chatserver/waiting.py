@@ -8,8 +8,8 @@ from msgspec import UNSET, Struct
 from chatserver.commands import CallAnswer, ChatRequest
 from chatserver.dialogue import is_question
 from chatserver.errors import BadRequest, TooLarge
-from chatserver.events import ToolCall, to_json
-from chatserver.parts import Executor, ToolCallPart
+from chatserver.events import to_json
+from chatserver.parts import ToolCallPart
 from chatserver.resources import timestamp
 from chatserver.tools.results import cap
 
@@ -55,9 +55,8 @@ Resolution: TypeAlias = Approved | Refused | Resulted
 
 
 class WaitingCall(Struct, frozen=True):
-    """A call that waits for an approval, or for the client that makes it."""
+    """A call that waits for an approval, or for the client that makes it; what is called stands in the answer."""
 
-    executor: Executor
     expires_at: str
 
 
@@ -68,9 +67,9 @@ class Wait(Struct, frozen=True):
     calls: dict[str, WaitingCall]
 
 
-def waiting_call(call: ToolCall, seconds: float) -> WaitingCall:
-    """The call as one that waits for so many seconds from now on."""
-    return WaitingCall(call.executor, timestamp(datetime.now(UTC) + timedelta(seconds=seconds)))
+def waiting_call(seconds: float) -> WaitingCall:
+    """A call that waits for so many seconds from now on."""
+    return WaitingCall(timestamp(datetime.now(UTC) + timedelta(seconds=seconds)))
 
 
 def unanswered(call: ToolCallPart) -> str:
@@ -85,8 +84,8 @@ def seconds_until(moment: str) -> float:
     return (datetime.fromisoformat(moment) - datetime.now(UTC)).total_seconds()
 
 
-def resolution_of(answer: CallAnswer, call: WaitingCall, result_bytes_limit: int) -> Resolution:
-    """What a user's answer means for the call.
+def resolution_of(answer: CallAnswer, call: ToolCallPart, result_bytes_limit: int) -> Resolution:
+    """What a user's answer means for the call. Whether it fits a question, `check_reply` says.
 
     Raises:
         BadRequest, TooLarge: the answer does not fit the call, or breaks a rule of its own.
@@ -95,6 +94,8 @@ def resolution_of(answer: CallAnswer, call: WaitingCall, result_bytes_limit: int
         if answer.result is UNSET or answer.approve is not None:
             raise BadRequest("this call is made by the client: it is answered with `result`", "/result")
         result, truncated = cap(answer.result, result_bytes_limit)
+        if truncated and is_question(call):
+            raise TooLarge(f"`result` is over {result_bytes_limit} bytes")
         return Resulted(result, bool(answer.is_error), truncated)
     if answer.approve is None or answer.result is not UNSET or answer.is_error is not None:
         raise BadRequest("this call waits for an approval: it is answered with `approve`", "/approve")

@@ -24,6 +24,11 @@ async def agree(context: ToolContext) -> str:
     return (await context.ask("Really?")).action
 
 
+async def fill(context: ToolContext, form: dict[str, Any]) -> str:
+    """Ask for what a form has."""
+    return str(await context.ask("Fill in:", form))
+
+
 async def hurry(context: ToolContext) -> str:
     """Ask, and cancel the question when that is enough."""
     asked = asyncio.ensure_future(context.ask("Quick!"))
@@ -59,6 +64,6 @@ async def pester(context: ToolContext, length: int, times: int) -> str:
     return "; ".join([str(each) for each in await asyncio.gather(*asked, return_exceptions=True)])
 
 
-TOOLS = [tool(each) for each in (order, agree, hurry, forget, regret, pester)]
+TOOLS = [tool(each) for each in (order, agree, fill, hurry, forget, regret, pester)]
 REFERENCE = f"{__name__}:TOOLS"
 """For ``CHATSERVER_TOOLS``."""

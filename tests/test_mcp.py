@@ -468,6 +468,22 @@ async def test_a_run_that_is_cancelled_while_it_asks_costs_no_other_call(tmp_pat
     assert [each.get("method") for each in journal(tmp_path)].count("initialize") == 1
 
 
+@pytest.mark.parametrize("transport", BOTH, ids=str)
+async def test_an_answer_that_does_not_fit_costs_no_call_of_the_server(tmp_path: Path, transport: Transport) -> None:
+    async with FakeUpstream() as upstream, live_server(upstream.url, mcp=(f"s={small(tmp_path)}",)) as server:
+        await is_ready(server)
+        upstream.script(*call("s__ask", {}))
+        upstream.script(*say("done"))
+        reading = await transport.start(server, {"message": "ask"})
+        call_id = json.loads((await reading.take(3))[2])["call_id"]
+        unfit = {"result": {"action": "accept", "content": {"size": "large"}}}
+        assert await answered(server, reading.run_id, call_id, transport, **unfit) == (400, "bad_request")
+        fit = {"result": {"action": "accept", "content": {"size": 42}}}
+        assert await answered(server, reading.run_id, call_id, transport, **fit) == 202
+        results = [json.loads(each) for each in await documents_of(reading) if b'"tool_result"' in each]
+        assert [json.loads(each["result"]) for each in results if each["tool"] == "s__ask"] == [fit["result"]]
+
+
 async def test_a_server_that_wants_the_call_again_and_again_is_stopped(tmp_path: Path) -> None:
     asked: list[Question] = []
     async with servers_of(f"s={small(tmp_path, 'modern')}") as servers:

@@ -4,6 +4,7 @@ import json
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -13,13 +14,26 @@ import pytest
 
 from chatserver.calls import NO_TOOL
 from chatserver.dialogue import INTERRUPTED_CALL
+from chatserver.questions import check_form
 from chatserver.sessions.waits import Waits
 from chatserver.tools.context import Question, Reply, ToolContext
 from chatserver.tools.execution import TimeLimit
 from chatserver.tools.functions import tool
 from chatserver.waiting import TOO_MANY_QUESTIONS, UNANSWERED, WITHDRAWN
 from tests.asking_tools import ENOUGH, FORM, REFERENCE, order
-from tests.clients import SSE, TRANSPORTS, RefusedError, Transport, cancel, documents_of, get_run, request, types_of
+from tests.clients import (
+    SSE,
+    TRANSPORTS,
+    WS,
+    RefusedError,
+    Transport,
+    WsReader,
+    cancel,
+    documents_of,
+    get_run,
+    request,
+    types_of,
+)
 from tests.fake_upstream import Done, FakeUpstream, Gate, call, finish, role, say, token
 from tests.live import LiveServer, live_server
 from tests.merging import unmerged
@@ -32,6 +46,8 @@ pytestmark = pytest.mark.anyio
 
 SECONDS = 60.0
 SIZE = {"action": "accept", "content": {"size": 42}}
+
+LISTS = {"type": "array", "items": {"type": "array", "items": {"type": "string"}}}
 
 each_transport = pytest.mark.parametrize("transport", TRANSPORTS, ids=str)
 
@@ -100,6 +116,7 @@ async def test_no_tool_may_have_the_name_of_questions(
     assert [each["role"] for each in upstream.requests[-1].json["messages"]] == ["user", "assistant", "tool"]
 
 
+@each_transport
 @pytest.mark.parametrize(
     ("answer", "told"),
     [
@@ -108,27 +125,101 @@ async def test_no_tool_may_have_the_name_of_questions(
             {"result": {"action": "cancel", "content": None}}, ({"action": "cancel", "content": {}}, False), id="null"
         ),
         pytest.param({"result": "?", "is_error": True}, ({"action": "cancel", "content": {}}, False), id="failed"),
-        pytest.param(
-            {"result": {"action": "accept", "content": {"size": 99}}},
-            ("the user's answer does not fit the question: at $.size it breaks `maximum`", True),
-            id="unfit",
-        ),
-        pytest.param({"result": {"action": "accept"}}, ("`required`", True), id="empty"),
-        pytest.param({"result": 42}, ("the user's answer is no reply", True), id="senseless"),
     ],
 )
 async def test_what_the_user_does_is_told_to_the_tool(
-    answer: Any, told: tuple[Any, bool], upstream: FakeUpstream, tmp_path: Path
+    answer: Any, told: tuple[Any, bool], transport: Transport, upstream: FakeUpstream, tmp_path: Path
 ) -> None:
     upstream.always(calling(("order", {})))
     async with serving(upstream, tmp_path) as server:
-        reading = await SSE.start(server, {"message": "Shoes"})
+        reading = await transport.start(server, {"message": "Shoes"})
         question = question_in(await reading.take(3))
-        assert await answered(server, reading.run_id, question["call_id"], **answer) == 202
+        assert await answered(server, reading.run_id, question["call_id"], transport, **answer) == 202
         documents = await documents_of(reading)
-        assert types_of(documents)[-1] == "done"
-        result, is_error = result_in(documents, "order")
-        assert is_error is told[1] and (told[0] in result if is_error else result == told[0])
+        assert types_of(documents)[-1] == "done" and result_in(documents, "order") == told
+
+
+UNFIT: dict[str, tuple[Any, str]] = {
+    "unfit": ({"action": "accept", "content": {"size": 99}}, "question: at $.size it breaks `maximum`"),
+    "empty": ({"action": "accept"}, "question: at $ it breaks `required`"),
+    "senseless": (42, "no reply to a question"),
+    "unheard of": ({"action": "agree"}, "no reply to a question"),
+    "nested": ({"action": "accept", "content": {"size": 7, "more": {"a": 1}}}, "no reply to a question"),
+}
+
+
+@each_transport
+async def test_an_answer_that_does_not_fit_is_refused_and_the_question_stays_open(
+    transport: Transport, upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    upstream.always(calling(("order", {})))
+    """Also at another process, which learns from the database what was asked."""
+    settings = {"max_tool_result_bytes": 1024}
+    async with serving(upstream, tmp_path, **settings) as server, serving(upstream, tmp_path, **settings) as other:
+        reading = await transport.start(server, {"message": "Shoes"})
+        call_id = question_in(await reading.take(3))["call_id"]
+        for at, (result, words) in product((server, other), UNFIT.values()):
+            refusal = await refused(at, reading.run_id, call_id, transport, result=result)
+            assert (refusal["status"], refusal["code"]) == (400, "bad_request") and words in str(refusal), result
+        long = {"action": "accept", "content": {"size": 7, "more": "x" * 1024}}
+        assert (await refused(server, reading.run_id, call_id, transport, result=long))["status"] == 413
+        assert (await get_run(server, reading.run_id))["status"] == "waiting"
+        assert await answered(server, reading.run_id, call_id, transport, result=SIZE) == 202
+        assert result_in(await documents_of(reading), "order") == (SIZE, False)
+
+
+async def refused(server: Any, run_id: str, call_id: str, transport: Transport, **answer: Any) -> dict[str, Any]:
+    """What is said to an answer, as a client of this transport gives it."""
+    if transport is not WS:
+        response = await request(server, "POST", f"/chat/runs/{run_id}/tool_calls/{call_id}", answer)
+        return dict(response.json)
+    async with await WsReader.connect(server) as reader:
+        return await reader.command(type="answer", run_id=run_id, call_id=call_id, **answer)
+
+
+NO_FORMS: dict[str, Any] = {
+    "is the JSON Schema of an object": {"type": "string"},
+    "is no JSON Schema: at $.properties it breaks `type`": {"type": "object", "properties": 3},
+    "the field `at` of": {"type": "object", "properties": {"a": {"type": "string"}, "at": {"type": "object"}}},
+    "the field `lists` of": {"type": "object", "properties": {"lists": LISTS}},
+    "the field `any` of": {"type": "object", "properties": {"any": True}},
+    "the field `pick` of": {"type": "object", "properties": {"pick": {"enum": ["a", {"b": 1}]}}},
+    "the field `ref` of": {"type": "object", "properties": {"ref": {"$ref": "#/$defs/a"}}, "$defs": {"a": {}}},
+    "the field `either` of": {"type": "object", "properties": {"either": {"anyOf": [{"type": "null"}, LISTS]}}},
+    "requires `gone`, and has no such field": {"type": "object", "required": ["gone"]},
+}
+
+
+@pytest.mark.parametrize("words", NO_FORMS)
+async def test_a_question_whose_form_is_no_flat_object_is_refused_to_its_tool(
+    words: str, upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    upstream.always(calling(("fill", {"form": NO_FORMS[words]})))
+    async with serving(upstream, tmp_path) as server:
+        documents = await documents_of(await SSE.start(server, {"message": "Fill"}))
+    assert types_of(documents) == ["start", "tool_call", "tool_result", "token", "done"]
+    result, is_error = result_in(documents, "fill")
+    assert is_error and words in result
+
+
+def test_every_form_of_mcp_can_be_asked() -> None:
+    titled = [{"const": "a", "title": "A"}, {"const": "b", "title": "B"}]
+    fields: dict[str, Any] = {
+        "text": {"type": "string", "title": "T", "minLength": 1, "maxLength": 9, "format": "email", "default": "a@b"},
+        "number": {"type": "number", "minimum": 0, "maximum": 1.5},
+        "integer": {"type": "integer", "description": "whole"},
+        "boolean": {"type": "boolean", "default": False},
+        "choice": {"type": "string", "enum": ["a", "b"], "enumNames": ["A", "B"]},
+        "titled": {"type": "string", "oneOf": titled},
+        "several": {"type": "array", "items": {"type": "string", "enum": ["a", "b"]}, "minItems": 1, "maxItems": 2},
+        "titled several": {"type": "array", "items": {"anyOf": titled}},
+        "optional": {"anyOf": [{"type": "integer"}, {"type": "null"}], "default": None},
+        "nullable": {"type": ["string", "null"]},
+        "texts": {"type": "array", "items": {"type": "string"}},
+    }
+    check_form({"type": "object", "properties": fields, "required": ["text", "several"]})
+    for name, each in fields.items():
+        check_form({"type": "object", "properties": {name: each}})
 
 
 async def test_a_question_without_a_form_is_a_mere_yes_or_no(upstream: FakeUpstream, tmp_path: Path) -> None:

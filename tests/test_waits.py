@@ -35,7 +35,7 @@ async def other(url: str) -> AsyncIterator[Sessions]:
 
 def wait(*call_ids: str, seconds: float = 60.0) -> Wait:
     expires_at = timestamp(datetime.now(UTC) + timedelta(seconds=seconds))
-    calls = {call_id: WaitingCall("server", expires_at) for call_id in call_ids or ("c",)}
+    calls = {call_id: WaitingCall(expires_at) for call_id in call_ids or ("c",)}
     return Wait(ChatRequest(model="m", temperature=0.5), calls)
 
 

@@ -1,15 +1,19 @@
 """Answers to calls that wait: checked, recorded, and told to whoever has the run."""
 
 import anyio
+from anyio import to_thread
 
 from chatserver.commands import CallAnswer, checked_id
+from chatserver.dialogue import is_question
 from chatserver.errors import AlreadyAnswered, NotFound
+from chatserver.parts import ToolCallPart
+from chatserver.questions import check_reply
 from chatserver.resources import RunStatus
 from chatserver.runs.elsewhere import Elsewhere
 from chatserver.runs.lives import Lives
 from chatserver.runs.places import Places
 from chatserver.sessions import Sessions
-from chatserver.waiting import WaitingCall, resolution_of
+from chatserver.waiting import resolution_of
 
 EARLY_SECONDS_LIMIT = 5
 """How long an answer waits for its call to be stored: whoever is told of a call may be faster than the disk."""
@@ -41,6 +45,8 @@ class Answers:
         """
         status, call = await self._waiting(user, run_id, checked_id(call_id))
         resolution = resolution_of(answer, call, self._result_bytes_limit)
+        if is_question(call):
+            await to_thread.run_sync(check_reply, resolution, call.args)  # A schema may take a second.
         place = await self._places.acquire(user) if status == "waiting" else None
         try:
             is_mine = await self._sessions.waits.answer(run_id, call_id, resolution)
@@ -54,7 +60,7 @@ class Answers:
                 await place.release()
         return is_mine is not None
 
-    async def _waiting(self, user: str, run_id: str, call_id: str) -> tuple[RunStatus, WaitingCall]:
+    async def _waiting(self, user: str, run_id: str, call_id: str) -> tuple[RunStatus, ToolCallPart]:
         life = self._lives.lives.get(run_id)
         with anyio.move_on_after(EARLY_SECONDS_LIMIT):
             while True:

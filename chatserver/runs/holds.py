@@ -77,7 +77,7 @@ class Holds:
         self._questions += is_question
         held = self._held_of(life)
         if call.call_id not in held.calls:
-            held.calls[call.call_id] = waiting_call(call, self._settings.approval_seconds)
+            held.calls[call.call_id] = waiting_call(self._settings.approval_seconds)
         future: asyncio.Future[Resolution] = asyncio.get_running_loop().create_future()
         held.futures[call.call_id] = future
         if call.call_id in held.stored:  # By an earlier process, and answered since.

@@ -20,7 +20,7 @@ from chatserver.sessions.end import Progress, check_owner, lock_session, park, s
 from chatserver.sessions.leases import Lease
 from chatserver.sessions.queries import RUN_COLUMNS
 from chatserver.sessions.schema import call_answers, insert_or_update, messages, runs
-from chatserver.waiting import Resolution, Wait, WaitingCall
+from chatserver.waiting import Resolution, Wait
 
 DUE_AT_ONCE = 100
 """How many parked runs that are due are looked up at a time."""
@@ -88,7 +88,7 @@ class Waits:
 
         return await self._database.write(work)
 
-    async def check(self, user: str, run_id: str, call_id: str) -> tuple[RunStatus, WaitingCall | None]:
+    async def check(self, user: str, run_id: str, call_id: str) -> tuple[RunStatus, ToolCallPart | None]:
         """The status of a run, and a call of it that waits; None: it may wait soon, but that is not stored yet.
 
         Raises:
@@ -96,18 +96,18 @@ class Waits:
             AlreadyAnswered: the call waits for no answer.
         """
 
-        def work(connection: Connection) -> tuple[RunStatus, WaitingCall | None]:
+        def work(connection: Connection) -> tuple[RunStatus, ToolCallPart | None]:
             query = select(runs.c.status, runs.c.wait, runs.c.finished_at, messages.c.parts).join_from(
                 runs, messages, messages.c.message_id == runs.c.message_id
             )
             row = connection.execute(query.where(runs.c.run_id == run_id, runs.c.user_id == user)).one_or_none()
             if row is None:
                 raise NotFound
+            part = _call(row.parts, call_id)
             if row.finished_at is None and row.wait is not None and call_id in row.wait.calls:
                 if call_id in _answers(connection, [run_id]).get(run_id, {}):
                     raise AlreadyAnswered
-                return row.status, row.wait.calls[call_id]
-            part = _call(row.parts, call_id)
+                return row.status, part
             is_over = row.finished_at is not None
             if part is not None and (is_over or part.is_error is not None or not _may_wait(part)):
                 raise AlreadyAnswered

@@ -94,13 +94,13 @@ class ToolContext(Struct, frozen=True, kw_only=True):
     async def ask(self, message: str, schema: dict[str, Any] | None = None) -> Reply:
         """Ask the user of the run, and wait for the reply; meanwhile the run waits, and the call's time stands still.
 
-        ``schema`` is the JSON Schema of a form: an object whose properties are texts, numbers, booleans and choices.
-        Without it, the user can only agree or not. Where nobody answers in time, the reply is ``cancel``. A question
-        does not survive a restart of the server, since the call does not.
+        ``schema`` is the JSON Schema of a form: an object whose properties are texts, numbers, booleans, choices, and
+        lists of these. An accepted reply fits it. Without it, the user can only agree or not. Where nobody answers in
+        time, the reply is ``cancel``. A question does not survive a restart of the server, since the call does not.
 
         Raises:
-            Exception: the question is too long, there were too many, or the answer does not fit the schema; the words
-                are for the model.
+            Exception: the question is too long, its schema is no such form, or there were too many; the words are for
+                the model.
         """
         question = Question(message) if schema is None else Question(message, schema)
         return await asyncio.wrap_future(self.put(question))
