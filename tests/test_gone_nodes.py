@@ -13,6 +13,9 @@ import pytest
 from chatserver.log import SEQ_LIMIT
 from chatserver.nodes import membership
 from chatserver.nodes.keys import node_key, owner_key, run_key
+from chatserver.nodes.membership import Membership
+from chatserver.sessions import leases
+from chatserver.sessions.leases import Lease
 from tests.clients import (
     TRANSPORTS,
     Reading,
@@ -29,6 +32,7 @@ from tests.cluster import Cluster, LiveNode, cluster, live_cluster
 from tests.fake_upstream import Done, FakeUpstream, Gate, Hang, Step, finish, role, say, token
 from tests.life import in_time
 from tests.program import until
+from tests.proving import held
 from tests.redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio
@@ -214,6 +218,61 @@ async def test_a_node_that_is_cut_off_from_redis_loses_its_runs_to_another(
     monkeypatch.setattr(membership, "CUT_OFF_SECONDS", inf)
     nodes[0].redis.heal()
     await takes_runs(nodes[0], nodes.upstream)
+
+
+class SlowLease:
+    """The lease of a node in the database, which the node renews when a test says so."""
+
+    def __init__(self, node: LiveNode, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._lease: Lease = node.server.runs._sessions._lease
+        monkeypatch.setattr(leases, "GONE_SECONDS", inf)
+        monkeypatch.setattr(self._lease, "_renew", anyio.sleep_forever)
+
+    async def is_taken(self) -> bool:
+        """Whether another node has taken this one for gone."""
+        _, beats = await self._lease._database.read(leases._owners_and_beats)
+        return self._lease.owner not in beats
+
+    async def renew(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(self._lease, "_renew", partial(Lease._renew, self._lease))
+        await self._lease._renew_and_tell()
+
+
+@in_time
+async def test_a_node_that_was_taken_for_gone_goes_on_with_what_nobody_has_taken(
+    nodes: Cluster[LiveNode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As behind a stall of Redis that lasts longer for one node than for others."""
+    gate, lease = anyio.Event(), SlowLease(nodes[0], monkeypatch)
+    nodes[0].redis.stall()
+    await until(lease.is_taken)
+    nodes[0].redis.heal()
+    await takes_runs(nodes[0], nodes.upstream)
+    stories = await begun(nodes, Gate(gate), token("more"), finish(), Done())
+    assert await lease.is_taken()
+    await lease.renew(monkeypatch)
+    gate.set()
+    for story in stories:
+        for reading in (story.here, story.there):
+            documents = await documents_of(reading)
+            assert (text_of(documents), json.loads(documents[-1])["type"]) == ("more", "done")
+
+
+@in_time
+async def test_a_node_that_was_taken_for_gone_finds_what_others_have_taken_and_not_ended_yet(
+    nodes: Cluster[LiveNode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a run that says nothing."""
+    stories, lease = await begun(nodes, Hang()), SlowLease(nodes[0], monkeypatch)
+    with held(Membership, "take", done=True) as hold:
+        nodes[0].redis.stall()
+        await hold.come.wait()
+        nodes[0].redis.heal()
+        await lease.renew(monkeypatch)
+        for story in stories:
+            assert json.loads((await documents_of(story.here))[-1])["code"] == "interrupted"
+            story.there.cut()
+    await nodes.upstream.closed(len(stories))
 
 
 @in_time

@@ -1,5 +1,6 @@
 """Several processes on one database: each ends its own runs, and those of others only when these are gone."""
 
+import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence, Set
@@ -16,7 +17,7 @@ from sqlalchemy import Connection
 from chatserver.answer import Answer
 from chatserver.endings import INTERRUPTED
 from chatserver.errors import NotFound, RunActive, RunLost, Unavailable
-from chatserver.sessions import Progress, Sessions, edit, end, leases, open_sessions
+from chatserver.sessions import Progress, Sessions, edit, end, leases, locks, open_sessions
 from chatserver.sessions.database import Database
 from chatserver.sessions.leases import LOOKS, Lease
 from chatserver.sessions.witness import DatabaseAlone
@@ -99,6 +100,72 @@ async def test_a_process_that_was_taken_for_dead_hears_of_it_and_goes_on(session
         assert await look(other) == []
     assert await look(sessions) == await look(other) == []
     await ended(sessions, begun)
+
+
+async def test_what_a_process_has_left_is_its_own_when_it_registers_again(sessions: Sessions, other: Sessions) -> None:
+    """It was taken for dead, and comes back before its run is ended."""
+    begun = await ask(sessions)
+
+    class Slow(DatabaseAlone):
+        async def take(self, run_ids: Sequence[str], owner: str | None) -> Mapping[str, Answer | None]:
+            assert await sessions._lease._renew() is False
+            return await super().take(run_ids, owner)
+
+    other._lease._witness = Slow()
+    for _ in range(LOOKS):
+        await look(other)
+    assert await sessions.unfinished() == [begun.run.run_id]
+    await ended(sessions, begun)
+
+
+async def test_nobody_registers_while_what_was_left_is_ended(sessions: Sessions, other: Sessions) -> None:
+    """Who registers then finds it ended: none of it goes on, and ends again."""
+    begun, order, owner = await ask(sessions), list[str](), sessions._lease.owner
+    is_ending, loop = anyio.Event(), asyncio.get_running_loop()
+    await sessions._database.write(partial(leases._forget, owner=owner))
+
+    def interrupt(connection: Connection) -> None:
+        left = {begun.run.run_id: None}
+        leases._interrupt_unregistered(connection, left, owner, other._lease.owner)
+        loop.call_soon_threadsafe(is_ending.set)
+        if connection.dialect.name == "postgresql":  # Others go on meanwhile, if nothing holds them up.
+            connection.exec_driver_sql("SELECT pg_sleep(0.3)")
+
+    async def end() -> None:
+        await other._database.write(interrupt)
+        order.append("ended")
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(end)
+        await is_ending.wait()
+        await sessions._lease._renew()
+        order.append("registered")
+    assert (order, await sessions.unfinished()) == (["ended", "registered"], [])
+
+
+async def test_a_process_that_was_taken_for_dead_asks_until_it_knows_what_it_has_lost(
+    sessions: Sessions, other: Sessions
+) -> None:
+    told: list[str] = []
+
+    class Alarmed(DatabaseAlone):
+        def mistaken(self) -> None:
+            told.append("witness")
+
+    async def lost() -> None:
+        told.append("lost")
+        if len(told) < 3:
+            raise Unavailable
+
+    sessions._lease._witness = Alarmed()
+    sessions.on_loss(lost)
+    for _ in range(LOOKS + 1):
+        await look(other)
+    with pytest.raises(Unavailable):
+        await sessions._lease._renew_and_tell()
+    for _ in range(2):
+        await sessions._lease._renew_and_tell()
+    assert told == ["witness", "lost"] * 2
 
 
 async def test_whoever_did_not_reach_the_database_begins_to_count_anew(
@@ -273,7 +340,7 @@ async def test_what_killed_processes_left_is_removed_when_it_is_old(tmp_path: Pa
         for path in (old, young, other):
             path.touch()
         for path in (old, other, living):
-            os.utime(path, (time() - leases.LOCK_SECONDS - 60,) * 2)
+            os.utime(path, (time() - locks.LOCK_SECONDS - 60,) * 2)
         async with open_sessions(url):
             assert [path.exists() for path in (living, old, young, other)] == [True, False, True, True]
 
@@ -336,6 +403,29 @@ async def test_a_run_that_another_process_has_ended_never_says_done(
     end = json.loads(documents[-1])
     assert (end["type"], end["code"]) == ("error", "interrupted")
     assert ("deleted" if how == "deleted" else "away") in end["message"]
+
+
+@each_transport
+@in_time
+async def test_a_process_that_was_taken_for_dead_goes_on_with_what_nobody_has_ended(
+    stage: Stage, transport: Transport
+) -> None:
+    gates = [anyio.Event(), anyio.Event()]
+    for gate in gates:
+        stage.upstream.script(role(), token("So "), Gate(gate), token("far"), finish(), Done())
+    sessions = stage.server.runs._sessions
+    lost = await transport.start(stage.server, {"message": "Go on"})
+    await lost.take(2)
+    async with open_sessions(stage.server.settings.database_url) as other:
+        for _ in range(LOOKS + 2):
+            await look(other)
+        begun = await transport.start(stage.server, {"message": "Go on"})
+        await begun.take(2)
+        await sessions._lease._renew_and_tell()
+        assert json.loads((await documents_of(lost))[-1])["code"] == "interrupted"
+        gates[1].set()
+        rest = await documents_of(begun)
+    assert (text_of(rest), json.loads(rest[-1])["type"]) == ("far", "done")
 
 
 def with_processes(test: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]]:

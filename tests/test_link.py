@@ -7,6 +7,7 @@ from hashlib import sha1
 from operator import itemgetter
 from pathlib import Path
 from random import Random
+from time import sleep
 
 import anyio
 import pytest
@@ -20,6 +21,7 @@ from chatserver.nodes.link import Link, Script, open_link
 from chatserver.nodes.wire import Wire
 from tests.conftest import Scale
 from tests.program import free_port
+from tests.proving import turns
 from tests.redis_servers import RedisServer, redis_process
 from tests.tcp_server import HOST, tcp_server
 
@@ -220,6 +222,18 @@ async def test_a_frozen_redis_is_given_up_and_its_late_replies_reach_nobody(
         redis_server.thaw()
     await is_up(link)
     assert await link.command("ECHO", "mine") == b"mine"
+
+
+async def test_the_time_in_which_this_process_stands_still_is_not_that_of_redis(
+    link: Link, redis_server: RedisServer
+) -> None:
+    redis_server.freeze()
+    waiting = asyncio.create_task(link.command("ECHO", "mine"))
+    await turns(5)
+    sleep(2 * PATIENCE_SECONDS)  # noqa: ASYNC251 - nothing goes on in this process
+    await turns(50)  # In which the link looks whether something has come.
+    redis_server.thaw()
+    assert await waiting == b"mine"
 
 
 async def test_redis_that_reads_its_data_is_not_there_yet(redis_server: RedisServer) -> None:

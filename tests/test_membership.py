@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 
 from chatserver.errors import Unavailable
 from chatserver.events import Token
@@ -197,6 +198,27 @@ async def test_a_node_that_comes_back_in_time_is_not_gone(nodes: list[Node], clo
         await b.look()
         await clock.passes(a)
         assert await a.member.gone({"b"}, NOBODY) == NOBODY
+
+
+async def test_a_node_that_waits_for_a_processor_takes_nobody_for_gone(nodes: list[Node], clock: Clock) -> None:
+    """The reply has come at once, and was read late: it says nothing of the time since then."""
+    a, b, _ = nodes
+    await die(b)
+    await a.look()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(a.look)
+        await checkpoint()
+        clock.seconds += membership.MISSED_SECONDS
+    assert await a.member.gone({"b"}, NOBODY) == NOBODY
+    await a.look()
+    assert await a.member.gone({"b"}, NOBODY) == {"b"}
+
+
+async def test_a_node_that_was_taken_for_gone_looks_what_it_has_lost(nodes: list[Node]) -> None:
+    told: list[str] = []
+    nodes[0].member.on_forgotten = lambda: told.append("a")
+    nodes[0].member.mistaken()
+    assert told == ["a"]
 
 
 async def test_a_look_without_an_answer_begins_the_count_anew(nodes: list[Node], clock: Clock) -> None:

@@ -52,6 +52,8 @@ class Kept(Protocol):
 class Membership:
     """This node among the others; to the leases of the database, it is their ``Witness``."""
 
+    is_fence = True
+
     def __init__(self, link: Link, node: str) -> None:
         self.node = node
         self.journal: Kept | None = None
@@ -61,7 +63,7 @@ class Membership:
         """Called after each look, with the runs of this node that are to be cancelled."""
 
         self.on_forgotten: Callable[[], None] = _nobody
-        """Called when Redis has lost its data."""
+        """Called when Redis has lost its data, or when another node may have taken runs of this one."""
 
         self.on_cut_off: Callable[[], None] = _nobody
         """Called again and again while Redis does not answer, as soon as others may take this node for gone."""
@@ -69,7 +71,8 @@ class Membership:
         self._on_gone: Callable[[], None] = _nobody
         self._link = link
         self._silent_seconds = 0.0
-        self._looked_at = 0.0
+        self._asked_at = 0.0
+        self._looked_at = 0.0  # When the last look was sent that has an answer.
         self._is_looking = False
         self._living: Set[str] = frozenset()
         self._known = set[str]()  # All that were ever seen, until they are gone and have left nothing.
@@ -89,6 +92,7 @@ class Membership:
         """Renew the lease and look for the others, unless a look has no answer yet."""
         if not self._is_looking:
             self._is_looking = True
+            self._asked_at = monotonic()
             self._link.post(LOOK, *self._asked(), self._saw)
 
     def _asked(self) -> tuple[Sequence[str], Sequence[str | int]]:
@@ -100,7 +104,7 @@ class Membership:
         if isinstance(reply, Exception):
             self._living, self._missing = frozenset(), {}
             return
-        now = self._looked_at = monotonic()
+        self._looked_at, now = self._asked_at, monotonic()
         self._silent_seconds = 0.0
         living, missing, self._cancels = ([each.decode() for each in part] for part in reply[1:])
         self._living = frozenset(living)
@@ -121,6 +125,10 @@ class Membership:
         return bool(self._living)
 
     def _gone(self) -> set[str]:
+        """Whose lease was missing for long, counted from the reply to the first look to the sending of the last one.
+
+        So it is counted too short where this process was frozen, or had no processor, and never too long.
+        """
         return {node for node, since in self._missing.items() if self._looked_at - since >= MISSED_SECONDS}
 
     async def join(self) -> None:
@@ -129,6 +137,7 @@ class Membership:
         Raises:
             SettingsError: Redis cannot be used.
         """
+        self._asked_at = monotonic()
         try:
             self._saw(await self._link.call(LOOK, *self._asked()))
         except Unavailable as error:
@@ -154,6 +163,9 @@ class Membership:
             await self._link.command("SREM", NODES, *forgotten)
             self._known -= forgotten
         return {each for each in owners if each in gone or (each in silent and each not in self._living)}
+
+    def mistaken(self) -> None:
+        self.on_forgotten()
 
     async def take(self, run_ids: Sequence[str], owner: str | None) -> dict[str, Answer | None]:
         if self.journal is None:

@@ -63,7 +63,7 @@ class Wire(asyncio.Protocol):
         self._unsent: list[bytes] = []
         self._waiting = deque[tuple[OnReply, OnError]]()
         self._loop = asyncio.get_running_loop()
-        self._quiet_since = self._loop.time()
+        self._has_heard = False
         self._transport.set_protocol(self)
 
     def send(self, command: bytes, on_reply: OnReply, on_error: OnError) -> None:
@@ -74,8 +74,6 @@ class Wire(asyncio.Protocol):
         if self.lost.is_set():
             self._loop.call_soon(on_reply, unavailable())
             return
-        if not self._waiting:
-            self._quiet_since = self._loop.time()
         if not self._unsent:
             self._loop.call_soon(self._flush)
         self._unsent.append(command)
@@ -88,13 +86,13 @@ class Wire(asyncio.Protocol):
         else:
             self._transport.write(b"".join(commands))
 
-    @property
-    def waited_seconds(self) -> float:
-        """How long nothing has come although a reply is due."""
-        return self._loop.time() - self._quiet_since if self._waiting else 0.0
+    def is_silent(self) -> bool:
+        """Whether nothing has come since this was asked last, although a reply is due."""
+        has_heard, self._has_heard = self._has_heard, False
+        return bool(self._waiting) and not has_heard
 
     def data_received(self, data: bytes) -> None:
-        self._quiet_since = self._loop.time()
+        self._has_heard = True
         try:
             self._reader.feed(data)
             while (reply := self._reader.gets()) is not _NOTHING:

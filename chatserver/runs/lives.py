@@ -106,9 +106,17 @@ class Lives:
             await life.over()
 
     def interrupt(self) -> None:
-        """Interrupt all running runs: the server stops, or another process has taken this one for dead."""
+        """Interrupt all running runs: the server stops, or other processes have taken this one for dead, or will."""
         for life in list(self._unfinished.values()):
             self._interrupt(life)
+
+    async def end_lost(self) -> None:
+        """Interrupt the runs that another process has ended, since it took this one for dead; all others go on."""
+        running = list(self._unfinished.values())  # Asked for before: a run that begins meanwhile is not lost.
+        left = set(await self._sessions.unfinished())
+        for life in running:
+            if life.run_id not in left:
+                self._interrupt(life)
 
     def _interrupt(self, life: Life) -> None:
         """End the run; one that waits goes on waiting in the database, whatever process has it then."""

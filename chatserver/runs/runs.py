@@ -64,7 +64,7 @@ class Runs:
         self._beginning = self._lives.beginning
         self._deleting: dict[str, anyio.Event] = {}
         self.is_draining = False
-        sessions.on_loss(self._lives.interrupt)
+        sessions.on_loss(self._lives.end_lost)
         sessions.on_taken(self._lives.due.look)
         elsewhere.serve(self._lives)
 

@@ -5,7 +5,7 @@ user is not found, as if there were none. Nothing is written per token, and no t
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from time import monotonic
@@ -68,8 +68,11 @@ class Sessions:
             return True
         return False
 
-    def on_loss(self, tell: Callable[[], None]) -> None:
-        """Call this when other processes have taken this one for dead and ended its runs."""
+    def on_loss(self, tell: Callable[[], Awaitable[None]]) -> None:
+        """Call this when other processes have taken this one for dead: ``unfinished`` says what they have not ended.
+
+        It is called again later where it raises ``Unavailable``.
+        """
         self._lease.on_loss = tell
 
     def on_taken(self, tell: Callable[[], None]) -> None:

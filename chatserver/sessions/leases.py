@@ -7,26 +7,21 @@ On the same machine, a lock that is free shows at once that its process has died
 
 import asyncio
 import logging
-import os
-import sys
-from collections.abc import Callable, Mapping, Set
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Mapping, Set
 from functools import partial
-from pathlib import Path
-from time import monotonic, time
+from time import monotonic
 from typing import Self
 
 from msgspec import Struct
-from sqlalchemy import Connection, bindparam, delete, insert, or_, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, or_, select, text, update
 
+from chatserver.answer import Answer
 from chatserver.errors import Unavailable
 from chatserver.sessions.database import Database
 from chatserver.sessions.end import interrupt
+from chatserver.sessions.locks import Lock, remove_old
 from chatserver.sessions.schema import processes, runs
 from chatserver.sessions.witness import Witness
-
-if sys.platform != "win32":
-    import fcntl
 
 logger = logging.getLogger(__name__)
 
@@ -38,15 +33,13 @@ RENEW_SECONDS = GONE_SECONDS / LOOKS
 RUNS_AT_ONCE = 20
 """How many runs are ended in one transaction: their answers may be large, and a transaction for each takes long."""
 
-LOCK_SECONDS = 86_400.0
-"""How old a lock must be to be removed, whatever its database: the process is dead, its runs were ended long ago."""
-
 _MINE = processes.c.owner == bindparam("process")
 _BEAT = update(processes).where(_MINE).values(beat=processes.c.beat + 1)
 _TOUCH_PROCESS = update(processes).where(_MINE).values(beat=processes.c.beat)
 _REGISTER = insert(processes).values(owner=bindparam("process"), beat=1)
 _FORGET = delete(processes).where(_MINE)
 _BEATS = select(processes.c.owner, processes.c.beat)
+_NOBODY_REGISTERS = text("LOCK TABLE processes IN SHARE MODE")
 _GOES_ON = runs.c.finished_at.is_(None) & or_(runs.c.owner.is_not(None), runs.c.status != "waiting")
 """Somebody goes on with the run, or should: a waiting run without an owner is parked."""
 
@@ -63,20 +56,23 @@ class _Seen(Struct):
 class Lease:
     """The lease of this process: enter it before the first run begins. Leaving it gives up all runs that still go on.
 
-    ``on_loss`` is called when another process has taken this one for dead and ended its runs, ``on_taken`` when this
-    one has ended runs of another, or parked them.
+    ``on_loss`` is called when another process has taken this one for dead: which runs it has ended, the database says.
+    ``on_taken`` is called when this process has ended runs of another, or parked them.
     """
 
     def __init__(self, database: Database, owner: str, witness: Witness) -> None:
         self.owner = owner
-        self.on_loss: Callable[[], None] = lambda: None
+        self.on_loss: Callable[[], Awaitable[None]] = _nothing
         self.on_taken: Callable[[], None] = lambda: None
         self._witness = witness
         self._database = database
-        self._lock = _Lock(database.lock_file(self.owner))
+        self._lock = Lock(database.lock_file(self.owner))
         self._seen: dict[str | None, _Seen] = {}
         self._owners: set[str | None] = set()
         self._renewed_at = 0.0
+        self._is_lost = False
+        """Whether another process has taken this one for dead, and ``on_loss`` has not heard of it yet."""
+
         self._call = asyncio.Event()
         witness.watch(self._call.set)
         self._tasks: list[asyncio.Task[None]] = []
@@ -88,7 +84,7 @@ class Lease:
 
     async def __aenter__(self) -> Self:
         self._lock.acquire()
-        _remove_old(self._database.lock_file("*"))
+        remove_old(self._database.lock_file("*"))
         await self._renew()
         self._tasks = [
             asyncio.create_task(each, name="lease") for each in (self._renew_forever(), self._heed_forever())
@@ -111,9 +107,7 @@ class Lease:
         while True:
             await asyncio.sleep(RENEW_SECONDS)
             try:
-                if not await self._renew():
-                    logger.warning("this process was taken for dead by another: its running answers end")
-                    self.on_loss()
+                await self._renew_and_tell()
                 _report(await self._end_gone(self._owners, {owner: seen.beat for owner, seen in self._seen.items()}))
             except Unavailable:
                 # A process that cannot reach the database cannot tell whether others can.
@@ -121,6 +115,15 @@ class Lease:
             except Exception:
                 # The task goes on: without it, other processes would take this one for dead.
                 logger.exception("the lease could not be renewed")
+
+    async def _renew_and_tell(self) -> None:
+        if not await self._renew():
+            logger.warning("this process was taken for dead by another: running answers that the other took over end")
+            self._is_lost = True
+        if self._is_lost:
+            self._witness.mistaken()
+            await self.on_loss()
+            self._is_lost = False
 
     async def _heed_forever(self) -> None:
         """End what is left of those of whom the witness tells; it tells of them again until there is nothing left."""
@@ -171,18 +174,23 @@ class Lease:
         ended: list[str] = []
         for start in range(0, len(left), RUNS_AT_ONCE):
             taken = await self._witness.take(left[start : start + RUNS_AT_ONCE], owner)
-            await self._database.write(partial(interrupt, left=taken, left_by=owner, owner=self.owner))
+            end = interrupt if self._witness.is_fence else _interrupt_unregistered
+            await self._database.write(partial(end, left=taken, left_by=owner, owner=self.owner))
             await self._witness.ended(taken)
             self.on_taken()
             ended += taken
         return ended
 
-    def _lock_of(self, owner: str | None) -> "_Lock":
-        return _Lock(self._database.lock_file(owner or ""))
+    def _lock_of(self, owner: str | None) -> Lock:
+        return Lock(self._database.lock_file(owner or ""))
 
     def _stands_still(self, owner: str | None, beat: int) -> bool:
         seen = self._seen.get(owner)
         return seen is not None and seen.beat == beat and seen.looks >= LOOKS
+
+
+async def _nothing() -> None:
+    """Nobody is told."""
 
 
 def _report(ended: list[str]) -> None:
@@ -231,63 +239,17 @@ def _bury(connection: Connection, owner: str | None, beat: int | None) -> list[s
     return left
 
 
+def _interrupt_unregistered(
+    connection: Connection, left: Mapping[str, Answer | None], left_by: str | None, owner: str
+) -> None:
+    """As ``interrupt``, unless the process has registered again: it goes on with what it finds unfinished then."""
+    if connection.dialect.name == "postgresql":  # It registers before this transaction, or finds what this has ended.
+        connection.execute(_NOBODY_REGISTERS)
+    if connection.execute(_BEATS.where(processes.c.owner == left_by)).one_or_none() is None:
+        interrupt(connection, left, left_by, owner)
+
+
 def unfinished(connection: Connection, owner: str | None) -> list[str]:
     """The ids of the runs that a process (None: none) has begun and not ended."""
     query = select(runs.c.run_id).where(_GOES_ON, runs.c.owner == owner)
     return list(connection.scalars(query))
-
-
-class _Lock:
-    """A file that a process keeps locked while it lives. If another process can lock the file, the owner is dead.
-
-    Where files cannot be locked, or are on another machine, the lock never tells.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: int | None = None
-
-    def acquire(self) -> None:
-        with suppress(OSError):
-            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-            if not _locked(self._file):
-                self.remove()  # An unlocked file would say that this process is dead.
-                self.release()
-
-    def is_free(self) -> bool:
-        try:
-            file = os.open(self._path, os.O_RDWR)
-        except OSError:
-            return False
-        try:
-            return _locked(file)
-        finally:
-            os.close(file)
-
-    def remove(self) -> None:
-        with suppress(OSError):
-            self._path.unlink()
-
-    def release(self) -> None:
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-
-
-def _remove_old(pattern: Path) -> None:
-    """Remove what killed processes have left whose database nobody has used again, as after tests."""
-    for path in pattern.parent.glob(pattern.name):
-        with suppress(OSError):
-            if time() - path.stat().st_mtime > LOCK_SECONDS and (lock := _Lock(path)).is_free():
-                lock.remove()
-
-
-def _locked(file: int) -> bool:
-    """Lock the file for as long as it is open; whether the file could be locked."""
-    if sys.platform == "win32":
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

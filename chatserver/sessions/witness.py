@@ -9,6 +9,9 @@ from chatserver.answer import Answer
 class Witness(Protocol):
     """Who is gone, and what is left of the runs of those who are, as far as others know it than the database."""
 
+    is_fence: bool
+    """Whether an owner can do nothing more with a run that was taken; else the database says whether it is back."""
+
     def watch(self, on_gone: Callable[[], None]) -> None:
         """Call this when somebody may be gone whom the database still takes for alive."""
         ...
@@ -35,9 +38,15 @@ class Witness(Protocol):
         """These runs are over and stored."""
         ...
 
+    def mistaken(self) -> None:
+        """Another process has taken this one for gone: find out which of its runs the other has taken."""
+        ...
+
 
 class DatabaseAlone:
     """The ``Witness`` of processes that share nothing but the database."""
+
+    is_fence = False
 
     def watch(self, on_gone: Callable[[], None]) -> None:
         """Only the database knows."""
@@ -50,3 +59,6 @@ class DatabaseAlone:
 
     async def ended(self, run_ids: Iterable[str]) -> None:
         """Nobody waits for it."""
+
+    def mistaken(self) -> None:
+        """Only the database knows."""
