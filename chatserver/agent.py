@@ -10,7 +10,7 @@ from chatserver.answer import fold
 from chatserver.context import RunContext
 from chatserver.dialogue import told_turn
 from chatserver.errors import UpstreamError
-from chatserver.events import FinishReason, Token
+from chatserver.events import TEXTS, FinishReason, Token
 from chatserver.providers import (
     WANTED_CALLS_LIMIT,
     Delta,
@@ -67,13 +67,14 @@ class _Turn:
         self.wanted: list[ToolCallRequest] = []
 
     def on_delta(self, delta: Delta) -> None:
-        if isinstance(delta, ToolCallFragment):
-            return self._calls.show(delta)
-        if isinstance(delta, ToolCallRequest):
-            return self._want(delta)
-        self._emit(delta)
-        if isinstance(delta, Token):
-            self.said.append(delta.content)
+        if isinstance(delta, TEXTS):
+            self._emit(delta)
+            if isinstance(delta, Token):
+                self.said.append(delta.content)
+        elif isinstance(delta, ToolCallFragment):
+            self._calls.show(delta)
+        else:
+            self._want(delta)
 
     def _want(self, call: ToolCallRequest) -> None:
         if len(self.wanted) == WANTED_CALLS_LIMIT:

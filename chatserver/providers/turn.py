@@ -63,16 +63,16 @@ class Turn:
             is_ending = decoder.feed(found)
         # Silence begins only now: the time that `on_delta` took is no silence of the upstream.
         now = monotonic()
-        if found or events.lines > lines:  # Bytes that end no line are silence.
-            self._lived_at = now
         if decoder.pieces > pieces:
-            self._heard_at = now
+            self._heard_at = self._lived_at = now
             moments = self.pace.moments
             moments.append(now)
             if len(moments) > Pace.MOMENTS:
                 self.pace.fold()
         elif is_ending:
-            self._heard_at = now
+            self._heard_at = self._lived_at = now
+        elif found or events.lines > lines:  # Bytes that end no line are silence.
+            self._lived_at = now
         return is_ending
 
     def deadline(self) -> float:

@@ -267,7 +267,7 @@ class Life:
         except CannotHappen:
             self._cancel()  # So that an agent that catches this exception ends too.
             raise
-        if isinstance(step, HASTENING):
+        if type(step) in HASTENING:
             self.checkpoints.hasten(self.run_id)
         if self.run.calls.has_held:
             self.rested()
