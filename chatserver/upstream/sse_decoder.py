@@ -38,7 +38,7 @@ class SSEDecoder:
         Raises:
             EventTooLong: a line or an event is over ``SSE_EVENT_BYTES_LIMIT``.
         """
-        if self._is_between and (whole := _whole(chunk)):
+        if self._is_between and (whole := self._whole(chunk)):
             self._at_start = self._is_document = False
             return whole
         self._rest.append(chunk)
@@ -54,6 +54,22 @@ class SSEDecoder:
             raise EventTooLong
         self._is_between = not (self._rest or self._data or self._type)
         return events
+
+    @staticmethod
+    def _whole(chunk: bytes) -> list[tuple[bytes, bytes]]:
+        """The events of a chunk that holds only whole events in the commonest form, as nearly all chunks do; else none.
+
+        Takes about half the time of the general way.
+        """
+        # Not `in`, which takes four times as long here: it tries first whether the CR is a number.
+        if not chunk.endswith(b"\n\n") or chunk.find(b"\r") >= 0 or len(chunk) > SSE_EVENT_BYTES_LIMIT:
+            return []
+        if not chunk.startswith(b"data: "):
+            return _typed(chunk) if chunk.startswith(b"event: ") else []
+        if chunk.find(b"\n") == len(chunk) - 2:
+            return [(b"", chunk[6:-2])]  # One event: the commonest case, since a model's tokens come one by one.
+        found = [(b"", data) for data in chunk[6:-2].split(b"\n\ndata: ")]
+        return found if chunk.count(b"\n") == 2 * len(found) else []
 
     def flush(self) -> list[tuple[bytes, bytes]]:
         """The last event at the end of the body, where a server forgot the blank line behind it."""
@@ -104,22 +120,6 @@ class SSEDecoder:
     def _add(self, line: bytes, data: bytes) -> None:
         self._data.append(data)
         self._data_bytes += len(line) or 1  # Blank lines count too: a document may have them without end.
-
-
-def _whole(chunk: bytes) -> list[tuple[bytes, bytes]]:
-    """The events of a chunk that holds only whole events in the commonest form, as nearly all chunks do; else none.
-
-    Takes about half the time of the general way.
-    """
-    # Not `in`, which takes four times as long here: it tries first whether the CR is a number.
-    if not chunk.endswith(b"\n\n") or chunk.find(b"\r") >= 0 or len(chunk) > SSE_EVENT_BYTES_LIMIT:
-        return []
-    if not chunk.startswith(b"data: "):
-        return _typed(chunk) if chunk.startswith(b"event: ") else []
-    if chunk.find(b"\n") == len(chunk) - 2:
-        return [(b"", chunk[6:-2])]  # One event: the commonest case, since a model's tokens come one by one.
-    found = [(b"", data) for data in chunk[6:-2].split(b"\n\ndata: ")]
-    return found if chunk.count(b"\n") == 2 * len(found) else []
 
 
 def _typed(chunk: bytes) -> list[tuple[bytes, bytes]]:
