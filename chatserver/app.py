@@ -21,7 +21,7 @@ from chatserver.auth import Gate, TellUser
 from chatserver.auth.origins import is_probe
 from chatserver.calls import Toolbox
 from chatserver.errors import ChatError, NotFound, SettingsError, Unavailable
-from chatserver.function_agent import AgentFunction, FunctionAgent, checked_agent, load_agent
+from chatserver.function_agent import AgentFunction, FunctionAgent, checked_agent, load_agent, name_of
 from chatserver.log.logs import MemoryLogs
 from chatserver.nodes import Shared, link_to
 from chatserver.nodes.alone import open_alone
@@ -134,6 +134,7 @@ def create_app(
         SettingsError: a setting cannot be obeyed, or a tool or the agent cannot be called.
     """
     settings = _with_users(load_settings() if settings is None else settings, user)
+    settings = settings if agent is None else settings.answered_by(name_of(agent))
     gate, metrics = Gate(settings, _by_connection(user)), _metrics(settings)
     named = _tools(settings) if tools is None else tools_by_name(tools)
     function = load_agent(settings.agent) if agent is None else checked_agent(agent)
@@ -262,11 +263,11 @@ def _provider(settings: Settings) -> OpenAIProvider:
     """The model server of the settings, or the demo model."""
     return OpenAIProvider(
         api_key=settings.openai_api_key,
-        base_url=DEMO_URL if settings.is_demo else settings.openai_base_url,
+        base_url=settings.openai_base_url if settings.has_model_server else DEMO_URL,
         headers=settings.upstream_headers,
         idle_seconds=settings.upstream_idle_seconds,
         omitted=settings.upstream_omit,
-        api=ChatCompletions if settings.is_demo else APIS[settings.upstream_api],
+        api=APIS[settings.upstream_api] if settings.has_model_server else ChatCompletions,
     )
 
 

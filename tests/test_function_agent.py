@@ -25,8 +25,9 @@ from chatserver import (
     create_app,
 )
 from chatserver.function_agent import agent_threads, load_agent
+from chatserver.settings import AGENT_MODEL, DEMO_MODEL
 from tests.approved_tools import LEDGER, REFERENCE
-from tests.clients import BOTH, Transport, cancel, documents_of, get_run, text_of, types_of
+from tests.clients import BOTH, Transport, cancel, documents_of, get_run, request, text_of, types_of
 from tests.fake_upstream import FakeUpstream, Gate, say, token
 from tests.live import LiveServer, live_server
 from tests.merging import unmerged
@@ -239,6 +240,21 @@ async def test_what_is_no_generator_is_told_as_early_as_it_is_seen() -> None:
         create_app(agent=no_generator)  # type: ignore[arg-type]
     async with serving(hidden) as server:
         assert "no async generator" in (await events_of(server, BOTH[0]))[-1]["message"]
+
+
+@each_transport
+async def test_nobody_is_told_that_the_demo_model_answers(transport: Transport) -> None:
+    """No model server is named, and the demo model would be asked only if the agent asked for a model."""
+
+    async def agent(dialogue: Dialogue, context: AgentContext) -> AsyncIterator[str]:
+        yield "Hi"
+
+    async with serving(agent, model=DEMO_MODEL) as server:
+        ready = (await request(server, "GET", "/readyz")).json
+        assert (ready["is_demo"], ready["model"]) == (False, AGENT_MODEL)
+        models = (await request(server, "GET", "/chat/models")).json["models"]
+        assert models == [{"model": AGENT_MODEL, "is_default": True}]
+        assert (await events_of(server, transport))[0]["model"] == AGENT_MODEL
 
 
 @each_transport

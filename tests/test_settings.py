@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from chatserver.errors import SettingsError
-from chatserver.settings import DEMO_MODEL, LOOPBACK_HOSTS, Settings, variable
+from chatserver.settings import AGENT_MODEL, DEMO_MODEL, LOOPBACK_HOSTS, Settings, variable
 from chatserver.settings.loading import load
 
 FIELDS = {field.name: field for field in msgspec.structs.fields(Settings)}
@@ -381,9 +381,11 @@ def test_a_server_knows_its_own_address(settings: Settings, url: str) -> None:
         (Settings(openai_api_key="k"), False),
         (Settings(openai_base_url="http://a"), False),
         (Settings(openai_api_key="k", openai_base_url="http://a"), False),
+        (Settings(agent="mine:agent"), False),
+        (Settings(agent="mine:agent", openai_api_key="k"), False),
     ],
 )
-def test_the_demo_answers_when_no_upstream_is_named(settings: Settings, is_demo: bool) -> None:
+def test_the_demo_answers_when_neither_an_upstream_nor_an_agent_is_named(settings: Settings, is_demo: bool) -> None:
     assert settings.is_demo == is_demo
 
 
@@ -414,6 +416,13 @@ def test_a_root_path_has_one_form(path: str) -> None:
 def test_the_demo_model_goes_by_the_name_it_was_given() -> None:
     assert load().model == DEMO_MODEL
     assert load({"CHATSERVER_MODEL": "mine"}).model == load(flags={"model": "mine"}).model == "mine"
+
+
+def test_no_agent_goes_by_the_name_of_the_demo_model() -> None:
+    agent = {"CHATSERVER_AGENT": "mine:agent"}
+    assert load(agent).model == AGENT_MODEL
+    assert load(agent | {"CHATSERVER_MODEL": "mine"}).model == "mine"
+    assert load(agent | {"OPENAI_API_KEY": "k"}).model == load({"OPENAI_API_KEY": "k"}).model
 
 
 # ---- what is shown --------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from chatserver.function_agent.yielded import Said, TurnEnd, Yielded
 from chatserver.providers import ModelRequest, Provider
 from chatserver.settings.references import load
 
-__all__ = ["AgentContext", "AgentFunction", "FunctionAgent", "Yielded", "checked_agent", "load_agent"]
+__all__ = ["AgentContext", "AgentFunction", "FunctionAgent", "Yielded", "checked_agent", "load_agent", "name_of"]
 
 AgentFunction: TypeAlias = Callable[[Dialogue, AgentContext], AsyncIterator[Yielded]]
 """Answers a dialogue, whose last item is the user's message: ``async def agent(dialogue, context)`` with ``yield``.
@@ -72,6 +72,12 @@ def load_agent(reference: str | None) -> AgentFunction | None:
         SettingsError: there is no such attribute, or it can be no agent.
     """
     return None if reference is None else load("agent", reference, checked_agent)
+
+
+def name_of(agent: AgentFunction) -> str:
+    """What an agent is called, in the form of ``CHATSERVER_AGENT``."""
+    named = agent if hasattr(agent, "__qualname__") else type(agent)
+    return f"{named.__module__}:{named.__qualname__}"
 
 
 def checked_agent(function: Any) -> AgentFunction:

@@ -35,6 +35,9 @@ SDK_PREFIXES = ("openai_", "otel_")
 """Settings that begin so are variables that the SDKs of OpenAI and OpenTelemetry read."""
 
 DEMO_MODEL = "demo"
+AGENT_MODEL = "agent"
+"""What the model is called where somebody's agent answers and no model server is named."""
+
 WILDCARD_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
 """Wildcard addresses, each with the address that reaches the server from its own machine."""
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -110,9 +113,19 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     allowed_hosts: tuple[str, ...] = ()
 
     @property
+    def has_model_server(self) -> bool:
+        """Whether a model server is named, by its address or by a key; else the demo model stands in for it."""
+        return bool(self.openai_api_key or self.openai_base_url)
+
+    @property
     def is_demo(self) -> bool:
-        """Whether the built-in demo model answers: no key and no address of an upstream is set."""
-        return not (self.openai_api_key or self.openai_base_url)
+        """Whether the built-in demo model answers: neither a model server nor an agent is named."""
+        return not (self.has_model_server or self.agent)
+
+    def answered_by(self, agent: str) -> "Settings":
+        """The settings of a server with this agent, whose answers are not the demo model's."""
+        is_demo = self.model == DEMO_MODEL and not self.has_model_server
+        return msgspec.structs.replace(self, agent=agent, model=AGENT_MODEL if is_demo else self.model)
 
     @property
     def models_offered(self) -> tuple[str, ...]:

@@ -78,8 +78,10 @@ def load(*sources: Mapping[str, str | None], flags: Mapping[str, Any] | None = N
     except msgspec.ValidationError as error:
         sentence, _, path = str(error).partition(" - at `$.")
         raise SettingsError(f"{variable(path.split('[')[0].rstrip('`'))}: {sentence}") from None
-    if settings.is_demo and "model" not in values:
+    if not settings.has_model_server and "model" not in values:
         settings = msgspec.structs.replace(settings, model=DEMO_MODEL)
+    if settings.agent:
+        settings = settings.answered_by(settings.agent)
     if settings.auth == "none" and "max_connections_per_user" not in values:
         # Everybody is the one user.
         settings = msgspec.structs.replace(settings, max_connections_per_user=CONNECTIONS_OF_ALL)

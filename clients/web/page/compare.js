@@ -55,7 +55,7 @@ export class Compare {
 
   show() {
     this.answer.focus();
-    this.status.textContent ||= this.isDemo ? "" : "This asks a real model, twice for each round.";
+    this.status.textContent ||= this.isDemo ? "" : "This asks for two real answers in each round.";
     if (!this.#samples.length) this.#draw();
   }
 
