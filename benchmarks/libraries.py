@@ -96,7 +96,7 @@ async def _measure() -> None:
             )
 
 
-class _Socket(asyncio.Transport):
+class Socket(asyncio.Transport):
     """Takes whatever is written, so that only what stands before the socket is measured."""
 
     protocol: Any
@@ -163,7 +163,7 @@ async def _protocols() -> None:
         config.load()
         OPENED.clear()
         tracemalloc.start()
-        sockets = [_Socket() for _ in range(STREAMS)]
+        sockets = [Socket() for _ in range(STREAMS)]
         for each in sockets:
             each.protocol = protocol(config, ServerState(), {}, asyncio.get_running_loop())
             each.protocol.connection_made(each)

@@ -32,12 +32,12 @@ def _http_chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-def _token(index: int, planned_us: int, late_us: int) -> bytes:
+def token(index: int, planned_us: int, late_us: int) -> bytes:
     text = content(index, planned_us, late_us).encode()
     return _http_chunk(_CHUNK % (b'"content":"%b"' % text, b"null"))
 
 
-_OPENING = _HEAD + _http_chunk(_CHUNK % (b'"role":"assistant","content":"","refusal":null', b"null"))
+OPENING = _HEAD + _http_chunk(_CHUNK % (b'"role":"assistant","content":"","refusal":null', b"null"))
 _USAGE = (
     b'data: {"id":"chatcmpl-Dk3vT9qPZ1mXw8sYb2RcLhA7uFeNo","object":"chat.completion.chunk","created":1795300000,'
     b'"model":"lab-2026-11-22","choices":[],"usage":{"prompt_tokens":12,"completion_tokens":%d,"total_tokens":%d}}\n\n'
@@ -51,7 +51,7 @@ def _closing(tokens: int) -> bytes:
 
 @lru_cache(maxsize=4)
 def _blocks(tokens: int) -> list[bytes]:
-    made = [_token(index, 0, 0) for index in range(tokens)]
+    made = [token(index, 0, 0) for index in range(tokens)]
     return [b"".join(made[start : start + BULK_TOKENS]) for start in range(0, tokens, BULK_TOKENS)]
 
 
@@ -128,7 +128,7 @@ class _Answer:
 
     def begin(self) -> None:
         script, schedule = self._script, self._upstream.schedule
-        self._transport.write(_OPENING)
+        self._transport.write(OPENING)
         self._began_ns = monotonic_ns()
         if script.rate:
             schedule.at(self._began_ns, self._paced)
@@ -155,7 +155,7 @@ class _Answer:
             return
         first, self._sent = self._sent, min(self._sent + count, self._script.tokens)
         planned_us, late_us = planned_ns // 1000, (monotonic_ns() - planned_ns) // 1000
-        self._transport.write(b"".join(_token(index, planned_us, late_us) for index in range(first, self._sent)))
+        self._transport.write(b"".join(token(index, planned_us, late_us) for index in range(first, self._sent)))
         self._awaited = self._sent - first
         if self._sent == self._script.tokens:
             self._finish()

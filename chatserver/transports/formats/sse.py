@@ -3,7 +3,7 @@
 import random
 from collections.abc import Sequence
 
-from chatserver.events import Record
+from chatserver.events import TYPE_NAMES, Record
 from chatserver.transports.formats.format import Format
 from chatserver.transports.frames import framed_once
 
@@ -11,8 +11,11 @@ RETRY_MS = 1000
 """How long a browser's EventSource waits before it comes back."""
 
 
+_HEADS = {name: b"event: %b\ndata: " % name.encode() for name in TYPE_NAMES.values()}
+
+
 def _event(each: Record) -> bytes:
-    return b"event: %b\ndata: %b\nid: %d\n\n" % (each.type.encode(), each.data, each.seq)
+    return b"%b%b\nid: %d\n\n" % (_HEADS[each.type], each.data, each.seq)
 
 
 class EventStream(Format):
