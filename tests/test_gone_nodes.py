@@ -283,7 +283,7 @@ async def test_runs_end_stored_when_redis_is_gone_for_long_and_all_heals_by_itse
     stories = await begun(nodes, Gate(gate), token("unseen"), Hang())
     await redis.stop(keep=False)
     gate.set()
-    await is_ready(nodes[0], 503)
+    await reaches_redis(nodes[0], "down")
     for story in stories:
         with pytest.raises(RefusedError) as refusal:
             await story.transport.start(nodes[1], {"message": "Hi"})
@@ -305,14 +305,16 @@ async def test_runs_end_stored_when_redis_is_gone_for_long_and_all_heals_by_itse
     await redis.start()
     for node in nodes:
         await takes_runs(node, nodes.upstream)
-    await is_ready(nodes[0], 200)
+    await reaches_redis(nodes[0], "ready")
 
 
-async def is_ready(node: LiveNode, status: int) -> None:
-    """Wait until this is what load balancers are told."""
+async def reaches_redis(node: LiveNode, state: str) -> None:
+    """Wait until this is what operators are told. Load balancers keep the node: it serves what the database has."""
 
     async def says_so() -> bool:
-        return (await request(node, "GET", "/readyz")).status == status
+        ready = await request(node, "GET", "/readyz")
+        assert ready.status == 200
+        return bool(ready.json["redis"] == state)
 
     await until(says_so)
 

@@ -32,13 +32,16 @@ async def livez() -> dict[str, str]:
 
 @get("/readyz", opt={PUBLIC: True}, security=BY_NOTHING, responses=refusals(*ALWAYS, Draining, Unavailable))
 async def readyz(request: Request[str, Any, State]) -> dict[str, Any]:
-    """New runs are welcome, and this model answers them; 503 while draining, or without database or Redis."""
+    """This model answers new runs; 503 while draining, or without the database.
+
+    Not without Redis: no node would be left to show sessions, and what needs Redis is refused in words.
+    """
     if not await components_of(request).sessions.is_writable():
         raise Unavailable("the database cannot be written")
-    if not components_of(request).runs.are_welcome:
-        raise Unavailable("Redis cannot be used")
     settings = components_of(request).settings
     about = {name: getattr(settings, name) for name in ABOUT}
+    if settings.redis_url:
+        about["redis"] = "ready" if components_of(request).runs.are_welcome else "down"
     mcp = components_of(request).mcp
     return {"status": "ok"} | about | ({} if mcp is None else {"mcp": mcp.states})
 
