@@ -222,20 +222,26 @@ def test_every_form_of_mcp_can_be_asked() -> None:
         check_form({"type": "object", "properties": {name: each}})
 
 
-async def test_a_question_without_a_form_is_a_mere_yes_or_no(upstream: FakeUpstream, tmp_path: Path) -> None:
+@each_transport
+async def test_a_question_without_a_form_is_a_mere_yes_or_no(
+    transport: Transport, upstream: FakeUpstream, tmp_path: Path
+) -> None:
     upstream.always(calling(("agree", {})))
     async with serving(upstream, tmp_path) as server:
-        reading = await SSE.start(server, {"message": "Sure?"})
+        reading = await transport.start(server, {"message": "Sure?"})
         question = question_in(await reading.take(3))
         assert question["args"] == {"message": "Really?", "schema": {"type": "object", "properties": {}}}
-        await answered(server, reading.run_id, question["call_id"], result={"action": "accept"})
+        await answered(server, reading.run_id, question["call_id"], transport, result={"action": "accept"})
         assert result_in(await documents_of(reading), "agree") == ("accept", False)
 
 
-async def test_a_question_that_nobody_answers_expires(upstream: FakeUpstream, tmp_path: Path) -> None:
+@each_transport
+async def test_a_question_that_nobody_answers_expires(
+    transport: Transport, upstream: FakeUpstream, tmp_path: Path
+) -> None:
     upstream.always(calling(("agree", {})))
     async with serving(upstream, tmp_path, approval_seconds=0.2) as server:
-        documents = await documents_of(await SSE.start(server, {"message": "Sure?"}))
+        documents = await documents_of(await transport.start(server, {"message": "Sure?"}))
         assert result_in(documents, "ask_user") == (UNANSWERED, True)
         assert result_in(documents, "agree") == ("cancel", False) and types_of(documents)[-1] == "done"
 
@@ -312,7 +318,10 @@ async def test_after_a_restart_the_run_goes_on_without_the_tool(
     assert [each["role"] for each in told] == ["user", "assistant", "tool"]
 
 
-async def test_a_question_that_is_withdrawn_twice_is_withdrawn_once(upstream: FakeUpstream, tmp_path: Path) -> None:
+@each_transport
+async def test_a_question_that_is_withdrawn_twice_is_withdrawn_once(
+    transport: Transport, upstream: FakeUpstream, tmp_path: Path
+) -> None:
     """The tool ends, and then cancels what it has asked, while the withdrawal is on its way to the disk."""
     ENOUGH.clear()
     begun, goes_on, answer = anyio.Event(), anyio.Event(), Waits.answer
@@ -326,7 +335,7 @@ async def test_a_question_that_is_withdrawn_twice_is_withdrawn_once(upstream: Fa
     upstream.script(role(), Gate(goes_on), token("Well"), finish(), Done())
     with patch.object(Waits, "answer", slow):
         async with serving(upstream, tmp_path) as server:
-            reading = await SSE.start(server, {"message": "Now"})
+            reading = await transport.start(server, {"message": "Now"})
             documents = await reading.take(3)
             await is_waiting(server, reading.run_id)
             ENOUGH.set()
@@ -338,21 +347,24 @@ async def test_a_question_that_is_withdrawn_twice_is_withdrawn_once(upstream: Fa
             assert result_in(documents, "ask_user") == (WITHDRAWN, True)
 
 
-async def test_questions_of_a_process_have_a_limit(upstream: FakeUpstream, tmp_path: Path) -> None:
+@each_transport
+async def test_questions_of_a_process_have_a_limit(
+    transport: Transport, upstream: FakeUpstream, tmp_path: Path
+) -> None:
     """A run that asks is kept in memory with its tool: so they are no more than runs at a time."""
     upstream.always(calling(("order", {})))
     async with serving(upstream, tmp_path, max_runs=2) as server:
         readings = []
         for number in range(2):
-            readings.append(await SSE.start(server, {"message": f"{number}"}))
+            readings.append(await transport.start(server, {"message": f"{number}"}))
             await readings[-1].take(3)
             await is_waiting(server, readings[-1].run_id)
-        documents = await documents_of(await SSE.start(server, {"message": "One more"}))
+        documents = await documents_of(await transport.start(server, {"message": "One more"}))
         assert result_in(documents, "ask_user") == (TOO_MANY_QUESTIONS, True)
         assert result_in(documents, "order") == ({"action": "cancel", "content": {}}, False)
         await cancel(server, readings[0].run_id)
         await documents_of(readings[0])
-        last = await SSE.start(server, {"message": "Now"})
+        last = await transport.start(server, {"message": "Now"})
         await last.take(3)
         await is_waiting(server, last.run_id)
         for each in (readings[1], last):
@@ -360,15 +372,18 @@ async def test_questions_of_a_process_have_a_limit(upstream: FakeUpstream, tmp_p
                 await cancel(server, each.run_id)
 
 
-async def test_a_run_that_asks_is_not_let_go_of_while_the_server_runs(upstream: FakeUpstream, tmp_path: Path) -> None:
+@each_transport
+async def test_a_run_that_asks_is_not_let_go_of_while_the_server_runs(
+    transport: Transport, upstream: FakeUpstream, tmp_path: Path
+) -> None:
     """Or else the call of its tool would end. Nobody reads it for longer than waiting runs stay in memory."""
     upstream.always(calling(("order", {})))
     async with serving(upstream, tmp_path, retention_seconds=0.1) as server:
-        async with await SSE.start(server, {"message": "Shoes", "on_disconnect": "continue"}) as reading:
+        async with await transport.start(server, {"message": "Shoes", "on_disconnect": "continue"}) as reading:
             call_id = question_in(await reading.take(3))["call_id"]
             await is_waiting(server, reading.run_id)
         await anyio.sleep(0.4)
-        assert await answered(server, reading.run_id, call_id, result=SIZE) == 202
+        assert await answered(server, reading.run_id, call_id, transport, result=SIZE) == 202
 
         async def is_over() -> bool:
             return bool((await get_run(server, reading.run_id))["status"] == "completed")
@@ -378,17 +393,18 @@ async def test_a_run_that_asks_is_not_let_go_of_while_the_server_runs(upstream: 
         assert SIZE in [each.get("result") for each in parts["messages"][-1]["parts"] if each.get("tool") == "order"]
 
 
+@each_transport
 @pytest.mark.parametrize(
     ("length", "times", "calls_limit", "words"),
     [(40_000, 1, 100, "the question is over 32768 bytes"), (1, 5, 4, "at most 4 calls and questions in one answer")],
     ids=["long", "many"],
 )
 async def test_questions_have_limits(
-    length: int, times: int, calls_limit: int, words: str, upstream: FakeUpstream, tmp_path: Path
+    length: int, times: int, calls_limit: int, words: str, transport: Transport, upstream: FakeUpstream, tmp_path: Path
 ) -> None:
     upstream.always(calling(("pester", {"length": length, "times": times})))
     async with serving(upstream, tmp_path, max_tool_calls_per_run=calls_limit, approval_seconds=0.2) as server:
-        documents = await documents_of(await SSE.start(server, {"message": "Hi"}))
+        documents = await documents_of(await transport.start(server, {"message": "Hi"}))
         assert words in result_in(documents, "pester")[0] and types_of(documents)[-1] == "done"
 
 

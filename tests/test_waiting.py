@@ -180,8 +180,9 @@ async def test_a_tool_of_the_client_is_run_by_the_client(
     assert json.loads(upstream.requests[-1].json["messages"][-1]["content"]) == {"width": 800}
 
 
+@each_of_both
 async def test_calls_of_one_turn_are_answered_one_at_a_time_in_any_order(
-    upstream: FakeUpstream, ledger: Path, tmp_path: Path
+    transport: Transport, upstream: FakeUpstream, ledger: Path, tmp_path: Path
 ) -> None:
     """An approval, a tool of the client, and a tool that a rule lets pass or not."""
     calls: list[tuple[str, dict[str, Any]]] = [
@@ -192,7 +193,7 @@ async def test_calls_of_one_turn_are_answered_one_at_a_time_in_any_order(
     ]
     upstream.always(calling(*calls, ("look", {"at": "nothing"})))
     async with serving(upstream, tmp_path) as server:
-        reading = await SSE.start(server, {"message": "All", "tools": [SCREEN]})
+        reading = await transport.start(server, {"message": "All", "tools": [SCREEN]})
         await reading.take(1 + 5 + 1)
         needs = [each["needs_approval"] for each in events_of(reading.documents, "tool_call")]
         assert needs == [True, False, False, True, True], "a rule that fails asks"
@@ -203,10 +204,10 @@ async def test_calls_of_one_turn_are_answered_one_at_a_time_in_any_order(
         ]
         for call_id, answer in order:
             await is_waiting(server, reading.run_id)
-            assert await answered(server, reading.run_id, call_id, **answer) == 202
+            assert await answered(server, reading.run_id, call_id, transport, **answer) == 202
             (result,) = events_of(await reading.take(1), "tool_result")
             assert result["call_id"] == call_id
-        assert await answered(server, reading.run_id, "c3", approve=True) == 202
+        assert await answered(server, reading.run_id, "c3", transport, approve=True) == 202
         documents = await documents_of(reading)
         assert types_of(documents) == ["tool_result", "token", "done"] and done_by(ledger) == ["book 1"]
 
@@ -232,17 +233,18 @@ async def test_of_two_devices_that_answer_at_once_one_wins(
         assert len(events_of(await documents_of(reading), "tool_result")) == 1 and len(done_by(ledger)) <= 1
 
 
+@each_of_both
 async def test_a_call_that_nobody_answers_expires_into_a_refusal(
-    upstream: FakeUpstream, ledger: Path, tmp_path: Path
+    transport: Transport, upstream: FakeUpstream, ledger: Path, tmp_path: Path
 ) -> None:
     upstream.always(calling(("book", {"table": 4}), ("screen", {})))
     async with serving(upstream, tmp_path, approval_seconds=0.5) as server:
-        reading = await SSE.start(server, {"message": "Book", "tools": [SCREEN]})
+        reading = await transport.start(server, {"message": "Book", "tools": [SCREEN]})
         documents = await documents_of(reading)
         results = events_of(documents, "tool_result")
         assert [each["is_error"] for each in results] == [True, True] and "in time" in results[0]["result"]
         assert types_of(documents)[-1] == "done" and done_by(ledger) == []
-        assert await answered(server, reading.run_id, "c0", approve=True) == (409, "already_answered")
+        assert await answered(server, reading.run_id, "c0", transport, approve=True) == (409, "already_answered")
     assert "in time" in upstream.requests[-1].json["messages"][-1]["content"]
 
 

@@ -10,12 +10,12 @@ import pytest
 
 from chatserver.sessions.waits import Waits
 from tests.approved_tools import REFERENCE
-from tests.clients import SSE, cancel, documents_of, get_run, request, types_of
+from tests.clients import SSE, Transport, WsReader, cancel, documents_of, get_run, request, types_of
 from tests.fake_upstream import FakeUpstream
 from tests.live import LiveServer
 from tests.program import until
 from tests.proving import held
-from tests.test_waiting import answered, calling, done_by, events_of, is_waiting, serving, waiting
+from tests.test_waiting import answered, calling, done_by, each_of_both, events_of, is_waiting, serving, waiting
 from tests.users import guarded_server, of
 
 pytestmark = pytest.mark.anyio
@@ -108,20 +108,21 @@ async def test_a_call_that_would_wait_beside_too_many_is_refused_in_words(
     assert any("the most at a time" in str(each.json["messages"][-1]["content"]) for each in upstream.requests)
 
 
+@each_of_both
 async def test_an_answer_that_is_faster_than_the_disk_waits_for_it(
-    upstream: FakeUpstream, ledger: Path, tmp_path: Path
+    transport: Transport, upstream: FakeUpstream, ledger: Path, tmp_path: Path
 ) -> None:
     upstream.always(calling(("book", {"table": 4})))
     async with serving(upstream, tmp_path) as server:
         with held(Waits, "store", done=False) as hold:
-            reading = await SSE.start(server, {"message": "Book"})
+            reading = await transport.start(server, {"message": "Book"})
             run_id = await waiting(reading)
             await hold.come.wait()
             assert (await get_run(server, run_id))["status"] == "running", "it is not stored yet"
             outcomes: list[Any] = []
 
             async def answer() -> None:
-                outcomes.append(await answered(server, run_id, "c0", approve=True))
+                outcomes.append(await answered(server, run_id, "c0", transport, approve=True))
 
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(answer)
@@ -132,14 +133,15 @@ async def test_an_answer_that_is_faster_than_the_disk_waits_for_it(
         assert types_of(await documents_of(reading)) == ["tool_result", "token", "done"]
 
 
+@each_of_both
 async def test_a_cancel_and_a_failing_disk_end_no_call_twice(
-    upstream: FakeUpstream, ledger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    transport: Transport, upstream: FakeUpstream, ledger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run is cancelled while the disk does not take what waits: nothing was made, and nothing is left over."""
     upstream.always(calling(("book", {"table": 4})))
     async with serving(upstream, tmp_path) as server:
         with held(Waits, "store", done=False) as hold:
-            reading = await SSE.start(server, {"message": "Book"})
+            reading = await transport.start(server, {"message": "Book"})
             run_id = await waiting(reading)
             await hold.come.wait()
             assert (await cancel(server, run_id)).status == 202
@@ -149,13 +151,17 @@ async def test_a_cancel_and_a_failing_disk_end_no_call_twice(
 
 
 async def test_a_server_that_drains_takes_no_answers(upstream: FakeUpstream, ledger: Path, tmp_path: Path) -> None:
+    """Over HTTP, and over a WebSocket that is open already: a new one is refused."""
     upstream.always(calling(("book", {"table": 4})))
-    async with serving(upstream, tmp_path) as server:
+    async with serving(upstream, tmp_path) as server, await WsReader.connect(server) as device:
         reading = await SSE.start(server, {"message": "Book"})
         run_id = await waiting(reading)
         await is_waiting(server, run_id)
         server.runs.is_draining = True
         assert await answered(server, run_id, "c0", approve=True) == (503, "draining")
+        rejected = await device.command(type="answer", run_id=run_id, call_id="c0", approve=True)
+        assert (rejected["type"], rejected["status"], rejected["code"]) == ("rejected", 503, "draining")
         server.runs.is_draining = False
-        assert await answered(server, run_id, "c0", approve=True) == 202
+        accepted = await device.command(type="answer", run_id=run_id, call_id="c0", approve=True)
+        assert accepted["type"] == "accepted"
         await documents_of(reading)

@@ -11,10 +11,12 @@ import pytest
 
 from tests.approved_tools import REFERENCE
 from tests.clients import BOTH, SSE, WS, BrokenError, Transport, documents_of, get_run, request, types_of
-from tests.fake_upstream import FakeUpstream
+from tests.fake_upstream import FakeUpstream, call, say
 from tests.live import ServerProcess
+from tests.pictures import attached, inline, text, told
 from tests.program import until
 from tests.proving import check_once
+from tests.test_structured import CITY, format_of
 from tests.test_waiting import answered, calling, done_by, events_of, is_waiting, serving, waiting
 
 pytestmark = pytest.mark.anyio
@@ -103,20 +105,21 @@ async def test_a_run_that_waits_survives_a_kill(
         assert done_by(ledger) == ["book 4"]
 
 
+@each_of_both
 async def test_of_a_call_that_a_kill_has_interrupted_nobody_knows_the_outcome_and_it_is_not_made_again(
-    upstream: FakeUpstream, ledger: Path, tmp_path: Path
+    transport: Transport, upstream: FakeUpstream, ledger: Path, tmp_path: Path
 ) -> None:
     upstream.always(calling(("bake", {"seconds": 60})))
     async with processes(upstream, tmp_path) as (server,):
-        reading = await SSE.start(server, {"message": "Bake", "session_id": "s"})
+        reading = await transport.start(server, {"message": "Bake", "session_id": "s"})
         run_id = await waiting(reading)
-        assert await answered(server, run_id, "c0", approve=True) == 202
+        assert await answered(server, run_id, "c0", transport, approve=True) == 202
         await until(lambda: _has_begun(ledger))
         server.kill()
         reading.cut()
         await server.wait()
         await server.start()
-        documents = await documents_of(await SSE.attach(server, run_id, 0))
+        documents = await documents_of(await transport.attach(server, run_id, 0))
         assert types_of(documents) == ["snapshot", "error"]
         snapshot, error = map(json.loads, documents)
         assert error["code"] == "interrupted"
@@ -124,30 +127,70 @@ async def test_of_a_call_that_a_kill_has_interrupted_nobody_knows_the_outcome_an
         assert part["is_error"] and "not known" in part["result"]
         message = (await request(server, "GET", "/chat/sessions/s")).json["messages"][-1]
         assert message["parts"] == [part] and message["status"] == "partial"
-        assert await answered(server, run_id, "c0", approve=True) == (409, "already_answered")
+        assert await answered(server, run_id, "c0", transport, approve=True) == (409, "already_answered")
         upstream.always(calling())
-        await documents_of(await SSE.start(server, {"message": "And?", "session_id": "s"}))
+        await documents_of(await transport.start(server, {"message": "And?", "session_id": "s"}))
         assert done_by(ledger) == ["bake"], "it was made once"
     told = [each["content"] for each in upstream.requests[-1].json["messages"] if each["role"] == "tool"]
     assert "not known" in told[0]
+
+
+@each_of_both
+async def test_a_run_that_has_waited_shows_the_model_the_images_of_its_message_again(
+    transport: Transport, upstream: FakeUpstream, ledger: Path, tmp_path: Path
+) -> None:
+    message = [text("A table with this view"), inline(), attached()]
+    upstream.always(calling(("book", {"table": 4})))
+    async with serving(upstream, tmp_path) as server, await transport.start(server, {"message": message}) as reading:
+        await is_waiting(server, await waiting(reading))
+    async with serving(upstream, tmp_path) as server:
+        assert await answered(server, reading.run_id, "c0", transport, approve=True) == 202
+        documents = await documents_of(await transport.attach(server, reading.run_id, 0))
+        assert types_of(documents) == ["start", "tool_call", "tool_result", "token", "done"]
+    first, again = (each.json["messages"] for each in upstream.requests)
+    assert first == again[:1] == [{"role": "user", "content": [told(part) for part in message]}]
+
+
+@each_of_both
+@pytest.mark.parametrize(("said", "end"), [({"name": "Bergen"}, "done"), ({"name": 5}, "error")])
+async def test_the_answer_of_a_run_that_has_waited_still_has_to_have_its_form(
+    said: dict[str, Any], end: str, transport: Transport, upstream: FakeUpstream, ledger: Path, tmp_path: Path
+) -> None:
+    wanted = format_of(CITY, strict=True)
+    upstream.script(*call("book", {"table": 4}))
+    upstream.script(*say(json.dumps(said)))
+    body = {"message": "Where is it?", "response_format": wanted}
+    async with serving(upstream, tmp_path) as server, await transport.start(server, body) as reading:
+        call_id = events_of((await reading.take(2)), "tool_call")[0]["call_id"]
+        await is_waiting(server, reading.run_id)
+    async with serving(upstream, tmp_path) as server:
+        assert await answered(server, reading.run_id, call_id, transport, approve=True) == 202
+        documents = await documents_of(await transport.attach(server, reading.run_id, 0))
+    assert (
+        types_of(documents)[-1] == end and [each.json["response_format"] for each in upstream.requests] == [wanted] * 2
+    )
+    if end == "error":
+        (error,) = events_of(documents, "error")
+        assert error["code"] == "llm_error" and "$.name" in error["message"]
 
 
 async def _has_begun(ledger: Path) -> bool:
     return bool(done_by(ledger))
 
 
+@each_of_both
 async def test_a_parked_run_expires_though_nobody_asks_for_it(
-    upstream: FakeUpstream, ledger: Path, tmp_path: Path
+    transport: Transport, upstream: FakeUpstream, ledger: Path, tmp_path: Path
 ) -> None:
     upstream.always(calling(("book", {"table": 4})))
     async with serving(upstream, tmp_path, approval_seconds=1.5) as server:
-        reading = await SSE.start(server, {"message": "Book"})
+        reading = await transport.start(server, {"message": "Book"})
         run_id = await waiting(reading)
         await is_waiting(server, run_id)
         reading.cut()
     async with serving(upstream, tmp_path, approval_seconds=1.5) as server:
         await until(lambda: _is_over(server, run_id))
-        documents = await documents_of(await SSE.attach(server, run_id, 0))
+        documents = await documents_of(await transport.attach(server, run_id, 0))
         assert "in time" in events_of(documents, "tool_result")[0]["result"] and done_by(ledger) == []
 
 
