@@ -25,6 +25,13 @@ RESULTS = Path("bench")
 SEED = 7
 ROUNDS = 5
 MINUTES = 25.0
+COLUMNS = (
+    BarColumn(),
+    MofNCompleteColumn(),
+    TimeElapsedColumn(),
+    TimeRemainingColumn(),
+    TextColumn("{task.description}"),
+)
 PEERS = ("fastapi", "starlette", "sse-starlette", "httpx2", "pydantic")
 
 
@@ -54,65 +61,76 @@ def run(
     """Measure, write down every observation, and report."""
     console = tables.console(is_for_people=not as_json)
     rounds = 1 if quick else rounds
-    server_core, load_core = cores()
     try:
         before = checked_out(against) if against else None
     except ValueError as error:
         raise click.ClickException(str(error)) from None
-    scenarios = chosen(SCENARIOS, only, quick=quick)
-    facts = {
+    _warn(console)
+    path = out / f"{'quick' if quick else 'bench'}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.jsonl.gz"
+    writer = observations.Writer(path)
+    writer.write(environment(**versions(PEERS), **_facts(before, rounds, raise_files_limit())))
+    plan = list(turns(chosen(SCENARIOS, only, quick=quick), rounds, with_before=before is not None))
+    with Conductor(SEED, before) as conductor:
+        is_whole = _recorded(conductor, plan, minutes, writer, console)
+    writer.close()
+    _report(path, None, console, as_json)
+    if quick and not is_whole:
+        sys.exit(1)
+
+
+def _warn(console: Console) -> None:
+    """Tell what this machine lacks."""
+    if nginx.binary() is None:
+        console.print("nginx is not installed: nothing is measured behind it.", style="yellow")
+    if redis.binary() is None:
+        console.print("Redis is not installed: no nodes are measured.", style="yellow")
+    server_core, load_core = cores()
+    if server_core == load_core:
+        console.print("There is one core only: the load takes its time from the servers.", style="yellow")
+
+
+def _facts(before: Path | None, rounds: int, open_files: int) -> dict[str, str]:
+    """What a recording says of its run, beside the machine and the versions."""
+    server_core, load_core = cores()
+    return {
         "before": before.name if before else "–",
         "rounds": str(rounds),
         "seed": str(SEED),
         "server on core": str(server_core),
         "load and model on core": str(load_core),
-        "open files": str(raise_files_limit()),
+        "open files": str(open_files),
         "settings": " ".join(f"{name}={value}" for name, value in LIMITS.items()),
         "nginx": "not installed: nothing was measured behind it" if nginx.binary() is None else "installed",
         "Redis": "not installed: no nodes were measured" if redis.binary() is None else "installed",
     }
-    if nginx.binary() is None:
-        console.print("nginx is not installed: nothing is measured behind it.", style="yellow")
-    if redis.binary() is None:
-        console.print("Redis is not installed: no nodes are measured.", style="yellow")
-    if server_core == load_core:
-        console.print("There is one core only: the load takes its time from the servers.", style="yellow")
-    path = out / f"{'quick' if quick else 'bench'}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.jsonl.gz"
-    writer = observations.Writer(path)
-    writer.write(environment(**versions(PEERS), **facts))
-    failures = []
-    plan = list(turns(scenarios, rounds, with_before=before is not None))
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Conductor(SEED, before) as conductor, Progress(*columns, console=console, refresh_per_second=1) as progress:
-        checking = progress.add_task("are the contenders' answers whole?", total=None)
+
+
+def _recorded(
+    conductor: Conductor, plan: list[Turn], minutes: float, writer: observations.Writer, console: Console
+) -> bool:
+    """Check the contenders and take the turns of those that passed; whether all of them passed and nothing failed."""
+    with Progress(*COLUMNS, console=console, refresh_per_second=1) as progress:
+        task = progress.add_task("are the contenders' answers whole?", total=None)
         rejected = verify(conductor, {each.contender for each in plan})
         for line in rejected.values():
             console.print(f"rejected: {line}", style="red")
         plan = [each for each in plan if each.contender not in rejected]
-        progress.update(checking, total=len(plan), completed=0)
+        progress.update(task, total=len(plan), completed=0)
+        failures = 0
 
         def on_turn(turn: Turn) -> None:
             step = f" {turn.step:,} {turn.scenario.chapter.steps}" if turn.step else ""
-            progress.update(checking, advance=1, description=f"{turn.scenario.name} {turn.contender.title}{step}")
+            progress.update(task, advance=1, description=f"{turn.scenario.name} {turn.contender.title}{step}")
 
         def write(observation: observations.Observation) -> None:
+            nonlocal failures
             writer.write(observation)
-            if observation.refusal:
-                failures.append(observation)
+            failures += bool(observation.refusal)
 
         left = record(conductor, plan, minutes * 60, write, on_turn)
-    writer.close()
     if left:
         console.print(f"Time was up: {left} of {len(plan)} turns are missing, the last rounds.", style="yellow")
-    _report(path, None, console, as_json)
-    if quick and (failures or rejected):
-        sys.exit(1)
+    return not (failures or rejected)
 
 
 @main.command()

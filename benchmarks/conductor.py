@@ -16,7 +16,7 @@ from benchmarks import nginx, redis
 from benchmarks.bench import LATE, Seen
 from benchmarks.load import Order
 from benchmarks.processes import cores, cpu_ns
-from benchmarks.scenarios import Scenario
+from benchmarks.scenario import Scenario
 from benchmarks.servers import (
     CONTENDERS,
     IDLE_PING_SECONDS,
@@ -194,7 +194,7 @@ def chosen(scenarios: Sequence[Scenario], only: Sequence[str], *, quick: bool) -
     """The scenarios of a run; those that need nginx or Redis only where it is installed."""
     fit = [each for each in scenarios if not only or each.name in only]
     if quick:
-        fit = [replace(each, steps={0: each.is_quick}) for each in fit if each.is_quick is not None]
+        fit = [replace(each, steps={0: each.quick}) for each in fit if each.quick is not None]
     missing = {name for name, binary in (("nginx", nginx.binary()), ("redis", redis.binary())) if binary is None}
     return [each for each in fit if each.through not in missing]
 

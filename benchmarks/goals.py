@@ -6,7 +6,7 @@ from typing import Any
 from msgspec import Struct
 from rich.table import Table
 
-from benchmarks.scenarios import CPU
+from benchmarks.scenario import CPU
 from benchmarks.servers import TITLES
 from chatserver.bench.observations import Recording
 from chatserver.bench.report import numbers

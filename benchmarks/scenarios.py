@@ -1,58 +1,17 @@
 """What is measured, of whom, and what is compared in it. The numbers of a full run take 20 minutes on 2 cores."""
 
-from typing import Any
-
-from msgspec import Struct
-
+from benchmarks.distant import DISTANT
+from benchmarks.scenario import BYTES, CPU, PACED, THROUGHPUT, Scenario
 from chatserver.bench.chapters import Chapter, latency
-from chatserver.bench.connections import Transport
 from chatserver.bench.statistics import Metric
-
-CPU = Metric("cpu_us_per_token", "server CPU a token", "µs")
-BYTES = Metric("bytes_per_token", "bytes a token", "B")
-THROUGHPUT = Metric("tokens_per_s", "tokens a second", "/s", lower_is_better=False)
-
-EVERYBODY = ("chatserver", "usual", "native", "litestar", "floor")
-"""Where this server takes part, its older commit does too, if a run has one."""
-
-BOTH: tuple[Transport, ...] = ("SSE", "WebSocket")
-
-
-class Scenario(Struct, frozen=True):
-    """One measurement, in every round of every contender, step by step.
-
-    ``is_fresh``: each has a server of its own. ``through``: what lies between. ``stops_when_full``: no further step
-    when a server no longer keeps up. ``rounds_limit``: fewer rounds where one takes long; too few for a verdict, as the
-    report says. ``once``: steps for the first round only.
-    """
-
-    chapter: Chapter
-    measure: str
-    steps: dict[int, dict[str, Any]]
-    contenders: tuple[str, ...] = EVERYBODY
-    transports: tuple[Transport, ...] = BOTH
-    is_fresh: bool = False
-    through: str = ""
-    ping_seconds: int = 15
-    stops_when_full: bool = False
-    rounds_limit: int = 1000
-    once: tuple[int, ...] = ()
-    is_quick: dict[str, Any] | None = None
-    """Parameters of a quick run; None: it has no part in it."""
-
-    @property
-    def name(self) -> str:
-        return self.chapter.scenario
 
 
 def _together(name: str, pace: str, title: str, about: str) -> Scenario:
     params = {"readers": 50, "tokens": 800, "pace": pace}
     chapter = Chapter(name, title, about, (CPU, BYTES))
     contenders = ("chatserver", "floor")
-    return Scenario(chapter, "together", {0: params}, contenders, is_quick=params | {"readers": 5, "tokens": 32})
+    return Scenario(chapter, "together", {0: params}, contenders, quick=params | {"readers": 5, "tokens": 32})
 
-
-PACED = latency("delivery_us", "delivery", 50, 99, 99.9)
 
 SCENARIOS = (
     _together(
@@ -78,7 +37,7 @@ SCENARIOS = (
         ),
         "closed_loop",
         {0: {"streams": 10, "tokens": 400}},
-        is_quick={"streams": 10, "tokens": 10},
+        quick={"streams": 10, "tokens": 10},
     ),
     Scenario(
         Chapter(
@@ -97,7 +56,7 @@ SCENARIOS = (
         ),
         "paced",
         {0: {"streams": 100, "rate": 20, "seconds": 1.0, "ramp_seconds": 0.5}},
-        is_quick={"streams": 10, "rate": 20, "seconds": 0.3, "ramp_seconds": 0.2},
+        quick={"streams": 10, "rate": 20, "seconds": 0.3, "ramp_seconds": 0.2},
     ),
     Scenario(
         Chapter(
@@ -109,7 +68,7 @@ SCENARIOS = (
         "paced",
         {0: {"streams": 1, "rate": 20, "seconds": 3.0, "ramp_seconds": 0.1}},
         contenders=("chatserver", "usual", "floor"),
-        is_quick={"streams": 1, "rate": 20, "seconds": 0.2, "ramp_seconds": 0.1},
+        quick={"streams": 1, "rate": 20, "seconds": 0.2, "ramp_seconds": 0.1},
     ),
     Scenario(
         Chapter(
@@ -127,7 +86,7 @@ SCENARIOS = (
         contenders=("chatserver", "usual"),
         transports=("SSE",),
         is_fresh=True,
-        is_quick={"seconds": 0.5, "rest_seconds": 0.0},
+        quick={"seconds": 0.5, "rest_seconds": 0.0},
     ),
     Scenario(
         Chapter(
@@ -145,7 +104,7 @@ SCENARIOS = (
         ),
         "first_event",
         {0: {"requests": 16, "rate": 32}},
-        is_quick={"requests": 5, "rate": 50},
+        quick={"requests": 5, "rate": 50},
     ),
     Scenario(
         Chapter(
@@ -160,7 +119,7 @@ SCENARIOS = (
         "long_session",
         {0: {"messages": 100, "requests": 10}},
         contenders=("chatserver", "usual", "floor"),
-        is_quick={"messages": 4, "requests": 2},
+        quick={"messages": 4, "requests": 2},
     ),
     Scenario(
         Chapter(
@@ -203,7 +162,7 @@ SCENARIOS = (
         "long_run",
         {count: {"tokens": count} for count in (100, 1000, 10_000, 100_000)},
         contenders=("chatserver",),
-        is_quick={"tokens": 100},
+        quick={"tokens": 100},
     ),
     Scenario(
         Chapter(
@@ -230,7 +189,7 @@ SCENARIOS = (
         "many_readers",
         {0: {"readers": 500, "rate": 20, "seconds": 1.0}},
         contenders=("chatserver", "floor"),
-        is_quick={"readers": 5, "rate": 20, "seconds": 0.2},
+        quick={"readers": 5, "rate": 20, "seconds": 0.2},
     ),
     Scenario(
         Chapter(
@@ -249,7 +208,7 @@ SCENARIOS = (
         "resume",
         {0: {"drops": 10}},
         contenders=("chatserver",),
-        is_quick={"drops": 2},
+        quick={"drops": 2},
     ),
     Scenario(
         Chapter(
@@ -265,76 +224,7 @@ SCENARIOS = (
         ping_seconds=1,
         rounds_limit=2,
     ),
-    Scenario(
-        Chapter(
-            "nginx",
-            "Behind nginx",
-            "20 streams of 20 tokens a second through nginx as README sets it up, to be read beside the direct ones.",
-            (*PACED, *latency("first_event_us", "first event", 50)),
-            curve="delivery_us",
-        ),
-        "paced",
-        {0: {"streams": 20, "rate": 20, "seconds": 1.0, "ramp_seconds": 0.3}},
-        contenders=("chatserver",),
-        through="nginx",
-        is_quick={"streams": 4, "rate": 20, "seconds": 0.2, "ramp_seconds": 0.1},
-    ),
-    Scenario(
-        Chapter(
-            "nodes",
-            "Several nodes: a token through Redis",
-            "20 tokens a second each, of 1,000 streams 5. This server alone, and as a node that shows a token when "
-            "Redis has it; beside it a server that writes each token into a Redis list and a channel of its run.",
-            (
-                CPU,
-                Metric("redis_us_per_token", "Redis' CPU a token", "µs"),
-                *latency("delivery_us", "delivery", 50, 99),
-                *latency("added_us", "since it left", 50, 99),
-            ),
-            steps="streams",
-        ),
-        "paced",
-        {
-            100: {"streams": 100, "rate": 20, "seconds": 2.0, "ramp_seconds": 0.5},
-            1000: {"streams": 1000, "rate": 5, "seconds": 2.0, "ramp_seconds": 6.0, "settle_seconds": 2.0},
-        },
-        contenders=("chatserver", "node", "list"),
-        transports=("SSE",),
-        through="redis",
-        stops_when_full=True,
-        is_quick={"streams": 4, "rate": 20, "seconds": 0.2, "ramp_seconds": 0.1},
-    ),
-    Scenario(
-        Chapter(
-            "followed",
-            "Several nodes: runs that another node writes",
-            "50 streams of 20 tokens a second, asked for at one node and read at another one, whose CPU counts.",
-            (*latency("delivery_us", "delivery", 50, 99), *latency("added_us", "since it left", 50, 99), CPU),
-        ),
-        "followed",
-        {0: {"streams": 50, "rate": 20, "seconds": 2.0}},
-        contenders=("node",),
-        through="redis",
-        is_quick={"streams": 2, "rate": 20, "seconds": 0.2},
-    ),
-    Scenario(
-        Chapter(
-            "far",
-            "Through a bad network",
-            "20 ms each way and up to 5 ms more, and once a second nothing passes for 200 ms.",
-            (*PACED, *latency("jitter_us", "jitter of gaps", 50, 99)),
-            curve="delivery_us",
-            series="delivery_us",
-        ),
-        "far_away",
-        {
-            0: {"streams": 20, "rate": 20, "seconds": 2.0, "ramp_seconds": 0.3}
-            | {"delay_ms": 20, "jitter_ms": 5, "stall_ms": 200}
-        },
-        contenders=("chatserver",),
-        is_quick={"streams": 4, "rate": 20, "seconds": 0.2, "ramp_seconds": 0.1}
-        | {"delay_ms": 5, "jitter_ms": 1, "stall_ms": 20},
-    ),
+    *DISTANT,
 )
 
 CHAPTERS = tuple(each.chapter for each in SCENARIOS)

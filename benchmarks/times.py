@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from time import monotonic_ns
 from typing import Any
@@ -17,6 +18,56 @@ EXTRA_TOKENS = 2
 """What a run has beyond the measured seconds: no stream may end within them."""
 
 
+class _Arrivals:
+    """Runs that arrive at random over a ramp, each with the tokens that last until the measured seconds are over."""
+
+    def __init__(self, bench: Bench, rate: float, begin_ns: int) -> None:
+        self.readers: list[RunReader] = []
+        self.wanted: list[int] = []
+        """How many tokens each run has."""
+        self._bench, self._rate, self._begin_ns = bench, rate, begin_ns
+        self._opening: list[asyncio.Task[None]] = []
+        self._opened: list[AnyConnection] = []
+
+    def plan(self, streams: int, ramp_seconds: float, open_seconds: float) -> None:
+        """Plan all runs. The last tokens are due soon after ``open_seconds``, counted from the begin of the ramp."""
+        arrivals = list(islice(poisson(1.0, self._bench.seed), streams))
+        scale = ramp_seconds / arrivals[-1]
+        for arrival in arrivals:
+            due_ns = self._begin_ns + int(arrival * scale * NS)
+            reader = RunReader(due_ns)
+            tokens = EXTRA_TOKENS + int((open_seconds - arrival * scale) * self._rate)
+            self.readers.append(reader)
+            self.wanted.append(tokens)
+            self._bench.schedule.at(due_ns, partial(self._arrive, reader, tokens))
+
+    def _arrive(self, reader: RunReader, tokens: int, _: int) -> None:
+        self._opening.append(asyncio.ensure_future(self._open(reader, tokens)))
+
+    async def _open(self, reader: RunReader, tokens: int) -> None:
+        try:
+            connection = await self._bench.open()
+        except Exception as error:  # noqa: BLE001 - whatever it was, it is a failed run
+            reader.ended(f"no connection: {error}")
+            return
+        self._opened.append(connection)
+        reader.asked_ns = monotonic_ns()
+        connection.ask({"message": Script(tokens, f"{self._rate:g}").message}, reader)
+
+    def taken(self) -> tuple[int, int]:
+        """How many tokens and bytes have come so far."""
+        return sum(len(each.indices) for each in self.readers), sum(each.bytes_in for each in self._opened)
+
+    async def unfinished(self, patience_seconds: float) -> int:
+        """Wait for the ends of all runs; how many have not ended by then. All connections are closed."""
+        with suppress(TimeoutError):
+            await all_over(self.readers, patience_seconds)
+        late = sum(1 for each in self.readers if not each.over.is_set())
+        for connection in self._opened:
+            connection.drop()
+        return late
+
+
 async def paced(
     bench: Bench, *, streams: int, rate: float, seconds: float, ramp_seconds: float, settle_seconds: float = 0.0
 ) -> Seen:
@@ -28,56 +79,25 @@ async def paced(
     seen = Seen()
     await bench.settle()
     bench.schedule.lateness_ns.clear()
-    begin = monotonic_ns() + NS // 20
+    begin_ns = monotonic_ns() + NS // 20
     warm_seconds = ramp_seconds + settle_seconds
-    arrivals = list(islice(poisson(1.0, bench.seed), streams))
-    readers: list[RunReader] = []
-    scale = ramp_seconds / arrivals[-1]
-    opening: list[asyncio.Task[None]] = []
-    opened: list[AnyConnection] = []
-
-    async def one(reader: RunReader, tokens: int) -> None:
-        try:
-            connection = await bench.open()
-        except Exception as error:  # noqa: BLE001 - whatever it was, it is a failed run
-            reader.ended(f"no connection: {error}")
-            return
-        opened.append(connection)
-        reader.asked_ns = monotonic_ns()
-        connection.ask({"message": Script(tokens, f"{rate:g}").message}, reader)
-
-    wanted: list[int] = []
-    for arrival in arrivals:
-        due = begin + int(arrival * scale * NS)
-        open_seconds = warm_seconds + seconds - arrival * scale
-        reader, tokens = RunReader(due), EXTRA_TOKENS + int(open_seconds * rate)
-        readers.append(reader)
-        wanted.append(tokens)
-        bench.schedule.at(
-            due,
-            lambda _, reader=reader, tokens=tokens: opening.append(asyncio.ensure_future(one(reader, tokens))),  # type: ignore[misc]
-        )
+    runs = _Arrivals(bench, rate, begin_ns)
+    runs.plan(streams, ramp_seconds, warm_seconds + seconds)
     await asyncio.sleep(0.05 + warm_seconds)
-    bytes_before = sum(each.bytes_in for each in opened)
-    tokens_before = sum(len(each.indices) for each in readers)
+    tokens_before, bytes_before = runs.taken()
     async with bench.metered(seen):
         await asyncio.sleep(seconds)
-    tokens_in = sum(len(each.indices) for each in readers) - tokens_before
-    bytes_in = sum(each.bytes_in for each in opened) - bytes_before
-    with suppress(TimeoutError):
-        await all_over(readers, END_SECONDS + ramp_seconds)  # They all end at once, and that takes a server time too.
-    late = sum(1 for each in readers if not each.over.is_set())
-    for connection in opened:
-        connection.drop()
-    seen.values |= per_token(seen, tokens_in, bytes_in)
-    seen.values["delivered_share"] = min(1.0, (tokens_in + streams**0.5) / (streams * rate * seconds))
+    tokens, bytes_in = runs.taken()
+    late = await runs.unfinished(END_SECONDS + ramp_seconds)  # They all end at once, and that takes a server time too.
+    seen.values |= per_token(seen, tokens - tokens_before, bytes_in - bytes_before)
+    seen.values["delivered_share"] = min(1.0, (tokens - tokens_before + streams**0.5) / (streams * rate * seconds))
     seen.values["unfinished_runs"] = late
     if late:  # The events that never came are the latest of all: without them the times would flatter.
         seen.latency_refusal = f"{late} of {streams} runs did not end in time: the server was full"
     else:
-        check(seen, readers, wanted)
-    from_ns = begin + int(warm_seconds * NS)
-    _latencies(seen, readers, from_ns, from_ns + int(seconds * NS), rate)
+        check(seen, runs.readers, runs.wanted)
+    from_ns = begin_ns + int(warm_seconds * NS)
+    _latencies(seen, runs.readers, from_ns, from_ns + int(seconds * NS), rate)
     lateness(seen, bench.schedule)
     return seen
 

@@ -159,6 +159,11 @@ def test_the_package_keeps_its_rules() -> None:
     assert complaints(PACKAGE) == []
 
 
+def test_the_files_of_the_lab_are_small_too() -> None:
+    lab = PACKAGE.parent / "benchmarks"
+    assert [f"{path.name}{each}" for path in lab.rglob("*.py") for each in _about_file(path, lab)] == []
+
+
 def constants(package: Path) -> dict[str, list[str]]:
     """The modules that define each constant; a type variable of one letter is none."""
     found: dict[str, list[str]] = {}
