@@ -8,19 +8,26 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
+from unittest.mock import patch
 
 import anyio
 import pytest
 from sqlalchemy import Connection, Engine, event
 
 from chatserver.errors import Unavailable
-from chatserver.sessions import database, end, open_sessions, sqlite
+from chatserver.events import Done as EndedWell
+from chatserver.events import Error, Event, Record
+from chatserver.log import Fenced
+from chatserver.log.memory import MemoryLog
+from chatserver.sessions import Sessions, database, end, open_sessions, sqlite
 from tests.clients import RefusedError, Transport, documents_of, get_run, request, text_of
 from tests.conftest import Postgres
 from tests.databases import answered
 from tests.fake_upstream import Done, Gate, finish, role, say, token
 from tests.life import answer_in, end_of, in_time
-from tests.proving import Stage, each_transport, staged
+from tests.merging import unmerged
+from tests.program import until
+from tests.proving import Stage, check_once, each_transport, staged
 
 pytestmark = pytest.mark.anyio
 
@@ -208,3 +215,38 @@ async def test_an_end_whose_commit_nobody_heard_of_is_told_as_it_is_kept(
         last = json.loads((await documents_of(reading))[-1])
     assert (await get_run(stage.server, reading.run_id))["status"] == "completed"
     assert (last["type"], (await answer_in(stage, reading.run_id))["status"]) == ("done", "complete")
+
+
+@each_transport
+@in_time
+async def test_a_log_that_was_not_told_its_end_is_stored_with_it(transport: Transport, tmp_path: Path) -> None:
+    """Another node takes the run in the journal while the database is gone, and dies before it has stored that: the
+    old owner, who may say nothing any more, is the one who stores the end. No reader may wait for more."""
+    finished, appended = Sessions.finish, MemoryLog.append
+    refusals = [Unavailable()]
+
+    async def finish_later(self: Sessions, *args: Any, **named: Any) -> None:
+        if refusals:
+            raise refusals.pop()
+        await finished(self, *args, **named)
+
+    def append_no_end(self: MemoryLog, draft: Event) -> Record:
+        if isinstance(draft, (EndedWell, Error)):
+            raise Fenced
+        return appended(self, draft)
+
+    async with staged(directory=tmp_path) as stage:
+        with patch.object(Sessions, "finish", finish_later), patch.object(MemoryLog, "append", append_no_end):
+            stage.upstream.script(*say("Well", 2))
+            async with await transport.start(stage.server, {"message": "Hi", "on_disconnect": "continue"}) as reading:
+                before = await reading.take(3)
+            await until(lambda: _is_over(stage, reading.run_id))
+    async with staged(directory=tmp_path) as stage:
+        documents = await documents_of(await transport.attach(stage.server, reading.run_id, 0))
+        check_once(documents)
+        assert unmerged(documents[:-1], before) == before and json.loads(documents[-1])["code"] == "internal"
+        assert (await get_run(stage.server, reading.run_id))["last_seq"] == len(before) + 1
+
+
+async def _is_over(stage: Stage, run_id: str) -> bool:
+    return (await get_run(stage.server, run_id))["finished_at"] is not None

@@ -11,9 +11,10 @@ from struct import pack
 from typing import Protocol, Self
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from chatserver.answer import Answer
-from chatserver.events import Event, Record
+from chatserver.events import Event, Record, Terminal, appended, decode
 
 BATCH_RECORDS_LIMIT = 256
 BATCH_BYTES_LIMIT = 64 * 1024
@@ -52,6 +53,14 @@ class StoredLog(Struct, frozen=True):
         """A log of records, of which there is one at least, with the lengths of what they have merged."""
         documents = b"\n".join([each.data for each in records])
         return cls(records[-1].seq, documents, pack(f"<{len(lengths)}H", *lengths))
+
+    def ended(self, run_id: str, ending: Terminal) -> Self:
+        """This log, if it has its end, or else with this one behind it."""
+        newest = self.documents[self.documents.rfind(b"\n") + 1 :]
+        if isinstance(decode(newest), Terminal):
+            return self
+        last = appended(ending, run_id, self.last_seq + 1)
+        return replace(self, last_seq=last.seq, documents=b"\n".join([self.documents, last.data]))
 
 
 class Fenced(Exception):

@@ -93,6 +93,8 @@ class RunEnd:
 
     async def _store(self, terminal: Terminal, log: StoredLog) -> None:
         answer, usage = self.run.said(), self.run.meter.usage()
+        # A log may have refused its end, as one that another node has taken: but its readers must not wait for ever.
+        log = log.ended(self._run_id, terminal)
         await self._sessions.finish(
             self._run_id, ending=terminal, answer=answer, log=log, usage=usage, billed=self._billed
         )
