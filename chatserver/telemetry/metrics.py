@@ -5,7 +5,8 @@ worker answers for all.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from time import monotonic
 
@@ -18,6 +19,7 @@ from prometheus_client.registry import Collector
 from chatserver import __version__
 from chatserver.events import Done, Terminal, Usage
 from chatserver.telemetry import DropReason, Observer, Pace, RunObserver, ToolObserver, TurnObserver
+from chatserver.telemetry.dead_workers import files_at_rest, merge_dead
 from chatserver.telemetry.instruments import LIVING_STATES, NAMESPACE, Instruments
 from chatserver.telemetry.workers import WORKERS_VARIABLE, worker_pids
 
@@ -36,18 +38,24 @@ class Metrics(Observer):
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._models = frozenset(models)
         self._registry = CollectorRegistry()
-        is_shared = WORKERS_VARIABLE in os.environ
-        self.instruments = Instruments(None if is_shared else self._registry)
-        if is_shared:
+        folder = os.environ.get(WORKERS_VARIABLE)
+        if folder is not None:
+            merge_dead(folder)
+        self._files_at_rest: Callable[[], AbstractContextManager[None]] = (
+            nullcontext if folder is None else partial(files_at_rest, folder)
+        )
+        self.instruments = Instruments(self._registry if folder is None else None)
+        if folder is not None:
             MultiProcessCollector(self._registry)  # type: ignore[no-untyped-call]
         self.states = {state: self.instruments.runs.labels(state) for state in LIVING_STATES}
         """The gauges of runs, without a search for each: they change six times a run."""
-        self._registry.register(_About(os.environ.get(WORKERS_VARIABLE)))
+        self._registry.register(_About(folder))
 
     def scrape(self, accept: str) -> tuple[bytes, str]:
         """All metrics of this machine's workers in the format that `Accept` prefers, and its media type."""
         encode, media_type = choose_encoder(accept)
-        return encode(self._registry), media_type
+        with self._files_at_rest():
+            return encode(self._registry), media_type
 
     async def close(self) -> None:
         """Nothing to do: a scrape that did not come is not missed."""
