@@ -1,7 +1,7 @@
 """How much one may have of everything: each limit, its answer on each transport; the next user notices nothing."""
 
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -375,12 +375,6 @@ async def test_a_run_that_has_spent_its_tokens_asks_no_more() -> None:
         with anyio.fail_after(WAIT_SECONDS):
             done = last(await documents_of(await SSE.start(live, {"message": "Talk"})))
         assert (done["finish_reason"], len(upstream.requests)) == ("length", 1)
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[FakeUpstream]:
-    async with FakeUpstream() as fake:
-        yield fake
 
 
 def spends(tokens: int) -> list[Step]:

@@ -13,7 +13,7 @@ from tests.fake_upstream import JSON_BODY, Cut, FakeUpstream, Hang, Raw, Status,
 from tests.live import LiveServer, live_server
 from tests.users import guarded_server, of
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_certificates")]
 
 WAIT_SECONDS = 20.0
 OFFERED: dict[str, Any] = {"model": "default", "models": ("big", "default", "small")}
@@ -90,12 +90,6 @@ def test_models_are_separated_by_commas() -> None:
 
 
 # ---- what the upstream offers ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True)
-def no_certificates(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
-    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path_factory.getbasetemp()))
 
 
 def document(tree: Any) -> list[Step]:

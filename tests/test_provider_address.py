@@ -31,11 +31,10 @@ PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 
 
 @pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No proxy, no certificates (to read them takes longer than these tests), nothing that the SDK reads by itself."""
-    for name in (*PROXIES, *map(str.lower, PROXIES), "SSL_CERT_FILE", "OPENAI_BASE_URL", *SDK_HEADERS):
+def environment(monkeypatch: pytest.MonkeyPatch, no_certificates: None) -> None:
+    """No proxy, no certificates, nothing that the SDK reads by itself."""
+    for name in (*PROXIES, *map(str.lower, PROXIES), "OPENAI_BASE_URL", *SDK_HEADERS):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path_factory.getbasetemp()))
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from itertools import repeat
 from time import monotonic, thread_time
-from typing import Any, TypeAlias, get_args
+from typing import Any
 
 import anyio
 import pytest
@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from chatserver.dialogue import Dialogue, Leavings, SystemText, ToolSpecification, UserMessage
 from chatserver.errors import UpstreamError
-from chatserver.events import ErrorCode, Reasoning, Token, Usage
+from chatserver.events import Reasoning, Token, Usage
 from chatserver.providers import (
     WANTED_CALLS_LIMIT,
     Delta,
@@ -70,26 +70,16 @@ from tests.fake_upstream import (
     usage,
 )
 from tests.tcp_server import HOST, tcp_server
+from tests.turns import ASK, IDLE_SECONDS, KEY, LEAK, PATIENCE_SECONDS, Said, ask, calls_of, fail, text_of, thoughts_of
 from tests.virtual_time import Clock, leaping_time
 
-pytestmark = pytest.mark.anyio
-
-KEY = "sk-test-canary"
-LEAK = "upstream-text-canary"
-"""In every text that the fake upstream refuses with: none of it may come out."""
-
-ASK = ModelRequest(model="test-model", messages=[UserMessage("Hi")])
-Said: TypeAlias = Delta | Finish
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_certificates")]
 
 HI = Token(content="Hi")
 WRITING = ToolCallFragment("c", "f", "{")
 STOP = Finish("stop", None)
-IDLE_SECONDS = 4.0
-"""How long a hasty provider waits. Pauses take so long there, by a clock that leaps, and no answer of this machine."""
-
 SILENCE: tuple[Step, ...] = (Pause(IDLE_SECONDS + 1), Hang())
 PATIENT_SECONDS = 10.0
-PATIENCE_SECONDS = 50.0
 SOON_SECONDS = 4.0
 DEADLINE_SECONDS = 5.0
 """After so long a turn that cannot begin has failed (`protocol.md`)."""
@@ -102,19 +92,6 @@ async def provider_for(
     url = upstream if isinstance(upstream, str) else upstream.url
     async with OpenAIProvider(api_key=api_key, base_url=url, idle_seconds=idle_seconds) as provider:
         yield provider
-
-
-@pytest.fixture(autouse=True)
-def no_certificates(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Nothing here needs the system's certificates, and reading them takes longer than most tests."""
-    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
-    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path_factory.getbasetemp()))
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[FakeUpstream]:
-    async with FakeUpstream() as server:
-        yield server
 
 
 @pytest.fixture
@@ -144,31 +121,6 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tries, "backoff", lambda: iter([0.0] * tries.RETRIES_LIMIT))
 
 
-async def ask(provider: OpenAIProvider, request: ModelRequest = ASK) -> list[Said]:
-    """All deltas of a turn that succeeds, and its finish."""
-    found: list[Said] = []
-    with anyio.fail_after(PATIENCE_SECONDS):
-        finish = await provider.stream(request, found.append)
-    return [*found, finish]
-
-
-async def fail(provider: OpenAIProvider, request: ModelRequest = ASK) -> tuple[list[Said], UpstreamError]:
-    """The deltas of a turn that fails, and how it did."""
-    found: list[Said] = []
-    error = None
-    with anyio.fail_after(PATIENCE_SECONDS):
-        try:
-            found.append(await provider.stream(request, found.append))
-        except UpstreamError as failure:
-            error = failure
-    assert error is not None, f"the turn succeeded: {found}"
-    assert error.code in get_args(ErrorCode)
-    assert error.message
-    for secret in (KEY, LEAK, "127.0.0.1", "localhost", "://", "httpx", "Traceback"):
-        assert secret not in f"{error.message} {error} {error!r}"
-    return found, error
-
-
 async def read_by_now() -> None:
     """Loopback delivers within the call that sends; a few turns of the loop later its reader has it."""
     for _ in range(20):
@@ -184,14 +136,6 @@ async def leave(provider: OpenAIProvider) -> None:
     with anyio.CancelScope() as scope:
         await provider.stream(ASK, lambda _: scope.cancel())
     assert scope.cancelled_caught
-
-
-def text_of(deltas: Iterable[Said]) -> str:
-    return "".join(delta.content for delta in deltas if isinstance(delta, Token))
-
-
-def calls_of(deltas: Iterable[Said]) -> list[ToolCallRequest]:
-    return [delta for delta in deltas if isinstance(delta, ToolCallRequest)]
 
 
 def ids(cases: Iterable[tuple[Any, ...]]) -> list[Any]:
@@ -630,7 +574,7 @@ async def test_a_lone_surrogate_is_harmless_wherever_it_comes(
     if where == "reasoning_content":
         upstream.script(escaped(r"a\ud83d", where), finish(), Done())
         deltas = await ask(provider)
-        assert "".join(each.content for each in deltas if isinstance(each, Reasoning)) == "a\ufffd"
+        assert thoughts_of(deltas) == "a\ufffd"
         return
     function = json.dumps({"name": "f", "arguments": "{}"} | {where: "SURROGATE"}).replace("SURROGATE", r"a\udc00")
     upstream.script(

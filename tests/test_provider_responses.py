@@ -4,17 +4,16 @@ Connection, tries, refusals and silence are those of each API: `test_provider_op
 """
 
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from random import Random
-from typing import Any, get_args
+from typing import Any
 
 import anyio
 import pytest
 
 from chatserver.content import data_url
 from chatserver.dialogue import SystemText, ToolSpecification, UserMessage
-from chatserver.errors import UpstreamError
-from chatserver.events import ErrorCode, Reasoning, Token, Usage
+from chatserver.events import Token, Usage
 from chatserver.parts import FilePart, ImagePart, TextPart
 from chatserver.providers import WANTED_CALLS_LIMIT, Delta, Finish, ModelRequest, ToolCallRequest, tries, turn
 from chatserver.providers.api import ARGUMENTS_CHARS_LIMIT, PIECES_LIMIT
@@ -59,55 +58,22 @@ from tests.responses_events import (
     token,
     written,
 )
+from tests.turns import ASK, IDLE_SECONDS, KEY, LEAK, PATIENCE_SECONDS, Said, ask, calls_of, fail, text_of, thoughts_of
 from tests.virtual_time import leaping_time
 
-pytestmark = pytest.mark.anyio
-
-KEY = "sk-test-canary"
-LEAK = "upstream-text-canary"
-SECONDS = 50.0
-IDLE_SECONDS = 4.0
-ASK = ModelRequest(model="m", messages=[UserMessage("Hi")])
-Said = Delta | Finish
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("no_certificates")]
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No certificates are read, and no time passes between tries."""
-    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
-    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path_factory.getbasetemp()))
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without pauses between the tries of a turn."""
     monkeypatch.setattr(tries, "backoff", lambda: iter([0.0] * tries.RETRIES_LIMIT))
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[FakeUpstream]:
-    async with FakeUpstream() as server:
-        yield server
 
 
 @pytest.fixture
 async def provider(upstream: FakeUpstream) -> AsyncIterator[OpenAIProvider]:
     async with OpenAIProvider(api_key=KEY, base_url=upstream.url, idle_seconds=10, api=Responses) as provider:
         yield provider
-
-
-async def ask(provider: OpenAIProvider, request: ModelRequest = ASK) -> list[Said]:
-    """All deltas of a turn that succeeds, and its finish."""
-    found: list[Said] = []
-    with anyio.fail_after(SECONDS):
-        finish = await provider.stream(request, found.append)
-    return [*found, finish]
-
-
-async def fail(provider: OpenAIProvider, request: ModelRequest = ASK) -> tuple[list[Said], UpstreamError]:
-    """The deltas of a turn that fails, and how it did."""
-    found: list[Said] = []
-    with anyio.fail_after(SECONDS), pytest.raises(UpstreamError) as failure:
-        found.append(await provider.stream(request, found.append))
-    assert failure.value.code in get_args(ErrorCode)
-    for secret in (KEY, LEAK, "127.0.0.1", "://", "httpx", "Traceback"):
-        assert secret not in f"{failure.value.message} {failure.value!r}"
-    return found, failure.value
 
 
 def read(*steps: Step, size: int | None = None) -> tuple[list[Said], Finish]:
@@ -117,18 +83,6 @@ def read(*steps: Step, size: int | None = None) -> tuple[list[Said], Finish]:
     for at in range(0, len(body), size or len(body)):
         reading.receive(body[at : at + (size or len(body))])
     return found, reading.end(None)
-
-
-def text_of(deltas: Iterable[Said]) -> str:
-    return "".join(each.content for each in deltas if isinstance(each, Token))
-
-
-def thoughts_of(deltas: Iterable[Said]) -> str:
-    return "".join(each.content for each in deltas if isinstance(each, Reasoning))
-
-
-def calls_of(deltas: Iterable[Said]) -> list[tuple[str, str, str]]:
-    return [(each.call_id, each.name, each.arguments) for each in deltas if isinstance(each, ToolCallRequest)]
 
 
 # ---- an ordinary turn -----------------------------------------------------------------------------------------------
@@ -145,7 +99,7 @@ async def test_an_answer_is_its_text_and_one_finish_with_usage(
         found.append(delta)
         gate.set()
 
-    with anyio.fail_after(SECONDS):
+    with anyio.fail_after(PATIENCE_SECONDS):
         finish = await provider.stream(ASK, on_delta)
     assert (found, finish) == ([Token(content="Hel"), Token(content="lo")], Finish("stop", Usage(7, 3)))
 
@@ -156,7 +110,7 @@ async def test_the_request_is_what_responses_takes(upstream: FakeUpstream, provi
     image, page = ImagePart(data="aGk=", media_type="image/png"), FilePart(name="a.pdf", url="https://a/b.pdf")
     file = FilePart(name="b.pdf", data="aGk=", media_type="application/pdf")
     everything = ModelRequest(
-        model="m",
+        model="test-model",
         messages=[SystemText("Be brief."), UserMessage((TextPart("Look"), image, page, file))],
         tools=[ToolSpecification("add", "Adds.", schema)],
         temperature=0.0,
@@ -174,7 +128,7 @@ async def test_the_request_is_what_responses_takes(upstream: FakeUpstream, provi
         {"type": "input_file", "filename": "b.pdf", "file_data": data_url(file)},
     ]
     assert first.json == always | {
-        "model": "m",
+        "model": "test-model",
         "stream": True,
         "instructions": "Be brief.",
         "input": [{"role": "user", "content": parts}],
@@ -184,7 +138,7 @@ async def test_the_request_is_what_responses_takes(upstream: FakeUpstream, provi
         "temperature": 0.0,
         "max_output_tokens": 16,
     }
-    assert second.json == always | {"model": "m", "stream": True, "input": [{"role": "user", "content": "Hi"}]}
+    assert second.json == always | {"model": "test-model", "stream": True, "input": [{"role": "user", "content": "Hi"}]}
 
 
 WHOLE = [
@@ -201,7 +155,7 @@ def test_cut_at_any_byte_the_deltas_are_the_same() -> None:
     found, finish = read(*WHOLE)
     assert thoughts_of(found) == f"First{GAP}Then…"
     assert text_of(found) == "Söme text: \N{GRINNING FACE}"
-    assert calls_of(found) == [("c1", "add", '{"a":1}'), ("c2", "add", r'{"a":"\u00e9"}')]
+    assert calls_of(found) == [ToolCallRequest("c1", "add", '{"a":1}'), ToolCallRequest("c2", "add", r'{"a":"\u00e9"}')]
     assert (finish.reason, finish.usage) == ("tool_calls", Usage(7, 3))
     random = Random(0)
     for size in (1, 2, 3, 7, 64, *(random.randrange(1, 500) for _ in range(20))):
@@ -273,7 +227,7 @@ def test_a_server_that_does_not_stream_is_read_all_the_same(is_typed: bool) -> N
     document = response([reasoning_item(), message_item("Hi"), call_item("add", {})], usage=counted(5, 4))
     whole = event("response.completed", response=document) if is_typed else Raw(json.dumps(document).encode())
     found, finish = read(whole)
-    assert (text_of(found), calls_of(found)) == ("Hi", [("call_1", "add", "{}")])
+    assert (text_of(found), calls_of(found)) == ("Hi", [ToolCallRequest("call_1", "add", "{}")])
     assert (finish.reason, finish.usage) == ("tool_calls", Usage(5, 4))
 
 
@@ -305,11 +259,13 @@ def test_calls_are_put_together_with_the_ids_they_have() -> None:
     steps = [added(one | {"arguments": ""}, 0), added(two | {"arguments": ""}, 1)]
     steps += [arguments('{"a"', 0), arguments('{"a":2', 1), arguments(":1}", 0), arguments("}", 1)]
     found, _ = read(*steps, *nameless, completed())
-    (first, *_), (second, name, args), (_, no_name, rest) = calls_of(found)
-    assert first == "c1" and second.startswith("call_") and (name, args) == ("add", '{"a":2}')
-    assert (no_name, rest) == ("", '{"x":1}')
-    assert calls_of(read(done(one), completed())[0]) == [("c1", "add", '{"a":1}')]
-    assert calls_of(read(*steps[:1], arguments('{"wrong'), done(one), completed())[0]) == [("c1", "add", '{"a":1}')]
+    first, second, nameless_one = calls_of(found)
+    whole = ToolCallRequest("c1", "add", '{"a":1}')
+    assert first == whole
+    assert second.call_id.startswith("call_") and (second.name, second.arguments) == ("add", '{"a":2}')
+    assert (nameless_one.name, nameless_one.arguments) == ("", '{"x":1}')
+    assert calls_of(read(done(one), completed())[0]) == [whole]
+    assert calls_of(read(*steps[:1], arguments('{"wrong'), done(one), completed())[0]) == [whole]
 
 
 def test_what_follows_the_end_spoils_nothing() -> None:
@@ -441,7 +397,11 @@ async def test_what_a_server_refuses_is_left_out_from_then_on(
     upstream: FakeUpstream, provider: OpenAIProvider, message: dict[str, str], parameter: str
 ) -> None:
     request = ModelRequest(
-        model="m", messages=ASK.messages, tools=[ToolSpecification("f", "", {})], temperature=1, max_output_tokens=99
+        model="test-model",
+        messages=ASK.messages,
+        tools=[ToolSpecification("f", "", {})],
+        temperature=1,
+        max_output_tokens=99,
     )
     upstream.script(*refuse(400, message))
     document = json.dumps(response([message_item("Hi")])).encode()
@@ -481,7 +441,7 @@ def test_what_has_no_end_is_left_before_it_fills_the_memory(monkeypatch: pytest.
 
 async def test_a_cancel_closes_the_upstream_at_once(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
     upstream.script(*created(), token("Hi"), Hang())
-    with anyio.fail_after(SECONDS):
+    with anyio.fail_after(PATIENCE_SECONDS):
         with anyio.CancelScope() as scope:
             await provider.stream(ASK, lambda _: scope.cancel())
         assert scope.cancelled_caught
