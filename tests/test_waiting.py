@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
+from chatserver.runs.runs import Runs
 from chatserver.waiting import UNAPPROVED, UNRETURNED
 from tests.approved_tools import REFERENCE
 from tests.clients import (
@@ -102,6 +103,39 @@ def events_of(documents: Iterable[bytes], kind: str) -> list[dict[str, Any]]:
 
 
 # ---- one server -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "status"),
+    [("answer", {"call_id": "c0", "approve": False}, "completed"), ("cancel", {}, "cancelled")],
+    ids=["answer", "cancel"],
+)
+async def test_a_command_is_accepted_before_the_events_that_it_causes(
+    name: str,
+    fields: dict[str, Any],
+    status: str,
+    upstream: FakeUpstream,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original = getattr(Runs, name)
+
+    async def slow(runs: Runs, user: str, run_id: str, *rest: Any) -> Any:
+        """Return only when the run is over: all its events could have been sent."""
+        found = await original(runs, user, run_id, *rest)
+        await until(lambda: _has_status(server, run_id, status))
+        return found
+
+    monkeypatch.setattr(Runs, name, slow)
+    upstream.always(calling(("book", {"table": 4})))
+    async with serving(upstream, tmp_path) as server, await WsReader.connect(server) as reader:
+        run_id = await reader.run({"message": "Book"})
+        await reader.until("tool_call")
+        await is_waiting(server, run_id)
+        await reader.command(type=name, run_id=run_id, **fields)
+        await reader.until("done")
+    types = [frame.message["type"] for frame in reader.frames]
+    assert types[types.index("tool_call") + 1 :][:2] == ["accepted", "tool_result"]
 
 
 @each_of_both

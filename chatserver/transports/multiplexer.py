@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -200,11 +201,13 @@ class Multiplexer(Connection):
                 self._detach(wanted.run_id)
                 self._reply(Accepted(**about))
             case Cancel():
-                await self._runs.cancel(user, wanted.run_id)
-                self._reply(Accepted(**about))
+                with self._holding(wanted.run_id):
+                    await self._runs.cancel(user, wanted.run_id)
+                    self._reply(Accepted(**about))
             case AnswerCall():
-                await self._runs.answer(user, wanted.run_id, wanted.call_id, wanted.answer())
-                self._reply(Accepted(**about))
+                with self._holding(wanted.run_id):
+                    await self._runs.answer(user, wanted.run_id, wanted.call_id, wanted.answer())
+                    self._reply(Accepted(**about))
             case Ping():
                 self._reply(Pong())
 
@@ -222,6 +225,19 @@ class Multiplexer(Connection):
             refusal_of(error, "a WebSocket's reader")
             return self._close(FAILED)
         pump.run()
+
+    @contextmanager
+    def _holding(self, run_id: str) -> Iterator[None]:
+        """Hold this run's events back: the reply to a command comes before the events that the command causes."""
+        pump = self._pumps.get(run_id)
+        if pump is not None:
+            pump.is_sending = False
+        try:
+            yield
+        finally:
+            if pump is not None and self._pumps.get(run_id) is pump:
+                pump.is_sending = True
+                pump.run()
 
     def _detach(self, run_id: str) -> None:
         if pump := self._pumps.pop(run_id, None):

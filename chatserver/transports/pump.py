@@ -18,7 +18,7 @@ class Pump:
     ``frame`` makes the bytes of a batch; ``over`` is called with the last record, or with None when this fails.
     """
 
-    __slots__ = ("_connection", "_cursor", "_frame", "_is_due", "_over", "is_open", "subscription")
+    __slots__ = ("_connection", "_cursor", "_frame", "_is_due", "_over", "is_sending", "subscription")
 
     def __init__(
         self,
@@ -32,13 +32,13 @@ class Pump:
         self._frame = frame
         self._over = over
         self._is_due = False
-        self.is_open = True
+        self.is_sending = True
         self._cursor = subscription.cursor()
         self._cursor.wake = self.run
 
     def run(self) -> None:
         """Send what is ready: about one batch, then the event loop runs other callbacks."""
-        if not self.is_open:
+        if not self.is_sending:
             return
         connection, cursor, last, sent_bytes = self._connection, self._cursor, None, 0
         try:
@@ -69,6 +69,6 @@ class Pump:
 
     def close(self) -> None:
         """Send no more: this reader has left."""
-        self.is_open = False
+        self.is_sending = False
         self._cursor.close()
         self.subscription.close()

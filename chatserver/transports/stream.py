@@ -106,7 +106,7 @@ class _Stream(Connection):
 
     def _end(self, is_cut: bool, is_early: bool) -> None:
         self.is_open = False
-        self._pump.is_open = False
+        self._pump.is_sending = False
         if is_cut:
             self._body.cut()
         else:
