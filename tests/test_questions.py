@@ -110,10 +110,12 @@ async def test_no_tool_may_have_the_name_of_questions(
             await transport.start(server, {"message": "Hi", "tools": [ask_user]})
         assert (refusal.value.status, refusal.value.problem["code"]) == (400, "bad_request")
         assert "reserved" in str(refusal.value.problem)
-        documents = await documents_of(await transport.start(server, {"message": "Hi"}))
+        documents = await documents_of(await transport.start(server, {"message": "Hi", "session_id": "s"}))
         assert types_of(documents) == ["start", "tool_call", "tool_result", "token", "done"]
         assert result_in(documents, "ask_user") == (NO_TOOL, True)
-    assert [each["role"] for each in upstream.requests[-1].json["messages"]] == ["user", "assistant", "tool"]
+        await documents_of(await transport.start(server, {"message": "And?", "session_id": "s"}))
+    told = [each["role"] for each in upstream.requests[-2].json["messages"]]
+    assert told == ["user", "assistant", "tool", "assistant", "user"]
 
 
 @each_transport

@@ -181,6 +181,19 @@ async def test_edited_arguments_are_told_and_stored(
 
 
 @each_of_both
+async def test_edited_arguments_that_do_not_fit_are_told_and_the_call_is_not_made(
+    transport: Transport, upstream: FakeUpstream, ledger: Path, tmp_path: Path
+) -> None:
+    upstream.always(calling(("book", {"table": 4})))
+    async with serving(upstream, tmp_path) as server:
+        reading = await transport.start(server, {"message": "Book"})
+        run_id = await waiting(reading)
+        assert await answered(server, run_id, "c0", transport, approve=True, args={"table": "by the window"}) == 202
+        (result,) = events_of(await documents_of(reading), "tool_result")
+        assert result["is_error"] and "table" in result["result"] and done_by(ledger) == []
+
+
+@each_of_both
 async def test_a_refused_call_is_not_made_and_the_model_is_told_why(
     transport: Transport, upstream: FakeUpstream, ledger: Path, tmp_path: Path
 ) -> None:
@@ -212,6 +225,19 @@ async def test_a_tool_of_the_client_is_run_by_the_client(
         assert (result["result"], result["is_error"]) == ({"width": 800}, False)
     assert [each["function"]["name"] for each in upstream.requests[0].json["tools"]][-1] == "screen"
     assert json.loads(upstream.requests[-1].json["messages"][-1]["content"]) == {"width": 800}
+
+
+@each_of_both
+async def test_the_result_of_a_tool_of_the_client_is_cut_as_that_of_any_tool(
+    transport: Transport, upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    upstream.always(calling(("screen", {})))
+    async with serving(upstream, tmp_path, max_tool_result_bytes=64) as server:
+        reading = await transport.start(server, {"message": "Look", "tools": [SCREEN]})
+        run_id = await waiting(reading)
+        assert await answered(server, run_id, "c0", transport, result=["pixel"] * 100) == 202
+        (result,) = events_of(await documents_of(reading), "tool_result")
+        assert result["truncated"] and len(result["result"]) <= 64 and result["result"].startswith('["pixel",')
 
 
 @each_of_both

@@ -17,7 +17,7 @@ from tests.pictures import attached, inline, text, told
 from tests.program import until
 from tests.proving import check_once
 from tests.test_structured import CITY, format_of
-from tests.test_waiting import answered, calling, done_by, events_of, is_waiting, serving, waiting
+from tests.test_waiting import SCREEN, answered, calling, done_by, events_of, is_waiting, serving, waiting
 
 pytestmark = pytest.mark.anyio
 
@@ -149,6 +149,28 @@ async def test_a_run_that_has_waited_shows_the_model_the_images_of_its_message_a
         assert types_of(documents) == ["start", "tool_call", "tool_result", "token", "done"]
     first, again = (each.json["messages"] for each in upstream.requests)
     assert first == again[:1] == [{"role": "user", "content": [told(part) for part in message]}]
+
+
+@each_of_both
+async def test_a_run_that_has_waited_still_has_the_tools_of_its_client(
+    transport: Transport, upstream: FakeUpstream, ledger: Path, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        upstream.script(*call("screen", {}))
+    upstream.script(*say("done"))
+    body = {"message": "Look", "tools": [SCREEN]}
+    async with serving(upstream, tmp_path) as server, await transport.start(server, body) as reading:
+        (first,) = events_of(await reading.take(2), "tool_call")
+        await is_waiting(server, reading.run_id)
+    async with serving(upstream, tmp_path) as server:
+        assert await answered(server, reading.run_id, first["call_id"], transport, result=1) == 202
+        reading = await transport.attach(server, reading.run_id, 2)
+        (second,) = events_of(await reading.take(2), "tool_call")
+        assert (second["tool"], second["executor"]) == ("screen", "client")
+        assert await answered(server, reading.run_id, second["call_id"], transport, result=2) == 202
+        assert types_of(await documents_of(reading)) == ["tool_result", "token", "done"]
+    offered = [[each["function"]["name"] for each in asked.json["tools"]] for asked in upstream.requests]
+    assert offered == [["book", "bake", "look", "screen"]] * 3
 
 
 @each_of_both
