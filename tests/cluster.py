@@ -45,7 +45,7 @@ class Node(ServerProcess):
     """
 
     def __init__(self, upstream_url: str, directory: Path, redis: Redis, **options: Any) -> None:
-        super().__init__(upstream_url, directory, port=free_port(), **options)
+        super().__init__(upstream_url, directory, port=free_port(), is_forked=True, **options)
         self.redis, self._server = _way_to(redis), redis
 
     async def start(self) -> Self:

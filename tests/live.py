@@ -195,11 +195,15 @@ class ServerProcess(Program):
         start: Sequence[str] = ("-m", "chatserver"),
         environment: dict[str, str] | None = None,
         has_database: bool = True,
+        is_forked: bool = False,
         **settings: Any,
     ) -> None:
-        """``has_database``: it finds an empty one. Otherwise it makes one, which takes longer than all else it does."""
+        """``has_database``: it finds an empty one. Otherwise it makes one, which takes longer than all else it does.
+
+        ``is_forked``: it is not started from nothing, which takes a second of CPU, see ``tests/forked.py``.
+        """
         super().__init__(directory)
-        self._has_database = has_database
+        self._has_database, self._is_forked = has_database, is_forked
         self.settings = settings_for(upstream_url, directory, **settings)
         self.arguments = arguments
         self.host = self.settings.host
@@ -215,12 +219,12 @@ class ServerProcess(Program):
         """Start it, for the first time or again, and wait until it says where it listens."""
         if self._has_database:
             place_empty_database(self.directory / "chat.db")
-        found = await self.launch(
-            self._python,
-            *(*self._start, "serve", "--host", self.host, "--port", str(self.settings.port), *self.arguments),
-            ready=_ADDRESS,
-            environment=self._env(),
-        )
+        arguments = ("serve", "--host", self.host, "--port", str(self.settings.port), *self.arguments)
+        if self._is_forked:
+            found = await self.fork(*self._start[1:], *arguments, ready=_ADDRESS, environment=self._env())
+        else:
+            command = (self._python, *self._start, *arguments)
+            found = await self.launch(*command, ready=_ADDRESS, environment=self._env())
         self.port = int(found[2])
         return self
 

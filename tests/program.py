@@ -12,6 +12,8 @@ from typing import Self
 
 import anyio
 
+from tests.forked import LINE_BYTES_LIMIT, Forked, fork
+
 START_SECONDS = 90.0
 """How long a program may take until it is ready: two workers on a machine that ten others use took 40 s."""
 
@@ -46,7 +48,7 @@ class Program:
         self.stdout: list[str] = []
         """All lines so far, of all lives."""
         self.stderr: list[str] = []
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: asyncio.subprocess.Process | Forked | None = None
         self._readers: list[asyncio.Task[None]] = []
         self._spoke = asyncio.Event()
 
@@ -64,7 +66,7 @@ class Program:
         return "\n".join([*self.stdout, *self.stderr])
 
     @property
-    def _running(self) -> asyncio.subprocess.Process:
+    def _running(self) -> asyncio.subprocess.Process | Forked:
         assert self._process is not None, "the program was not started"
         return self._process
 
@@ -81,16 +83,28 @@ class Program:
             RuntimeError: it ended before.
             TimeoutError: it said no such line for ``START_SECONDS``.
         """
-        begin = len(self.stdout)
-        self._process = process = await asyncio.create_subprocess_exec(
+        process = await asyncio.create_subprocess_exec(
             *command,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            limit=16 * 1024 * 1024,
+            limit=LINE_BYTES_LIMIT,
             cwd=self.directory,
             env=environment,
         )
+        return await self._ready(process, ready)
+
+    async def fork(
+        self, module: str, *arguments: str, ready: re.Pattern[str], environment: Mapping[str, str]
+    ) -> re.Match[str]:
+        """As ``launch`` with ``python -m module``, in a process that has imported the server already."""
+        return await self._ready(
+            await fork(module, *arguments, directory=self.directory, environment=environment), ready
+        )
+
+    async def _ready(self, process: asyncio.subprocess.Process | Forked, ready: re.Pattern[str]) -> re.Match[str]:
+        begin = len(self.stdout)
+        self._process = process
         assert process.stdout is not None
         assert process.stderr is not None
         self._readers = [

@@ -152,7 +152,7 @@ async def test_a_call_that_was_cancelled_is_told_with_its_turn(transport: Transp
 async def test_a_call_that_a_crash_cut_off_is_told_with_its_turn(tmp_path: Path) -> None:
     async with FakeUpstream() as upstream:
         upstream.script(*answer(*HANGING))
-        async with ServerProcess(upstream.url, tmp_path, **SETTINGS) as server:
+        async with ServerProcess(upstream.url, tmp_path, is_forked=True, **SETTINGS) as server:
             reading = await SSE.start(server, {"message": "One", "session_id": "s"})
             with anyio.fail_after(SECONDS), closing(sqlite3.connect(tmp_path / "chat.db")) as database:
                 stored = "SELECT count(*) FROM messages WHERE parts LIKE '%\"result\":3%'"

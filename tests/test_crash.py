@@ -182,7 +182,7 @@ async def test_a_killed_server_has_lost_nothing_it_acknowledged_and_left_no_run_
     acknowledged = over = 0
     async with FakeUpstream() as upstream:
         upstream.always(answers)
-        server = ServerProcess(upstream.url, tmp_path, retention_seconds=0.1, grace_seconds=3600.0)
+        server = ServerProcess(upstream.url, tmp_path, is_forked=True, retention_seconds=0.1, grace_seconds=3600.0)
         asked: list[Asked] = []
         for kill in range(kills + 1):
             async with server:

@@ -602,8 +602,12 @@ async def test_a_live_server_answers_through_the_fake_upstream(transport: Transp
             assert (refused.value.status, refused.value.code) == (404, "not_found")
 
 
-async def test_a_server_process_lives_again_on_its_database(tmp_path: Path) -> None:
-    async with FakeUpstream() as upstream, ServerProcess(upstream.url, tmp_path, drain_seconds=0.5) as server:
+@pytest.mark.parametrize("is_forked", [False, True], ids=["from nothing", "forked"])
+async def test_a_server_process_lives_again_on_its_database(tmp_path: Path, is_forked: bool) -> None:
+    async with (
+        FakeUpstream() as upstream,
+        ServerProcess(upstream.url, tmp_path, is_forked=is_forked, drain_seconds=0.5) as server,
+    ):
         upstream.always(*say("Hi"))
         with anyio.fail_after(50):
             await documents_of(await SSE.start(server, {"message": "Hi", "session_id": "abc"}))

@@ -95,7 +95,7 @@ async def place(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory, re
         upstream.script(script)
         upstream.always(*say("An answer."))
         directory = tmp_path_factory.mktemp("fuzz")
-        async with ServerProcess(upstream.url, directory, **chosen) as server:
+        async with ServerProcess(upstream.url, directory, is_forked=True, **chosen) as server:
             headers = {"Authorization": f"Bearer {token_of(seconds=86_400)}"}
             reading = await SSE.start(server, {"message": "go on"}, headers=headers)
             await reading.take(1)

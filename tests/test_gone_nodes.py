@@ -121,16 +121,7 @@ async def takes_runs(node: Any, upstream: FakeUpstream) -> None:
         assert text_of(await documents_of(reading)) == "Next"
 
 
-@pytest.fixture
-def patience(tmp_path: Path) -> dict[str, str]:
-    """The environment of nodes with longer leases: all that runs here may stand still for seconds."""
-    folder = tmp_path / "patience"
-    folder.mkdir()
-    source = (
-        "from chatserver.nodes import membership\nmembership.LEASE_SECONDS, membership.MISSED_SECONDS = 12.0, 4.0\n"
-    )
-    (folder / "sitecustomize.py").write_text(source)
-    return {"PYTHONPATH": f"{folder}:{Path(__file__).parents[1]}"}
+PATIENCE = ("-m", "tests.odd_node", "patience")
 
 
 async def lease_runs_out(redis: RedisServer, run_id: str) -> None:
@@ -140,10 +131,10 @@ async def lease_runs_out(redis: RedisServer, run_id: str) -> None:
 
 
 async def test_the_runs_of_a_node_that_dies_end_on_another_with_all_that_was_published(
-    tmp_path: Path, redis: RedisServer, url: str, patience: dict[str, str]
+    tmp_path: Path, redis: RedisServer, url: str
 ) -> None:
     with anyio.fail_after(SECONDS):
-        async with cluster(tmp_path, 3, redis, database_url=url, environment=patience) as nodes:
+        async with cluster(tmp_path, 3, redis, database_url=url, start=PATIENCE) as nodes:
             stories = await begun(nodes, Hang())
             nodes[0].kill()
             await nodes[0].wait()
@@ -158,11 +149,11 @@ async def test_the_runs_of_a_node_that_dies_end_on_another_with_all_that_was_pub
 
 
 async def test_a_node_that_was_frozen_says_nothing_more_of_runs_that_were_taken(
-    tmp_path: Path, redis: RedisServer, patience: dict[str, str]
+    tmp_path: Path, redis: RedisServer
 ) -> None:
     gate = anyio.Event()
     with anyio.fail_after(SECONDS):
-        async with cluster(tmp_path, 2, redis, environment=patience) as nodes:
+        async with cluster(tmp_path, 2, redis, start=PATIENCE) as nodes:
             stories = await begun(nodes, Gate(gate), token("never"), Hang())
             nodes[0].freeze()
             await lease_runs_out(redis, stories[0].run_id)

@@ -439,14 +439,11 @@ def with_processes(test: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[
     return timed
 
 
-def two_servers(upstream: FakeUpstream, folder: Path, renew_seconds: float, url: str) -> list[ServerProcess]:
-    """Two processes on one database, which look at each other so often."""
-    hurry = folder / "hurry"
-    hurry.mkdir()
-    source = f"from chatserver.sessions import leases\nleases.RENEW_SECONDS = {renew_seconds}\n"
-    (hurry / "sitecustomize.py").write_text(source)
-    environment = {"PYTHONPATH": f"{hurry}:{Path(__file__).parents[1]}"}
-    return [ServerProcess(upstream.url, folder, environment=environment, database_url=url) for _ in range(2)]
+def two_servers(
+    upstream: FakeUpstream, folder: Path, url: str, start: Sequence[str] = ("-m", "chatserver")
+) -> list[ServerProcess]:
+    """Two processes on one database."""
+    return [ServerProcess(upstream.url, folder, start=start, is_forked=True, database_url=url) for _ in range(2)]
 
 
 ASKED = {"message": "Go on", "session_id": "s", "on_disconnect": "continue"}
@@ -458,7 +455,7 @@ async def test_a_server_that_starts_beside_another_leaves_its_answers_alone(
 ) -> None:
     gate = anyio.Event()
     upstream.script(role(), token("One "), Gate(gate), token("answer"), finish(), Done())
-    first, second = two_servers(upstream, tmp_path, 2.5, url)
+    first, second = two_servers(upstream, tmp_path, url)
     async with first:
         reading = await SSE.start(first, ASKED)
         documents = await reading.take(2)
@@ -484,7 +481,7 @@ async def test_a_server_that_starts_beside_another_leaves_its_answers_alone(
 async def test_what_a_server_leaves_is_ended_by_the_other(upstream: FakeUpstream, url: str, tmp_path: Path) -> None:
     gate = anyio.Event()
     upstream.script(role(), token("So far"), Gate(gate), token("lost"), finish(), Done())
-    first, second = two_servers(upstream, tmp_path, 0.5, url)
+    first, second = two_servers(upstream, tmp_path, url, ("-m", "tests.odd_node", "watchful"))
     async with first, second:
         reading = await asked(first)
         documents = await reading.take(2)

@@ -251,7 +251,7 @@ async def test_a_call_that_was_cancelled_is_told_with_its_turn(transport: Transp
 async def test_a_call_that_a_crash_cut_off_is_told_with_its_turn(tmp_path: Path) -> None:
     async with FakeUpstream() as upstream:
         upstream.script(*HANGING.chunks, finish("tool_calls"), Done())
-        async with ServerProcess(upstream.url, tmp_path, tools=REFERENCE) as server:
+        async with ServerProcess(upstream.url, tmp_path, is_forked=True, tools=REFERENCE) as server:
             reading = await SSE.start(server, {"message": "One", "session_id": "s"})
             assert json.loads((await reading.take(6))[-1])["type"] == "tool_result"
             with anyio.fail_after(SECONDS), closing(sqlite3.connect(tmp_path / "chat.db")) as database:

@@ -31,7 +31,7 @@ async def processes(
     upstream: FakeUpstream, directory: Path, count: int = 1, **settings: Any
 ) -> AsyncIterator[list[ServerProcess]]:
     """Servers in processes of their own, on one database."""
-    made = [ServerProcess(upstream.url, directory, tools=REFERENCE, **settings) for _ in range(count)]
+    made = [ServerProcess(upstream.url, directory, is_forked=True, tools=REFERENCE, **settings) for _ in range(count)]
     with anyio.fail_after(SECONDS):
         for server in made:
             await server.start()
