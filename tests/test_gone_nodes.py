@@ -68,6 +68,10 @@ class Story:
         self.run_id = here.run_id
         self.path = f"/chat/sessions/{transport}"
 
+    async def said(self, node: Any) -> str:
+        """What is stored of the answer."""
+        return str((await request(node, "GET", self.path)).json["messages"][-1]["content"])
+
     async def is_stored(self, node: Any) -> None:
         """It is stored once, with all that was published, and its session is free."""
         run = await get_run(node, self.run_id)
@@ -253,15 +257,23 @@ async def test_a_node_that_was_taken_for_gone_goes_on_with_what_nobody_has_taken
 async def test_a_node_that_was_taken_for_gone_finds_what_others_have_taken_and_not_ended_yet(
     nodes: Cluster[LiveNode], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also of a run that says nothing."""
-    stories, lease = await begun(nodes, Hang()), SlowLease(nodes[0], monkeypatch)
+    """Also of a run that says nothing; and none of what others were told is missing from the end that it stores."""
+    gate = anyio.Event()
+    stories, lease = await begun(nodes, Gate(gate), token("more"), Hang()), SlowLease(nodes[0], monkeypatch)
     with held(Membership, "take", done=True) as hold:
+        nodes[0].redis.lose("replies")
+        gate.set()
+        for story in stories:
+            assert text_of(await story.there.take(1)) == "more"
         nodes[0].redis.stall()
         await hold.come.wait()
         nodes[0].redis.heal()
         await lease.renew(monkeypatch)
         for story in stories:
-            assert json.loads((await documents_of(story.here))[-1])["code"] == "interrupted"
+            events = [json.loads(each) for each in await documents_of(story.here)]
+            assert [each["type"] for each in events[-2:]] == ["snapshot", "error"], events
+            await story.is_stored(nodes[0])
+            assert (await story.said(nodes[0])).endswith(" more")
             story.there.cut()
     await nodes.upstream.closed(len(stories))
 

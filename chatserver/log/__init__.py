@@ -103,6 +103,11 @@ class EventLog(Protocol):
     run_id: str
 
     @property
+    def is_fenced(self) -> bool:
+        """Whether another owner has taken it over. Others may have been told more of it than is shown here."""
+        ...
+
+    @property
     def last_seq(self) -> int:
         """The ``seq`` of the newest record; 0: there is none."""
         ...

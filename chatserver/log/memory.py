@@ -61,6 +61,7 @@ def _nobody() -> None:
 class MemoryLog:
     """An ``EventLog`` in memory: all its events merged, and beside them the fresh ones, the newest, as they are."""
 
+    is_fenced = False
     is_closed = False
     """Whether it ends without its run: its readers come back."""
 

@@ -30,7 +30,7 @@ class OwnedLog:
 
         self._publish = publish
         self._hidden: list[Record] = []
-        self._drafts: list[Event] = []  # Of the hidden records, in the same order.
+        self._drafts: list[Event] = []  # Of the hidden records, in the same order; they stay where these are dropped.
 
     @property
     def last_seq(self) -> int:
@@ -99,9 +99,9 @@ class OwnedLog:
         self.shown.tell()
 
     def fence(self) -> None:
-        """Another node owns the run: what is not confirmed is never shown."""
+        """Another node owns the run: what is not confirmed is never shown. Others may have been told of it."""
         self.is_fenced = True
-        self._hidden, self._drafts = [], []
+        self._hidden = []
 
     # What is read.
 

@@ -7,12 +7,14 @@ from time import monotonic
 
 import anyio
 
-from chatserver.endings import INTERNAL, UNSTORED, ending_of
+from chatserver.answer import interrupted
+from chatserver.endings import INTERNAL, INTERRUPTED, UNSTORED, ending_of
 from chatserver.errors import RunLost, Unavailable
-from chatserver.events import Terminal, appended
-from chatserver.log import Fenced, StoredLog
+from chatserver.events import Record, Terminal, appended
+from chatserver.log import Fenced
 from chatserver.runs.run import Run
 from chatserver.sessions import Sessions
+from chatserver.sessions.end import left_log
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +43,7 @@ class RunEnd:
         try:
             with suppress(Fenced):
                 self.run.close_calls()
-            last = appended(terminal, self._run_id, self.run.log.last_seq + 1)
-            await self._store(terminal, self.run.log.stored(last))
+            await self._store(terminal, appended(terminal, self._run_id, self.run.log.last_seq + 1))
             is_stored = True
         except RunLost as lost:
             logger.warning("run %s was lost: %s", self._run_id, lost)
@@ -74,7 +75,7 @@ class RunEnd:
             await anyio.sleep(wait_seconds)
             wait_seconds = min(2 * wait_seconds, STORE_AGAIN_AT_MOST_SECONDS)
             try:
-                return await self._store(UNSTORED, self.run.log.stored())
+                return await self._store(UNSTORED)
             except RunLost:
                 return
             except Unavailable:
@@ -91,10 +92,15 @@ class RunEnd:
                     logger.exception("run %s cannot be stored as ended: its session takes no other", self._run_id)
             is_told = True
 
-    async def _store(self, terminal: Terminal, log: StoredLog) -> None:
-        answer, usage = self.run.said(), self.run.meter.usage()
-        # A log may have refused its end, as one that another node has taken: but its readers must not wait for ever.
-        log = log.ended(self._run_id, terminal)
+    async def _store(self, terminal: Terminal, *last: Record) -> None:
+        run, answer, usage = self.run, self.run.said(), self.run.meter.usage()
+        if run.log.is_fenced:
+            # Readers elsewhere may have been told more than is confirmed here, so it ends as after a crash. Not only
+            # the other node stores that: it may die before it has.
+            terminal, answer = INTERRUPTED, interrupted(answer)
+            log = left_log(self._run_id, answer)
+        else:  # A log may have refused its end: but its readers must not wait for ever.
+            log = run.log.stored(*last).ended(self._run_id, terminal)
         await self._sessions.finish(
             self._run_id, ending=terminal, answer=answer, log=log, usage=usage, billed=self._billed
         )

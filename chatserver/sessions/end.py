@@ -138,7 +138,7 @@ def interrupt(connection: Connection, left: Mapping[str, Answer | None], left_by
         if (kept := connection.execute(_LEFT, {"run": run_id}).one_or_none()) is None:
             continue
         said = interrupted(_further(Answer(*kept), left[run_id]))
-        log = StoredLog.of([record(each) for each in _remains(run_id, said)])
+        log = left_log(run_id, said)
         with suppress(RunLost), connection.begin_nested():
             finish(connection, run_id, INTERRUPTED, Progress(said, log), owner)
 
@@ -158,7 +158,11 @@ def _further(kept: Answer, heard: Answer | None) -> Answer:
     return replace(heard, transcript=kept.transcript)
 
 
-def _remains(run_id: str, left: Answer) -> Iterator[Event]:
+def left_log(run_id: str, left: Answer) -> StoredLog:
     """The log of a run that died: what it had said and the error, numbered above all that can have been sent."""
+    return StoredLog.of([record(each) for each in _remains(run_id, left)])
+
+
+def _remains(run_id: str, left: Answer) -> Iterator[Event]:
     for seq, draft in enumerate([*retold(left.parts, run_id, SEQ_LIMIT), INTERRUPTED], SEQ_LIMIT + 1):
         yield replace(draft, run_id=run_id, seq=seq)
