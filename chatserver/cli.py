@@ -42,7 +42,7 @@ def _flags(command: F) -> F:
             help="Serve beyond loopback without authentication; take JWT keys over plain HTTP.",
         ),
         click.option("--root-path", help="Path under which a reverse proxy shows the server."),
-        click.option("--workers", type=int, help="Processes; more than 1 needs a shared event log.  [default: 1]"),
+        click.option("--workers", type=int, help="Processes; more than 1 needs CHATSERVER_REDIS_URL.  [default: 1]"),
         click.option("--port", type=int, help="0 takes a free one.  [default: 8000]"),
         click.option("--host", help="[default: 127.0.0.1]"),
     ):

@@ -2,12 +2,12 @@
 
 from msgspec.structs import replace
 
-from chatserver.errors import AgentFailed, RunLost, Unavailable, UpstreamError
+from chatserver.errors import AgentFailed, Internal, RunLost, Unavailable, UpstreamError
 from chatserver.events import Error
 
 INTERRUPTED = Error(code="interrupted", message="the server stopped before the answer was complete", retryable=True)
 DELETED = replace(INTERRUPTED, message="the session was deleted while the answer was written")
-INTERNAL = Error(code="internal", message="the server failed; its log says why", retryable=False)
+INTERNAL = Error(code="internal", message=Internal.sentence, retryable=False)
 WRONG = Error(
     code="internal", message="the agent broke the rules of a run; this server's log says how", retryable=False
 )

@@ -176,14 +176,11 @@ def _shown(default: object) -> str:
 
 INSIDE = {
     "providers/models.py": "how much of a list is read, and how much of it a log says",
-    "providers/demo.py": "what the demo model does is no contract",
     "providers/demo_script.py": "what the demo model says is no contract",
     "tools/demo.py": "what the demo model calls is no contract",
-    "sessions/queries.py": "the routes ask for less",
     "function_agent/hop.py": "how far an agent is ahead of its run",
     "function_agent/agent_threads.py": "what wrong agents of the operator take",
     "tools/builtin.py": "a tool says in its result what it refuses",
-    "routes/access_log.py": "how much of a path the log has",
     "transports/connections.py": "only spreads the clock's work",
 }
 """Where a limit is that no client can meet."""
@@ -266,6 +263,10 @@ def test_nothing_was_left_to_claim_by_mistake() -> None:
     """A list that became empty would hold for ever."""
     parts = (of_events, of_commands, of_refusals, of_routes, of_settings, of_limits, of_rooms)
     assert [part.__name__ for part in parts if len(part()) < 10] == []
+
+
+def test_each_file_that_may_have_limits_of_its_own_has_some() -> None:
+    assert [name for name in INSIDE if not list(_limits(ast.parse((PACKAGE / name).read_text())))] == []
 
 
 def test_the_rooms_are_in_the_order_of_imports() -> None:

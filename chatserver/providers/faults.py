@@ -71,6 +71,11 @@ def cut(has_begun: bool) -> Fault:
     return Fault(error, "ended in mid answer")
 
 
+def endless() -> Fault:
+    """A turn says more than any answer can have."""
+    return nonsense("a turn without end", "the model's answer has no end")
+
+
 def nonsense(cause: str, message: str = "the model server sent something that makes no sense") -> Fault:
     """The response is no answer of this API."""
     return Fault(UpstreamError("llm_error", message), f"sent {cause}")

@@ -77,9 +77,8 @@ class Life:
         self._scope: anyio.CancelScope | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._on_forget: Callable[[], None] | None = None
-        self._over: anyio.Event | None = (
-            None  # Made only where something waits for the end: an event takes 1 KB of each run.
-        )
+        self._over: anyio.Event | None = None
+        """Made only where something waits for the end: an event takes 1 KB of each run."""
         self._settling: anyio.Event | None = anyio.Event()
 
     # Readers, ends and time.

@@ -153,7 +153,7 @@ class Lives:
 
     async def foresee(
         self, user: str, request: ChatRequest, place: Place, run_id: str, carrier: Mapping[str, str] = NOTHING
-    ) -> "Foreseen":
+    ) -> Foreseen:
         """A run that is about to begin in the store; it is brought to life with ``begin``, or given up with ``refuse``.
 
         From the return of ``begin`` on it has the place, and gives it back at its end.
@@ -161,7 +161,7 @@ class Lives:
         observer = self._observer.run(run_id, request.model or self._settings.model, carrier)
         return Foreseen(partial(self._made, user, request, place, observer), await self._logs.create(run_id))
 
-    async def begin(self, foreseen: "Foreseen", begun: Begun) -> Subscription:
+    async def begin(self, foreseen: Foreseen, begun: Begun) -> Subscription:
         """The run is on disk: its first reader, so far nobody has left it."""
         life = foreseen.life_of(begun)
         if life is None:  # Nobody was asked yet, or what was begun first was undone.
@@ -172,7 +172,7 @@ class Lives:
         life.settle()
         return Subscription(life.log, 0, life.count)
 
-    def refuse(self, foreseen: "Foreseen") -> None:
+    def refuse(self, foreseen: Foreseen) -> None:
         """There is no such run, or it is another one: whoever was asked for it is left at once."""
         foreseen.leave()
         self._logs.forget(foreseen.log.run_id)

@@ -21,7 +21,7 @@ from chatserver.providers.chat_completions.repetition import Told
 from chatserver.providers.chat_completions.tool_calls import ToolCalls
 from chatserver.providers.clean_text import Cleaner
 from chatserver.providers.documents import HEARTBEATS, documents, failure_of, without_done
-from chatserver.providers.faults import Fault, nonsense
+from chatserver.providers.faults import Fault, endless, nonsense
 from chatserver.providers.finish_reasons import End, meaning
 from chatserver.providers.refusals import given_up, in_stream
 from chatserver.providers.thinking import ThinkTags
@@ -99,7 +99,7 @@ class TurnDecoder:
             if self.pieces > PIECES_LIMIT:
                 self.is_over = is_ending = True
                 if not self.has_finished:
-                    raise nonsense("a turn without end", "the model's answer has no end")
+                    raise endless()
         return is_ending
 
     def finish(self) -> Finish:

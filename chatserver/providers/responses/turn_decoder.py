@@ -15,7 +15,7 @@ from chatserver.providers import Finish, OnDelta
 from chatserver.providers.api import PIECES_LIMIT, tokens_in, usage_of
 from chatserver.providers.clean_text import Cleaner
 from chatserver.providers.documents import HEARTBEATS, UNNAMED, documents, failure_of, without_done
-from chatserver.providers.faults import Fault, nonsense
+from chatserver.providers.faults import Fault, endless, nonsense
 from chatserver.providers.finish_reasons import End, meaning
 from chatserver.providers.refusals import given_up, in_stream
 from chatserver.providers.responses.events import (
@@ -93,7 +93,7 @@ class ResponsesDecoder:
                 else:
                     self._read(event)
             if self.pieces > PIECES_LIMIT:
-                raise nonsense("a turn without end", "the model's answer has no end")
+                raise endless()
         return self.is_over
 
     def finish(self) -> Finish:
