@@ -14,7 +14,7 @@ import anyio
 from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
-from chatserver.answer import Answer, call_of, is_open, unfold
+from chatserver.answer import Answer, call_of, is_open
 from chatserver.commands import NAME_CHARS_LIMIT, ClientTool, is_id, new_id
 from chatserver.dialogue import INTERRUPTED_CALL, NO_ORIGIN, Leavings, ToolSpecification, TurnOrigin, is_question
 from chatserver.events import ToolCall, ToolResult, to_json
@@ -76,7 +76,7 @@ class Calls:
 
     __slots__ = (
         "_call_ids", "_client_tools", "_emit", "_hold", "_inputs", "_observer",
-        "_recorded", "_settled", "_told", "_toolbox",
+        "_settled", "_told", "_toolbox",
     )  # fmt: skip
 
     def __init__(
@@ -96,7 +96,6 @@ class Calls:
         self._told = told
         self._hold = hold
         self._client_tools = client_tools
-        self._recorded: Sequence[tuple[ToolCallPart, ToolResult]] = ()
         self._call_ids: dict[str, None] = {}  # No set: an empty one takes 0.2 KB of each run.
         self._inputs = ToolInputs(emit, partial(_named, self._call_ids))
 
@@ -129,12 +128,7 @@ class Calls:
         return MadeTurn([*(each.call for each in calls), *results], origin)
 
     async def call(self, name: str, args: dict[str, Any]) -> ToolResult:
-        """Make one call, for an agent that makes calls by itself; none of before a restart is made again."""
-        for recorded in self._recorded:
-            part, result = recorded
-            if (part.tool, part.args) == (name, args):
-                self._recorded = [each for each in self._recorded if each is not recorded]
-                return result
+        """Make one call, for an agent that makes calls by itself."""
         made = await self.make([ToolCallRequest("", name, to_json(args).decode())])
         return next(each for each in made.steps if isinstance(each, ToolResult))
 
@@ -151,10 +145,7 @@ class Calls:
             for part in made
             if is_open(part)
         ]
-        told = [*unfold(made), *await self._complete_all(left, questions)]
-        results = {each.call_id: each for each in told if isinstance(each, ToolResult)}
-        # By the arguments that the agent gave, also where somebody has edited them since.
-        self._recorded = [(part, results[part.call_id]) for part in made]
+        await self._complete_all(left, questions)
 
     async def _complete_all(self, calls: Sequence[Checked], questions: Container[str] = ()) -> list[ToolResult]:
         results: list[ToolResult] = []

@@ -1,8 +1,11 @@
 """The context of a run: what an agent has of the run that it answers."""
 
+from collections.abc import Callable, Sequence
+
 from msgspec import Struct
 
 from chatserver.calls import Calls
+from chatserver.events import Event
 from chatserver.meter import Meter
 from chatserver.steps import Emit, Settled
 from chatserver.telemetry import UNOBSERVED_RUN, RunObserver
@@ -12,8 +15,8 @@ class RunContext(Struct, frozen=True, kw_only=True):
     """Whose run it is, and what its agent may do there.
 
     ``emit`` meters texts, ``calls`` makes tool calls; the agent meters its requests to the model by ``meter``.
-    ``is_resumed``: the run has waited, and another process, or this one before, has called its agent; that was asked
-    for ``turns`` turns of the model.
+    ``is_resumed``: the run has waited, and another process, or this one before, has called its agent; that has asked
+    for ``turns`` turns of the model. ``told`` gives what the run has told so far, with adjacent texts merged.
     """
 
     user: str
@@ -23,6 +26,7 @@ class RunContext(Struct, frozen=True, kw_only=True):
     emit: Emit
     settled: Settled
     calls: Calls
+    told: Callable[[], Sequence[Event]]
     observer: RunObserver = UNOBSERVED_RUN
     is_resumed: bool = False
     turns: int = 0

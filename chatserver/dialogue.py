@@ -6,7 +6,7 @@ understands.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, groupby
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import msgspec
 from msgspec import Struct
@@ -224,7 +224,7 @@ def _origins(transcript: Sequence[TurnOrigin]) -> dict[str, TurnOrigin]:
     return {call_id: origin for origin in transcript for call_id in origin.call_ids}
 
 
-def is_question(part: AnyPart) -> bool:
+def is_question(part: AnyPart) -> TypeGuard[ToolCallPart]:
     """Whether a tool has asked this; a model may make up the name, for a call that no client is asked to make."""
     return isinstance(part, ToolCallPart) and part.tool == QUESTION and part.executor == "client"
 

@@ -141,6 +141,7 @@ def context_of(emit: Emit, meter: Meter | None = None, settled: Settled = checkp
         emit=emit,
         settled=settled,
         calls=Calls(toolbox(), emit, settled, UNOBSERVED_RUN, ToolContext(), unanswered),
+        told=tuple,
     )
 
 

@@ -179,6 +179,7 @@ INSIDE = {
     "providers/demo_script.py": "what the demo model says is no contract",
     "tools/demo.py": "what the demo model calls is no contract",
     "function_agent/hop.py": "how far an agent is ahead of its run",
+    "function_agent/replay.py": "how much of what an agent says again is held back",
     "function_agent/agent_threads.py": "what wrong agents of the operator take",
     "tools/builtin.py": "a tool says in its result what it refuses",
     "transports/connections.py": "only spreads the clock's work",

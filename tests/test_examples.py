@@ -11,9 +11,11 @@ import anyio
 import pytest
 
 from chatserver import create_app
+from tests.approved_tools import LEDGER, REFERENCE
 from tests.clients import BOTH, SSE, WS, Address, Transport, cancel, documents_of, text_of, types_of
 from tests.fake_upstream import FakeUpstream, Gate, call, say, token
 from tests.live import ROOT, ServerProcess, live_server
+from tests.test_waiting import answered, done_by, is_waiting
 
 pytestmark = pytest.mark.anyio
 
@@ -114,6 +116,45 @@ async def test_the_agents_sdk_streams_calls_the_tools_of_the_server_and_phones_n
             server.terminate()
             assert (await server.wait(), server.stderr) == (0, [])  # At its end the SDK would send what it has traced.
     assert callers == []
+
+
+@pytest.mark.skipif(not OF_AGENTS_SDK.exists(), reason="its environment is not there: `just test` makes it")
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("transport", BOTH, ids=repr)
+async def test_the_agents_sdk_goes_on_after_a_restart_with_the_result_of_a_call_that_waited(
+    transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(LEDGER, str(tmp_path / "ledger"))
+    start = [str(FOLDER / "with_openai_agents.py")]
+    async with (
+        FakeUpstream() as upstream,
+        ServerProcess(
+            upstream.url,
+            tmp_path,
+            python=OF_AGENTS_SDK,
+            start=start,
+            environment={"CHATSERVER_PORT": "0"},
+            tools=REFERENCE,
+        ) as server,
+    ):
+        with anyio.fail_after(3 * WAIT_SECONDS):
+            upstream.script(token("I book. "), *call("book", {"table": 4}))
+            reading = await transport.start(server, {"message": "Book"})
+            before = await reading.take(3)
+            await is_waiting(server, reading.run_id)
+            server.kill()
+            reading.cut()
+            await server.wait()
+            await server.start()
+            upstream.script(token("I am booking. "), *call("book", {"table": 4}))  # A model never says it twice alike.
+            upstream.script(*say("Booked."))
+            reader = await transport.attach(server, reading.run_id, 3)
+            assert await answered(server, reading.run_id, json.loads(before[2])["call_id"], approve=True) == 202
+            documents = [*before, *await documents_of(reader)]
+    assert types_of(documents) == ["start", "token", "tool_call", "tool_result", "token", "done"]
+    assert text_of(documents) == "I book. Booked." and done_by(tmp_path / "ledger") == ["book 4"]
+    first, again, last = [[each["role"] for each in asked.json["messages"]] for asked in upstream.requests]
+    assert first == again == ["user"] and last == ["user", "assistant", "tool"]
 
 
 def test_the_environment_of_the_agents_sdk_is_otherwise_that_of_all_tests() -> None:

@@ -4,12 +4,15 @@ from collections.abc import AsyncIterator, Callable
 from inspect import iscoroutinefunction
 from typing import Any, TypeAlias
 
+from msgspec.structs import replace
+
 from chatserver.context import RunContext
-from chatserver.dialogue import Dialogue
+from chatserver.dialogue import Dialogue, UserMessage
 from chatserver.errors import SettingsError
 from chatserver.events import FinishReason, Usage
 from chatserver.function_agent.agent_threads import AgentThreads
 from chatserver.function_agent.context import AgentContext
+from chatserver.function_agent.replay import Replay
 from chatserver.function_agent.work import Work
 from chatserver.function_agent.yielded import Said, TurnEnd, Yielded
 from chatserver.providers import ModelRequest, Provider
@@ -40,6 +43,9 @@ class FunctionAgent:
     async def answer(self, request: ModelRequest, context: RunContext) -> FinishReason:
         """The ``Agent``. The answer has ended when this ends, whatever the agent still does."""
         await context.settled()
+        if context.is_resumed:
+            request = replace(request, messages=_asked(request.messages))
+        replay = Replay(context.emit, context.calls, context.told() if context.is_resumed else ())
         context.meter.begin_turn(request)
         reason: FinishReason = "stop"
 
@@ -52,17 +58,24 @@ class FunctionAgent:
                     context.meter.end_turn(finish.usage)
                     reason = "stop" if finish.reason == "tool_calls" else finish.reason
                 case _:
-                    context.emit(said)
+                    replay.say(said)
 
         def steps(work: Work) -> AsyncIterator[Any]:
-            return self._function(request.messages, AgentContext(work, request, context, self._provider))
+            return self._function(request.messages, AgentContext(work, request, context, replay, self._provider))
 
         await self._threads.done(Work(take, steps, self._result_bytes_limit))
+        replay.end()
         return reason
 
     async def close(self) -> None:
         """End the threads, and the tasks that agents have left there."""
         await self._threads.close()
+
+
+def _asked(dialogue: Dialogue) -> Dialogue:
+    """A dialogue without what was answered behind the last message of the user."""
+    last = max(place for place, item in enumerate(dialogue) if isinstance(item, UserMessage))
+    return dialogue[: last + 1]
 
 
 def load_agent(reference: str | None) -> AgentFunction | None:

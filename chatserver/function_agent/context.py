@@ -11,6 +11,7 @@ from chatserver.dialogue import Dialogue, ToolSpecification
 from chatserver.errors import ToolError
 from chatserver.events import Reasoning, Token
 from chatserver.function_agent.hop import Hop
+from chatserver.function_agent.replay import Replay
 from chatserver.function_agent.work import Work
 from chatserver.function_agent.yielded import TurnEnd
 from chatserver.providers import Delta, Finish, ModelRequest, Provider
@@ -22,8 +23,8 @@ class AgentContext:
     Cancelling the run cancels what is awaited here.
     """
 
-    def __init__(self, work: Work, request: ModelRequest, run: RunContext, provider: Provider) -> None:
-        self._work, self._request, self._run, self._provider = work, request, run, provider
+    def __init__(self, work: Work, request: ModelRequest, run: RunContext, replay: Replay, provider: Provider) -> None:
+        self._work, self._request, self._run, self._replay, self._provider = work, request, run, replay, provider
 
     @property
     def user(self) -> str:
@@ -42,7 +43,13 @@ class AgentContext:
 
     @property
     def is_resumed(self) -> bool:
-        """Whether the run has waited for somebody, and this is not the first call of its agent."""
+        """Whether the run has waited for somebody, and this is not the first call of its agent.
+
+        The agent gets the same dialogue as before, and may say and call all of it again: text is not told again as long
+        as it is what was told. Other text before a call that was made before is dropped, since readers have what was
+        said there. Text that differs behind the last such call is new. What differs where no such call follows is told
+        when the agent makes another call, or ends.
+        """
         return self._run.is_resumed
 
     @property
@@ -65,7 +72,7 @@ class AgentContext:
             ToolError: the tool has failed, there is none of that name, or no more calls may be made.
             TypeError, ValueError: JSON has no form for the arguments.
         """
-        result = await self._work.ask(self._run.calls.call(name, args))
+        result = await self._work.ask(self._replay.call(name, args))
         if result.is_error:
             raise ToolError(name, result.result)
         return result.result

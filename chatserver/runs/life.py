@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 from time import monotonic
 from typing import TypeAlias
@@ -17,7 +17,8 @@ from chatserver.commands import ChatRequest
 from chatserver.context import RunContext
 from chatserver.endings import INTERRUPTED, ending_of
 from chatserver.errors import Unavailable, UpstreamError
-from chatserver.events import Error, FinishReason, ToolCall, ToolResult
+from chatserver.events import Error, Event, FinishReason, ToolCall, ToolResult
+from chatserver.log.merged import events_of
 from chatserver.meter import Spent
 from chatserver.providers import ModelRequest
 from chatserver.runs.checkpoints import Checkpoints
@@ -255,10 +256,14 @@ class Life:
             emit=self._say,
             settled=self.settled,
             calls=Calls(self._toolbox, self._say, self.settled, run.observer, told, hold, client_tools),
+            told=self._told,
             observer=run.observer,
             is_resumed=self._turns is not None,
             turns=self._turns or 0,
         )
+
+    def _told(self) -> Sequence[Event]:
+        return [event for event, _, _ in events_of(self.log.stored())]
 
     def _say(self, step: Step) -> None:
         try:
