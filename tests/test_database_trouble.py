@@ -17,7 +17,6 @@ from sqlalchemy import Connection, Engine, event
 from chatserver.errors import Unavailable
 from chatserver.events import Done as EndedWell
 from chatserver.events import Error, Event, Record
-from chatserver.log import Fenced
 from chatserver.log.memory import MemoryLog
 from chatserver.sessions import Sessions, database, end, open_sessions, sqlite
 from tests.clients import RefusedError, Transport, documents_of, get_run, request, text_of
@@ -220,8 +219,7 @@ async def test_an_end_whose_commit_nobody_heard_of_is_told_as_it_is_kept(
 @each_transport
 @in_time
 async def test_a_log_that_was_not_told_its_end_is_stored_with_it(transport: Transport, tmp_path: Path) -> None:
-    """Another node takes the run in the journal while the database is gone, and dies before it has stored that: the
-    old owner, who may say nothing any more, is the one who stores the end. No reader may wait for more."""
+    """The log refuses its end while the database is gone: what is stored later has one, or readers would wait for it."""
     finished, appended = Sessions.finish, MemoryLog.append
     refusals = [Unavailable()]
 
@@ -232,7 +230,7 @@ async def test_a_log_that_was_not_told_its_end_is_stored_with_it(transport: Tran
 
     def append_no_end(self: MemoryLog, draft: Event) -> Record:
         if isinstance(draft, (EndedWell, Error)):
-            raise Fenced
+            raise RuntimeError("no end")
         return appended(self, draft)
 
     async with staged(directory=tmp_path) as stage:
