@@ -233,26 +233,32 @@ async def test_a_node_without_a_lease_shows_nothing(redis_server: RedisServer) -
         await run.finish()
 
 
-async def test_a_node_that_follows_many_runs_comes_back_to_redis() -> None:
+@pytest.mark.parametrize("place", ["blocks", "entries"])
+async def test_a_node_that_follows_many_runs_comes_back_to_redis(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     """Redis hangs up on a connection with channels when what it has to send there is too much."""
-    whole = MemoryLog("run")
-    while whole._merged.closed_blocks < follower.BLOCKS_AT_ONCE:
+    monkeypatch.setattr(follower, "READ_BYTES", 100_000)
+    whole, count = MemoryLog("run"), 64
+    while whole._merged.closed_blocks < count:
         whole.append(Token(content="x" * 9000))
-    blocks = [packed_chunk(whole._merged.stored_block(index)) for index in range(follower.BLOCKS_AT_ONCE)]
-    limit = str(2 * follower.READS_AT_ONCE * sum(map(len, blocks)))
-    run_ids = [f"run {number}" for number in range(6 * follower.READS_AT_ONCE)]
+    blocks = [packed_chunk(whole._merged.stored_block(index)) for index in range(count)]
+    run_ids = [f"run {number}" for number in range(3 * follower.READS_AT_ONCE)]
+    limit = str(sum(map(len, blocks)) * follower.READS_AT_ONCE // 2)
     with redis_process("--client-output-buffer-limit", "pubsub", limit, "0", "0") as server:
         async with node(server, "b") as one:
             for run_id in run_ids:
                 await one.link.command("HSET", owner_key(run_id), "node", "a")
             logs = [await one.follow(run_id) for run_id in run_ids]
             for run_id in run_ids:
-                await one.link.command("RPUSH", blocks_key(run_id), *blocks)
+                if place == "blocks":
+                    await one.link.command("RPUSH", blocks_key(run_id), *blocks)
+                else:
+                    for seq, block in enumerate(blocks, 1):
+                        await one.link.command("XADD", run_key(run_id), f"{seq}-0", "d", block)
             lost = list[None]()
             one.link.on_down.append(lambda: lost.append(None))
             server.cli("CLIENT", "KILL", "TYPE", "pubsub")
             for log in logs:
-                await is_at(log, follower.BLOCKS_AT_ONCE)
+                await is_at(log, count)
             assert len(lost) == 1
 
 

@@ -30,11 +30,12 @@ from chatserver.telemetry import UNOBSERVED, Observer
 
 logger = logging.getLogger(__name__)
 
-BLOCKS_AT_ONCE, ENTRIES_AT_ONCE = 16, 256
-"""How much one call reads at most: a block has some 10,000 characters, an entry a few tokens."""
+READ_BYTES, ENTRIES_AT_ONCE = 1024 * 1024, 256
+"""How much one call reads about, at most a megabyte more: Redis does nothing else meanwhile."""
 
 READS_AT_ONCE = 8
-"""How many runs are read at a time: Redis hangs up on a connection with channels that has 32 MB to be sent."""
+"""How many runs are read at a time: Redis hangs up on a connection with channels that has 32 MB to be sent, and would
+again when the node comes back to read."""
 
 JOURNAL_LOOK_SECONDS = 1.0
 """Between two looks whether the newest message of a run was lost."""
@@ -172,7 +173,7 @@ class Follower:
             followed = self._unread.popleft()
             run_id, after = followed.log.run_id, followed.log.last_seq
             keys = run_key(run_id), blocks_key(run_id), owner_key(run_id)
-            args = followed.blocks, after, BLOCKS_AT_ONCE, ENTRIES_AT_ONCE
+            args = followed.blocks, after, READ_BYTES, ENTRIES_AT_ONCE
             self._link.post(READ, keys, args, partial(self._got, followed))
 
     def _got(self, followed: Followed, reply: Any) -> None:
@@ -183,11 +184,11 @@ class Follower:
             if not isinstance(reply, Unavailable):
                 logger.error("run %s cannot be read from Redis: %s", followed.log.run_id, reply)
             return self._tell_first(followed, Found.NO_ANSWER)
-        is_there, blocks, chunks = reply
+        is_there, blocks, chunks, has_more = reply
         followed.blocks += len(blocks)
         if not all(self._feed(followed, chunk) for chunk in (*blocks, *chunks)):
             followed.blocks = 0  # Redis lacks something, until the owner notices: the next look reads all of it.
-        elif len(blocks) == BLOCKS_AT_ONCE or len(chunks) == ENTRIES_AT_ONCE:
+        elif has_more:
             return self._read(followed)
         self._tell_first(followed, Found.RUN if is_there else Found.NOTHING)
 
