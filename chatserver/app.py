@@ -7,7 +7,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
-import msgspec
 from litestar import Litestar
 from litestar.config.cors import CORSConfig
 from litestar.connection import ASGIConnection
@@ -39,7 +38,7 @@ from chatserver.runs.holds import Holds
 from chatserver.runs.lives import Lives
 from chatserver.runs.runs import Runs
 from chatserver.settings import Settings, variable
-from chatserver.settings.loading import load_settings
+from chatserver.settings.loading import load_settings, with_function_users
 from chatserver.telemetry.metrics import Metrics
 from chatserver.tools import Tool
 from chatserver.tools.execution import ToolThreads
@@ -173,7 +172,7 @@ def _with_users(settings: Settings, user: User | None) -> Settings:
         raise SettingsError(f"{variable('auth')}: users are told by `user` or by tokens, not by both")
     if user is None and settings.auth == "function":
         raise SettingsError(f"{variable('auth')}: `function` needs the argument `user` of `create_app`")
-    return settings if user is None else msgspec.structs.replace(settings, auth="function")
+    return settings if user is None else with_function_users(settings)
 
 
 def _by_connection(user: User | None) -> TellUser | None:

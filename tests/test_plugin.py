@@ -16,6 +16,7 @@ from litestar.params import FromPath
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from chatserver import ChatPlugin, Settings, SettingsError, create_app
+from chatserver.settings.loading import load
 from tests.clients import BOTH, SSE, ClosedError, Transport, WsReader, documents_of, request, text_of, types_of
 from tests.fake_upstream import FakeUpstream, Gate, say, token
 from tests.live import LiveServer, live_server
@@ -258,3 +259,9 @@ def test_users_are_told_in_one_way() -> None:
     ):
         with pytest.raises(SettingsError, match="CHATSERVER_AUTH"):
             create_app(settings, user=user)
+
+
+@pytest.mark.parametrize(("given", "limit"), [({}, 100), ({"max_connections_per_user": 7}, 7)])
+def test_a_user_that_a_function_names_has_the_connections_of_one_user(given: dict[str, int], limit: int) -> None:
+    app = create_app(load(flags=given), user=user_of_session)
+    assert app.state.settings.max_connections_per_user == limit

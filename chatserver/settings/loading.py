@@ -89,6 +89,14 @@ def load(*sources: Mapping[str, str | None], flags: Mapping[str, Any] | None = N
     return _possible(msgspec.structs.replace(settings, root_path=f"/{path}" if path else ""))
 
 
+def with_function_users(settings: Settings) -> Settings:
+    """The settings of a server whose users a function names: each has the connections of one user, not those of all."""
+    limit = settings.max_connections_per_user
+    if settings.auth == "none" and limit == CONNECTIONS_OF_ALL:
+        limit = Settings().max_connections_per_user
+    return msgspec.structs.replace(settings, auth="function", max_connections_per_user=limit)
+
+
 def _possible(settings: Settings) -> Settings:
     _possible_texts(settings)
     _possible_auth(settings)
