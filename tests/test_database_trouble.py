@@ -219,7 +219,7 @@ async def test_an_end_whose_commit_nobody_heard_of_is_told_as_it_is_kept(
 @each_transport
 @in_time
 async def test_a_log_that_was_not_told_its_end_is_stored_with_it(transport: Transport, tmp_path: Path) -> None:
-    """The log refuses its end while the database is gone: what is stored later has one, or readers would wait for it."""
+    """The log refuses its end while the database is gone: what is stored later has one, for which readers wait."""
     finished, appended = Sessions.finish, MemoryLog.append
     refusals = [Unavailable()]
 
