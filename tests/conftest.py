@@ -17,6 +17,7 @@ import pytest
 
 from chatserver.sessions import Sessions, open_sessions
 from chatserver.sessions.database import Database, open_database
+from chatserver.sessions.schema import metadata
 from tests.approved_tools import LEDGER
 from tests.fake_upstream import FakeUpstream
 from tests.live import place_empty_database
@@ -25,6 +26,8 @@ from tests.redis_servers import RedisServer, redis_process
 
 ReportT = TypeVar("ReportT", pytest.TestReport, pytest.CollectReport)
 Scale: TypeAlias = Callable[[int, int], int]
+
+QUIETLY = "SET client_min_messages = warning;"
 
 # Hundreds of tests start a server. Where the environment forbids to keep what was compiled, each compiles all anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -150,10 +153,18 @@ def postgres_database(postgres_server: str) -> str:
     return f"{postgres_server}/chat"
 
 
+@pytest.fixture(scope="session")
+def migrated() -> set[str]:
+    """The databases that have the newest schema: to empty its tables takes less than to make it anew."""
+    return set()
+
+
 @pytest.fixture
-def postgres_url(postgres_database: str) -> str:
+def postgres_url(postgres_database: str, migrated: set[str], request: pytest.FixtureRequest) -> str:
     """The URL of an empty database."""
-    psql(postgres_database, "SET client_min_messages = warning; DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    if "migrated_url" not in request.fixturenames:  # Which leaves the tables.
+        psql(postgres_database, f"{QUIETLY} DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+        migrated.discard(postgres_database)
     return postgres_database
 
 
@@ -208,12 +219,16 @@ def url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def migrated_url(url: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
+def migrated_url(url: str, tmp_path: Path, migrated: set[str], request: pytest.FixtureRequest) -> str:
     """The URL of a database without content, of either kind."""
     if url.startswith("sqlite:"):
         place_empty_database(tmp_path / "chat.db")
+    elif url in migrated:
+        psql(url, f"{QUIETLY} TRUNCATE {', '.join(metadata.tables)} RESTART IDENTITY CASCADE")
     else:
-        psql(url, request.getfixturevalue("postgres_schema"))
+        schema = request.getfixturevalue("postgres_schema")
+        psql(url, f"{QUIETLY} DROP SCHEMA public CASCADE; CREATE SCHEMA public; {schema}")
+        migrated.add(url)
     return url
 
 
