@@ -64,11 +64,14 @@ def answers(gate: Waitable) -> Act:
 
 @asynccontextmanager
 async def draining(
-    directory: Path, **settings: Any
+    directory: Path, *, is_forked: bool = True, **settings: Any
 ) -> AsyncIterator[tuple[FakeUpstream, ServerProcess, AsyncExitStack]]:
     """An upstream, a server, and a stack that closes the test's clients."""
     with anyio.fail_after(WAIT_SECONDS):
-        async with FakeUpstream() as upstream, ServerProcess(upstream.url, directory, **settings) as server:
+        async with (
+            FakeUpstream() as upstream,
+            ServerProcess(upstream.url, directory, is_forked=is_forked, **settings) as server,
+        ):
             upstream.always(answers(anyio.Event()))
             async with AsyncExitStack() as clients:
                 yield upstream, server, clients
@@ -146,7 +149,8 @@ async def refuses(server: ServerProcess) -> None:
 
 
 async def test_sigterm_tells_every_reader_keeps_every_answer_and_exits_in_time(tmp_path: Path) -> None:
-    async with draining(tmp_path, drain_seconds=DRAIN_SECONDS) as (upstream, server, clients):
+    # Not forked: what Python says at its end belongs to `stderr`.
+    async with draining(tmp_path, is_forked=False, drain_seconds=DRAIN_SECONDS) as (upstream, server, clients):
         gate = anyio.Event()
         upstream.always(answers(gate))
         readings = await start_all(server, clients, 100)

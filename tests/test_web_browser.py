@@ -256,7 +256,9 @@ async def test_a_server_that_is_replaced_is_gone_on_with(chromium: Browser, tmp_
     async with FakeUpstream() as upstream:
         upstream.always(halves(gate))
         async with (
-            ServerProcess(upstream.url, tmp_path, heartbeat_seconds=HEARTBEAT_SECONDS, drain_seconds=0.5) as server,
+            ServerProcess(
+                upstream.url, tmp_path, is_forked=True, heartbeat_seconds=HEARTBEAT_SECONDS, drain_seconds=0.5
+            ) as server,
             Chaos(server, files()) as chaos,
             open_page(chromium, chaos, transport="sse", backoffMs=300) as over_sse,
             open_page(chromium, chaos, transport="ws", backoffMs=300) as over_ws,
