@@ -26,9 +26,10 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
 
 
-def outcome(client: Path = CLIENT) -> subprocess.CompletedProcess[str]:
-    """The tests in ``tests/web``, of a client."""
-    return run("env", f"CHATSERVER_CLIENT={client}", node(), "--test-reporter=tap", TOOLS / "client.test.mjs")
+def outcome(client: Path = CLIENT, name: str = ".") -> subprocess.CompletedProcess[str]:
+    """The tests in ``tests/web`` whose names have this in them, a regular expression, of a client."""
+    options = ("--test-reporter=tap", f"--test-name-pattern={name}")
+    return run("env", f"CHATSERVER_CLIENT={client}", node(), *options, TOOLS / "client.test.mjs")
 
 
 def test_the_client_alone() -> None:
@@ -65,7 +66,7 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_fault_of_the_client_is_found(name: str, tmp_path: Path) -> None:
-    done = outcome(wrong(tmp_path, WRONG[name]))
+    done = outcome(wrong(tmp_path, WRONG[name]), name)
     assert done.returncode == 1
     failed = re.findall(r"^ *not ok \d+ - (.*)$", done.stdout, re.MULTILINE)
     assert any(re.search(name, each) for each in failed), failed
