@@ -186,6 +186,11 @@ async def wrong(dialogue: Any, context: AgentContext) -> AsyncIterator[Any]:
             yield Token(content=5)  # type: ignore[arg-type]
         case "args":
             yield ToolCall(call_id="a", tool="add", args={"x": "\ud800"})
+        case "usage":
+            yield "x"
+            yield Usage(10**30, 4)
+        case "negative usage":
+            yield Usage(5, -1)
         case "silent":
             await asyncio.sleep(3600)
         case "cancels itself":
@@ -210,6 +215,8 @@ WRONG = {
     "type": "yielded a `int`",
     "fields": "yielded a `Token` with wrong fields",
     "args": "yielded a `ToolCall` with wrong fields",
+    "usage": "yielded a `Usage` with wrong fields",
+    "negative usage": "yielded a `Usage` with wrong fields",
     "silent": "said nothing for 0.5 seconds",
     "cancels itself": "the agent failed",
 }
@@ -221,6 +228,8 @@ async def test_a_wrong_agent_fails_its_own_run_in_words() -> None:
             last = (await events_of(server, BOTH[number % 2], message))[-1]
             assert (last["type"], last["code"]) == ("error", "internal"), message
             assert sentence in last["message"] and "canary" not in last["message"]
+            stored = await get_run(server, last["run_id"])
+            assert (stored["error"]["message"], stored["last_seq"]) == (last["message"], last["seq"])
             assert said(await events_of(server, BOTH[number % 2], "ok")) == "Well."
         for message in ("huge", "endless"):
             assert (await events_of(server, BOTH[0], message))[-1]["finish_reason"] == "length"

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from chatserver.errors import AgentFailed
 from chatserver.events import Reasoning, Token, ToolCall, ToolResult, Usage, to_json
 from chatserver.providers import Finish
+from chatserver.providers.api import is_believed
 from chatserver.providers.clean_text import cleaned
 from chatserver.tools.results import cap
 
@@ -48,6 +49,8 @@ def checked(step: Any, result_bytes_limit: int) -> Said | None:
         draft: Draft | Usage = msgspec.convert(msgspec.to_builtins(step), kind)
         if isinstance(draft, Token | Reasoning):
             return type(draft)(content=cleaned(draft.content)) if draft.content else None
+        if isinstance(draft, Usage) and not is_believed(draft):
+            raise ValueError(draft)
         to_json(draft)
     except Exception as error:
         raise AgentFailed(f"the agent yielded a `{kind.__name__}` with wrong fields") from error

@@ -115,6 +115,11 @@ def usage_of(tokens: tuple[int, int] | None, *, has_begun: bool) -> Usage | None
     return Usage(*tokens) if tokens is not None and (tokens[1] or not has_begun) else None
 
 
+def is_believed(usage: Usage) -> bool:
+    """Whether a run may have taken as many tokens in one turn."""
+    return all(0 <= tokens <= TOKENS_BELIEVED for tokens in (usage.input_tokens, usage.output_tokens))
+
+
 def _number(value: object) -> int | None:
     if isinstance(value, int | float) and -TOKENS_BELIEVED <= value <= TOKENS_BELIEVED:
         return max(0, round(value))
