@@ -22,7 +22,7 @@ from tests.approved_tools import LEDGER
 from tests.fake_upstream import FakeUpstream
 from tests.live import place_empty_database
 from tests.program import free_port
-from tests.redis_servers import RedisServer, redis_process
+from tests.redis_process import RedisProcess, redis_process
 
 ReportT = TypeVar("ReportT", pytest.TestReport, pytest.CollectReport)
 Scale: TypeAlias = Callable[[int, int], int]
@@ -194,13 +194,13 @@ def psql(database: str, statements: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def redis_process_of_session() -> Iterator[RedisServer]:
+def redis_process_of_session() -> Iterator[RedisProcess]:
     with redis_process() as server:
         yield server
 
 
 @pytest.fixture
-def redis_server(redis_process_of_session: RedisServer) -> RedisServer:
+def redis_server(redis_process_of_session: RedisProcess) -> RedisProcess:
     """An empty Redis, of this process's tests alone."""
     redis_process_of_session.cli("FLUSHALL")
     return redis_process_of_session

@@ -16,7 +16,7 @@ from chatserver.nodes.owned_log import OwnedLog
 from chatserver.telemetry import UNOBSERVED, Observer
 from tests.logs import all_of, data, documents_of
 from tests.merging import unmerged
-from tests.redis_servers import RedisServer
+from tests.redis_process import RedisProcess
 
 LOOK_SECONDS = 0.05
 PATIENCE_SECONDS = 2.0
@@ -49,7 +49,7 @@ class Node:
 
 @asynccontextmanager
 async def node(
-    server: RedisServer,
+    server: RedisProcess,
     name: str,
     database: Mapping[str, StoredLog | NotFound] | None = None,
     observer: Observer = UNOBSERVED,

@@ -28,7 +28,7 @@ from chatserver.settings import Settings
 from chatserver.transports.admission import Admission, LocalAdmissions
 from tests.conftest import Scale
 from tests.proving import seeded, tell
-from tests.redis_servers import RedisServer
+from tests.redis_process import RedisProcess
 
 pytestmark = [pytest.mark.anyio, pytest.mark.proof, pytest.mark.timeout(900)]
 
@@ -125,7 +125,7 @@ async def nothing_stays_counted(nodes: list[Node], rng: Random, count: int) -> N
 
 
 @pytest.fixture
-async def nodes(redis_server: RedisServer) -> AsyncIterator[list[Node]]:
+async def nodes(redis_server: RedisProcess) -> AsyncIterator[list[Node]]:
     async with AsyncExitStack() as stack:
         links = [await stack.enter_async_context(open_link(Address(redis_server.url))) for _ in range(NODE_COUNT)]
         made = [Node(link, number) for number, link in enumerate(links)]

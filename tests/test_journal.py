@@ -15,12 +15,12 @@ from chatserver.nodes.owned_log import OwnedLog
 from tests.journals import LOOK_SECONDS, agrees, is_at, is_shown, node, until
 from tests.logs import a_run, all_of, data, documents_of, end, kept, start
 from tests.merging import unmerged
-from tests.redis_servers import RedisServer
+from tests.redis_process import RedisProcess
 
 pytestmark = pytest.mark.anyio
 
 
-async def test_what_is_appended_is_shown_when_redis_has_it(redis_server: RedisServer) -> None:
+async def test_what_is_appended_is_shown_when_redis_has_it(redis_server: RedisProcess) -> None:
     async with node(redis_server, "a") as owner:
         log = await owner.own("run")
         new = log.append(start())
@@ -31,7 +31,7 @@ async def test_what_is_appended_is_shown_when_redis_has_it(redis_server: RedisSe
         assert log.cursor(0).take() == (new,)
 
 
-async def test_all_nodes_have_the_same_documents(redis_server: RedisServer) -> None:
+async def test_all_nodes_have_the_same_documents(redis_server: RedisProcess) -> None:
     drafts = list(a_run(600))
     async with node(redis_server, "a") as owner, node(redis_server, "b") as early, node(redis_server, "c") as late:
         log = await owner.own("run")
@@ -48,7 +48,7 @@ async def test_all_nodes_have_the_same_documents(redis_server: RedisServer) -> N
             assert each.stored() == log.stored() and each.answer() == log.answer()
 
 
-async def test_what_is_appended_meanwhile_shares_the_next_call(redis_server: RedisServer) -> None:
+async def test_what_is_appended_meanwhile_shares_the_next_call(redis_server: RedisProcess) -> None:
     async with node(redis_server, "a") as owner:
         logs = [await owner.own(f"run {number}") for number in range(10)]
         redis_server.cli("CONFIG", "RESETSTAT")
@@ -62,7 +62,7 @@ async def test_what_is_appended_meanwhile_shares_the_next_call(redis_server: Red
         assert [int(redis_server.cli("XLEN", run_key(log.run_id))) for log in logs] == [1] * 10
 
 
-async def test_a_run_is_followed_once_however_many_read_it(redis_server: RedisServer) -> None:
+async def test_a_run_is_followed_once_however_many_read_it(redis_server: RedisProcess) -> None:
     async with node(redis_server, "a") as owner, node(redis_server, "b") as other:
         log = await owner.own("run")
         log.append(start())
@@ -82,7 +82,7 @@ async def test_a_run_is_followed_once_however_many_read_it(redis_server: RedisSe
         await until(lambda: redis_server.cli("PUBSUB", "NUMSUB", run_key("run")).endswith("\n0"))
 
 
-async def test_a_reader_that_is_cancelled_while_the_run_is_read_disturbs_no_other(redis_server: RedisServer) -> None:
+async def test_a_reader_that_is_cancelled_while_the_run_is_read_disturbs_no_other(redis_server: RedisProcess) -> None:
     async with node(redis_server, "a") as owner, node(redis_server, "b") as other:
         await owner.own("run")
         with anyio.CancelScope() as scope:
@@ -92,7 +92,7 @@ async def test_a_reader_that_is_cancelled_while_the_run_is_read_disturbs_no_othe
 
 
 async def test_a_run_that_nobody_reads_any_more_is_left(
-    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+    redis_server: RedisProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(follower, "IDLE_SECONDS", 0.0)
     async with node(redis_server, "a") as owner, node(redis_server, "b") as other:
@@ -109,7 +109,7 @@ async def test_a_run_that_nobody_reads_any_more_is_left(
         assert again is not found and again.last_seq == 1
 
 
-async def test_nothing_is_followed_that_nobody_wrote(redis_server: RedisServer) -> None:
+async def test_nothing_is_followed_that_nobody_wrote(redis_server: RedisProcess) -> None:
     async with node(redis_server, "a") as one:
         assert await one.journal.follow("nothing") is None
         assert redis_server.cli("PUBSUB", "CHANNELS") == ""
@@ -118,7 +118,7 @@ async def test_nothing_is_followed_that_nobody_wrote(redis_server: RedisServer) 
 # ---- what is kept in Redis ------------------------------------------------------------------------------------------
 
 
-async def test_closed_blocks_are_moved_and_never_written_again(redis_server: RedisServer) -> None:
+async def test_closed_blocks_are_moved_and_never_written_again(redis_server: RedisProcess) -> None:
     async with node(redis_server, "a") as owner, node(redis_server, "b") as other:
         log = await owner.own("run")
         drafts = [start(), *(kind(content=f"{n} ") for n in range(8000) for kind in [Reasoning if n < 2000 else Token])]
@@ -140,7 +140,7 @@ async def test_closed_blocks_are_moved_and_never_written_again(redis_server: Red
         assert redis_server.cli("LRANGE", blocks_key("run"), "0", "-1") == before
 
 
-async def test_what_is_kept_has_a_time_to_live_and_goes_with_the_run(redis_server: RedisServer) -> None:
+async def test_what_is_kept_has_a_time_to_live_and_goes_with_the_run(redis_server: RedisProcess) -> None:
     async with node(redis_server, "a") as owner, node(redis_server, "b") as other:
         log = await owner.own("run")
         for _ in range(3):
@@ -158,7 +158,7 @@ async def test_what_is_kept_has_a_time_to_live_and_goes_with_the_run(redis_serve
         assert (await owner.own("run")).last_seq == 0, "the store may begin a run once more"
 
 
-async def test_nothing_stays_of_a_run_that_never_began(redis_server: RedisServer) -> None:
+async def test_nothing_stays_of_a_run_that_never_began(redis_server: RedisProcess) -> None:
     async with node(redis_server, "a") as owner, node(redis_server, "b") as other:
         await owner.own("refused")
         owner.journal.release("refused")
@@ -173,7 +173,7 @@ async def test_nothing_stays_of_a_run_that_never_began(redis_server: RedisServer
 # ---- who owns a run -------------------------------------------------------------------------------------------------
 
 
-async def test_who_does_not_own_a_run_cannot_write_it(redis_server: RedisServer) -> None:
+async def test_who_does_not_own_a_run_cannot_write_it(redis_server: RedisProcess) -> None:
     async with node(redis_server, "a") as owner, node(redis_server, "b") as other:
         await owner.own("run")
         with pytest.raises(Fenced):
@@ -183,7 +183,7 @@ async def test_who_does_not_own_a_run_cannot_write_it(redis_server: RedisServer)
             await owner.own("another")
 
 
-async def test_a_fenced_owner_shows_nothing_more_and_goes_on_as_a_reader(redis_server: RedisServer) -> None:
+async def test_a_fenced_owner_shows_nothing_more_and_goes_on_as_a_reader(redis_server: RedisProcess) -> None:
     database = dict[str, StoredLog]()
     async with node(redis_server, "a", database) as owner, node(redis_server, "b", database) as other:
         fenced = list[OwnedLog]()
@@ -204,7 +204,7 @@ async def test_a_fenced_owner_shows_nothing_more_and_goes_on_as_a_reader(redis_s
         assert [each.seq for each in await all_of(log)] == [log.last_seq] == [SEQ_LIMIT + 2]
 
 
-async def test_readers_from_before_a_run_was_ours_come_back_when_it_is_lost(redis_server: RedisServer) -> None:
+async def test_readers_from_before_a_run_was_ours_come_back_when_it_is_lost(redis_server: RedisProcess) -> None:
     """Two logs of one run would share a channel, and those who read the first one would hear nothing more."""
     async with node(redis_server, "a") as first, node(redis_server, "b") as second:
         (await first.own("run")).append(start())

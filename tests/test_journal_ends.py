@@ -20,8 +20,8 @@ from tests.cluster import live_cluster
 from tests.fake_upstream import say
 from tests.journals import Node, agrees, is_at, is_shown, node, until
 from tests.logs import end, start
-from tests.redis_server import RedisServer as Redis
-from tests.redis_servers import RedisServer
+from tests.redis_process import RedisProcess
+from tests.redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio
 
@@ -49,7 +49,7 @@ class Run:
 
 
 @pytest.fixture
-async def run(redis_server: RedisServer) -> AsyncIterator[Run]:
+async def run(redis_server: RedisProcess) -> AsyncIterator[Run]:
     database = dict[str, StoredLog | NotFound]()
     async with node(redis_server, "a", database) as owner, node(redis_server, "b", database) as other:
         log = await owner.own("run")
@@ -65,7 +65,7 @@ async def run(redis_server: RedisServer) -> AsyncIterator[Run]:
 
 
 async def test_a_log_that_is_released_at_its_end_is_told_to_all_and_then_deleted(
-    run: Run, redis_server: RedisServer
+    run: Run, redis_server: RedisProcess
 ) -> None:
     run.end_and_release()
     await run.is_told()
@@ -75,7 +75,7 @@ async def test_a_log_that_is_released_at_its_end_is_told_to_all_and_then_deleted
 
 
 @contextmanager
-def stalled(server: RedisServer) -> Iterator[None]:
+def stalled(server: RedisProcess) -> Iterator[None]:
     server.freeze()
     try:
         yield
@@ -84,7 +84,7 @@ def stalled(server: RedisServer) -> Iterator[None]:
 
 
 @contextmanager
-def without_a_lease(server: RedisServer) -> Iterator[None]:
+def without_a_lease(server: RedisProcess) -> Iterator[None]:
     server.cli("DEL", node_key("a"))
     yield
     server.cli("SET", node_key("a"), "1")
@@ -92,7 +92,7 @@ def without_a_lease(server: RedisServer) -> Iterator[None]:
 
 @pytest.mark.parametrize("trouble", [stalled, without_a_lease])
 async def test_a_log_that_is_released_in_trouble_is_told_to_all_when_that_is_over(
-    run: Run, redis_server: RedisServer, trouble: Callable[[RedisServer], AbstractContextManager[None]]
+    run: Run, redis_server: RedisProcess, trouble: Callable[[RedisProcess], AbstractContextManager[None]]
 ) -> None:
     with trouble(redis_server):
         run.end_and_release()
@@ -103,7 +103,7 @@ async def test_a_log_that_is_released_in_trouble_is_told_to_all_when_that_is_ove
 
 
 async def test_a_log_that_was_released_and_is_owned_by_another_goes_on_with_what_that_says(
-    run: Run, redis_server: RedisServer
+    run: Run, redis_server: RedisProcess
 ) -> None:
     run.owner.journal.publisher.on_fenced = lambda log: run.owner.journal.lose(log.run_id)
     redis_server.cli("HSET", owner_key("run"), "node", "b")
@@ -113,7 +113,7 @@ async def test_a_log_that_was_released_and_is_owned_by_another_goes_on_with_what
 
 
 async def test_a_run_ends_for_whose_log_there_is_no_room(tmp_path: Path) -> None:
-    async with Redis() as redis, live_cluster(tmp_path, 1, redis, max_logs_bytes=1) as nodes:
+    async with RedisServer() as redis, live_cluster(tmp_path, 1, redis, max_logs_bytes=1) as nodes:
         nodes.upstream.script(*say("Next"))
         reading = await SSE.start(nodes[0], {"message": "Hi"})
         with anyio.fail_after(20):

@@ -10,7 +10,7 @@ from tests.fake_upstream import FakeUpstream, say
 from tests.journals import is_at, is_shown, node, until
 from tests.live import live_server
 from tests.logs import start
-from tests.redis_servers import RedisServer
+from tests.redis_process import RedisProcess
 from tests.scrapes import Scrape, scrape
 
 pytestmark = pytest.mark.anyio
@@ -22,7 +22,7 @@ def scraped(metrics: Metrics) -> Scrape:
     return Scrape(metrics.scrape("")[0].decode())
 
 
-async def test_each_round_trip_is_counted_and_not_each_event(redis_server: RedisServer) -> None:
+async def test_each_round_trip_is_counted_and_not_each_event(redis_server: RedisProcess) -> None:
     metrics = Metrics(("m",))
     async with node(redis_server, "a", observer=metrics) as owner:
         log = await owner.own("run")
@@ -35,7 +35,7 @@ async def test_each_round_trip_is_counted_and_not_each_event(redis_server: Redis
     assert 0 < found("chatserver_journal_round_trip_seconds_sum") < 60
 
 
-async def test_a_follower_tells_how_far_it_is_behind(redis_server: RedisServer) -> None:
+async def test_a_follower_tells_how_far_it_is_behind(redis_server: RedisProcess) -> None:
     metrics = Metrics(("m",))
     async with node(redis_server, "a") as owner, node(redis_server, "b", observer=metrics) as reader:
         log = await owner.own("run")
@@ -52,7 +52,7 @@ async def test_a_follower_tells_how_far_it_is_behind(redis_server: RedisServer) 
         assert scraped(metrics)(f"{LAG}_sum") >= 49
 
 
-async def test_a_node_tells_of_its_journal(redis_server: RedisServer) -> None:
+async def test_a_node_tells_of_its_journal(redis_server: RedisProcess) -> None:
     async with FakeUpstream() as upstream, live_server(upstream.url, redis_url=redis_server.url) as server:
         upstream.script(*say("Hello."))
         await documents_of(await WS.start(server, {"message": "x"}))

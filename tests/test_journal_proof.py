@@ -24,7 +24,7 @@ from chatserver.nodes.owned_log import OwnedLog
 from tests.conftest import Scale
 from tests.journals import WAIT_SECONDS, Node, Witness, agrees, is_at, is_shown, node
 from tests.logs import a_run, end, start
-from tests.redis_servers import RedisServer
+from tests.redis_process import RedisProcess
 
 pytestmark = [pytest.mark.anyio, pytest.mark.proof]
 
@@ -32,14 +32,14 @@ pytestmark = [pytest.mark.anyio, pytest.mark.proof]
 # ---- the proofs -----------------------------------------------------------------------------------------------------
 
 
-async def followers_agree(server: RedisServer, rng: Random, events: int) -> None:
+async def followers_agree(server: RedisProcess, rng: Random, events: int) -> None:
     """Runs of one owner, read on all nodes from the start on, while messages, connections and keys are lost."""
     runs = {f"run {number}": list(a_run(events)) for number in range(3)}
     with losing_messages(lambda: rng.random() < 0.2), patch.object(follower, "SILENT_SECONDS", 0.5):
         await _followers_agree(server, rng, runs)
 
 
-async def _followers_agree(server: RedisServer, rng: Random, runs: dict[str, list[Event]]) -> None:
+async def _followers_agree(server: RedisProcess, rng: Random, runs: dict[str, list[Event]]) -> None:
     database = dict[str, StoredLog]()
     async with AsyncExitStack() as stack:
         nodes = [await stack.enter_async_context(node(server, name, database)) for name in "abc"]
@@ -65,7 +65,7 @@ async def _write(log: OwnedLog, drafts: list[Event], rng: Random, database: dict
             await anyio.sleep(rng.choice([0, 0, 0.001, 0.01]))
 
 
-async def _disturb(server: RedisServer, nodes: list[Node], run_ids: list[str], rng: Random) -> None:
+async def _disturb(server: RedisProcess, nodes: list[Node], run_ids: list[str], rng: Random) -> None:
     for _ in range(20):
         await anyio.sleep(rng.choice([0.001, 0.01, 0.05]))
         run_id, each = rng.choice(run_ids), rng.choice(nodes)
@@ -97,7 +97,7 @@ def losing_messages(is_lost: Callable[[], bool]) -> Iterator[None]:
         yield
 
 
-async def gaps_are_filled(server: RedisServer) -> None:
+async def gaps_are_filled(server: RedisProcess) -> None:
     """A journal that has lost its end in mid run; a follower that comes afterwards reads it from Redis alone."""
     async with node(server, "a") as owner, node(server, "b") as other:
         log = await owner.own("run")
@@ -116,7 +116,7 @@ async def gaps_are_filled(server: RedisServer) -> None:
         await agrees(found, drafts)
 
 
-async def fenced_owner_is_silent(server: RedisServer) -> None:
+async def fenced_owner_is_silent(server: RedisProcess) -> None:
     """Another node has taken the run over: nothing of the old owner is shown or kept any more."""
     async with node(server, "a") as owner, node(server, "b") as other:
         log = await owner.own("run")
@@ -128,7 +128,7 @@ async def fenced_owner_is_silent(server: RedisServer) -> None:
         await _silent(server, log, found.last_seq)
 
 
-async def owner_without_lease_is_silent(server: RedisServer) -> None:
+async def owner_without_lease_is_silent(server: RedisProcess) -> None:
     """Others may take a node without a lease for gone, and its runs over, at any moment."""
     async with node(server, "a") as owner:
         log = await owner.own("run")
@@ -139,13 +139,13 @@ async def owner_without_lease_is_silent(server: RedisServer) -> None:
         await _silent(server, log, 1)
 
 
-async def _silent(server: RedisServer, log: OwnedLog, last_seq: int) -> None:
+async def _silent(server: RedisProcess, log: OwnedLog, last_seq: int) -> None:
     await anyio.sleep(0.1)
     assert log.shown.last_seq == last_seq == 1, "it shows more"
     assert server.cli("XLEN", run_key("run")) == "1", "it publishes more"
 
 
-async def nothing_is_shown_early(server: RedisServer) -> None:
+async def nothing_is_shown_early(server: RedisProcess) -> None:
     """Also the owner's own readers are not given what Redis has not confirmed."""
     async with node(server, "a") as owner:
         log = await owner.own("run")
@@ -159,7 +159,7 @@ async def nothing_is_shown_early(server: RedisServer) -> None:
         await is_shown(log)
 
 
-async def lost_messages_are_found(server: RedisServer) -> None:
+async def lost_messages_are_found(server: RedisProcess) -> None:
     """Also the last one, behind which nothing comes."""
     async with node(server, "a") as owner, node(server, "b") as other:
         log = await owner.own("run")
@@ -172,14 +172,14 @@ async def lost_messages_are_found(server: RedisServer) -> None:
 
 
 @pytest.mark.timeout(600)
-async def test_all_nodes_show_what_the_owner_wrote(redis_server: RedisServer, scale: Scale) -> None:
+async def test_all_nodes_show_what_the_owner_wrote(redis_server: RedisProcess, scale: Scale) -> None:
     for seed in range(scale(3, 60)):
         redis_server.cli("FLUSHALL")
         with anyio.fail_after(WAIT_SECONDS):
             await followers_agree(redis_server, Random(seed), 400)
 
 
-Proof = Callable[[RedisServer], Awaitable[None]]
+Proof = Callable[[RedisProcess], Awaitable[None]]
 PROOFS: list[Proof] = [
     gaps_are_filled,
     fenced_owner_is_silent,
@@ -190,7 +190,7 @@ PROOFS: list[Proof] = [
 
 
 @pytest.mark.parametrize("proof", PROOFS)
-async def test_proof(redis_server: RedisServer, proof: Proof) -> None:
+async def test_proof(redis_server: RedisProcess, proof: Proof) -> None:
     with anyio.fail_after(WAIT_SECONDS):
         await proof(redis_server)
 
@@ -271,7 +271,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-async def test_a_fault_turns_its_proof_red(redis_server: RedisServer, case: Case) -> None:
+async def test_a_fault_turns_its_proof_red(redis_server: RedisProcess, case: Case) -> None:
     verdict = "it stays green"
     async with case.fault():
         try:

@@ -16,7 +16,7 @@ from chatserver.nodes.keys import blocks_key, node_key, owner_key, run_key
 from chatserver.nodes.owned_log import OwnedLog
 from tests.journals import Node, agrees, is_at, is_shown, node, until
 from tests.logs import end, start
-from tests.redis_servers import RedisServer, redis_process
+from tests.redis_process import RedisProcess, redis_process
 
 pytestmark = pytest.mark.anyio
 
@@ -53,7 +53,7 @@ class Writer:
 
 
 @asynccontextmanager
-async def writer(server: RedisServer) -> AsyncIterator[Writer]:
+async def writer(server: RedisProcess) -> AsyncIterator[Writer]:
     async with node(server, "a") as owner, node(server, "b") as other, node(server, "c") as late:
         log = await owner.own("run")
         made = Writer(log, owner, [other, late], await other.follow("run"))
@@ -86,14 +86,14 @@ LOSSES = {
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-async def test_a_journal_that_has_lost_its_end_is_filled_again(redis_server: RedisServer, loss: str) -> None:
+async def test_a_journal_that_has_lost_its_end_is_filled_again(redis_server: RedisProcess, loss: str) -> None:
     async with writer(redis_server) as run:
         LOSSES[loss](redis_server)
         await run.said(50)
         await run.finish()
 
 
-async def test_after_flushall_the_runs_go_on(redis_server: RedisServer) -> None:
+async def test_after_flushall_the_runs_go_on(redis_server: RedisProcess) -> None:
     async with writer(redis_server) as run:
         redis_server.cli("FLUSHALL")
         run.say(50)
@@ -105,7 +105,7 @@ async def test_after_flushall_the_runs_go_on(redis_server: RedisServer) -> None:
 
 
 @pytest.mark.parametrize("loss", ["nothing", *LOSSES])
-async def test_what_is_lost_of_a_quiet_run_is_published_again(redis_server: RedisServer, loss: str) -> None:
+async def test_what_is_lost_of_a_quiet_run_is_published_again(redis_server: RedisProcess, loss: str) -> None:
     """No token needs to come, whatever has become of the run meanwhile."""
     async with writer(redis_server) as run:
         if loss in LOSSES:
@@ -135,7 +135,7 @@ async def test_after_a_restart_of_redis_the_runs_go_on(kept: str) -> None:
             await run.finish()
 
 
-async def test_a_stalled_redis_shows_nothing_and_loses_nothing(redis_server: RedisServer) -> None:
+async def test_a_stalled_redis_shows_nothing_and_loses_nothing(redis_server: RedisProcess) -> None:
     async with writer(redis_server) as run:
         redis_server.freeze()
         try:
@@ -152,7 +152,7 @@ async def test_a_stalled_redis_shows_nothing_and_loses_nothing(redis_server: Red
         await run.finish()
 
 
-async def test_a_full_redis_is_trouble_and_no_end(redis_server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_full_redis_is_trouble_and_no_end(redis_server: RedisProcess, caplog: pytest.LogCaptureFixture) -> None:
     async with writer(redis_server) as run:
         redis_server.cli("CONFIG", "SET", "maxmemory", "1")
         try:
@@ -165,7 +165,7 @@ async def test_a_full_redis_is_trouble_and_no_end(redis_server: RedisServer, cap
         await run.finish()
 
 
-async def test_a_finished_answer_is_shown_whole_without_redis(redis_server: RedisServer) -> None:
+async def test_a_finished_answer_is_shown_whole_without_redis(redis_server: RedisProcess) -> None:
     """When its terminal event is appended, the database has it; other nodes read it from there."""
     with redis_process() as server:
         database = dict[str, StoredLog]()
@@ -199,7 +199,7 @@ async def test_what_redis_has_not_is_asked_of_the_database_while_redis_is_away()
 
 
 async def test_a_last_message_that_was_lost_is_found(
-    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+    redis_server: RedisProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with writer(redis_server) as run:
         monkeypatch.setitem(run.others[0].link._channels, run_key("run").encode(), lambda _: None)
@@ -208,7 +208,7 @@ async def test_a_last_message_that_was_lost_is_found(
         await is_at(run.followers[0], 151)
 
 
-async def test_a_follower_of_a_crashed_run_is_given_what_the_database_says(redis_server: RedisServer) -> None:
+async def test_a_follower_of_a_crashed_run_is_given_what_the_database_says(redis_server: RedisProcess) -> None:
     database = dict[str, StoredLog]()
     async with node(redis_server, "a") as owner, node(redis_server, "b", database) as other:
         log = await owner.own("run")
@@ -223,7 +223,7 @@ async def test_a_follower_of_a_crashed_run_is_given_what_the_database_says(redis
         assert [each.seq for each in cursor.take()] == [1_000_002] and cursor.is_at_end
 
 
-async def test_a_node_without_a_lease_shows_nothing(redis_server: RedisServer) -> None:
+async def test_a_node_without_a_lease_shows_nothing(redis_server: RedisProcess) -> None:
     async with writer(redis_server) as run:
         redis_server.cli("DEL", node_key("a"))
         run.say(50)
@@ -264,7 +264,7 @@ async def test_a_node_that_follows_many_runs_comes_back_to_redis(monkeypatch: py
 
 @pytest.mark.parametrize("fault", ["chunk", "confirm"])
 async def test_a_log_that_cannot_be_published_is_lost_alone(
-    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: str
+    redis_server: RedisProcess, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: str
 ) -> None:
     lost = list[OwnedLog]()
 

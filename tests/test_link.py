@@ -22,7 +22,7 @@ from chatserver.nodes.wire import Wire
 from tests.conftest import Scale
 from tests.program import free_port
 from tests.proving import turns
-from tests.redis_servers import RedisServer, redis_process
+from tests.redis_process import RedisProcess, redis_process
 from tests.tcp_server import HOST, tcp_server
 
 pytestmark = pytest.mark.anyio
@@ -39,7 +39,7 @@ class Echo(Script):
 
 
 @pytest.fixture
-async def link(redis_server: RedisServer) -> AsyncIterator[Link]:
+async def link(redis_server: RedisProcess) -> AsyncIterator[Link]:
     async with open_link(Address(redis_server.url), PATIENCE_SECONDS) as opened:
         yield opened
 
@@ -60,7 +60,7 @@ async def test_commands_scripts_and_texts_come_back_as_bytes(link: Link) -> None
     assert await link.call(Echo(), ["k"], ["é"]) == [b"k", "é".encode()]
 
 
-async def test_a_script_that_redis_has_lost_is_sent_again(link: Link, redis_server: RedisServer) -> None:
+async def test_a_script_that_redis_has_lost_is_sent_again(link: Link, redis_server: RedisProcess) -> None:
     script = Echo()
     script.digest = sha1(script.source, usedforsecurity=False).hexdigest()
     for _ in range(2):
@@ -155,7 +155,7 @@ async def test_a_message_that_cannot_be_used_does_not_disturb_others(
     assert "could not be used" in caplog.text
 
 
-async def test_a_lost_redis_is_refused_at_once_and_found_again(link: Link, redis_server: RedisServer) -> None:
+async def test_a_lost_redis_is_refused_at_once_and_found_again(link: Link, redis_server: RedisProcess) -> None:
     told, got = list[str](), list[bytes]()
     link.on_up.append(lambda: told.append("up"))
     link.on_down.append(lambda: told.append("down"))
@@ -177,7 +177,7 @@ async def test_a_lost_redis_is_refused_at_once_and_found_again(link: Link, redis
 
 
 async def test_a_redis_that_hangs_up_while_it_is_greeted_is_tried_again(
-    link: Link, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+    link: Link, redis_server: RedisProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """uvloop raises no OSError where a socket is closed already."""
     connect, tries = Connection.connect, list[str]()
@@ -197,7 +197,7 @@ async def test_a_redis_that_hangs_up_while_it_is_greeted_is_tried_again(
     await is_up(link)
 
 
-async def test_what_is_asked_of_a_connection_that_has_ended_unnoticed_is_refused(redis_server: RedisServer) -> None:
+async def test_what_is_asked_of_a_connection_that_has_ended_unnoticed_is_refused(redis_server: RedisProcess) -> None:
     """As where it has ended between its greeting and the first command."""
     async with open_link(Address(redis_server.url), 60) as link:
         wire = link._wire
@@ -211,7 +211,7 @@ async def test_what_is_asked_of_a_connection_that_has_ended_unnoticed_is_refused
 
 
 async def test_a_frozen_redis_is_given_up_and_its_late_replies_reach_nobody(
-    link: Link, redis_server: RedisServer
+    link: Link, redis_server: RedisProcess
 ) -> None:
     await link.command("SET", "a", "old")
     redis_server.freeze()
@@ -225,7 +225,7 @@ async def test_a_frozen_redis_is_given_up_and_its_late_replies_reach_nobody(
 
 
 async def test_the_time_in_which_this_process_stands_still_is_not_that_of_redis(
-    link: Link, redis_server: RedisServer
+    link: Link, redis_server: RedisProcess
 ) -> None:
     redis_server.freeze()
     waiting = asyncio.create_task(link.command("ECHO", "mine"))
@@ -236,7 +236,7 @@ async def test_the_time_in_which_this_process_stands_still_is_not_that_of_redis(
     assert await waiting == b"mine"
 
 
-async def test_redis_that_reads_its_data_is_not_there_yet(redis_server: RedisServer) -> None:
+async def test_redis_that_reads_its_data_is_not_there_yet(redis_server: RedisProcess) -> None:
     """A Redis that refuses PING is waited for: whatever was asked now would be refused one by one."""
 
     replies, gone = {b"HELLO": b"%0\r\n", b"CLIENT": b"+OK\r\n"}, asyncio.Event()
@@ -332,7 +332,9 @@ def test_a_missing_extra_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         link_to("redis://localhost")
 
 
-async def test_scripts_run_in_the_order_in_which_they_were_posted_the_first_time_too(redis_server: RedisServer) -> None:
+async def test_scripts_run_in_the_order_in_which_they_were_posted_the_first_time_too(
+    redis_server: RedisProcess,
+) -> None:
     """Redis learns them from the connection: a script that it did not know would be sent again, behind later ones."""
     script = Echo()
     script.source += b"-- as no other"

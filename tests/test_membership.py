@@ -18,7 +18,7 @@ from chatserver.nodes.journal import open_journal
 from chatserver.nodes.keys import NODES, cancels_key, node_key, owner_key, run_key
 from chatserver.nodes.link import Link, open_link
 from chatserver.nodes.membership import Membership, open_membership
-from tests.redis_servers import RedisServer
+from tests.redis_process import RedisProcess
 
 pytestmark = pytest.mark.anyio
 
@@ -110,7 +110,7 @@ class Node:
 
 
 @asynccontextmanager
-async def joined(redis_server: RedisServer, *names: str) -> AsyncIterator[list[Node]]:
+async def joined(redis_server: RedisProcess, *names: str) -> AsyncIterator[list[Node]]:
     async with AsyncExitStack() as stack:
         nodes = []
         for name in names:
@@ -146,7 +146,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-async def nodes(redis_server: RedisServer) -> AsyncIterator[list[Node]]:
+async def nodes(redis_server: RedisProcess) -> AsyncIterator[list[Node]]:
     async with joined(redis_server, "a", "b", "c") as found:
         yield found
 
@@ -293,7 +293,7 @@ async def test_whom_redis_does_not_know_the_database_judges(nodes: list[Node]) -
     assert await nodes[0].member.gone({"x", "y", None}, {"x", None}) == {"x", None}
 
 
-async def test_a_node_that_leaves_is_no_node(redis_server: RedisServer, nodes: list[Node]) -> None:
+async def test_a_node_that_leaves_is_no_node(redis_server: RedisProcess, nodes: list[Node]) -> None:
     async with joined(redis_server, "d"):
         assert await registered(nodes[0]) == ["a", "b", "c", "d"]
     assert await registered(nodes[0]) == ["a", "b", "c"]

@@ -23,7 +23,7 @@ from chatserver.nodes.places import SharedPlaces
 from chatserver.runs.places import LocalDays, LocalPlaces, Place
 from chatserver.settings import Settings
 from chatserver.transports.admission import Admission, LocalAdmissions
-from tests.redis_servers import RedisServer
+from tests.redis_process import RedisProcess
 
 pytestmark = pytest.mark.anyio
 
@@ -58,7 +58,7 @@ async def _nothing(user: str, day: str) -> int:
 
 
 @pytest.fixture
-async def make_nodes(redis_server: RedisServer) -> AsyncIterator[Callable[..., Awaitable[list[Node]]]]:
+async def make_nodes(redis_server: RedisProcess) -> AsyncIterator[Callable[..., Awaitable[list[Node]]]]:
     async with AsyncExitStack() as stack:
 
         async def make(per_minute: int | None = None) -> list[Node]:
@@ -262,7 +262,7 @@ async def test_where_nobody_counts_requests_redis_is_not_asked(nodes: list[Node]
 
 
 async def test_while_redis_is_away_each_node_counts_for_itself_and_then_all_together_again(
-    make_nodes: Callable[..., Awaitable[list[Node]]], redis_server: RedisServer
+    make_nodes: Callable[..., Awaitable[list[Node]]], redis_server: RedisProcess
 ) -> None:
     """Also what was begun and ended meanwhile; of runs, none is begun."""
     nodes = await make_nodes()
@@ -287,7 +287,7 @@ async def test_while_redis_is_away_each_node_counts_for_itself_and_then_all_toge
 
 
 async def test_while_redis_is_away_each_node_counts_requests_for_itself(
-    make_nodes: Callable[..., Awaitable[list[Node]]], redis_server: RedisServer
+    make_nodes: Callable[..., Awaitable[list[Node]]], redis_server: RedisProcess
 ) -> None:
     nodes = await make_nodes(PER_MINUTE)
     redis_server.stop()
@@ -299,7 +299,7 @@ async def test_while_redis_is_away_each_node_counts_requests_for_itself(
 
 
 async def test_a_full_redis_is_one_that_is_away(
-    make_nodes: Callable[..., Awaitable[list[Node]]], redis_server: RedisServer
+    make_nodes: Callable[..., Awaitable[list[Node]]], redis_server: RedisProcess
 ) -> None:
     """It answers, and takes nothing: what it refused is written when it takes again."""
     node, other, _ = await make_nodes(PER_MINUTE)

@@ -17,7 +17,7 @@ from chatserver.nodes.keys import day_key
 from chatserver.nodes.link import Link, open_link
 from chatserver.runs.places import LocalPlaces, Place, date_of
 from chatserver.settings import Settings
-from tests.redis_servers import RedisServer
+from tests.redis_process import RedisProcess
 
 pytestmark = pytest.mark.anyio
 
@@ -79,7 +79,7 @@ def stored() -> Stored:
 
 
 @pytest.fixture
-async def nodes(redis_server: RedisServer, stored: Stored) -> AsyncIterator[list[Node]]:
+async def nodes(redis_server: RedisProcess, stored: Stored) -> AsyncIterator[list[Node]]:
     async with AsyncExitStack() as stack:
         links = [await stack.enter_async_context(open_link(Address(redis_server.url))) for _ in range(NODE_COUNT)]
         yield [Node(link, stored) for link in links]
@@ -202,7 +202,7 @@ async def test_what_redis_has_lost_is_known_by_whoever_reports(nodes: list[Node]
 
 
 async def test_what_was_spent_while_redis_was_away_is_reported_when_it_is_back(
-    nodes: list[Node], redis_server: RedisServer
+    nodes: list[Node], redis_server: RedisProcess
 ) -> None:
     run = await nodes[0].run()
     run.say(10)

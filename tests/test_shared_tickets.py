@@ -15,7 +15,7 @@ from chatserver.errors import TooMany, Unauthenticated, Unavailable
 from chatserver.nodes.address import Address
 from chatserver.nodes.link import Link, open_link
 from chatserver.nodes.tickets import SharedTickets
-from tests.redis_servers import RedisServer
+from tests.redis_process import RedisProcess
 
 pytestmark = pytest.mark.anyio
 
@@ -23,7 +23,7 @@ ANN = Identity("ann")
 
 
 @pytest.fixture
-async def links(redis_server: RedisServer) -> AsyncIterator[list[Link]]:
+async def links(redis_server: RedisProcess) -> AsyncIterator[list[Link]]:
     async with AsyncExitStack() as stack:
         yield [await stack.enter_async_context(open_link(Address(redis_server.url))) for _ in range(3)]
 
@@ -98,7 +98,7 @@ async def test_nothing_in_redis_can_be_redeemed(nodes: list[SharedTickets], link
 
 
 async def test_without_redis_there_are_no_tickets(
-    nodes: list[SharedTickets], links: list[Link], redis_server: RedisServer
+    nodes: list[SharedTickets], links: list[Link], redis_server: RedisProcess
 ) -> None:
     issued = await nodes[0].issue(Identity("ann", inf))
     redis_server.stop()

@@ -1,4 +1,7 @@
-"""A real Redis for tests: on a free port, stopped and started as a test wants."""
+"""A Redis that outlives a test and its event loop: of all tests of a process, or stopped and started by plain calls.
+
+What a test needs beside nodes, with replica and Sentinel, is in `redis_server.py`, in the event loop of the test.
+"""
 
 import shutil
 import signal
@@ -17,7 +20,7 @@ from tests.program import free_port
 REDIS_START_SECONDS = 20.0
 
 
-class RedisServer:
+class RedisProcess:
     """A server in a process of its own; its port and its folder stay the same over its restarts."""
 
     def __init__(self, folder: Path, *options: str) -> None:
@@ -72,12 +75,12 @@ class RedisServer:
 
 
 @contextmanager
-def redis_process(*options: str) -> Iterator[RedisServer]:
+def redis_process(*options: str) -> Iterator[RedisProcess]:
     """A started server; the test is skipped where none is installed."""
     if shutil.which("redis-server") is None:
         pytest.skip("Redis is not installed")
     with tempfile.TemporaryDirectory(prefix="chatserver-redis-", ignore_cleanup_errors=True) as folder:
-        server = RedisServer(Path(folder), *options)
+        server = RedisProcess(Path(folder), *options)
         server.start()
         try:
             yield server
