@@ -99,12 +99,19 @@ class _Reader:
         self.began.set()
         self.over.set()
 
-    async def finished(self) -> "_Reader":
+    async def begun(self) -> None:
+        """Wait for the first event."""
+        await self._reached(self.began)
+
+    async def finished(self) -> None:
+        """Wait for the end of the run."""
+        await self._reached(self.over)
+
+    async def _reached(self, moment: asyncio.Event) -> None:
         async with asyncio.timeout(RUN_SECONDS):
-            await self.over.wait()
+            await moment.wait()
         if self.problem:
             raise Failed(self.problem)
-        return self
 
 
 async def measure(plan: Plan, write: Callable[[Observation], None], on_turn: Callable[[str], None]) -> None:
@@ -137,16 +144,14 @@ async def _same_events(plan: Plan, order: tuple[Transport, ...]) -> Seen:
         starter = await CONNECTIONS[turned[0]].open(plan.target)
         starting = _Reader()
         starter.ask(plan.request | {"on_disconnect": "continue"}, starting)
-        await starting.began.wait()
-        if starting.problem:
-            raise Failed(starting.problem)
+        await starting.begun()
         readers: dict[Transport, _Reader] = {}
         connections: dict[Transport, AnyConnection] = {}
         for transport in turned:
             connections[transport] = await CONNECTIONS[transport].open(plan.target)
             readers[transport] = _Reader()
             connections[transport].attach(starting.run_id, 0, readers[transport])
-            await readers[transport].began.wait()
+            await readers[transport].begun()
         attached_ns = monotonic_ns()
         for reader in readers.values():
             await reader.finished()
@@ -211,9 +216,7 @@ def _pauses(seed: int) -> Iterator[float]:
 async def _cut_short(plan: Plan, connection: AnyConnection, reader: _Reader) -> None:
     """Start a run, and cancel it at its first event: only the beginning is measured."""
     connection.ask(plan.request, reader)
-    await asyncio.wait_for(reader.began.wait(), RUN_SECONDS)
-    if reader.problem:
-        raise Failed(reader.problem)
+    await reader.begun()
     canceller = await CONNECTIONS["SSE"].open(plan.target)
     canceller.transport.write(
         plan.target.request("POST", f"/chat/runs/{reader.run_id}/cancel", "Content-Length: 0", "Connection: close")
@@ -230,9 +233,7 @@ async def _resume(plan: Plan, order: tuple[Transport, ...]) -> Seen:
             reader = _Reader()
             connection = await CONNECTIONS[transport].open(plan.target)
             connection.ask(plan.request, reader)
-            await asyncio.wait_for(reader.began.wait(), RUN_SECONDS)
-            if reader.problem:
-                raise Failed(reader.problem)
+            await reader.begun()
             await asyncio.sleep(0.15)
             connection.drop()
             await asyncio.sleep(0.1)

@@ -4,6 +4,7 @@ import ssl
 from enum import Enum, auto
 
 from chatserver.errors import UpstreamError
+from chatserver.providers import WANTED_CALLS_LIMIT
 
 UNAVAILABLE = "the model server is not available: whoever runs this server should see that it runs, and its log"
 
@@ -74,6 +75,16 @@ def cut(has_begun: bool) -> Fault:
 def endless() -> Fault:
     """A turn says more than any answer can have."""
     return nonsense("a turn without end", "the model's answer has no end")
+
+
+def endless_arguments() -> Fault:
+    """The arguments of a turn's calls are longer than any calls need."""
+    return nonsense("tool arguments without end", "the model's tool arguments have no end")
+
+
+def too_many_calls() -> Fault:
+    """A turn has more tool calls than are even refused one by one."""
+    return nonsense("tool calls without end", f"the model wants over {WANTED_CALLS_LIMIT} tool calls at once")
 
 
 def nonsense(cause: str, message: str = "the model server sent something that makes no sense") -> Fault:

@@ -9,7 +9,7 @@ from chatserver.providers import WANTED_CALLS_LIMIT, OnDelta, ToolCallFragment, 
 from chatserver.providers.api import ARGUMENTS_CHARS_LIMIT
 from chatserver.providers.chat_completions.leavings import CALL_FIELDS
 from chatserver.providers.clean_text import Cleaner, cleaned
-from chatserver.providers.faults import nonsense
+from chatserver.providers.faults import endless_arguments, too_many_calls
 
 SNAPSHOTS_ENOUGH = 8
 """How many fragments in a row must begin with the fragment before, so that this is no accident."""
@@ -77,7 +77,7 @@ class Arguments:
         return bool(self._pieces)
 
     def is_whole(self) -> bool:
-        """Whether the arguments are a whole object; checked ``LOOKS`` times at most, then False."""
+        """Whether the arguments are a whole object; checked ``PARSES_AT_MOST`` times, then False."""
         if not self._pieces or not self._pieces[-1].rstrip().endswith("}") or self._looks >= PARSES_AT_MOST:
             return False
         self._looks += 1
@@ -151,7 +151,7 @@ class ToolCalls:
             self._on_delta(ToolCallFragment(call.call_id, call.name, new))
         self._chars += call.arguments.chars - chars_before
         if self._chars > ARGUMENTS_CHARS_LIMIT:
-            raise nonsense("tool arguments without end", "the model's tool arguments have no end")
+            raise endless_arguments()
         return bool(name or text or arguments)
 
     def requests(self) -> Iterator[tuple[ToolCallRequest, dict[str, Any]]]:
@@ -179,7 +179,7 @@ class ToolCalls:
             if same and not (name and arguments and same.arguments.is_whole() and not _repeats(same, name, arguments)):
                 return same
         if len(self._calls) == WANTED_CALLS_LIMIT:
-            raise nonsense("tool calls without end", f"the model wants over {WANTED_CALLS_LIMIT} tool calls at once")
+            raise too_many_calls()
         call = _Call(id if id and id not in self._by_id else f"call_{new_id()}", index)
         self._by_id.setdefault(id or call.call_id, []).append(call)
         self._by_index[index] = call

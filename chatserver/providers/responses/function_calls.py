@@ -7,7 +7,7 @@ from chatserver.commands import new_id
 from chatserver.providers import WANTED_CALLS_LIMIT, OnDelta, ToolCallFragment, ToolCallRequest
 from chatserver.providers.api import ARGUMENTS_CHARS_LIMIT
 from chatserver.providers.clean_text import Cleaner, cleaned
-from chatserver.providers.faults import nonsense
+from chatserver.providers.faults import endless_arguments, too_many_calls
 
 
 class _Call:
@@ -43,9 +43,7 @@ class FunctionCalls:
         name, arguments = item.get("name"), item.get("arguments")
         if call is None:
             if len(self._calls) == WANTED_CALLS_LIMIT:
-                raise nonsense(
-                    "tool calls without end", f"the model wants over {WANTED_CALLS_LIMIT} tool calls at once"
-                )
+                raise too_many_calls()
             call = self._calls[index] = _Call(self._own_id(item.get("call_id")), "")
         if isinstance(name, str) and name:
             call.name = cleaned(name)
@@ -71,7 +69,7 @@ class FunctionCalls:
         call.arguments.append(text)
         self._chars += len(text)
         if self._chars > ARGUMENTS_CHARS_LIMIT:
-            raise nonsense("tool arguments without end", "the model's tool arguments have no end")
+            raise endless_arguments()
 
     def replace(self, index: int, arguments: str) -> None:
         """All of a call's arguments.
