@@ -1,12 +1,16 @@
 """Operations of the database that are cancelled at any moment: what one user asked for never comes to another."""
 
+import asyncio
+import gc
 from random import Random
 
 import pytest
 from anyio import CancelScope, create_task_group, fail_after, sleep
+from anyio.lowlevel import checkpoint
+from sqlalchemy import Connection
 
 from chatserver.errors import RunActive
-from chatserver.sessions import Sessions
+from chatserver.sessions import Sessions, leases
 from tests.conftest import Scale
 from tests.databases import ask, ended, texts
 from tests.proving import seeded, tell
@@ -83,3 +87,37 @@ async def cancels_at_random(sessions: Sessions, rng: Random, count: int) -> None
 async def test_a_cancelled_operation_leaves_nothing_behind_for_another(sessions: Sessions, scale: Scale) -> None:
     with fail_after(800):
         await cancels_at_random(sessions, seeded(), scale(400, 20_000))
+
+
+async def test_an_operation_that_asyncio_cancels_comes_to_its_end_and_leaves_no_exception_behind(
+    sessions: Sessions,
+) -> None:
+    """As tasks are cancelled when the server ends. On PostgreSQL the connection was lost with the transaction."""
+    loop, told = asyncio.get_running_loop(), list[object]()
+    loop.set_exception_handler(lambda _, context: told.append(context))
+    try:
+        for number in range(20):
+            begun = asyncio.Event()
+
+            def work(connection: Connection, owner: str = f"process {number}", begun: asyncio.Event = begun) -> None:
+                loop.call_soon_threadsafe(begun.set)
+                leases._beat(connection, owner)
+
+            writing = asyncio.create_task(sessions._database.write(work))
+            with fail_after(20):
+                await begun.wait()
+            writing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await writing
+        await until_written(sessions, {f"process {number}" for number in range(20)})
+        gc.collect()
+        await checkpoint()
+    finally:
+        loop.set_exception_handler(None)
+    assert told == []
+
+
+async def until_written(sessions: Sessions, processes: set[str]) -> None:
+    with fail_after(20):
+        while not processes <= (await sessions._database.read(leases._owners_and_beats))[1].keys():  # noqa: ASYNC110
+            await sleep(0.01)

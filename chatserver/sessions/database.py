@@ -3,9 +3,10 @@
 The unit of work is a plain function over a ``Connection``. The function neither commits nor rolls back: it is a whole
 transaction, or on SQLite shares a transaction with others. The function runs without pause in a thread (SQLite: one
 hop for all its statements, where an async driver takes several hops a statement) or in a greenlet (PostgreSQL). Once
-the function is handed over, anyio's cancellation waits until the function has ended.
+the function is handed over, it comes to its end, and anyio's cancellation waits for that.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -161,21 +162,34 @@ class _Postgres:
         except ModuleNotFoundError as error:
             raise SettingsError(f"{variable('database_url')}: PostgreSQL needs the package {error.name}") from None
         self._snapshot = self._engine.execution_options(isolation_level="REPEATABLE READ")
+        self._under_way = set[asyncio.Task[Any]]()
 
     async def read(self, work: Callable[[Connection], T]) -> T:
-        return await self._transact(self._snapshot, work)
+        return await self._begun(self._snapshot, work)
 
     async def write(self, work: Callable[[Connection], T]) -> T:
-        return await self._transact(self._engine, work)
+        return await self._begun(self._engine, work)
 
-    async def _transact(self, engine: "AsyncEngine", work: Callable[[Connection], T]) -> T:
+    async def _begun(self, engine: "AsyncEngine", work: Callable[[Connection], T]) -> T:
+        """Hand a transaction over: it comes to its end though its caller is cancelled, also by asyncio, as on SQLite.
+
+        asyncpg would lose the connection, and leave an exception that nobody retrieves.
+        """
+        task = asyncio.create_task(_transact(engine, work))
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
         with CancelScope(shield=True):
-            async with engine.begin() as connection:
-                return await connection.run_sync(work)
+            return await asyncio.shield(task)
         raise AssertionError("a scope that nobody cancels swallows nothing")
 
     def lock_file(self, owner: str) -> Path:
         return Path(gettempdir(), f"chatserver-{owner}.lock")
 
     async def close(self) -> None:
+        await asyncio.gather(*self._under_way, return_exceptions=True)
         await self._engine.dispose()
+
+
+async def _transact(engine: "AsyncEngine", work: Callable[[Connection], T]) -> T:
+    async with engine.begin() as connection:
+        return await connection.run_sync(work)

@@ -12,6 +12,7 @@ from functools import partial
 from time import monotonic
 from typing import Self
 
+import anyio
 from msgspec import Struct
 from sqlalchemy import Connection, bindparam, delete, insert, or_, select, text, update
 
@@ -75,7 +76,7 @@ class Lease:
 
         self._call = asyncio.Event()
         witness.watch(self._call.set)
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks = anyio.create_task_group()
 
     @property
     def is_stale(self) -> bool:
@@ -86,15 +87,14 @@ class Lease:
         self._lock.acquire()
         remove_old(self._database.lock_file("*"))
         await self._renew()
-        self._tasks = [
-            asyncio.create_task(each, name="lease") for each in (self._renew_forever(), self._heed_forever())
-        ]
+        await self._tasks.__aenter__()
+        for each in (self._renew_forever, self._heed_forever):
+            self._tasks.start_soon(each, name="lease")
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.cancel_scope.cancel()  # What is being written is over first: it would register this process again.
+        await self._tasks.__aexit__(None, None, None)
         try:
             await self._database.write(partial(_forget, owner=self.owner))
         except Unavailable:
