@@ -82,7 +82,7 @@ SILENCE: tuple[Step, ...] = (Pause(IDLE_SECONDS + 1), Hang())
 PATIENT_SECONDS = 10.0
 SOON_SECONDS = 4.0
 DEADLINE_SECONDS = 5.0
-"""After so long a turn that cannot begin has failed (`protocol.md`)."""
+"""After so long a turn that cannot begin has failed (PROTOCOL.md)."""
 
 
 @asynccontextmanager

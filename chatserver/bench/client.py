@@ -134,6 +134,29 @@ async def measure(plan: Plan, write: Callable[[Observation], None], on_turn: Cal
 Seen = AsyncIterator[tuple[Transport, dict[str, float], dict[str, list[int]]]]
 
 
+async def _read_by_both(
+    plan: Plan, order: tuple[Transport, ...]
+) -> tuple[dict[Transport, _Reader], dict[Transport, int], int]:
+    """One run, read to its end over both transports: the readers, the bytes that each got, when both were attached."""
+    starter = await CONNECTIONS[order[0]].open(plan.target)
+    starting = _Reader()
+    starter.ask(plan.request | {"on_disconnect": "continue"}, starting)
+    await starting.begun()
+    readers: dict[Transport, _Reader] = {}
+    connections: dict[Transport, AnyConnection] = {}
+    for transport in order:
+        connections[transport] = await CONNECTIONS[transport].open(plan.target)
+        readers[transport] = _Reader()
+        connections[transport].attach(starting.run_id, 0, readers[transport])
+        await readers[transport].begun()
+    attached_ns = monotonic_ns()
+    for reader in readers.values():
+        await reader.finished()
+    for connection in (starter, *connections.values()):
+        connection.close()
+    return readers, {transport: each.bytes_in for transport, each in connections.items()}, attached_ns
+
+
 async def _same_events(plan: Plan, order: tuple[Transport, ...]) -> Seen:
     samples: dict[Transport, dict[str, list[int]]] = {each: {"behind_us": [], "jitter_us": []} for each in order}
     later: dict[Transport, list[int]] = {each: [] for each in order}
@@ -141,20 +164,7 @@ async def _same_events(plan: Plan, order: tuple[Transport, ...]) -> Seen:
     received, events = dict.fromkeys(order, 0), 0
     for number in range(plan.runs):
         turned = order if number % 2 else order[::-1]  # Whoever attached first is served first.
-        starter = await CONNECTIONS[turned[0]].open(plan.target)
-        starting = _Reader()
-        starter.ask(plan.request | {"on_disconnect": "continue"}, starting)
-        await starting.begun()
-        readers: dict[Transport, _Reader] = {}
-        connections: dict[Transport, AnyConnection] = {}
-        for transport in turned:
-            connections[transport] = await CONNECTIONS[transport].open(plan.target)
-            readers[transport] = _Reader()
-            connections[transport].attach(starting.run_id, 0, readers[transport])
-            await readers[transport].begun()
-        attached_ns = monotonic_ns()
-        for reader in readers.values():
-            await reader.finished()
+        readers, bytes_in, attached_ns = await _read_by_both(plan, turned)
         last = max(seq for reader in readers.values() for seq, _ in reader.events)
         events += last
         came = {transport: dict(reversed(reader.events)) for transport, reader in readers.items()}
@@ -167,9 +177,7 @@ async def _same_events(plan: Plan, order: tuple[Transport, ...]) -> Seen:
             samples[transport]["jitter_us"] += [abs(b - a) for a, b in pairwise(behind)]
             values[transport]["lost_events"] += last - len(mine)
             values[transport]["doubled_events"] += len(readers[transport].events) - len(mine)
-            received[transport] += connections[transport].bytes_in
-        for connection in (starter, *connections.values()):
-            connection.close()
+            received[transport] += bytes_in[transport]
     for transport in order:
         values[transport]["later_p50_us"] = float(median(later[transport] or [0]))
         yield (
