@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -31,7 +32,6 @@ class Weather:
     name = "weather"
     description = "The weather."
     parameters: Any = SCHEMA
-    needs_approval: Approval = False
 
     def __init__(self) -> None:
         self.calls: list[Any] = []
@@ -40,6 +40,10 @@ class Weather:
         self.calls.append((args, context, threading.current_thread().name))
         await asyncio.sleep(0)
         return {"degrees": 7}
+
+
+class Ruled(Weather):
+    needs_approval: Approval = True
 
 
 class Blocking(Weather):
@@ -84,12 +88,31 @@ def described(parameters: Any) -> Weather:
     return made
 
 
-@pytest.mark.parametrize(
-    "found", [Renamed(), *map(described, ({"type": "objekt"}, {"properties": []}, True)), Weather, object()]
-)
+@pytest.mark.parametrize("found", [Renamed(), *map(described, ({"type": "objekt"}, {"properties": []}, True)), Weather])
 def test_what_no_model_can_call_is_refused_by_name(found: Any) -> None:
     with pytest.raises(SettingsError, match="tool `"):
         tools_by_name([found])
+
+
+class Half:
+    name, description = "half", "No schema, and nothing to call."
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (Half(), "tool `Half`: it is no function, and it has no `parameters`, `call`"),
+        (
+            partial(print),
+            "tool `partial`: it is no function, and it has no `name`, `description`, `parameters`, `call`",
+        ),
+        (5, "tool `int`: it is no function, and it has no `name`, `description`, `parameters`, `call`"),
+    ],
+)
+def test_what_an_object_lacks_to_be_a_tool_is_named(found: Any, words: str) -> None:
+    with pytest.raises(SettingsError) as refusal:
+        tools_by_name([found])
+    assert str(refusal.value) == words
 
 
 # ---- functions ------------------------------------------------------------------------------------------------------
@@ -168,6 +191,11 @@ async def test_a_rule_decides_on_the_arguments_as_the_function_gets_them_and_fai
     rule: Approval, args: dict[str, Any], needed: bool
 ) -> None:
     assert await ToolThreads(LONG, LIMIT).needs_approval(tool(pay, needs_approval=rule), args) is needed
+
+
+@pytest.mark.parametrize("made", [Weather(), Ruled()])
+async def test_an_object_needs_an_approval_only_where_it_says_so(made: Weather) -> None:
+    assert await ToolThreads(LONG, LIMIT).needs_approval(made, {"city": "Oslo"}) is isinstance(made, Ruled)
 
 
 async def test_a_rule_that_blocks_says_yes_and_blocks_nobody() -> None:

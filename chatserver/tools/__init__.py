@@ -16,7 +16,11 @@ class BadArguments(ValueError):
 
 @runtime_checkable
 class Tool(Protocol):
-    """What the model may call. Any object with these attributes is a tool; `tool` makes one of a function."""
+    """What the model may call. Any object with these attributes is a tool; `tool` makes one of a function.
+
+    An attribute `needs_approval`, an ``Approval``, may say that a person must agree to a call; without it, nobody must.
+    A rule is called in a thread of its own, and one that fails says yes.
+    """
 
     @property
     def name(self) -> str:
@@ -31,11 +35,6 @@ class Tool(Protocol):
     @property
     def parameters(self) -> dict[str, Any]:
         """JSON Schema of the arguments, which are an object. Only arguments that fit are handed to `call`."""
-        ...
-
-    @property
-    def needs_approval(self) -> Approval:
-        """Whether a person must agree to a call. A rule is called in a thread of its own; one that fails says yes."""
         ...
 
     def call(self, args: dict[str, Any], context: ToolContext) -> Any:

@@ -21,7 +21,7 @@ from typing import Any
 import anyio
 
 from chatserver.structured import mistake_in
-from chatserver.tools import BadArguments, Tool
+from chatserver.tools import Approval, BadArguments, Tool
 from chatserver.tools.context import ToolContext
 from chatserver.tools.functions import FunctionTool
 from chatserver.tools.loops import ToolLoop
@@ -126,7 +126,7 @@ class ToolThreads:
     async def needs_approval(self, tool: Tool, args: dict[str, Any]) -> bool:
         """Whether a person must agree to a call whose arguments fit. A rule that fails, or takes too long, says yes."""
         try:
-            rule = tool.needs_approval
+            rule: Approval = getattr(tool, "needs_approval", False)
             if not callable(rule):
                 return rule
             is_needed, _ = await self._result(lambda: bool(rule(args)), False, self.time_limit())

@@ -11,6 +11,9 @@ from chatserver.structured import mistake_in_schema
 from chatserver.tools import Tool
 from chatserver.tools.functions import tool
 
+ATTRIBUTES = ("name", "description", "parameters", "call")
+"""Those of a ``Tool``."""
+
 
 def load_tools(reference: str | None) -> dict[str, Tool]:
     """The tools by name: the built-in ones, or those of ``module:attribute`` (an iterable of functions or Tools).
@@ -40,7 +43,10 @@ def _tool(found: Any) -> Tool:
     if isinstance(found, type):
         raise SettingsError(f"tool `{found.__name__}` is a class, and not one of its objects")
     if not isinstance(found, Tool):
-        return tool(found)
+        if hasattr(found, "__name__"):
+            return tool(found)
+        lacking = ", ".join([f"`{each}`" for each in ATTRIBUTES if not hasattr(found, each)])
+        raise SettingsError(f"tool `{type(found).__name__}`: it is no function, and it has no {lacking}")
     if not is_id(found.name):
         raise SettingsError(f"tool `{found.name}`: a name is 1 to 64 of letters, digits, `_` and `-`")
     parameters: Any = found.parameters
