@@ -34,7 +34,8 @@ async def look(at: str) -> str:
     return f"{at} is fine"
 
 
-def _fussy(args: dict[str, Any]) -> bool:
+async def _fussy(args: dict[str, Any]) -> bool:
+    await asyncio.sleep(0)
     if args["at"] == "nothing":
         raise LookupError(args["at"])
     return bool(args["at"] == "secrets")

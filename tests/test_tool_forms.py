@@ -172,9 +172,23 @@ def fails(args: dict[str, Any]) -> bool:
     raise SystemExit
 
 
+async def is_much(args: dict[str, Any]) -> bool:
+    await asyncio.sleep(0)
+    return bool(args["amount"] > 100)
+
+
+async def fails_later(args: dict[str, Any]) -> bool:
+    await asyncio.sleep(0)
+    raise SystemExit
+
+
 @pytest.mark.parametrize(
     ("rule", "args", "needed"),
     [
+        (is_much, {"amount": "150"}, True),
+        (is_much, {"amount": 50}, False),
+        (partial(is_much), {"amount": 50}, False),
+        (fails_later, {"amount": 1}, True),
         (True, {"amount": 1}, True),
         (False, {"amount": 1}, False),
         (lambda args: args["amount"] > 100, {"amount": "150"}, True),
@@ -202,6 +216,19 @@ async def test_a_rule_that_blocks_says_yes_and_blocks_nobody() -> None:
     for gates in open_gates():
         made = tool(pay, needs_approval=_blocks(gates))
         assert await ToolThreads(SHORT, LIMIT).needs_approval(made, {"amount": 1}) is True
+
+
+async def test_an_async_rule_runs_where_async_tools_do_and_says_yes_when_it_takes_too_long() -> None:
+    threads = list[str]()
+
+    async def endless(args: dict[str, Any]) -> bool:
+        threads.append(threading.current_thread().name)
+        await asyncio.Event().wait()
+        return False
+
+    made = tool(pay, needs_approval=endless)
+    assert await ToolThreads(SHORT, LIMIT).needs_approval(made, {"amount": 1}) is True
+    assert threads == ["chatserver-tools"]
 
 
 def _blocks(gates: Gates) -> Callable[[dict[str, Any]], bool]:

@@ -1,13 +1,16 @@
 """Tools that the model may call: the form that every tool has, be it a function, a server's tool or anybody's class."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from chatserver.dialogue import ToolSpecification
 from chatserver.tools.context import ToolContext
 
-Approval: TypeAlias = bool | Callable[[dict[str, Any]], bool]
-"""Whether a person must agree to a call before the call is made: always, never, or by a rule on the arguments."""
+Approval: TypeAlias = bool | Callable[[dict[str, Any]], bool | Awaitable[bool]]
+"""Whether a person must agree to a call before the call is made: always, never, or by a rule on the arguments.
+
+A rule is called in a thread of its own. Where it is async, it is awaited in the event loop that all tools share.
+"""
 
 
 class BadArguments(ValueError):
@@ -19,7 +22,7 @@ class Tool(Protocol):
     """What the model may call. Any object with these attributes is a tool; `tool` makes one of a function.
 
     An attribute `needs_approval`, an ``Approval``, may say that a person must agree to a call; without it, nobody must.
-    A rule is called in a thread of its own, and one that fails says yes.
+    A rule that fails, or takes too long, says yes.
     """
 
     @property

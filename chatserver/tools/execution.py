@@ -9,7 +9,7 @@ ever continues, it ends.
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
@@ -129,7 +129,18 @@ class ToolThreads:
             rule: Approval = getattr(tool, "needs_approval", False)
             if not callable(rule):
                 return rule
-            is_needed, _ = await self._result(lambda: bool(rule(args)), False, self.time_limit())
+            awaited = list[Awaitable[bool]]()
+
+            def ruled() -> bool:
+                is_needed = rule(args)
+                if isawaitable(is_needed):
+                    awaited.append(is_needed)
+                    return True
+                return bool(is_needed)
+
+            is_needed, _ = await self._result(ruled, False, self.time_limit())
+            for each in awaited:
+                is_needed, _ = await self._result(partial(_truth, each), True, self.time_limit())
         except Exception as error:  # noqa: BLE001 - a rule is foreign code
             logger.error("the rule for approvals of the tool %s has failed: %s", tool.name, words_of(error))
             return True
@@ -179,6 +190,10 @@ class ToolThreads:
             ended = loop.leave()
             self._lost.add(ended)
             asyncio.wrap_future(ended).add_done_callback(lambda _: self._lost.discard(ended))
+
+
+async def _truth(of: Awaitable[Any]) -> bool:
+    return bool(await of)
 
 
 def _in_thread(call: Callable[[], Any], came_back: Callable[[Future[Any]], None]) -> Future[Any]:

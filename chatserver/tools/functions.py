@@ -79,7 +79,8 @@ def tool(
     arguments; ``Annotated[str, msgspec.Meta(description=…)]`` describes one of them. A parameter that is annotated
     ``ToolContext`` is no argument: it is told of the call.
 
-    ``needs_approval``: whether a person must agree to each call, or a rule that says so of the arguments, as a dict.
+    ``needs_approval``: whether a person must agree to each call, or a rule that says so of the arguments, as a dict;
+    the rule may be async.
 
     Raises:
         SettingsError: a parameter has no type, or is not one that JSON can name.
