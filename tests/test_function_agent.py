@@ -186,6 +186,10 @@ async def wrong(dialogue: Any, context: AgentContext) -> AsyncIterator[Any]:
             yield Token(content=5)  # type: ignore[arg-type]
         case "args":
             yield ToolCall(call_id="a", tool="add", args={"x": "\ud800"})
+        case "approval":
+            yield ToolCall(call_id="a", tool="add", args={}, needs_approval=True)
+        case "client":
+            yield ToolCall(call_id="a", tool="add", args={}, executor="client")
         case "usage":
             yield "x"
             yield Usage(10**30, 4)
@@ -215,6 +219,8 @@ WRONG = {
     "type": "yielded a `int`",
     "fields": "yielded a `Token` with wrong fields",
     "args": "yielded a `ToolCall` with wrong fields",
+    "approval": "only `context.call` makes such a call",
+    "client": "only `context.call` makes such a call",
     "usage": "yielded a `Usage` with wrong fields",
     "negative usage": "yielded a `Usage` with wrong fields",
     "silent": "said nothing for 0.5 seconds",

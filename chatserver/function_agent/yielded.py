@@ -14,7 +14,10 @@ from chatserver.providers.clean_text import cleaned
 from chatserver.tools.results import cap
 
 Draft: TypeAlias = Token | Reasoning | ToolCall | ToolResult
-"""An event that an agent may tell of. The run gives it its id and its number."""
+"""An event that an agent may tell of. The run gives it its id and its number.
+
+A ``ToolCall`` tells of a call that the agent makes by itself, and so nothing waits for an approval or for the client.
+"""
 
 Yielded: TypeAlias = str | Draft | Usage
 """What an agent yields: text of the answer, the draft of an event, or the usage of a model that the agent has asked."""
@@ -54,4 +57,8 @@ def checked(step: Any, result_bytes_limit: int) -> Said | None:
         to_json(draft)
     except Exception as error:
         raise AgentFailed(f"the agent yielded a `{kind.__name__}` with wrong fields") from error
+    if isinstance(draft, ToolCall) and (draft.needs_approval or draft.executor == "client"):
+        raise AgentFailed(
+            "the agent yielded a `ToolCall` that waits for somebody: only `context.call` makes such a call"
+        )
     return draft
