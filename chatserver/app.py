@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 
 User: TypeAlias = Callable[[ASGIConnection[Any, Any, Any, Any]], str | Awaitable[str | None] | None]
 """Tells whose a request or a WebSocket is: 1 to 255 printable characters that name the user; None: nobody's, 401.
+Any other text is no name of a user, nor is `local`: 401, too.
 
 It is called in the server's event loop, once for each request and for each WebSocket, before anything else is done. The
 connection is Litestar's, with headers, cookies and query, and with what middleware of a host application has put there.

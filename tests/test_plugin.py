@@ -194,8 +194,10 @@ def refusing(connection: Connection) -> str:
         (lambda _: "ann", 200, None),
         (lambda _: None, 401, "unauthenticated"),
         (refusing, 401, "unauthorized"),
-        (lambda _: "", 500, "internal"),
-        (lambda _: "local", 500, "internal"),
+        (lambda _: "", 401, "unauthenticated"),
+        (lambda _: "local", 401, "unauthenticated"),
+        (lambda _: "x" * 256, 401, "unauthenticated"),
+        (lambda _: "x" * 255, 200, None),
         (lambda _: 5, 500, "internal"),
         (lambda _: 1 / 0, 500, "internal"),
     ],
@@ -205,6 +207,9 @@ async def test_whoever_tells_of_users(user: Callable[[Connection], Any], status:
         answer = await request(server, "GET", "/chat/sessions", headers={"X-User": "ann"})
         assert answer.status == status
         assert code is None or answer.json["code"] == code
+        if code == "unauthenticated":
+            async with await WsReader.connect(server) as reader:
+                assert (await reader.closing()).code == 4401
         assert (await request(server, "GET", "/livez")).status == 200
 
 

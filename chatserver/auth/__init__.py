@@ -4,6 +4,7 @@ A token (`Authorization: Bearer`, or the cookie) or a ticket (`?ticket=`) names 
 `none` mode everybody is one local user, without end.
 """
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from inspect import isawaitable
 from typing import Any, TypeAlias
@@ -16,6 +17,8 @@ from chatserver.errors import Forbidden, Unauthenticated
 from chatserver.settings import Settings
 
 __all__ = ["COOKIE", "LOCAL_USER", "Gate", "Identity", "TellUser", "Ticket"]
+
+logger = logging.getLogger(__name__)
 
 COOKIE = "chatserver_token"
 SAFE_METHODS = frozenset({"GET", "HEAD"})
@@ -71,14 +74,17 @@ async def _told(told: str | Awaitable[str | None] | None) -> Identity:
     """The identity that foreign code has told of.
 
     Raises:
-        Unauthenticated: it is nobody.
-        TypeError: what was told cannot be a user.
+        Unauthenticated: it is nobody, or no user may have the name; a name may come from outside, as that in a token.
+        TypeError: what was told is no name.
     """
     user: Any = await told if isawaitable(told) else told
     if user is None:
         raise Unauthenticated
-    if not isinstance(user, str) or not is_user(user):
-        raise TypeError("`user` gives 1 to 255 printable characters, other than `local`, or None")
+    if not isinstance(user, str):
+        raise TypeError(f"`user` gives a name or None, and not a `{type(user).__name__}`")
+    if not is_user(user):
+        logger.warning("`user` gave a name that is none: it has 1 to 255 printable characters, and is not `local`")
+        raise Unauthenticated
     return Identity(user)
 
 
