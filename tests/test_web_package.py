@@ -60,6 +60,7 @@ WRONG = {
     "that the log answers": ("!(await run.until(() => run.cursor >= lastSeq)) || signal.aborted", "signal.aborted"),
     "notes that it is run": ('note(name, "");', ""),
     "in one of the pages": ("locks ? locks.request(name, { signal }, once) : once()", "once()"),
+    "leaves no timer behind": ("reader.cancel()", "Promise.reject()"),
     "with its key": ("idempotency_key: idempotencyKey", "get idempotency_key() { return newKey(); }"),
 }
 

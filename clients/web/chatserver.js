@@ -992,6 +992,8 @@ async function overFetch(line, signal) {
   if (response.status === 204) return run.finish();
   if (!response.headers.get("Content-Type")?.startsWith("text/event-stream")) throw new ChatError("this is no stream");
   const reader = /** @type {ReadableStream<Uint8Array>} */ (response.body).getReader();
+  // Node 20 has streams that hear nothing of an abort near their end: this read would never end.
+  signal.addEventListener("abort", () => reader.cancel().catch(() => {}), { once: true });
   /** What the stream asked to wait behind its last event. @type {number | undefined} */ let retryAfter;
   const take = (/** @type {string} */ data) => {
     retryAfter = undefined;

@@ -361,6 +361,24 @@ describe("a lost connection", () => {
   });
 });
 
+describe("closing", () => {
+  test("leaves no timer behind, also where the stream hears nothing of it", async () => {
+    const timers = new Set();
+    const { setTimeout, clearTimeout } = globalThis;
+    mock.method(globalThis, "setTimeout", (...given) => (timers.add(setTimeout(...given)), [...timers].at(-1)));
+    mock.method(globalThis, "clearTimeout", (timer) => (timers.delete(timer), clearTimeout(timer)));
+    const deaf = new ReadableStream({ start: (to) => to.enqueue(new TextEncoder().encode(frames(start(), token(2), done(3)))) });
+    const answer = new Response(deaf, { headers: { "Content-Type": "text/event-stream" } });
+    const chat = connect(url, { transport: "sse", fetch: () => Promise.resolve(answer) });
+    await reading(chat.send("Hi")).over;
+    assert.notEqual(timers.size, 0);
+    chat.close();
+    await pass();
+    mock.restoreAll();
+    assert.equal(timers.size, 0);
+  });
+});
+
 describe("giving up", () => {
   for (const transport of ["sse", "ws"]) {
     const begin = async (options) => {
