@@ -18,7 +18,7 @@ from chatserver import __version__
 from chatserver.agent import Agent, ToolAgent
 from chatserver.auth import Gate, TellUser
 from chatserver.auth.origins import is_probe
-from chatserver.calls import Toolbox
+from chatserver.call_checks import Toolbox
 from chatserver.errors import ChatError, NotFound, SettingsError, Unavailable
 from chatserver.function_agent import AgentFunction, FunctionAgent, checked_agent, load_agent, name_of
 from chatserver.log.logs import MemoryLogs

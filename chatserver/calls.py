@@ -4,60 +4,57 @@ A call that needs an approval, or that the client makes, is held until somebody 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
+from collections.abc import Container, Sequence
 from contextlib import suppress
 from functools import partial
 from time import monotonic
-from typing import Any, TypeAlias
+from typing import Any, Protocol
 
 import anyio
 from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
 from chatserver.answer import Answer, call_of, is_open
-from chatserver.commands import NAME_CHARS_LIMIT, ClientTool, is_id, new_id
+from chatserver.call_checks import NO_TOOL, Checked, Checks, Toolbox
+from chatserver.commands import ClientTool, is_id, new_id
 from chatserver.dialogue import INTERRUPTED_CALL, NO_ORIGIN, Leavings, ToolSpecification, TurnOrigin, is_question
 from chatserver.events import ToolCall, ToolResult, to_json
-from chatserver.parts import Executor, ToolCallPart
+from chatserver.parts import ToolCallPart
 from chatserver.providers import ToolCallFragment, ToolCallRequest
 from chatserver.questions import Questions
 from chatserver.steps import Emit, Settled
 from chatserver.telemetry import RunObserver
-from chatserver.tools import BadArguments, Tool, specification_of
-from chatserver.tools.arguments import arguments_of
+from chatserver.tools import specification_of
 from chatserver.tools.context import ToolContext
-from chatserver.tools.execution import ToolThreads, check
 from chatserver.tools.inputs import ToolInputs
 from chatserver.tools.progress import told_progress
 from chatserver.tools.results import Outcome, ToolFailed
-from chatserver.waiting import GONE, WITHDRAWN, Approved, Refused, Resolution, Resulted
-
-CALLS_PER_TURN_LIMIT = 32
-"""How many of the calls that a model wants in one turn are made. The model is told that the others were refused."""
+from chatserver.waiting import WITHDRAWN, Approved, Refused, Resolution, Resulted
 
 OWN_ID_CHARS_LIMIT = 1024
 """A longer call id of a provider is not kept: no provider is known that would miss it."""
 
 
-NO_TOOL = "there is no such tool"
+class Hold(Protocol):
+    """What has the calls of a run wait for their answers."""
 
-Hold: TypeAlias = Callable[[ToolCall, str | None], Awaitable[Resolution]]
-"""Waits until a call that was told to the run is answered. The id is that of the call whose tool asks, if one does."""
+    async def ask(self, calls: Sequence[ToolCall], waiting: Sequence[str], asker: str | None = None) -> None:
+        """Tell the run these calls, of which some wait; readers are shown them as soon as that is stored.
 
+        ``asker`` is the call whose tool asks this, if one does.
+        """
+        ...
 
-class Toolbox(Struct, frozen=True):
-    """The tools of a server by name, and how they are called. ``calls_limit`` bounds the calls of one answer."""
+    async def answer(self, call_id: str, is_gone: bool = False) -> Resolution:
+        """Wait for the answer to a call that waits; ``is_gone``: of a question whose tool has ended with its process.
 
-    tools: Mapping[str, Tool]
-    threads: ToolThreads
-    calls_limit: int
+        Such a question is withdrawn, unless it was answered.
+        """
+        ...
 
-
-class Checked(Struct, frozen=True):
-    """A call that the model wants, as readers see it; ``problem``: why it is not made."""
-
-    call: ToolCall
-    problem: str | None = None
+    async def withdraw(self, call_id: str) -> None:
+        """Take a call back that nobody waits for any more, if it waits still."""
+        ...
 
 
 class MadeTurn(Struct, frozen=True):
@@ -70,12 +67,11 @@ class MadeTurn(Struct, frozen=True):
 class Calls:
     """The tool calls of one run.
 
-    ``told`` is what each tool is told of the run, ``client_tools`` are those that its client runs, and ``hold`` waits
-    for an answer.
+    ``told`` is what each tool is told of the run, ``client_tools`` are those that its client runs.
     """
 
     __slots__ = (
-        "_call_ids", "_client_tools", "_emit", "_hold", "_inputs", "_observer",
+        "_call_ids", "_checks", "_emit", "_hold", "_inputs", "_observer",
         "_settled", "_told", "_toolbox",
     )  # fmt: skip
 
@@ -95,13 +91,13 @@ class Calls:
         self._observer = observer
         self._told = told
         self._hold = hold
-        self._client_tools = client_tools
+        self._checks = Checks(toolbox, client_tools)
         self._call_ids: dict[str, None] = {}  # No set: an empty one takes 0.2 KB of each run.
         self._inputs = ToolInputs(emit, partial(_named, self._call_ids))
 
     def specifications(self) -> list[ToolSpecification]:
         """What a model is told of the tools."""
-        theirs = [ToolSpecification(each.name, each.description, each.parameters) for each in self._client_tools]
+        theirs = [ToolSpecification(each.name, each.description, each.parameters) for each in self._checks.client_tools]
         return [*map(specification_of, self._toolbox.tools.values()), *theirs]
 
     def show(self, fragment: ToolCallFragment) -> None:
@@ -114,18 +110,29 @@ class Calls:
         ``leavings`` are those of the turn. Of a turn without calls only these are told.
         """
         before = len(self._call_ids)
-        calls = [self._checked(each, position, before) for position, each in enumerate(wanted)]
+        calls = [
+            self._checks.checked(each, self._begin(each), position, before) for position, each in enumerate(wanted)
+        ]
         origin = _origin(wanted, calls, leavings)
         if origin != NO_ORIGIN:
             self._emit(origin)
         if not calls:
             return MadeTurn((), origin)
         await self._settled()
-        calls = [await self._ruled(each) for each in calls]
-        for each in calls:
-            self._emit(each.call)
+        calls = [await self._checks.ruled(each) for each in calls]
+        if waiting := [each.call.call_id for each in calls if each.waits]:
+            await self._hold.ask([each.call for each in calls], waiting)
+        else:
+            for each in calls:
+                self._emit(each.call)
         results = await self._complete_all(calls)
         return MadeTurn([*(each.call for each in calls), *results], origin)
+
+    def _begin(self, wanted: ToolCallRequest) -> str:
+        """The id of a call whose arguments are complete."""
+        call_id = self._inputs.end(wanted.call_id)
+        self._call_ids[call_id] = None
+        return call_id
 
     async def call(self, name: str, args: dict[str, Any]) -> ToolResult:
         """Make one call, for an agent that makes calls by itself."""
@@ -151,20 +158,20 @@ class Calls:
         results: list[ToolResult] = []
 
         async def complete(call: Checked) -> None:
-            results.append(await self._complete(call, GONE if call.call.call_id in questions else None))
+            results.append(await self._complete(call, is_gone=call.call.call_id in questions))
 
         async with anyio.create_task_group() as tasks:
             for each in calls:
                 tasks.start_soon(complete, each)
         return results
 
-    async def _complete(self, checked: Checked, asker: str | None = None) -> ToolResult:
-        """Make one call, as soon as it may be made, and tell its result; ``asker``: the call whose tool asks this."""
+    async def _complete(self, checked: Checked, is_gone: bool = False) -> ToolResult:
+        """Make one call, as soon as it may be made, and tell its result; ``is_gone`` as for ``Hold``."""
         call, args = checked.call, checked.call.args
         if checked.problem is not None:
             outcome = _failed(checked.problem)
-        elif call.needs_approval or call.executor == "client":
-            outcome, args = await self._answered(call, asker)
+        elif checked.waits:
+            outcome, args = await self._answered(call, is_gone)
         else:
             outcome = await self._made(call, args)
         return self._tell(call, outcome, args)
@@ -182,10 +189,10 @@ class Calls:
         self._emit(result)
         return result
 
-    async def _answered(self, call: ToolCall, asker: str | None) -> tuple[Outcome, dict[str, Any]]:
+    async def _answered(self, call: ToolCall, is_gone: bool) -> tuple[Outcome, dict[str, Any]]:
         """What comes of a call that somebody has to answer, and with which arguments."""
         began = monotonic()
-        resolution = await self._hold(call, asker)
+        resolution = await self._hold.answer(call.call_id, is_gone)
         match resolution:
             case Approved(edited):
                 args = call.args if edited is None else edited
@@ -202,7 +209,7 @@ class Calls:
             return _failed(NO_TOOL)
         with self._observer.tool(call.tool, call.call_id) as told:
             limit = self._toolbox.threads.time_limit()
-            questions = Questions(self._emit, self._answer_to_question, self._question_id)
+            questions = Questions(self._answer_to_question, self._question_id)
             with told_progress(self._emit) as report:
                 async with questions.of(call.call_id, limit) as put:
                     context = replace(self._told, call_id=call.call_id, report=report, put=put)
@@ -219,49 +226,13 @@ class Calls:
 
     async def _answer_to_question(self, call: ToolCall, asker: str) -> ToolResult:
         try:
-            return await self._complete(Checked(call), asker)
+            await self._hold.ask([call], [call.call_id], asker)
+            return await self._complete(Checked(call))
         except asyncio.CancelledError:
             with suppress(Exception):  # The run takes no more.
+                await self._hold.withdraw(call.call_id)
                 self._tell(call, _failed(WITHDRAWN), call.args)
             raise
-
-    def _checked(self, wanted: ToolCallRequest, in_turn: int, before: int) -> Checked:
-        """The call, and why it is not made, if so."""
-        call_id = self._inputs.end(wanted.call_id)
-        self._call_ids[call_id] = None
-        executor: Executor | None = "server" if wanted.name in self._toolbox.tools else None
-        if executor is None and any(each.name == wanted.name for each in self._client_tools):
-            executor = "client"
-        args, problem = dict[str, Any](), None if executor else NO_TOOL
-        if executor:
-            try:
-                args = arguments_of(wanted.arguments)
-            except BadArguments as error:
-                problem = str(error)
-        problem = self._refusal(in_turn, before + in_turn) or problem
-        name = wanted.name if executor else wanted.name[:NAME_CHARS_LIMIT]
-        return Checked(ToolCall(call_id=call_id, tool=name, args=args, executor=executor or "server"), problem)
-
-    def _refusal(self, in_turn: int, in_answer: int) -> str | None:
-        """Why a call is refused that has so many calls before it, in its turn and in its answer; None: it is made."""
-        if in_turn >= CALLS_PER_TURN_LIMIT:
-            return f"at most {CALLS_PER_TURN_LIMIT} calls in one turn"
-        limit = self._toolbox.calls_limit
-        return f"at most {limit} calls in one answer" if in_answer >= limit else None
-
-    async def _ruled(self, checked: Checked) -> Checked:
-        """The call, with whether it needs an approval; nobody is asked about arguments that do not fit."""
-        call = checked.call
-        if checked.problem is not None or call.executor == "client":
-            return checked
-        tool = self._toolbox.tools[call.tool]
-        try:
-            check(tool, call.args)
-        except BadArguments as error:
-            return Checked(call, str(error))
-        if await self._toolbox.threads.needs_approval(tool, call.args):
-            return Checked(replace(call, needs_approval=True))
-        return checked
 
 
 def _named(call_ids: Container[str], own_id: str) -> str:

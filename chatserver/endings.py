@@ -14,6 +14,11 @@ WRONG = Error(
 UNSTORED = Error(
     code="internal", message="the answer could not be stored yet: the database cannot be used now", retryable=False
 )
+UNASKED = Error(
+    code="internal",
+    message="what the answer waits for could not be stored: the database cannot be used now",
+    retryable=True,
+)
 UNREAD = Error(
     code="internal", message="the session could not be read: the database cannot be used now", retryable=True
 )

@@ -10,7 +10,6 @@ import msgspec
 from chatserver.dialogue import QUESTION
 from chatserver.errors import BadRequest
 from chatserver.events import ToolCall, ToolResult, to_json
-from chatserver.steps import Emit
 from chatserver.structured import mistake_in, mistake_in_schema
 from chatserver.tools.arguments import check_size
 from chatserver.tools.context import CANCELLED, Ask, Question, Reply
@@ -23,7 +22,7 @@ PLAIN_TYPES = frozenset({"string", "number", "integer", "boolean", "null"})
 Plain: TypeAlias = str | int | float | bool | None
 
 Complete: TypeAlias = Callable[[ToolCall, str], Awaitable[ToolResult]]
-"""Waits for the answer to a question, and tells it to the run, or that the question was withdrawn.
+"""Tells the run a question, waits for the answer, and tells that too, or that the question was withdrawn.
 
 The id is that of the call whose tool asks.
 """
@@ -35,10 +34,9 @@ class Questions:
     ``begin`` gives a question its call id, or raises ``ToolFailed``: they are too many.
     """
 
-    __slots__ = ("_begin", "_complete", "_emit")
+    __slots__ = ("_begin", "_complete")
 
-    def __init__(self, emit: Emit, complete: Complete, begin: Callable[[], str]) -> None:
-        self._emit = emit
+    def __init__(self, complete: Complete, begin: Callable[[], str]) -> None:
         self._complete = complete
         self._begin = begin
 
@@ -75,7 +73,6 @@ class Questions:
         args = _args(question)
         await asyncio.to_thread(check_form, question.schema)  # It may take a second.
         call = ToolCall(call_id=self._begin(), tool=QUESTION, args=args, executor="client")
-        self._emit(call)
         with limit.stopped():
             result = await self._complete(call, asker)
         return CANCELLED if result.is_error else _reply(result.result)

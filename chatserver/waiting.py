@@ -22,9 +22,6 @@ REASON_BYTES_LIMIT = 4 * 1024
 UNANSWERED = "nobody answered this call in time, so it was not made"
 UNAPPROVED = "the answer ended while this call waited for an approval, so it was not made"
 UNRETURNED = "the answer ended before the client gave a result: whether the call had an effect is not known"
-GONE = ""
-"""Stands for the call whose tool has asked, when the tool has ended with its process."""
-
 TOO_MANY_QUESTIONS = "too many questions wait for somebody on this server"
 WITHDRAWN = "the tool does not wait for the answer any more"
 DENIED = "the user refused this call"

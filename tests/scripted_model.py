@@ -11,7 +11,8 @@ from msgspec.structs import replace
 
 from chatserver.agent import ToolAgent
 from chatserver.answer import Answer
-from chatserver.calls import Calls, Toolbox
+from chatserver.call_checks import Toolbox
+from chatserver.calls import Calls
 from chatserver.context import RunContext
 from chatserver.dialogue import TurnOrigin, UserMessage
 from chatserver.errors import UpstreamError
@@ -111,7 +112,7 @@ class Scripted(Struct, frozen=True):
 
     async def answer(self, request: ModelRequest, context: RunContext) -> FinishReason:
         told = ToolContext(run_id=context.run_id)
-        calls = Calls(self.toolbox, context.emit, context.settled, context.observer, told, unanswered)
+        calls = Calls(self.toolbox, context.emit, context.settled, context.observer, told, Unanswered())
         return await ToolAgent(self.provider, self.turns_limit).answer(request, replace(context, calls=calls))
 
 
@@ -121,9 +122,17 @@ def agent(
     return Scripted(model, toolbox(*functions, calls_limit=calls_limit), turns_limit)
 
 
-async def unanswered(call: ToolCall, asker: str | None) -> Resolution:
-    """Nobody answers a call that waits."""
-    raise AssertionError(f"{call} waits")
+class Unanswered:
+    """A ``Hold`` for calls of which none waits."""
+
+    async def ask(self, calls: Sequence[ToolCall], waiting: Sequence[str], asker: str | None = None) -> None:
+        raise AssertionError(f"{waiting} wait")
+
+    async def answer(self, call_id: str, is_gone: bool = False) -> Resolution:
+        raise AssertionError(f"{call_id} waits")
+
+    async def withdraw(self, call_id: str) -> None:
+        raise AssertionError(f"{call_id} waits")
 
 
 def toolbox(*functions: Callable[..., Any], calls_limit: int = 100) -> Toolbox:
@@ -140,7 +149,7 @@ def context_of(emit: Emit, meter: Meter | None = None, settled: Settled = checkp
         meter=meter or Meter(),
         emit=emit,
         settled=settled,
-        calls=Calls(toolbox(), emit, settled, UNOBSERVED_RUN, ToolContext(), unanswered),
+        calls=Calls(toolbox(), emit, settled, UNOBSERVED_RUN, ToolContext(), Unanswered()),
         told=tuple,
     )
 
@@ -182,6 +191,7 @@ def life_of(
     sessions = cast(Sessions, kept or Store())
     run = Run(RESOURCE, watched_log(), meter or Meter(), grace_seconds, 0.0)
     life = Life("ann", run, sessions, Checkpoints(sessions), toolbox())
+    life.hold = Unanswered()
     if is_settled:
         life.settle()
     return life

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from chatserver.calls import CALLS_PER_TURN_LIMIT
+from chatserver.call_checks import CALLS_PER_TURN_LIMIT
 from chatserver.dialogue import TurnOrigin, UserMessage
 from chatserver.errors import UpstreamError
 from chatserver.events import (

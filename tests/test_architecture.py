@@ -36,6 +36,7 @@ ROOMS = (
     "steps",
     "waiting",
     "questions",
+    "call_checks",
     "calls",
     "context",
     "agent",

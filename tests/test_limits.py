@@ -33,7 +33,7 @@ from tests.fake_upstream import Done, FakeUpstream, Gate, Step, counted, finish,
 from tests.live import LiveServer, live_server
 from tests.merging import unmerged
 from tests.proving import answer_of
-from tests.scripted_model import RESOURCE, ScriptedModel, agent, asking, steps_of, stop, toolbox, wants
+from tests.scripted_model import RESOURCE, ScriptedModel, Unanswered, agent, asking, steps_of, stop, toolbox, wants
 from tests.users import guarded_server, of
 
 pytestmark = pytest.mark.anyio
@@ -345,6 +345,7 @@ async def test_calls_that_are_refused_together_are_stored_together() -> None:
     sessions = cast(Sessions, Counting())
     checkpoints = Checkpoints(sessions)
     life = Life("ann", Run(RESOURCE, MemoryLog("run"), Meter(), None, 0.0), sessions, checkpoints, toolbox())
+    life.hold = Unanswered()
     calls = wants(*((f"c{n}", "nothing", "{}") for n in range(200)))
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(checkpoints.store_forever)

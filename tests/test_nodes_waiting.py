@@ -18,7 +18,7 @@ from tests.merging import seq_of
 from tests.program import until
 from tests.proving import check_once
 from tests.redis_server import RedisServer
-from tests.test_waiting import answered, calling, done_by, is_waiting, waiting
+from tests.test_waiting import answered, calling, done_by, waiting
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300), pytest.mark.xdist_group("nodes that wait")]
 
@@ -65,7 +65,7 @@ async def asked(nodes: Cluster[Node]) -> tuple[str, Reading, Reading]:
     """A run of the first node that waits, with a reader on each node."""
     there = await SSE.start(nodes[0], {"message": "Book"})
     run_id = await waiting(there)
-    await is_waiting(nodes[1], run_id)
+    assert (await get_run(nodes[1], run_id))["status"] == "waiting", "it was stored before it was published"
     elsewhere = await WS.attach(nodes[1], run_id, 0)
     await elsewhere.take(2)
     return run_id, there, elsewhere

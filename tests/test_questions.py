@@ -12,7 +12,7 @@ from unittest.mock import patch
 import anyio
 import pytest
 
-from chatserver.calls import NO_TOOL
+from chatserver.call_checks import NO_TOOL
 from chatserver.dialogue import INTERRUPTED_CALL
 from chatserver.questions import check_form
 from chatserver.sessions.waits import Waits

@@ -1,20 +1,28 @@
 """Calls that wait: whose they are, what they take of a user's limits, and answers at odd moments."""
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import anyio
 import pytest
+from sqlalchemy import Connection, select
 
+from chatserver import AgentContext, Dialogue, Yielded, create_app
+from chatserver.errors import Unavailable
+from chatserver.sessions.schema import runs
 from chatserver.sessions.waits import Waits
+from chatserver.waiting import UNAPPROVED, Wait
 from tests.approved_tools import REFERENCE
 from tests.clients import SSE, Transport, WsReader, cancel, documents_of, get_run, request, types_of
 from tests.fake_upstream import FakeUpstream
-from tests.live import LiveServer
+from tests.live import LiveServer, live_server
 from tests.program import until
-from tests.proving import held
+from tests.proving import answer_of, check_once, held
 from tests.test_waiting import answered, calling, done_by, each_of_both, events_of, is_waiting, serving, waiting
 from tests.users import guarded_server, of
 
@@ -108,46 +116,139 @@ async def test_a_call_that_would_wait_beside_too_many_is_refused_in_words(
     assert any("the most at a time" in str(each.json["messages"][-1]["content"]) for each in upstream.requests)
 
 
+# ---- stored before it is shown --------------------------------------------------------------------------------------
+
+
 @each_of_both
-async def test_an_answer_that_is_faster_than_the_disk_waits_for_it(
+@pytest.mark.parametrize("is_committed", [False, True])
+async def test_no_reader_is_shown_a_call_before_it_is_stored_that_it_waits(
+    is_committed: bool, transport: Transport, upstream: FakeUpstream, ledger: Path, tmp_path: Path
+) -> None:
+    """Also none of the calls beside it: the events of a turn keep their order."""
+    upstream.always(calling(("look", {"at": "flowers"}), ("book", {"table": 4}), ("look", {"at": "trees"})))
+    async with serving(upstream, tmp_path) as server:
+        with held(Waits, "store", done=is_committed) as hold:
+            reading = await transport.start(server, {"message": "Book", "session_id": "s"})
+            await reading.take(1)
+            await hold.come.wait()
+            assert (await get_run(server, reading.run_id))["last_seq"] == 1
+            assert (await request(server, "GET", "/chat/sessions/s")).json["messages"][-1]["parts"] == []
+            if is_committed:
+                (stored,) = server.runs._lives.holds._held.values()
+                assert list((await _kept(server, reading.run_id)).calls) == ["c1"] and stored.asking == 1
+            hold.let.set()
+        documents = [*reading.documents, *await reading.take(5)]
+        kinds = ["start", *["tool_call"] * 3, *["tool_result"] * 2]
+        assert types_of(documents) == kinds
+        assert [each["call_id"] for each in events_of(documents, "tool_call")] == ["c0", "c1", "c2"]
+        assert await answered(server, reading.run_id, "c1", transport, approve=True) == 202
+        documents += await documents_of(reading)
+        check_once(documents)
+        assert types_of(documents) == [*kinds, "tool_result", "token", "done"] and done_by(ledger) == ["book 4"]
+
+
+async def _kept(server: LiveServer, run_id: str) -> Wait:
+    """What the database has of a run that waits."""
+
+    def work(connection: Connection) -> Any:
+        return connection.scalar(select(runs.c.wait).where(runs.c.run_id == run_id))
+
+    kept: Wait = await server.runs._sessions.waits._database.read(work)
+    return kept
+
+
+@each_of_both
+async def test_a_run_that_is_cancelled_while_its_call_is_stored_makes_no_call(
     transport: Transport, upstream: FakeUpstream, ledger: Path, tmp_path: Path
 ) -> None:
     upstream.always(calling(("book", {"table": 4})))
     async with serving(upstream, tmp_path) as server:
         with held(Waits, "store", done=False) as hold:
             reading = await transport.start(server, {"message": "Book"})
-            run_id = await waiting(reading)
+            await reading.take(1)
             await hold.come.wait()
-            assert (await get_run(server, run_id))["status"] == "running", "it is not stored yet"
-            outcomes: list[Any] = []
-
-            async def answer() -> None:
-                outcomes.append(await answered(server, run_id, "c0", transport, approve=True))
-
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(answer)
-                assert await answered(server, run_id, "nope", approve=True) == (404, "not_found")
-                assert outcomes == []
-                hold.let.set()
-        assert outcomes == [202]
-        assert types_of(await documents_of(reading)) == ["tool_result", "token", "done"]
+            assert (await cancel(server, reading.run_id)).status == 202
+            documents = [*reading.documents, *await documents_of(reading)]
+        check_once(documents)
+        assert types_of(documents) == ["start", "tool_call", "tool_result", "done"]
+        assert events_of(documents, "tool_result")[0]["result"] == UNAPPROVED
+        assert events_of(documents, "done")[0]["finish_reason"] == "cancelled"
+        assert server.runs._lives.holds._held == {} and done_by(ledger) == []
+        assert await answered(server, reading.run_id, "c0", transport, approve=True) == (409, "already_answered")
 
 
 @each_of_both
-async def test_a_cancel_and_a_failing_disk_end_no_call_twice(
-    transport: Transport, upstream: FakeUpstream, ledger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "words"), [(Unavailable("away", retry_after=1), "could not be stored"), (KeyError("bug"), "failed")]
+)
+async def test_a_run_whose_call_cannot_be_stored_ends_in_words(
+    error: Exception, words: str, transport: Transport, upstream: FakeUpstream, ledger: Path, tmp_path: Path
 ) -> None:
-    """The run is cancelled while the disk does not take what waits: nothing was made, and nothing is left over."""
+    async def refuse(*_: object) -> None:
+        raise error
+
     upstream.always(calling(("book", {"table": 4})))
     async with serving(upstream, tmp_path) as server:
+        with patch.object(Waits, "store", refuse):
+            reading = await transport.start(server, {"message": "Book", "session_id": "s"})
+            documents = await documents_of(reading)
+        check_once(documents)
+        assert types_of(documents) == ["start", "tool_call", "tool_result", "error"]
+        assert events_of(documents, "tool_result")[0]["result"] == UNAPPROVED
+        assert words in events_of(documents, "error")[0]["message"] and done_by(ledger) == []
+        message = (await request(server, "GET", "/chat/sessions/s")).json["messages"][-1]
+        assert (message["status"], message["parts"]) == ("partial", answer_of(documents)["parts"])
+        documents = await _booked(server, transport, {"message": "Again", "session_id": "s"})
+        assert types_of(documents)[-1] == "done" and done_by(ledger) == ["book 4"]
+
+
+async def _booked(server: LiveServer, transport: Transport, body: dict[str, Any]) -> list[bytes]:
+    reading = await transport.start(server, body)
+    assert await answered(server, await waiting(reading), "c0", transport, approve=True) == 202
+    return await documents_of(reading)
+
+
+@each_of_both
+async def test_what_an_agent_says_while_its_calls_are_stored_comes_behind_them(
+    transport: Transport, ledger: Path, tmp_path: Path
+) -> None:
+    """Two calls of an agent at once, and words beside them: each keeps its place, and none is shown unstored."""
+    said, goes_on = threading.Event(), threading.Event()
+
+    async def agent(_: Dialogue, context: AgentContext) -> AsyncIterator[Yielded]:
+        first = asyncio.ensure_future(context.call("book", {"table": 1}))
+        await asyncio.to_thread(said.wait)
+        yield "one "
+        second = asyncio.ensure_future(context.call("book", {"table": 2}))
+        await asyncio.to_thread(goes_on.wait)
+        yield "two"
+        yield f" {await first} {await second}"
+
+    async with live_server(
+        None, directory=tmp_path, tools=REFERENCE, make_app=lambda each: create_app(each, agent=agent)
+    ) as server:
         with held(Waits, "store", done=False) as hold:
             reading = await transport.start(server, {"message": "Book"})
-            run_id = await waiting(reading)
+            await reading.take(1)
             await hold.come.wait()
-            assert (await cancel(server, run_id)).status == 202
-            documents = await documents_of(reading)
-        assert events_of(documents, "done")[0]["finish_reason"] == "cancelled"
-        assert server.runs._lives.holds._held == {} and done_by(ledger) == []
+            said.set()
+            await until(lambda: _asks_twice(server))
+            assert (await get_run(server, reading.run_id))["last_seq"] == 1
+            hold.let.set()
+        documents = [*reading.documents, *await reading.take(3)]
+        goes_on.set()
+        documents += await reading.take(1)
+        for call in events_of(documents, "tool_call"):
+            assert await answered(server, reading.run_id, call["call_id"], transport, approve=True) == 202
+        documents += await documents_of(reading)
+    check_once(documents)
+    assert types_of(documents)[:4] == ["start", "tool_call", "token", "tool_call"]
+    assert [each["args"] for each in events_of(documents, "tool_call")] == [{"table": 1}, {"table": 2}]
+    assert answer_of(documents)["content"] == "one two table 1 is booked table 2 is booked"
+
+
+async def _asks_twice(server: LiveServer) -> bool:
+    return [each.asking for each in server.runs._lives.holds._held.values()] == [2]
 
 
 async def test_a_server_that_drains_takes_no_answers(upstream: FakeUpstream, ledger: Path, tmp_path: Path) -> None:

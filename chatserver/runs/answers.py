@@ -1,24 +1,15 @@
 """Answers to calls that wait: checked, recorded, and told to whoever has the run."""
 
-import anyio
 from anyio import to_thread
 
 from chatserver.commands import CallAnswer, checked_id
 from chatserver.dialogue import is_question
-from chatserver.errors import AlreadyAnswered, NotFound
-from chatserver.parts import ToolCallPart
 from chatserver.questions import check_reply
-from chatserver.resources import RunStatus
 from chatserver.runs.elsewhere import Elsewhere
 from chatserver.runs.lives import Lives
 from chatserver.runs.places import Places
 from chatserver.sessions import Sessions
 from chatserver.waiting import resolution_of
-
-EARLY_SECONDS_LIMIT = 5
-"""How long an answer waits for its call to be stored: whoever is told of a call may be faster than the disk."""
-
-LOOK_AGAIN_SECONDS = 0.05
 
 
 class Answers:
@@ -43,7 +34,7 @@ class Answers:
             TooMany: no place is left for the run to go on.
             Unavailable: the database cannot be used now.
         """
-        status, call = await self._waiting(user, run_id, checked_id(call_id))
+        status, call = await self._sessions.waits.check(user, run_id, checked_id(call_id))
         resolution = resolution_of(answer, call, self._result_bytes_limit)
         if is_question(call):
             await to_thread.run_sync(check_reply, resolution, call.args)  # A schema may take a second.
@@ -59,17 +50,3 @@ class Answers:
             if place is not None:
                 await place.release()
         return is_mine is not None
-
-    async def _waiting(self, user: str, run_id: str, call_id: str) -> tuple[RunStatus, ToolCallPart]:
-        life = self._lives.lives.get(run_id)
-        with anyio.move_on_after(EARLY_SECONDS_LIMIT):
-            while True:
-                status, call = await self._sessions.waits.check(user, run_id, call_id)
-                if call is not None:
-                    return status, call
-                if life is not None and call_id not in life.run.calls:
-                    raise NotFound
-                await anyio.sleep(LOOK_AGAIN_SECONDS)
-        if life is not None:
-            raise AlreadyAnswered
-        raise NotFound

@@ -21,13 +21,16 @@ class HeldRun:
         self.is_waiting = False
         """Whether the run is stored as one that waits."""
 
+        self.asking = 0
+        """How many stores are under way before which calls must not be shown."""
+
         self.news = asyncio.Event()
         self.keeper: asyncio.Task[None] | None = None
 
     @property
     def is_stored(self) -> bool:
         """Whether all that is to be stored of it is."""
-        return self.has_stored_calls and self.stored_seq == self.life.log.last_seq
+        return self.has_stored_calls and self.stored_seq == self.life.run.writer.last_seq
 
     @property
     def has_stored_calls(self) -> bool:
@@ -41,4 +44,4 @@ class HeldRun:
     @property
     def is_idle(self) -> bool:
         """Whether it can be let go of at no loss: nobody reads it, and no tool of this process waits for a reply."""
-        return self.is_waiting and not self.life.run.subscribers and not self.life.run.calls.has_question
+        return self.is_waiting and not self.life.run.subscribers and not self.life.run.calls.questions

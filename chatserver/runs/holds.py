@@ -6,43 +6,37 @@ the answers: the first one is recorded there, and then its run is told, or finds
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from math import inf
 
 import anyio
+from msgspec import Struct
 
+from chatserver.endings import UNASKED, ending_of
 from chatserver.errors import AlreadyAnswered, RunLost, TooMany, Unavailable
 from chatserver.events import ToolCall
 from chatserver.runs.held import HeldRun
 from chatserver.runs.life import Life
+from chatserver.runs.looks import TRY_AGAIN_SECONDS, Looks
 from chatserver.runs.places import Place, Places
 from chatserver.runs.states import SPEAKING, State
 from chatserver.sessions import Progress, Sessions
 from chatserver.settings import Settings
 from chatserver.waiting import (
-    GONE,
     TOO_MANY_QUESTIONS,
-    UNANSWERED,
     WITHDRAWN,
     Refused,
     Resolution,
     Wait,
     WaitingCall,
-    seconds_until,
     waiting_call,
 )
 
 logger = logging.getLogger(__name__)
 
-ANSWERS_LOOK_SECONDS = 3.0
-"""How often the answers that other processes have recorded are looked for: their message may be lost."""
-
 SAID_SECONDS = 0.1
 """How long what an agent says while its calls wait is gathered before it is stored."""
-
-TRY_AGAIN_SECONDS = 1.0
-"""Between tries to store what waits, while the database cannot be used."""
 
 
 class Holds:
@@ -59,49 +53,68 @@ class Holds:
         self._sessions = sessions
         self._places = places
         self._held: dict[str, HeldRun] = {}
-        self._looker: asyncio.Task[None] | None = None
-        self._call = asyncio.Event()
-        self._questions = 0
+        self._looks = Looks(self._held, sessions.waits, self._go_on, self._lose)
         # In `none` mode everybody is one user.
         self._limit = inf if settings.auth == "none" else settings.max_waiting_runs_per_user
 
-    async def hold(self, life: Life, call: ToolCall, asker: str | None = None) -> Resolution:
-        """Wait until a call of a run is answered; ``asker``: the call whose tool asks this.
+    def _lose(self, life: Life) -> None:
+        self.on_lost(life)
 
-        The question of a run that goes on is withdrawn when this is cancelled, and at once where the asker is ``GONE``:
-        nobody can answer it any more.
+    async def ask(self, life: Life, calls: Sequence[ToolCall], waiting: Sequence[str], asker: str | None) -> None:
+        """Tell a run of calls. Its readers are shown them when it is stored that ``waiting`` of them wait.
+
+        A run of which this cannot be stored ends; what is raised then says why.
         """
-        is_question = bool(asker)
-        if is_question and self._questions >= self._settings.max_runs:  # Such runs cannot be let go of.
-            return Refused(TOO_MANY_QUESTIONS)
-        self._questions += is_question
+        is_refused = asker is not None and self._questions >= self._settings.max_runs  # Nobody can let go of such runs.
         held = self._held_of(life)
-        if call.call_id not in held.calls:
-            held.calls[call.call_id] = waiting_call(self._settings.approval_seconds)
-        future: asyncio.Future[Resolution] = asyncio.get_running_loop().create_future()
-        held.futures[call.call_id] = future
-        if call.call_id in held.stored:  # By an earlier process, and answered since.
-            self.nudge()
+        held.asking += 1
+        life.run.writer.withhold()
         try:
-            life.run.hold(call.call_id, asker or None)
+            for call in calls:
+                life.say(call)
+            for call_id in waiting:
+                held.futures[call_id] = asyncio.get_running_loop().create_future()
+                if is_refused:
+                    held.futures[call_id].set_result(Refused(TOO_MANY_QUESTIONS))
+                    continue
+                held.calls[call_id] = waiting_call(self._settings.approval_seconds)
+                life.run.hold(call_id, asker)
+            if not is_refused:
+                await self._store_asked(held, waiting)
+        finally:
+            held.asking -= 1
+            if not held.asking:
+                life.run.writer.show()
             life.rested()
-            if asker == GONE and await self._is_taken_back(life, call.call_id):
+
+    @property
+    def _questions(self) -> int:
+        """How many questions of tools wait."""
+        return sum(held.life.run.calls.questions for held in self._held.values())
+
+    async def answer(self, life: Life, call_id: str, is_gone: bool = False) -> Resolution:
+        """Wait until a call is answered, which was asked for here or by an earlier process.
+
+        ``is_gone``: it is a question of a tool that has ended with its process, and withdrawn unless it was answered.
+        """
+        held = self._held_of(life)
+        if (future := held.futures.get(call_id)) is None:
+            future = held.futures[call_id] = asyncio.get_running_loop().create_future()
+            life.run.hold(call_id)
+            life.rested()
+            self.nudge()  # It may have been answered since.
+        try:
+            if is_gone and await self._is_taken_back(life, call_id):
                 self.nudge()  # The look finds what was recorded first.
             return await future
-        except asyncio.CancelledError:
-            held.futures.pop(call.call_id, None)
-            if is_question and life.run.state in SPEAKING:
-                await self._withdraw(held, call.call_id)
-            raise
         finally:
-            held.futures.pop(call.call_id, None)
-            self._questions -= is_question
+            held.futures.pop(call_id, None)
 
     def resume(self, life: Life, calls: Mapping[str, WaitingCall]) -> None:
         """The run was taken from the database with these calls that wait."""
         held = self._held_of(life)
         held.calls.update(calls)
-        held.stored, held.stored_seq, held.is_waiting = frozenset(calls), life.log.last_seq, True
+        held.stored, held.stored_seq, held.is_waiting = frozenset(calls), life.run.writer.last_seq, True
 
     def _held_of(self, life: Life) -> HeldRun:
         held = self._held.get(life.run_id)
@@ -109,8 +122,7 @@ class Holds:
             held = self._held[life.run_id] = HeldRun(life)
             life.on_rest = held.news.set
             held.keeper = asyncio.create_task(self._keep(held))
-        if self._looker is None or self._looker.done():
-            self._looker = asyncio.create_task(self._look_forever())
+        self._looks.begin()
         return held
 
     def forget(self, life: Life) -> None:
@@ -123,11 +135,11 @@ class Holds:
 
     async def close(self) -> None:
         """Look no more."""
-        tasks = [self._looker, *(held.keeper for held in self._held.values())]
-        for task in tasks:
-            if task is not None:
-                task.cancel()
-        await asyncio.gather(*filter(None, tasks), return_exceptions=True)
+        await self._looks.close()
+        keepers = [held.keeper for held in self._held.values() if held.keeper is not None]
+        for keeper in keepers:
+            keeper.cancel()
+        await asyncio.gather(*keepers, return_exceptions=True)
 
     def is_stored(self, life: Life) -> bool:
         """Whether the run is stored as one that waits, so that it can be let go of."""
@@ -150,7 +162,7 @@ class Holds:
             held.news.clear()
             if held.futures and held.has_stored_calls:  # At most more was said, as often as an agent likes.
                 await anyio.sleep(SAID_SECONDS)
-            if not held.futures or held.is_stored:
+            if held.asking or not held.futures or held.is_stored:
                 continue
             try:
                 await self._store(held)
@@ -160,10 +172,25 @@ class Holds:
             except RunLost:
                 return self.on_lost(held.life)
             except TooMany as refusal:
-                for call_id in list(held.futures):
-                    await self._go_on(held, call_id, Refused(refusal.detail))
+                await self._refuse(held, list(held.futures), refusal)
             except Exception:
                 logger.exception("run %s waits, and could not be stored", held.life.run_id)
+
+    async def _store_asked(self, held: HeldRun, waiting: Sequence[str]) -> None:
+        try:
+            await self._store(held)
+        except TooMany as refusal:
+            await self._refuse(held, waiting, refusal)
+        except RunLost:
+            self.on_lost(held.life)
+            raise
+        except Exception as error:
+            held.life.end(UNASKED if isinstance(error, Unavailable) else ending_of(error))
+            raise
+
+    async def _refuse(self, held: HeldRun, call_ids: Sequence[str], refusal: TooMany) -> None:
+        for call_id in call_ids:
+            await self._go_on(held, call_id, Refused(refusal.detail))
 
     async def store_all(self) -> None:
         """Store now what runs that wait have said, so that they can be let go of."""
@@ -179,13 +206,14 @@ class Holds:
             calls = {call_id: held.calls[call_id] for call_id in held.futures}
             if not calls:
                 return
-            progress = Progress(life.run.said(), life.log.stored(), life.run.meter.usage(), life.billed)
+            progress = Progress(life.run.said(), life.run.writer.stored(), life.run.meter.usage(), life.billed)
             wait = Wait(life.stored_request(), calls)
             answered = await self._sessions.waits.store(life.run_id, wait, progress, is_waiting, self._limit)
         usage = progress.usage
         life.billed = usage.input_tokens + usage.output_tokens if usage else 0
         held.stored, held.stored_seq = frozenset(calls), progress.log.last_seq
         held.is_waiting = is_waiting and not answered
+        life.run.writer.show(progress.log.last_seq)
         for call_id, resolution in answered.items():
             await self._go_on(held, call_id, resolution)
         if held.is_waiting and life.run.state is State.WAITING:
@@ -211,11 +239,13 @@ class Holds:
         if place := self.resolve(held.life, call_id, resolution, place):
             await place.release()
 
-    async def _withdraw(self, held: HeldRun, call_id: str) -> None:
-        """Take a question back that nobody waits for, and let the run go on."""
-        life = held.life
+    async def withdraw(self, life: Life, call_id: str) -> None:
+        """Take a call back that nobody waits for, if it waits, and let the run go on."""
+        held = self._held.get(life.run_id)
+        if held is None or life.run.state not in SPEAKING or not life.run.calls.is_held(call_id):
+            return
         async with life.checkpoints.order:  # What is being stored now may have the call.
-            if call_id in held.stored and not await self._is_taken_back(life, call_id):
+            if not await self._is_taken_back(life, call_id):
                 return
         held.is_waiting = False
         place = life.go_on(call_id, await self._places.retake(life.user) if life.place is None else None)
@@ -240,55 +270,20 @@ class Holds:
 
     def nudge(self) -> None:
         """Look for answers at once."""
-        self._call.set()
+        self._looks.nudge()
 
-    async def _look_forever(self) -> None:
-        while self._held:
-            try:
-                async with asyncio.timeout(self._pause()):
-                    await self._call.wait()
-            except TimeoutError:
-                pass
-            self._call.clear()
-            try:
-                await self._look()
-            except Unavailable:
-                await anyio.sleep(TRY_AGAIN_SECONDS)
-            except Exception:
-                logger.exception("answers could not be looked for")
-                await anyio.sleep(TRY_AGAIN_SECONDS)
 
-    def _pause(self) -> float:
-        waiting = [held.calls[each] for held in self._held.values() for each in held.stored if held.waits_for(each)]
-        return max(0.0, min([ANSWERS_LOOK_SECONDS, *(seconds_until(each.expires_at) for each in waiting)]))
+class RunHold(Struct, frozen=True):
+    """The ``Hold`` of one run."""
 
-    async def _look(self) -> None:
-        """Find the answers that other processes have recorded, the calls that have expired, and runs that are lost."""
-        looked_at = {run_id: held for run_id, held in self._held.items() if held.stored}
-        found = await self._sessions.waits.answers(list(looked_at)) if looked_at else {}
-        for run_id, held in looked_at.items():
-            if self._held.get(run_id) is not held:
-                continue
-            if run_id not in found:
-                self.on_lost(held.life)
-                continue
-            if answered := {each: found[run_id][each] for each in found[run_id] if held.waits_for(each)}:
-                try:
-                    await self._sessions.waits.take(run_id)
-                except RunLost:
-                    self.on_lost(held.life)
-                    continue
-                for call_id, resolution in answered.items():
-                    await self._go_on(held, call_id, resolution)
-            for call_id in [each for each in held.futures if held.waits_for(each) and each in held.stored]:
-                if seconds_until(held.calls[call_id].expires_at) <= 0:
-                    await self._expire(held, call_id)
+    holds: Holds
+    life: Life
 
-    async def _expire(self, held: HeldRun, call_id: str) -> None:
-        refused = Refused(UNANSWERED)
-        try:
-            is_mine = await self._sessions.waits.answer(held.life.run_id, call_id, refused)
-        except AlreadyAnswered:
-            return self.nudge()
-        if is_mine:
-            await self._go_on(held, call_id, refused)
+    async def ask(self, calls: Sequence[ToolCall], waiting: Sequence[str], asker: str | None = None) -> None:
+        await self.holds.ask(self.life, calls, waiting, asker)
+
+    async def answer(self, call_id: str, is_gone: bool = False) -> Resolution:
+        return await self.holds.answer(self.life, call_id, is_gone)
+
+    async def withdraw(self, call_id: str) -> None:
+        await self.holds.withdraw(self.life, call_id)

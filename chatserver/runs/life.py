@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from functools import partial
 from time import monotonic
 from typing import TypeAlias
 
@@ -12,7 +11,8 @@ from msgspec.structs import replace
 
 from chatserver.agent import Agent
 from chatserver.answer import Answer
-from chatserver.calls import Calls, Toolbox
+from chatserver.call_checks import Toolbox
+from chatserver.calls import Calls, Hold
 from chatserver.commands import ChatRequest
 from chatserver.context import RunContext
 from chatserver.endings import INTERRUPTED, ending_of
@@ -29,7 +29,6 @@ from chatserver.runs.states import SPEAKING, CannotHappen, State
 from chatserver.sessions import Sessions
 from chatserver.steps import Step
 from chatserver.tools.context import ToolContext
-from chatserver.waiting import Resolution
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +63,7 @@ class Life:
         self.billed = 0
         """How many of its tokens are stored as spent."""
 
-        self.hold: Callable[[Life, ToolCall, str | None], Awaitable[Resolution]] = _unanswered
+        self.hold: Hold
         self.on_rest: Callable[[], None] = lambda: None
         """Called when a call waits, and when a run that has calls which wait says something."""
 
@@ -91,11 +90,11 @@ class Life:
 
     def cancel(self) -> None:
         """End the run as cancelled, if it is not ending already."""
-        self._end("cancelled")
+        self.end("cancelled")
 
     def interrupt(self) -> None:
         """End the run because the server goes down."""
-        self._end(INTERRUPTED)
+        self.end(INTERRUPTED)
 
     def keep(self, seconds: float, on_forget: Callable[[], None]) -> None:
         """The answer is stored: keep the log for so long, then call ``on_forget``."""
@@ -185,7 +184,8 @@ class Life:
             self._over = self._over or anyio.Event()
             await self._over.wait()
 
-    def _end(self, ending: FinishReason | Error) -> None:
+    def end(self, ending: FinishReason | Error) -> None:
+        """End the run like this, if it is not ending already."""
         self.run.end(ending)
         self._cancel()
         self._set_timer()
@@ -245,7 +245,7 @@ class Life:
             run.end(ending_of(error))
 
     def _context(self) -> RunContext:
-        run, resource, hold = self.run, self.run.resource, partial(self.hold, self)
+        run, resource = self.run, self.run.resource
         told = ToolContext(user=self.user, session_id=resource.session_id, run_id=resource.run_id)
         client_tools = self.request.tools or ()
         return RunContext(
@@ -253,9 +253,9 @@ class Life:
             session_id=resource.session_id,
             run_id=resource.run_id,
             meter=run.meter,
-            emit=self._say,
+            emit=self.say,
             settled=self.settled,
-            calls=Calls(self._toolbox, self._say, self.settled, run.observer, told, hold, client_tools),
+            calls=Calls(self._toolbox, self.say, self.settled, run.observer, told, self.hold, client_tools),
             told=self._told,
             observer=run.observer,
             is_resumed=self._turns is not None,
@@ -265,7 +265,8 @@ class Life:
     def _told(self) -> Sequence[Event]:
         return [event for event, _, _ in events_of(self.log.stored())]
 
-    def _say(self, step: Step) -> None:
+    def say(self, step: Step) -> None:
+        """Tell the run a step of its agent; raises as ``Run.say``."""
         try:
             self.run.say(step)
         except CannotHappen:
@@ -285,9 +286,3 @@ class Life:
     async def store_late(self) -> None:
         """Go on trying to store the end, as ``RunEnd`` does."""
         await RunEnd(self.run, self._sessions, self.billed, self.on_lost).store_late()
-
-
-async def _unanswered(_: Life, __: ToolCall, ___: str | None) -> Resolution:
-    """Nobody can answer."""
-    await anyio.sleep_forever()
-    raise AssertionError("for ever is over")

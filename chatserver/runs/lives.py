@@ -7,7 +7,7 @@ from functools import partial
 import anyio
 
 from chatserver.agent import Agent
-from chatserver.calls import Toolbox
+from chatserver.call_checks import Toolbox
 from chatserver.commands import ChatRequest
 from chatserver.errors import Unavailable
 from chatserver.log import EventLog, EventLogs

@@ -8,14 +8,14 @@ from typing import TypeAlias
 from msgspec import Struct
 from msgspec.structs import replace
 
-from chatserver.calls import Toolbox
+from chatserver.call_checks import Toolbox
 from chatserver.commands import ChatRequest
 from chatserver.events import PROTOCOL_VERSION, Start, Usage
 from chatserver.log import EventLog, EventLogs
 from chatserver.meter import Meter
 from chatserver.runs.asking import Asking
 from chatserver.runs.checkpoints import Checkpoints
-from chatserver.runs.holds import Holds
+from chatserver.runs.holds import Holds, RunHold
 from chatserver.runs.life import Ask, Life
 from chatserver.runs.places import Place
 from chatserver.runs.run import Run
@@ -82,7 +82,7 @@ class Making(Struct, frozen=True):
         life = Life(user, run, self.sessions, self.checkpoints, self.toolbox)
         life.request = request
         life.on_lost = partial(self.logs.lose, life.run_id)
-        life.on_idle, life.hold = self.on_idle, self.holds.hold
+        life.on_idle, life.hold = self.on_idle, RunHold(self.holds, life)
         return life
 
     def _grace_seconds(self, request: ChatRequest) -> float | None:

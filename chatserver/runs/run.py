@@ -35,6 +35,7 @@ from chatserver.events import (
     to_json,
 )
 from chatserver.log import EVENTS_LIMIT, EventLog
+from chatserver.log.writer import Writer
 from chatserver.meter import Meter, Spent
 from chatserver.parts import ToolCallPart
 from chatserver.resources import RunResource
@@ -63,6 +64,7 @@ class Run:
     __slots__ = (
         "_began", "_ending", "_forget_at", "_grace_seconds", "_held_seconds", "_kind", "_left_at",
         "_parts", "_transcript", "calls", "log", "meter", "observer", "resource", "state", "subscribers",
+        "writer",
     )  # fmt: skip
 
     def __init__(
@@ -82,6 +84,7 @@ class Run:
         self.observer = observer
         self.resource = resource
         self.log = log
+        self.writer = Writer(log)
         self.meter = meter
         self.state = State.RUNNING
         self.subscribers = 0
@@ -135,7 +138,7 @@ class Run:
 
     def said(self) -> Answer:
         """The answer so far, as it is stored."""
-        return replace(self.log.answer(), transcript=tuple(self._transcript))
+        return replace(self.writer.answer(), transcript=tuple(self._transcript))
 
     def _say_text(self, text: Token | Reasoning) -> None:
         if type(text) is not self._kind:
@@ -154,7 +157,7 @@ class Run:
             self._stop("length")
 
     def _append(self, event: Event) -> None:
-        if self.log.append(event).seq >= EVENTS_LIMIT:
+        if self.writer.append(event).seq >= EVENTS_LIMIT:
             self._stop("length")
 
     def _refuse(self, problem: str) -> NoReturn:
@@ -211,12 +214,14 @@ class Run:
     def park(self) -> None:
         """Let go of a waiting run: it is read from the database, and whoever needs it takes it from there."""
         self._happens(Cause.PARK)
+        self.writer.drop()
 
     # How it ends.
 
     def end(self, ending: FinishReason | Error) -> None:
         """End the run like this, unless it is ending already."""
         self._happens(Cause.END)
+        self.writer.show()
         if self._ending is None:
             self._ending = ending
 
@@ -274,7 +279,7 @@ class Run:
             return self._forget_at
         if self.state not in SPEAKING or self._left_at is None:
             return None
-        if self.state is State.WAITING and self.calls.has_question:  # Their tools do not go on in another process.
+        if self.state is State.WAITING and self.calls.questions:  # Their tools do not go on in another process.
             return None
         seconds = self._grace_seconds if self.state is State.RUNNING else self._held_seconds
         return None if seconds is None else self._left_at + seconds

@@ -58,9 +58,9 @@ class ToldCalls:
         return bool(self._held)
 
     @property
-    def has_question(self) -> bool:
-        """Whether a tool of this process waits for the answer to a question."""
-        return any(asker is not None for asker in self._held.values())
+    def questions(self) -> int:
+        """For how many answers to questions a tool of this process waits."""
+        return sum(asker is not None for asker in self._held.values())
 
     @property
     def is_resting(self) -> bool:

@@ -88,32 +88,27 @@ class Waits:
 
         return await self._database.write(work)
 
-    async def check(self, user: str, run_id: str, call_id: str) -> tuple[RunStatus, ToolCallPart | None]:
-        """The status of a run, and a call of it that waits; None: it may wait soon, but that is not stored yet.
+    async def check(self, user: str, run_id: str, call_id: str) -> tuple[RunStatus, ToolCallPart]:
+        """The status of a run, and a call of it that waits.
 
         Raises:
-            NotFound: the user has no such run, or it can have no such call any more.
+            NotFound: the user has no such run, or the run no such call.
             AlreadyAnswered: the call waits for no answer.
         """
 
-        def work(connection: Connection) -> tuple[RunStatus, ToolCallPart | None]:
+        def work(connection: Connection) -> tuple[RunStatus, ToolCallPart]:
             query = select(runs.c.status, runs.c.wait, runs.c.finished_at, messages.c.parts).join_from(
                 runs, messages, messages.c.message_id == runs.c.message_id
             )
             row = connection.execute(query.where(runs.c.run_id == run_id, runs.c.user_id == user)).one_or_none()
             if row is None:
                 raise NotFound
-            part = _call(row.parts, call_id)
-            if row.finished_at is None and row.wait is not None and call_id in row.wait.calls:
-                if call_id in _answers(connection, [run_id]).get(run_id, {}):
-                    raise AlreadyAnswered
-                return row.status, part
-            is_over = row.finished_at is not None
-            if part is not None and (is_over or part.is_error is not None or not _may_wait(part)):
-                raise AlreadyAnswered
-            if is_over:
+            if (part := _call(row.parts, call_id)) is None:
                 raise NotFound
-            return row.status, None
+            is_open = row.finished_at is None and row.wait is not None and call_id in row.wait.calls
+            if not is_open or call_id in _answers(connection, [run_id]).get(run_id, {}):
+                raise AlreadyAnswered
+            return row.status, part
 
         return await self._database.read(work)
 
@@ -237,7 +232,3 @@ def _waiting_of(connection: Connection, user: str, but: str) -> int:
 
 def _call(parts: Sequence[Part], call_id: str) -> ToolCallPart | None:
     return next((part for part in parts if isinstance(part, ToolCallPart) and part.call_id == call_id), None)
-
-
-def _may_wait(part: ToolCallPart) -> bool:
-    return part.needs_approval or part.executor == "client"
