@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,9 +48,9 @@ MOUNTED = next(each for each in fenced(README, "python") if "ChatPlugin(" in eac
 """The two modules of README: the server as an application of its own, and as a plugin of another one."""
 
 COMMANDS = {
-    "granian": ("granian", "--interface", "asgi", "--host", "127.0.0.1", "--port", "{port}", "mine:app"),
-    "hypercorn": ("hypercorn", "--bind", "127.0.0.1:{port}", "mine:app"),
-    "uvicorn": ("uvicorn", "--port", "{port}", "mine:app"),
+    "granian": "granian --interface asgi --workers-kill-timeout 1 --host 127.0.0.1 --port {port} mine:app",
+    "hypercorn": "hypercorn --bind 127.0.0.1:{port} mine:app",
+    "uvicorn": "uvicorn --timeout-graceful-shutdown 1 --port {port} mine:app",
 }
 SERVERS = {name: (command, MOUNTED, "/assistant") for name, command in COMMANDS.items()} | {
     "uvicorn alone": (COMMANDS["uvicorn"], ALONE, "")
@@ -64,6 +64,7 @@ class Foreign:
     upstream: FakeUpstream
     port: int
     prefix: str
+    process: asyncio.subprocess.Process
     host: str = "127.0.0.1"
 
     async def until_status(self, run_id: str, status: str) -> None:
@@ -76,11 +77,11 @@ class Foreign:
 async def running(name: str, upstream: FakeUpstream, directory: Path) -> AsyncIterator[Foreign]:
     command, module, prefix = SERVERS[name]
     (directory / "mine.py").write_text(module)
-    server = Foreign(upstream, free_port(), prefix)
+    port = free_port()
     environment = ServerProcess(
         upstream.url, directory, heartbeat_seconds=HEARTBEAT_SECONDS, grace_seconds=GRACE_SECONDS
     )._env()
-    arguments = [part.format(port=server.port) for part in command]
+    arguments = command.format(port=port).split()
     environment["PYTHONPATH"] += f":{directory}"
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", *arguments),
@@ -89,6 +90,7 @@ async def running(name: str, upstream: FakeUpstream, directory: Path) -> AsyncIt
         stdout=subprocess.DEVNULL,
         start_new_session=True,  # Some have a process beside the one that serves.
     )
+    server = Foreign(upstream, port, prefix, process)
     try:
         with anyio.fail_after(WAIT_SECONDS):
             while not await is_up(server):
@@ -96,7 +98,8 @@ async def running(name: str, upstream: FakeUpstream, directory: Path) -> AsyncIt
                 await anyio.sleep(0.05)
         yield server
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
 
 
@@ -195,3 +198,20 @@ async def test_bad_input_is_refused_in_words(server: Foreign) -> None:
             with pytest.raises(ClosedError) as closed:
                 await reader.frame()
         assert closed.value.code == 1003
+
+
+@pytest.mark.parametrize("transport", BOTH, ids=repr)
+@pytest.mark.parametrize("name", COMMANDS)
+async def test_a_server_ends_on_sigterm_although_a_stream_is_open(
+    name: str, transport: Transport, tmp_path: Path
+) -> None:
+    """By the options that README names: without them, uvicorn and granian wait until each stream has ended."""
+    options = [word for word in COMMANDS[name].split() if word.startswith("--") and "timeout" in word]
+    assert all(option in README for option in options)
+    async with FakeUpstream() as upstream, running(name, upstream, tmp_path) as server:
+        upstream.script(token("An"), Gate(anyio.Event()))
+        with anyio.fail_after(WAIT_SECONDS):
+            async with await transport.start(server, {"message": "Hi"}) as reading:
+                await reading.take(2)
+                server.process.terminate()
+                await server.process.wait()
