@@ -113,15 +113,16 @@ async def test_a_question_of_a_tool_is_no_call_that_the_agent_makes_again() -> N
     assert heard == [Token(content="new")]
 
 
-async def test_drafts_of_calls_that_were_told_are_not_told_again() -> None:
+@pytest.mark.parametrize("told", [[*made(1)], [*made(1), Token(content="two ")]], ids=["a call", "a call and text"])
+async def test_drafts_of_calls_that_were_told_are_not_told_again(told: list[Event]) -> None:
     heard: list[Any] = []
-    replay = Replay(heard.append, context_of(heard.append).calls, [*made(1), Token(content="two ")])
+    replay = Replay(heard.append, context_of(heard.append).calls, told)
     for number in (1, 2):
         call, result = made(number)
         assert isinstance(call, ToolCall) and isinstance(result, ToolResult)
         for step in (call, result, Token(content="two ")):
             replay.say(step)
-    assert heard == [*made(2), Token(content="two ")]
+    assert [*told, *heard] == [*made(1), Token(content="two "), *made(2), Token(content="two ")]
 
 
 # ---- with servers ---------------------------------------------------------------------------------------------------
