@@ -71,6 +71,12 @@ def test_systemd_waits_for_the_drain() -> None:
     assert unit("chatserver.socket")["ListenStream"] == f"{Settings().host}:{Settings().port}"
 
 
+def test_systemd_never_gives_up() -> None:
+    """With its defaults, five quick exits at the start of a machine would leave the unit failed for good."""
+    service = unit("chatserver.service")
+    assert service["StartLimitIntervalSec"] == "0" and float(service["RestartSec"]) >= 1
+
+
 async def test_the_command_of_the_unit_serves_the_socket_of_the_unit(tmp_path: Path) -> None:
     service = unit("chatserver.service")
     program, *arguments = shlex.split(service["ExecStart"])

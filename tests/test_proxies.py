@@ -201,6 +201,28 @@ async def test_who_is_new_goes_to_the_node_that_does_not_drain(program: str) -> 
                 assert json.loads((await documents_of(reading))[-1])["type"] == "done"
 
 
+async def test_nginx_takes_no_node_for_dead_that_refuses_a_get() -> None:
+    """It would answer 502 for all nodes then, also to what they still serve: when Redis or the database is away."""
+    gate = anyio.Event()
+    async with (
+        FakeUpstream() as upstream,
+        live_server(upstream.url, drain_seconds=WAIT_SECONDS) as first,
+        live_server(upstream.url, drain_seconds=WAIT_SECONDS) as second,
+        running("nginx", first, second) as proxy,
+    ):
+        upstream.always(token("One"), Gate(gate), *say(" and two.", 3))
+        readings = [await SSE.start(node, {"message": "x"}) for node in (first, second)]
+        first.begin_drain()
+        assert [(await request(proxy, "GET", "/readyz")).status for _ in range(10)] == [200] * 10
+        second.begin_drain()
+        refused = [await request(proxy, "GET", "/readyz") for _ in range(10)]
+        assert {(each.status, each.body) for each in refused} == {(503, (await request(first, "GET", "/readyz")).body)}
+        assert [(await request(proxy, "GET", "/livez")).status for _ in range(10)] == [200] * 10
+        gate.set()
+        for reading in readings:
+            await documents_of(reading)
+
+
 async def test_a_browser_reads_more_than_six_streams_at_a_time_over_http2(server: LiveServer) -> None:
     async with open_chromium() as browser:
         for program in PROXIES:
