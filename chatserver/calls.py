@@ -29,7 +29,7 @@ from chatserver.tools.context import ToolContext
 from chatserver.tools.inputs import ToolInputs
 from chatserver.tools.progress import told_progress
 from chatserver.tools.results import Outcome, ToolFailed
-from chatserver.waiting import WITHDRAWN, Approved, Refused, Resolution, Resulted
+from chatserver.waiting import Approved, Refused, Resolution, Resulted, given_up
 
 OWN_ID_CHARS_LIMIT = 1024
 """A longer call id of a provider is not kept: no provider is known that would miss it."""
@@ -52,8 +52,8 @@ class Hold(Protocol):
         """
         ...
 
-    async def withdraw(self, call_id: str) -> None:
-        """Take a call back that nobody waits for any more, if it waits still."""
+    async def withdraw(self, call_id: str) -> bool:
+        """Take a call back that nobody waits for any more; whether it waited still."""
         ...
 
 
@@ -120,13 +120,27 @@ class Calls:
             return MadeTurn((), origin)
         await self._settled()
         calls = [await self._checks.ruled(each) for each in calls]
-        if waiting := [each.call.call_id for each in calls if each.waits]:
-            await self._hold.ask([each.call for each in calls], waiting)
-        else:
-            for each in calls:
-                self._emit(each.call)
-        results = await self._complete_all(calls)
+        results: list[ToolResult] = []
+        try:
+            if waiting := [each.call.call_id for each in calls if each.waits]:
+                await self._hold.ask([each.call for each in calls], waiting)
+            else:
+                for each in calls:
+                    self._emit(each.call)
+            await self._complete_all(calls, results)
+        except asyncio.CancelledError:
+            known = {each.call_id for each in results}
+            await self._give_up([each for each in calls if each.call.call_id not in known])
+            raise
         return MadeTurn([*(each.call for each in calls), *results], origin)
+
+    async def _give_up(self, calls: Sequence[Checked]) -> None:
+        """Nobody waits for these calls any more: take them back, and tell what is known of them."""
+        with suppress(Exception):  # The run takes no more.
+            for each in calls:
+                is_taken_back = await self._hold.withdraw(each.call.call_id)
+                words = given_up(each.call) if is_taken_back else INTERRUPTED_CALL
+                self._tell(each.call, _failed(each.problem or words), each.call.args)
 
     def _begin(self, wanted: ToolCallRequest) -> str:
         """The id of a call whose arguments are complete."""
@@ -152,18 +166,17 @@ class Calls:
             for part in made
             if is_open(part)
         ]
-        await self._complete_all(left, questions)
+        await self._complete_all(left, [], questions)
 
-    async def _complete_all(self, calls: Sequence[Checked], questions: Container[str] = ()) -> list[ToolResult]:
-        results: list[ToolResult] = []
-
+    async def _complete_all(
+        self, calls: Sequence[Checked], results: list[ToolResult], questions: Container[str] = ()
+    ) -> None:
         async def complete(call: Checked) -> None:
             results.append(await self._complete(call, is_gone=call.call.call_id in questions))
 
         async with anyio.create_task_group() as tasks:
             for each in calls:
                 tasks.start_soon(complete, each)
-        return results
 
     async def _complete(self, checked: Checked, is_gone: bool = False) -> ToolResult:
         """Make one call, as soon as it may be made, and tell its result; ``is_gone`` as for ``Hold``."""
@@ -229,9 +242,7 @@ class Calls:
             await self._hold.ask([call], [call.call_id], asker)
             return await self._complete(Checked(call))
         except asyncio.CancelledError:
-            with suppress(Exception):  # The run takes no more.
-                await self._hold.withdraw(call.call_id)
-                self._tell(call, _failed(WITHDRAWN), call.args)
+            await self._give_up([Checked(call)])
             raise
 
 

@@ -6,9 +6,9 @@ from typing import Any, TypeAlias
 from msgspec import UNSET, Struct
 
 from chatserver.commands import CallAnswer, ChatRequest
-from chatserver.dialogue import is_question
+from chatserver.dialogue import QUESTION, is_question
 from chatserver.errors import BadRequest, TooLarge
-from chatserver.events import to_json
+from chatserver.events import ToolCall, to_json
 from chatserver.parts import ToolCallPart
 from chatserver.resources import timestamp
 from chatserver.tools.results import cap
@@ -23,6 +23,8 @@ UNANSWERED = "nobody answered this call in time, so it was not made"
 UNAPPROVED = "the answer ended while this call waited for an approval, so it was not made"
 UNRETURNED = "the answer ended before the client gave a result: whether the call had an effect is not known"
 TOO_MANY_QUESTIONS = "too many questions wait for somebody on this server"
+GIVEN_UP = "the agent gave this call up while it waited for an approval, so it was not made"
+LEFT = "the agent gave this call up before the client gave a result: whether the call had an effect is not known"
 WITHDRAWN = "the tool does not wait for the answer any more"
 DENIED = "the user refused this call"
 
@@ -74,6 +76,13 @@ def unanswered(call: ToolCallPart) -> str:
     if call.needs_approval:
         return UNAPPROVED
     return WITHDRAWN if is_question(call) else UNRETURNED
+
+
+def given_up(call: ToolCall) -> str:
+    """What is known of a call that waited until its agent, or the tool that asked, did not wait any more."""
+    if call.needs_approval:
+        return GIVEN_UP
+    return WITHDRAWN if call.tool == QUESTION else LEFT
 
 
 def seconds_until(moment: str) -> float:

@@ -4,7 +4,10 @@ from anyio import to_thread
 
 from chatserver.commands import CallAnswer, checked_id
 from chatserver.dialogue import is_question
+from chatserver.errors import AlreadyAnswered, NotFound
+from chatserver.parts import ToolCallPart
 from chatserver.questions import check_reply
+from chatserver.resources import RunStatus
 from chatserver.runs.elsewhere import Elsewhere
 from chatserver.runs.lives import Lives
 from chatserver.runs.places import Places
@@ -34,7 +37,7 @@ class Answers:
             TooMany: no place is left for the run to go on.
             Unavailable: the database cannot be used now.
         """
-        status, call = await self._sessions.waits.check(user, run_id, checked_id(call_id))
+        status, call = await self._waiting(user, run_id, checked_id(call_id))
         resolution = resolution_of(answer, call, self._result_bytes_limit)
         if is_question(call):
             await to_thread.run_sync(check_reply, resolution, call.args)  # A schema may take a second.
@@ -50,3 +53,12 @@ class Answers:
             if place is not None:
                 await place.release()
         return is_mine is not None
+
+    async def _waiting(self, user: str, run_id: str, call_id: str) -> tuple[RunStatus, ToolCallPart]:
+        try:
+            return await self._sessions.waits.check(user, run_id, call_id)
+        except NotFound:
+            life = self._lives.lives.get(run_id)
+            if life is not None and life.user == user and call_id in life.run.calls:  # Told, and not stored yet.
+                raise AlreadyAnswered from None
+            raise

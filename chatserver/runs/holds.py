@@ -239,18 +239,20 @@ class Holds:
         if place := self.resolve(held.life, call_id, resolution, place):
             await place.release()
 
-    async def withdraw(self, life: Life, call_id: str) -> None:
-        """Take a call back that nobody waits for, if it waits, and let the run go on."""
+    async def withdraw(self, life: Life, call_id: str) -> bool:
+        """Take a call back that nobody waits for, if it waits, and let the run go on; whether it waited."""
         held = self._held.get(life.run_id)
         if held is None or life.run.state not in SPEAKING or not life.run.calls.is_held(call_id):
-            return
+            return False
+        held.futures.pop(call_id, None)
         async with life.checkpoints.order:  # What is being stored now may have the call.
             if not await self._is_taken_back(life, call_id):
-                return
+                return False
         held.is_waiting = False
         place = life.go_on(call_id, await self._places.retake(life.user) if life.place is None else None)
         if place is not None:
             await place.release()
+        return True
 
     async def _is_taken_back(self, life: Life, call_id: str) -> bool:
         """Whether the call is stored as answered, by this or by somebody, and the run is still this process's."""
@@ -285,5 +287,5 @@ class RunHold(Struct, frozen=True):
     async def answer(self, call_id: str, is_gone: bool = False) -> Resolution:
         return await self.holds.answer(self.life, call_id, is_gone)
 
-    async def withdraw(self, call_id: str) -> None:
-        await self.holds.withdraw(self.life, call_id)
+    async def withdraw(self, call_id: str) -> bool:
+        return await self.holds.withdraw(self.life, call_id)
