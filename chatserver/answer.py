@@ -1,13 +1,13 @@
 """Answers: what a run has said, as parts. ``fold`` is the only place that makes an answer of events."""
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeGuard
 
 from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
-from chatserver.dialogue import INTERRUPTED_CALL, TurnOrigin
+from chatserver.dialogue import TurnOrigin
 from chatserver.events import (
     EVENT_BYTES_LIMIT,
     Event,
@@ -145,7 +145,7 @@ def fold(events: Iterable[Event]) -> Answer:
     return folding.answer()
 
 
-def closed(part: ToolCallPart, words: str = INTERRUPTED_CALL) -> ToolCallPart:
+def closed(part: ToolCallPart, words: str) -> ToolCallPart:
     """A call whose run has ended before the result: the words take its place."""
     return replace(part, result=words, is_error=True, truncated=False, duration_ms=0)
 
@@ -155,9 +155,9 @@ def is_open(part: Part) -> TypeGuard[ToolCallPart]:
     return isinstance(part, ToolCallPart) and part.is_error is None
 
 
-def interrupted(answer: Answer) -> Answer:
-    """The answer of a run that was interrupted, with all its calls closed."""
-    return replace(answer, parts=tuple([closed(part) if is_open(part) else part for part in answer.parts]))
+def interrupted(answer: Answer, known: Callable[[ToolCallPart], str]) -> Answer:
+    """The answer of a run that was interrupted, with all its calls closed in the words that say what is ``known``."""
+    return replace(answer, parts=tuple([closed(part, known(part)) if is_open(part) else part for part in answer.parts]))
 
 
 def unfold(parts: Iterable[Part]) -> Iterator[Event]:

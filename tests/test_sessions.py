@@ -24,7 +24,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from chatserver.answer import Answer, fold, interrupted
 from chatserver.commands import ChatRequest, new_id
-from chatserver.dialogue import Leavings, PastMessage, TurnOrigin
+from chatserver.dialogue import INTERRUPTED_CALL, Leavings, PastMessage, TurnOrigin
 from chatserver.errors import BadCursor, KeyReused, NotFound, RunActive, RunLost, SettingsError
 from chatserver.events import (
     EVENT_BYTES_LIMIT,
@@ -564,7 +564,7 @@ async def test_an_interrupted_answer_of_any_size_is_read_in_events_of_the_allowe
     assert (type(log[0]), type(log[-1])) == (Snapshot, Error)
     before = answer_of("what a reader had before").snapshot(begun.run.run_id, SEQ_LIMIT)
     folded = fold([before, *log])
-    assert folded.parts == interrupted(answer).parts
+    assert folded.parts == interrupted(answer, lambda _: INTERRUPTED_CALL).parts
 
 
 KILLED = """

@@ -7,16 +7,18 @@ from typing import Any
 
 import anyio
 import pytest
+from msgspec.structs import replace
 
 from chatserver.answer import Answer
 from chatserver.commands import ChatRequest
+from chatserver.dialogue import INTERRUPTED_CALL
 from chatserver.errors import AlreadyAnswered, NotFound, RunLost, TooMany
 from chatserver.events import Usage
 from chatserver.parts import TextPart, ToolCallPart
 from chatserver.resources import timestamp
 from chatserver.sessions import Begun, Progress, Sessions, open_sessions
 from chatserver.sessions.leases import LOOKS
-from chatserver.waiting import Approved, Refused, Resolution, Wait, WaitingCall
+from chatserver.waiting import UNAPPROVED, UNRETURNED, Approved, Refused, Resolution, Wait, WaitingCall
 from tests.databases import ask, said
 from tests.test_leases import look
 
@@ -173,6 +175,24 @@ async def test_an_answer_that_a_dead_process_has_not_taken_is_left_to_the_next_o
     assert await sessions.waits.claim(run_id) is not None
     assert await sessions.waits.answers([run_id]) == {run_id: {"c": Approved()}}
     assert await sessions.waits.due() == [], "it is somebody's"
+
+
+async def test_of_the_calls_of_a_dead_process_those_without_an_answer_were_not_made(
+    sessions: Sessions, other: Sessions
+) -> None:
+    """Another call went on, so the run has failed. What was approved may have been made."""
+    begun = await ask(other, session_id="s")
+    kinds: list[dict[str, Any]] = [{"needs_approval": True}, {"needs_approval": True}, {}, {"executor": "client"}]
+    calls = [replace(OPEN, **{"call_id": f"c{n}", "needs_approval": False} | kind) for n, kind in enumerate(kinds)]
+    progress = Progress(Answer(tuple(calls)), said("Well"), Usage(5, 6), 0)
+    await other.waits.store(begun.run.run_id, wait("c0", "c1", "c3"), progress, False, inf)
+    await other.waits.answer(begun.run.run_id, "c1", Approved())
+    for _ in range(LOOKS + 1):
+        await look(sessions)
+    assert (await sessions.run("ann", begun.run.run_id)).status == "failed"
+    parts = (await sessions.session("ann", "s")).messages[-1].parts
+    words = [part.result for part in parts if isinstance(part, ToolCallPart)]
+    assert words == [UNAPPROVED, INTERRUPTED_CALL, INTERRUPTED_CALL, UNRETURNED]
 
 
 async def test_a_process_that_is_cut_off_leaves_a_run_with_its_answer(sessions: Sessions, other: Sessions) -> None:

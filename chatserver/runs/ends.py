@@ -97,7 +97,7 @@ class RunEnd:
         if run.log.is_fenced:
             # Readers elsewhere may have been told more than is confirmed here, so it ends as after a crash. Not only
             # the other node stores that: it may die before it has.
-            terminal, answer = INTERRUPTED, interrupted(answer)
+            terminal, answer = INTERRUPTED, interrupted(answer, run.calls.known)
             log = left_log(self._run_id, answer)
         else:  # A log may have refused its end: but its readers must not wait for ever.
             log = run.log.stored(*last).ended(self._run_id, terminal)

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from chatserver.answer import Answer, closed, is_open, result_of
 from chatserver.commands import is_id
-from chatserver.dialogue import INTERRUPTED_CALL, TurnOrigin
+from chatserver.dialogue import TurnOrigin
 from chatserver.endings import WRONG
 from chatserver.events import (
     EVENT_BYTES_LIMIT,
@@ -43,7 +43,6 @@ from chatserver.runs.states import SPEAKING, TRANSITIONS, CannotHappen, Cause, S
 from chatserver.runs.told_calls import ToldCalls
 from chatserver.steps import Step
 from chatserver.telemetry import UNOBSERVED_RUN, RunObserver
-from chatserver.waiting import unanswered
 
 logger = logging.getLogger(__name__)
 
@@ -243,8 +242,7 @@ class Run:
         """The run is ending: tell of each call without a result what is known of it."""
         if self.calls.has_open:
             for part in islice(filter(is_open, self.log.answer().parts), CLOSED_CALLS_LIMIT):
-                words = unanswered(part) if self.calls.is_held(part.call_id) else INTERRUPTED_CALL
-                self.log.append(result_of(closed(part, words)))
+                self.log.append(result_of(closed(part, self.calls.known(part))))
 
     def close(self, terminal: Terminal) -> None:
         """Append the terminal event."""

@@ -2,7 +2,9 @@
 
 from collections.abc import Collection, Sequence
 
+from chatserver.dialogue import INTERRUPTED_CALL
 from chatserver.parts import ToolCallPart
+from chatserver.waiting import unanswered
 
 
 class ToldCalls:
@@ -43,6 +45,10 @@ class ToldCalls:
     def is_held(self, call_id: str) -> bool:
         """Whether the call waits."""
         return call_id in self._held
+
+    def known(self, call: ToolCallPart) -> str:
+        """What is known of a call without a result."""
+        return unanswered(call) if self.is_held(call.call_id) else INTERRUPTED_CALL
 
     def hold(self, call_id: str, asker: str | None) -> None:
         """The call waits for an answer, and the one whose tool asks, for this call."""

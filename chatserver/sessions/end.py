@@ -1,8 +1,8 @@
 """How a run ends, in front of its readers or by a crash, and what is kept of one that goes on."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from msgspec import Struct
@@ -10,14 +10,16 @@ from msgspec.structs import replace
 from sqlalchemy import ColumnElement, Connection, Executable, bindparam, case, select, tuple_, update
 
 from chatserver.answer import Answer, interrupted, retold
-from chatserver.dialogue import json_bytes, told_bytes
+from chatserver.dialogue import INTERRUPTED_CALL, json_bytes, told_bytes
 from chatserver.endings import DELETED, INTERRUPTED
 from chatserver.errors import RunLost
 from chatserver.events import Error, Event, Terminal, Usage, record
 from chatserver.log import SEQ_LIMIT, StoredLog
+from chatserver.parts import ToolCallPart
 from chatserver.resources import RunFailure, status_after, timestamp
 from chatserver.sessions.holdings import add_to_run
-from chatserver.sessions.schema import USER_OF_RUN, insert_or_update, messages, runs, sessions, spendings
+from chatserver.sessions.schema import USER_OF_RUN, call_answers, insert_or_update, messages, runs, sessions, spendings
+from chatserver.waiting import unanswered
 
 # Made once: to build a statement costs as much as to run it. What they set are the parameters named as columns.
 _IS_UNFINISHED = (runs.c.run_id == bindparam("run"), runs.c.finished_at.is_(None))
@@ -137,10 +139,17 @@ def interrupt(connection: Connection, left: Mapping[str, Answer | None], left_by
             continue
         if (kept := connection.execute(_LEFT, {"run": run_id}).one_or_none()) is None:
             continue
-        said = interrupted(_further(Answer(*kept), left[run_id]))
+        answered = set(connection.scalars(select(call_answers.c.call_id).where(call_answers.c.run_id == run_id)))
+        said = interrupted(_further(Answer(*kept), left[run_id]), partial(_known, answered))
         log = left_log(run_id, said)
         with suppress(RunLost), connection.begin_nested():
             finish(connection, run_id, INTERRUPTED, Progress(said, log), owner)
+
+
+def _known(answered: Container[str], call: ToolCallPart) -> str:
+    """What is known of a call without a result, where these calls have been answered: each before it was made."""
+    has_waited = (call.needs_approval or call.executor == "client") and call.call_id not in answered
+    return unanswered(call) if has_waited else INTERRUPTED_CALL
 
 
 def park(connection: Connection, which: ColumnElement[bool]) -> bool:
