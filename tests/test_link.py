@@ -20,7 +20,6 @@ from chatserver.nodes.address import Address
 from chatserver.nodes.link import Link, Script, open_link
 from chatserver.nodes.wire import Wire
 from tests.conftest import Scale
-from tests.program import free_port
 from tests.proving import turns
 from tests.redis_process import RedisProcess, redis_process
 from tests.tcp_server import HOST, tcp_server
@@ -236,21 +235,37 @@ async def test_the_time_in_which_this_process_stands_still_is_not_that_of_redis(
     assert await waiting == b"mine"
 
 
-async def test_redis_that_reads_its_data_is_not_there_yet(redis_server: RedisProcess) -> None:
-    """A Redis that refuses PING is waited for: whatever was asked now would be refused one by one."""
-
-    replies, gone = {b"HELLO": b"%0\r\n", b"CLIENT": b"+OK\r\n"}, asyncio.Event()
+@pytest.mark.parametrize("words", ["LOADING wait", "MASTERDOWN wait", "MISCONF wait", "BUSY wait"])
+async def test_redis_that_refuses_for_a_while_is_waited_for_at_the_start(words: str) -> None:
+    """A Redis that refuses PING is not there yet: whatever was asked now would be refused one by one."""
+    replies, pings = {b"HELLO": b"%0\r\n", b"CLIENT": b"+OK\r\n"}, 0
 
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while words := await reader.read(10_000):
-            writer.write(replies.get(words.split()[2], b"-LOADING wait\r\n"))
-        gone.set()
+        nonlocal pings
+        while data := await reader.read(10_000):
+            is_ping = (command := data.split()[2]) == b"PING"
+            pings += is_ping
+            refusal = b"-%b\r\n" % words.encode()
+            writer.write(replies.get(command, b"+PONG\r\n" if is_ping and pings > 2 else refusal))
 
-    async with tcp_server(refuse) as port:
+    async with tcp_server(refuse) as port, open_link(Address(f"redis://{HOST}:{port}"), PATIENCE_SECONDS) as link:
+        assert not link.is_up
+        with pytest.raises(Unavailable):
+            await link.command("GET", "a")
+        await is_up(link)
+        assert pings == 3
+
+
+@pytest.mark.parametrize("reply", [b"HTTP/1.1 400 Bad Request\r\n", b"-ERR unknown command\r\n", b"-NOPROTO no\r\n"])
+async def test_what_is_no_redis_or_an_old_one_is_told_at_the_start(reply: bytes) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(10_000):
+            writer.write(reply)
+
+    async with tcp_server(answer) as port:
         with pytest.raises(SettingsError, match="CHATSERVER_REDIS_URL: Redis cannot be used: "):
             async with open_link(Address(f"redis://{HOST}:{port}")):
                 raise AssertionError("it was opened")
-        await gone.wait()
 
 
 async def test_a_wrong_password_is_told_at_the_start() -> None:
@@ -266,10 +281,23 @@ async def test_a_wrong_password_is_told_at_the_start() -> None:
                         raise AssertionError("it was opened")
 
 
-async def test_no_redis_is_told_at_the_start() -> None:
-    with pytest.raises(SettingsError, match="CHATSERVER_REDIS_URL: Redis cannot be used: "):
-        async with open_link(Address(f"redis://127.0.0.1:{free_port()}")):
-            raise AssertionError("it was opened")
+async def test_redis_that_comes_after_the_start_is_found(caplog: pytest.LogCaptureFixture) -> None:
+    with redis_process() as server:
+        server.stop()
+        async with open_link(Address(server.url), PATIENCE_SECONDS) as link:
+            heard = list[bytes]()
+            link.subscribe("news", heard.append)
+            assert not link.is_up
+            with pytest.raises(Unavailable):
+                await link.command("GET", "a")
+            await anyio.to_thread.run_sync(server.start)
+            await is_up(link)
+            await link.command("PUBLISH", "news", "a")
+            assert (await link.command("GET", "a"), heard) == (None, [b"a"])
+    assert [each.message.split(":")[0] for each in caplog.records] == [
+        "Redis is not reached, what needs it is refused",
+        "Redis is reached again",
+    ]
 
 
 async def test_a_unix_socket_will_do(tmp_path: Path) -> None:

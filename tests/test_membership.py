@@ -7,7 +7,7 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from chatserver.errors import Unavailable
+from chatserver.errors import SettingsError, Unavailable
 from chatserver.events import Token
 from chatserver.log import EventLog, StoredLog
 from chatserver.log.memory import MemoryLog
@@ -18,7 +18,7 @@ from chatserver.nodes.journal import open_journal
 from chatserver.nodes.keys import NODES, cancels_key, node_key, owner_key, run_key
 from chatserver.nodes.link import Link, open_link
 from chatserver.nodes.membership import Membership, open_membership
-from tests.redis_process import RedisProcess
+from tests.redis_process import RedisProcess, redis_process
 
 pytestmark = pytest.mark.anyio
 
@@ -167,6 +167,22 @@ async def registered(node: Node) -> list[str]:
 
 
 # Who lives
+
+
+async def test_rights_that_the_user_lacks_are_told_at_the_start_and_a_full_memory_is_not() -> None:
+    with redis_process() as server:
+        server.cli("ACL", "SETUSER", "poor", "on", ">secret", "~*", "&*", "+@all", "-evalsha", "-eval")
+        url = f"redis://poor:secret@127.0.0.1:{server.port}/0"
+        async with open_link(Address(url)) as link:
+            with pytest.raises(SettingsError, match="CHATSERVER_REDIS_URL: Redis cannot be used: NOPERM"):
+                async with open_membership(link, "a"):
+                    raise AssertionError("it has joined")
+        server.cli("CONFIG", "SET", "maxmemory", "1")
+        async with joined(server, "a") as (node,):
+            assert not node.member.is_answered
+            server.cli("CONFIG", "SET", "maxmemory", "0")
+            await node.look()
+            assert node.member.is_answered
 
 
 async def test_nobody_is_gone_who_renews_the_lease(nodes: list[Node], clock: Clock) -> None:

@@ -9,9 +9,10 @@ import anyio
 import pytest
 
 from tests.audience import STOOD, Audience, answers_again, everywhere, refuses_new_runs_and_shows_sessions
-from tests.clients import BrokenError
+from tests.clients import TRANSPORTS, BrokenError, RefusedError, request
 from tests.cluster import Cluster, Node, cluster
 from tests.conftest import IS_FULL, Postgres, psql
+from tests.gateway import Gateway
 from tests.redis_server import RedisServer, Sentinel
 
 pytestmark = [
@@ -130,12 +131,27 @@ async def test_a_redis_that_stalls_holds_a_run_up_or_ends_it_and_skips_nothing(
         await answers_again(nodes)
 
 
-async def test_a_node_does_not_start_without_redis(nodes: Cluster[Node], tmp_path: Path) -> None:
-    node = Node(nodes.upstream.url, tmp_path, RedisServer())
-    async with node.redis:
-        node.redis.cut()
-        with pytest.raises(RuntimeError, match="CHATSERVER_REDIS_URL"):
-            await node.start()
+@pytest.mark.parametrize("trouble", [Gateway.cut, Gateway.stall])
+async def test_a_node_that_starts_without_redis_serves_sessions_and_joins_when_redis_is_there(
+    nodes: Cluster[Node], trouble: Callable[[Gateway], None]
+) -> None:
+    node = nodes[0]
+    with anyio.fail_after(SECONDS):
+        node.kill()
+        await node.wait()
+        trouble(node.redis)
+        await node.start()
+        await node.said("Redis is not reached, what needs it is refused: ")
+        for transport in TRANSPORTS:
+            with pytest.raises(RefusedError) as refused:
+                await transport.start(node, {"message": "x"})
+            assert (refused.value.status, refused.value.code) == (503, "unavailable")
+        assert (await request(node, "GET", "/chat/sessions")).status == 200
+        ready = await request(node, "GET", "/readyz")
+        assert (ready.status, ready.json["redis"]) == (200, "down")
+        node.redis.heal()
+        await answers_again(nodes)
+        assert (await request(node, "GET", "/readyz")).json["redis"] == "ready"
 
 
 # ---- failover -------------------------------------------------------------------------------------------------------

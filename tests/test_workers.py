@@ -6,6 +6,7 @@ import re
 import signal
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -15,7 +16,7 @@ import httpx2
 import psutil
 import pytest
 
-from tests.clients import SSE, TRANSPORTS, Transport, documents_of, is_terminal, request, text_of
+from tests.clients import SSE, TRANSPORTS, Transport, documents_of, is_terminal, request, text_of, when_available
 from tests.fake_upstream import Act, Done, FakeUpstream, Gate, Pause, Reply, Step, finish, token
 from tests.live import ServerProcess
 from tests.program import until
@@ -213,6 +214,28 @@ async def test_workers_that_cannot_start_end_the_parent_in_words(tmp_path: Path)
             await server.start()
         assert await server.wait() == 3
         assert "none can be started: giving up" in server.stderr[-1]
+
+
+async def test_workers_start_and_are_replaced_without_redis(tmp_path: Path) -> None:
+    with anyio.fail_after(WAIT_SECONDS):
+        async with FakeUpstream() as upstream, RedisServer() as redis:
+            await redis.stop(keep=False)
+            async with ServerProcess(upstream.url, tmp_path, "--workers", "2", redis_url=redis.url) as server:
+                for each in (old := children_of(server)):
+                    each.kill()
+                await until(lambda: _have_changed(server, old))
+                assert (await request(server, "GET", "/readyz")).json["redis"] == "down"
+                assert (await request(server, "POST", "/chat/runs", {"message": "x"})).status == 503
+                await redis.start()
+                await until(lambda: _have_joined(server))
+                upstream.always(*ANSWER)
+                for transport in (*TRANSPORTS, *TRANSPORTS):
+                    reading = await when_available(partial(transport.start, server, {"message": "x"}))
+                    assert text_of(await documents_of(reading)) == "one two three"
+
+
+async def _have_joined(server: ServerProcess) -> bool:
+    return server.output.count("Redis is reached again") == 2
 
 
 @asynccontextmanager

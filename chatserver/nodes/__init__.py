@@ -40,8 +40,8 @@ def link_to(redis_url: str | None) -> Callable[[], AbstractAsyncContextManager["
     """What opens the link to the Redis of a URL; without a URL there is none, and this server is the only one.
 
     Raises:
-        SettingsError: it is no such URL, or the extra is not installed. What is returned raises it, too: nothing
-            answers there.
+        SettingsError: it is no such URL, or the extra is not installed. What is returned raises it, too: what answers
+            there will never do.
     """
     if not redis_url:
         return nullcontext

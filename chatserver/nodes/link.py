@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Any, ClassVar, TypeAlias
 
 import anyio
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import AuthenticationError, InvalidResponse, RedisError, ResponseError
 
 from chatserver.errors import SettingsError
 from chatserver.nodes.address import Address
@@ -39,10 +39,12 @@ LONGEST_PAUSE_SECONDS = 1.0
 TELL_AGAIN_SECONDS = 60.0
 """Between two lines in the log about a Redis that answers and refuses: a full memory takes some writes."""
 
-TROUBLE = (
-    "BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOAUTH", "NOPERM", "NOREPLICAS", "OOM", "READONLY",
-    "TRYAGAIN",
+PASSING = (
+    "BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "NOREPLICAS", "OOM", "READONLY", "TRYAGAIN",
 )  # fmt: skip
+"""How the errors begin that pass without a change of the settings."""
+
+TROUBLE = (*PASSING, "NOAUTH", "NOPERM")
 """How the errors begin that are the fault of Redis, and not of what was asked."""
 
 OnMessage: TypeAlias = Callable[[bytes], None]
@@ -87,7 +89,8 @@ class Link:
         """The reply of a script. Texts come as bytes.
 
         Raises:
-            Unavailable: Redis cannot be used now. The script may have run all the same.
+            Unavailable: Redis cannot be used now. The script may have run all the same. ``__cause__`` is the error
+                with which Redis refused, if it did.
             ResponseError: the script is wrong.
         """
         return await _reply(partial(self.post, script, keys, args))
@@ -128,7 +131,9 @@ class Link:
         self._tell_trouble(words)
         if words.startswith("READONLY") and self._wire is not None:  # A master no longer.
             self._wire.abort("it is a replica")
-        on_reply(unavailable())
+        refusal = unavailable()
+        refusal.__cause__ = error
+        on_reply(refusal)
 
     def _tell_trouble(self, words: str) -> None:
         if monotonic() - self._told_at >= TELL_AGAIN_SECONDS:
@@ -247,20 +252,33 @@ async def _reply(send: Callable[[OnReply], None]) -> Any:
     return reply
 
 
-@asynccontextmanager
-async def open_link(address: Address, patience_seconds: float = REPLY_SECONDS) -> AsyncIterator[Link]:
-    """The link to the Redis at an address.
+def check_settings(error: BaseException | None) -> None:
+    """Tell at the start what would never pass by itself; whatever else is wrong with Redis is waited for.
 
     Raises:
-        SettingsError: none can be used there.
+        SettingsError: what answers is no Redis, refuses the user, or lacks what is needed.
+    """
+    if not isinstance(error, (AuthenticationError, InvalidResponse, ResponseError)):
+        return
+    words = f"{error.status_code or ''} {error}".lstrip()  # redis-py cuts off the codes that it knows.
+    if not words.startswith(PASSING):
+        raise SettingsError(f"{variable('redis_url')}: Redis cannot be used: {words}") from None
+
+
+@asynccontextmanager
+async def open_link(address: Address, patience_seconds: float = REPLY_SECONDS) -> AsyncIterator[Link]:
+    """The link to the Redis at an address. One that cannot be reached yet is in trouble as one that is lost later.
+
+    Raises:
+        SettingsError: as ``check_settings``.
     """
     link = Link(address, patience_seconds)
     try:
-        await link.connect()
-    except (RedisError, OSError) as error:
-        await link.close()
-        raise SettingsError(f"{variable('redis_url')}: Redis cannot be used: {error}") from None
-    try:
+        try:
+            await link.connect()
+        except (RedisError, OSError) as error:
+            check_settings(error)
+            logger.error("Redis is not reached, what needs it is refused: %s", error)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(link.keep)
             yield link

@@ -12,16 +12,16 @@ from time import monotonic
 from typing import Any, Protocol
 
 import anyio
+from redis.exceptions import ResponseError
 
 from chatserver.answer import Answer
-from chatserver.errors import SettingsError, Unavailable
+from chatserver.errors import Unavailable
 from chatserver.log import EventLog
 from chatserver.log.journal import catch_up
 from chatserver.nodes.follower import TAILS
 from chatserver.nodes.keys import NODES, cancels_key, node_key, owner_key
-from chatserver.nodes.link import Link, Script
+from chatserver.nodes.link import Link, Script, check_settings
 from chatserver.nodes.publisher import RUN_TTL_SECONDS
-from chatserver.settings import variable
 
 BETWEEN_LOOKS_SECONDS = 1.0
 LEASE_SECONDS = 4.0
@@ -132,16 +132,16 @@ class Membership:
         return {node for node, since in self._missing.items() if self._looked_at - since >= MISSED_SECONDS}
 
     async def join(self) -> None:
-        """Be one of the nodes from now on.
+        """Be one of the nodes from now on, or from when Redis can be used.
 
         Raises:
-            SettingsError: Redis cannot be used.
+            SettingsError: as ``check_settings``.
         """
         self._asked_at = monotonic()
         try:
             self._saw(await self._link.call(LOOK, *self._asked()))
-        except Unavailable as error:
-            raise SettingsError(f"{variable('redis_url')}: {error}") from None
+        except (ResponseError, Unavailable) as error:
+            check_settings(error.__cause__ if isinstance(error, Unavailable) else error)
 
     async def leave(self) -> None:
         """Be none of the nodes any more: what this node has left, if anything, is ended at once."""
@@ -197,7 +197,7 @@ async def open_membership(link: Link, node: str) -> AsyncIterator[Membership]:
     """Be a node until the end of the block.
 
     Raises:
-        SettingsError: Redis cannot be used.
+        SettingsError: as ``check_settings``.
     """
     membership = Membership(link, node)
     await membership.join()

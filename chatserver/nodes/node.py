@@ -27,7 +27,7 @@ async def open_node(link: Link, settings: Settings, observer: Observer) -> Async
     """Be one of the nodes until the end of the block. The database knows the node by the same id as Redis.
 
     Raises:
-        SettingsError: the database or Redis cannot be used.
+        SettingsError: the database cannot be used, or Redis will never do.
     """
     node, quota = new_id(), quota_of(settings)
     async with (
