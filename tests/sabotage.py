@@ -137,19 +137,24 @@ async def text_cut_one_too_late() -> AsyncIterator[None]:
         yield
 
 
-def end_not_stored() -> Fault:
-    return _stored_as(lambda log: replace(log, documents=log.documents.rpartition(b"\n")[0]))
+@asynccontextmanager
+async def end_not_stored() -> AsyncIterator[None]:
+    def without_end(log: StoredLog, *_: object) -> StoredLog:
+        return replace(log, documents=log.documents.rpartition(b"\n")[0])
 
-
-def lengths_stored_wrong() -> Fault:
-    return _stored_as(lambda log: replace(log, lengths=bytes(len(log.lengths))))
+    with patch.object(StoredLog, "ended", without_end):
+        yield
 
 
 @asynccontextmanager
-async def _stored_as(change: Callable[[StoredLog], StoredLog]) -> AsyncIterator[None]:
+async def lengths_stored_wrong() -> AsyncIterator[None]:
     original = MemoryLog.stored
 
-    with patch.object(MemoryLog, "stored", lambda self, *last: change(original(self, *last))):
+    def wrong(self: MemoryLog, *last: Record) -> StoredLog:
+        log = original(self, *last)
+        return replace(log, lengths=bytes(len(log.lengths)))
+
+    with patch.object(MemoryLog, "stored", wrong):
         yield
 
 

@@ -191,7 +191,7 @@ def life_of(
     sessions = cast(Sessions, kept or Store())
     run = Run(RESOURCE, watched_log(), meter or Meter(), grace_seconds, 0.0)
     life = Life("ann", run, sessions, Checkpoints(sessions), toolbox())
-    life.hold = Unanswered()
+    life.hold = lambda _: Unanswered()
     if is_settled:
         life.settle()
     return life

@@ -215,7 +215,7 @@ async def test_a_session_is_deleted_at_another_node_with_its_active_run_and_thos
 
 @each_transport
 @in_time
-async def test_an_owner_that_was_replaced_ends_its_run_and_shows_nothing_more_of_it(
+async def test_an_owner_that_was_replaced_ends_its_run_as_after_a_crash(
     nodes: Cluster[LiveNode], stage: Stage, transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(following, "SILENT_SECONDS", 0.1)  # No new owner is here to say that the run has ended.
@@ -226,7 +226,7 @@ async def test_an_owner_that_was_replaced_ends_its_run_and_shows_nothing_more_of
     story.tell(4)
     await is_cut(stage, story)
     documents = await documents_of(reading)
-    assert (types_of(documents), json.loads(documents[-1])["code"]) == (["error"], "interrupted")
+    assert (types_of(documents), json.loads(documents[-1])["code"]) == (["snapshot", "error"], "interrupted")
     assert (await get_run(stage.server, reading.run_id))["status"] == "failed"
 
 

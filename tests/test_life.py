@@ -278,7 +278,7 @@ async def test_what_a_tool_has_done_is_stored_at_once() -> None:
     life = Life(
         "ann", Run(RESOURCE, MemoryLog("run"), Meter(), None, 0.0), cast(Sessions, kept), checkpoints, toolbox()
     )
-    life.hold = Unanswered()
+    life.hold = lambda _: Unanswered()
     checkpoints.add(life.run)
     life.settle()
     async with anyio.create_task_group() as tasks:

@@ -63,7 +63,9 @@ class Life:
         self.billed = 0
         """How many of its tokens are stored as spent."""
 
-        self.hold: Hold
+        self.hold: Callable[[Life], Hold]
+        """Makes what has the run's calls wait. A life does not keep it: it refers to the life, a cycle."""
+
         self.on_rest: Callable[[], None] = lambda: None
         """Called when a call waits, and when a run that has calls which wait says something."""
 
@@ -255,7 +257,7 @@ class Life:
             meter=run.meter,
             emit=self.say,
             settled=self.settled,
-            calls=Calls(self._toolbox, self.say, self.settled, run.observer, told, self.hold, client_tools),
+            calls=Calls(self._toolbox, self.say, self.settled, run.observer, told, self.hold(self), client_tools),
             told=self._told,
             observer=run.observer,
             is_resumed=self._turns is not None,

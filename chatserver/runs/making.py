@@ -82,7 +82,7 @@ class Making(Struct, frozen=True):
         life = Life(user, run, self.sessions, self.checkpoints, self.toolbox)
         life.request = request
         life.on_lost = partial(self.logs.lose, life.run_id)
-        life.on_idle, life.hold = self.on_idle, RunHold(self.holds, life)
+        life.on_idle, life.hold = self.on_idle, partial(RunHold, self.holds)
         return life
 
     def _grace_seconds(self, request: ChatRequest) -> float | None:
