@@ -18,6 +18,7 @@ from chatserver.errors import Unavailable
 from chatserver.events import Done as EndedWell
 from chatserver.events import Error, Event, Record
 from chatserver.log.memory import MemoryLog
+from chatserver.runs import ends
 from chatserver.sessions import Sessions, database, end, open_sessions, sqlite
 from tests.clients import RefusedError, Transport, documents_of, get_run, request, text_of
 from tests.conftest import Postgres
@@ -84,7 +85,8 @@ each_trouble = pytest.mark.parametrize("trouble", TROUBLES.values(), ids=TROUBLE
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(sqlite, "WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(ends, "WAIT_SECONDS", 0.0)
     monkeypatch.setattr("chatserver.sessions.PROBE_SECONDS", 0.3)
 
     def begin(connection: Connection) -> None:
@@ -184,6 +186,37 @@ async def test_what_goes_on_while_the_database_is_in_trouble_is_stored_when_it_i
     assert text_of(await documents_of(await transport.start(stage.server, body))) == "Yes"
     assert [each for each in caplog.records if each.exc_info] == []
     assert len([each for each in caplog.records if each.levelno >= logging.ERROR]) == 1
+
+
+@each_transport
+@in_time
+async def test_a_database_that_is_back_soon_costs_no_answer(
+    stage_and_trouble: tuple[Stage, Callable[[], AbstractContextManager[None]]],
+    transport: Transport,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stage, trouble = stage_and_trouble
+    gate, is_refused, finished = anyio.Event(), anyio.Event(), Sessions.finish
+
+    async def watched(self: Sessions, *args: Any, **named: Any) -> None:
+        try:
+            await finished(self, *args, **named)
+        except Unavailable:
+            is_refused.set()
+            raise
+
+    monkeypatch.setattr(ends, "WAIT_SECONDS", 60.0)
+    monkeypatch.setattr(Sessions, "finish", watched)
+    stage.upstream.script(role(), token("So "), Gate(gate), token("much"), finish(), Done())
+    reading = await transport.start(stage.server, {"message": "Hi"})
+    await reading.take(2)
+    with trouble():
+        gate.set()
+        await is_refused.wait()
+    documents = await documents_of(reading)
+    assert (text_of(documents), json.loads(documents[-1])["type"]) == ("much", "done")
+    run, answer = await get_run(stage.server, reading.run_id), await answer_in(stage, reading.run_id)
+    assert (run["status"], answer["status"], answer["content"]) == ("completed", "complete", "So much")
 
 
 @contextmanager

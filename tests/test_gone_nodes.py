@@ -34,6 +34,7 @@ from tests.life import in_time
 from tests.program import until
 from tests.proving import held
 from tests.redis_server import RedisServer
+from tests.scrapes import scrape
 
 pytestmark = pytest.mark.anyio
 
@@ -213,6 +214,8 @@ async def test_a_node_that_is_cut_off_from_redis_loses_its_runs_to_another(
     monkeypatch.setattr(membership, "CUT_OFF_SECONDS", inf)
     nodes[0].redis.heal()
     await takes_runs(nodes[0], nodes.upstream)
+    found = [await scrape(node) for node in nodes]
+    assert sum(each("chatserver_runs_ended_total", reason="interrupted") for each in found) == len(stories)
 
 
 class SlowLease:

@@ -21,6 +21,7 @@ from chatserver.sessions import Progress, Sessions, edit, end, leases, locks, op
 from chatserver.sessions.database import Database
 from chatserver.sessions.leases import LOOKS, Lease
 from chatserver.sessions.witness import DatabaseAlone
+from chatserver.telemetry.metrics import Metrics
 from tests.clients import (
     SSE,
     Reading,
@@ -37,10 +38,12 @@ from tests.fake_upstream import Done, FakeUpstream, Gate, Hang, finish, role, to
 from tests.life import in_time
 from tests.live import ServerProcess
 from tests.proving import Stage, each_transport, staged
+from tests.scrapes import Scrape, scrape, until
 
 pytestmark = pytest.mark.anyio
 
 SECONDS = 30
+ENDED = "chatserver_runs_ended_total"
 
 P = ParamSpec("P")
 
@@ -213,25 +216,25 @@ async def test_a_failure_that_nobody_foresaw_does_not_end_the_lease(
     assert "could not be renewed" in caplog.text
 
 
-@pytest.mark.parametrize("how", ["ended", "deleted", "deleted at once"])
+@pytest.mark.parametrize("how", ["ended", "ended here", "deleted", "deleted at once"])
 async def test_of_those_that_end_what_a_process_has_left_the_first_one_counts(
     sessions: Sessions, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """On PostgreSQL others go on between two statements of a transaction; a failure here would end the lease."""
     lost, left = await ask(sessions, session_id="s"), await ask(sessions, session_id="t")
-    others = [lost.run.run_id]
+    others, owner = [lost.run.run_id], sessions._lease.owner
 
     def meanwhile(connection: Connection, run_id: str) -> None:
         if run_id not in others:
             return
         others.remove(run_id)
-        if how == "ended":
+        if how.startswith("ended"):
             progress = Progress(answer_of("So far"), said("So far"))
-            end.finish(connection, run_id, INTERRUPTED, progress, "another")
+            end.finish(connection, run_id, INTERRUPTED, progress, owner if how == "ended here" else "another")
         else:
             edit.remove(connection, "ann", "s", [run_id])
 
-    def interrupt(connection: Connection) -> None:
+    def interrupt(connection: Connection) -> int:
         class Statements:
             """The connection of a transaction, with one of another process in between."""
 
@@ -248,13 +251,12 @@ async def test_of_those_that_end_what_a_process_has_left_the_first_one_counts(
                 return found()
 
         run_ids = [lost.run.run_id, left.run.run_id]
-        owner = sessions._lease.owner
-        end.interrupt(cast(Connection, Statements()), dict.fromkeys(run_ids), owner, owner)
+        return end.interrupt(cast(Connection, Statements()), dict.fromkeys(run_ids), owner, owner)
 
-    await sessions._database.write(interrupt)
+    assert await sessions._database.write(interrupt) == 1
     assert others == []
     assert (await sessions.run("ann", left.run.run_id)).status == "failed"
-    if how == "ended":
+    if how.startswith("ended"):
         assert await texts(sessions, "s") == ["Hello", "So far"]
     else:
         with pytest.raises(NotFound):
@@ -391,7 +393,9 @@ async def test_a_run_that_another_process_has_ended_never_says_done(
     reading = await transport.start(stage.server, {"message": "Go on", "session_id": f"lost-{transport}-{how[:5]}"})
     documents = await reading.take(3)
     session_id = json.loads(documents[0])["session_id"]
-    async with open_sessions(stage.server.settings.database_url) as other:
+    counted = (await scrape(stage.server))(ENDED, reason="interrupted")
+    metrics = Metrics(())
+    async with open_sessions(stage.server.settings.database_url, observer=metrics) as other:
         if how == "deleted":
             await other.delete("local", session_id, [reading.run_id])
         else:
@@ -403,6 +407,9 @@ async def test_a_run_that_another_process_has_ended_never_says_done(
     end = json.loads(documents[-1])
     assert (end["type"], end["code"]) == ("error", "interrupted")
     assert ("deleted" if how == "deleted" else "away") in end["message"]
+    here = (await scrape(stage.server))(ENDED, reason="interrupted") - counted
+    there = Scrape(metrics.scrape("text/plain")[0].decode())(ENDED, reason="interrupted")
+    assert (here, there) == ((1, 0) if how == "deleted" else (0, 1)), "whoever has stored the end counts it"
 
 
 @each_transport
@@ -486,15 +493,18 @@ async def test_what_a_server_leaves_is_ended_by_the_other(upstream: FakeUpstream
         reading = await asked(first)
         documents = await reading.take(2)
         await stopped_until_ended(first, second, reading.run_id)
+        await until(second, 1, ENDED, reason="interrupted")
         first.thaw()
         gate.set()
         assert json.loads([*documents, *await documents_of(reading)][-1])["code"] == "interrupted"
+        assert (await scrape(first))(ENDED) == 0
 
         upstream.script(role(), token("So far"), Hang())
         reading = await asked(first)
         await reading.take(2)
         first.kill()
         assert await error_of(second, reading.run_id) == "interrupted"
+        await until(second, 2, ENDED, reason="interrupted")
         reading.cut()
         upstream.script(role(), token("Next"), finish(), Done())
         assert text_of(await documents_of(await asked(second))) == "Next"

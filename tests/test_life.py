@@ -1,5 +1,6 @@
 """A run in its life: its agent's task, its timers, its checkpoints and the storing of its end, without a server."""
 
+from math import inf
 from typing import Any, cast
 
 import anyio
@@ -10,7 +11,7 @@ from chatserver.agent import Agent
 from chatserver.context import RunContext
 from chatserver.endings import INTERNAL, INTERRUPTED, UNREAD, WRONG
 from chatserver.errors import RunLost, Unavailable
-from chatserver.events import Done, FinishReason, Reasoning, Token, ToolCall, ToolResult
+from chatserver.events import Done, FinishReason, Reasoning, Terminal, Token, ToolCall, ToolResult
 from chatserver.log.memory import MemoryLog
 from chatserver.meter import Meter
 from chatserver.parts import ToolCallPart
@@ -192,10 +193,80 @@ async def test_somebodys_own_agent_begins_when_the_run_is_on_disk() -> None:
 # ---- the end --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_database_in_trouble_stops_no_tool_and_no_answer() -> None:
+async def test_a_database_in_trouble_stops_no_tool_and_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chatserver.runs.ends.WAIT_SECONDS", 0.0)
     life = life_of(kept=Store({"run": Unavailable()}))
     assert not await life.live(says(CALL, RESULT, WORD), asking())
     assert await types_of(life) == ["tool_call", "tool_result", "token", "error"]
+
+
+class Away(Store):
+    """A database that is gone for so many tries to store an end."""
+
+    def __init__(self, tries: float) -> None:
+        super().__init__()
+        self.tries = 0
+        self._refused = tries
+
+    async def finish(self, run_id: str, ending: Terminal, **about: Any) -> None:
+        self.tries += 1
+        if self.tries <= self._refused:
+            raise Unavailable
+        await super().finish(run_id, ending, **about)
+
+
+async def test_a_database_that_is_back_soon_costs_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chatserver.runs.ends.STORE_AGAIN_SECONDS", 0.001)
+    kept = Away(tries=3)
+    life = life_of(kept=kept)
+    assert await life.live(says(WORD), asking())
+    assert (kept.tries, await types_of(life)) == (4, ["token", "done"])
+    assert [type(each) for each in kept.ends] == [Done]
+
+
+async def test_a_database_that_stays_away_is_waited_for_until_the_time_is_over(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("chatserver.runs.ends.WAIT_SECONDS", 0.05)
+    kept = Away(tries=inf)
+    life = life_of(kept=kept)
+    with anyio.fail_after(WAIT_SECONDS):
+        assert not await life.live(says(WORD), asking())
+    assert kept.tries >= 2 and await types_of(life) == ["token", "error"]
+    assert caplog.text == ""
+
+
+async def test_a_database_that_was_waited_for_by_the_first_try_is_not_waited_for_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("chatserver.runs.ends.WAIT_SECONDS", 0.01)
+
+    class Locked(Away):
+        async def finish(self, run_id: str, ending: Terminal, **about: Any) -> None:
+            await anyio.sleep(0.02)
+            await super().finish(run_id, ending, **about)
+
+    kept = Locked(tries=inf)
+    assert not await life_of(kept=kept).live(says(WORD), asking())
+    assert kept.tries == 1 and caplog.text == ""
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+async def test_a_server_that_ends_waits_for_no_database(monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    for name in ("WAIT_SECONDS", "STORE_AGAIN_SECONDS", "STORE_AGAIN_AT_MOST_SECONDS"):
+        monkeypatch.setattr(f"chatserver.runs.ends.{name}", 3600.0)
+    kept, gate = Away(tries=inf), anyio.Event()
+    life = life_of(kept=kept)
+    with anyio.fail_after(WAIT_SECONDS):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(life.live, says(WORD, gate), asking())
+            await anyio.wait_all_tasks_blocked()
+            if when == "meanwhile":
+                gate.set()
+                await anyio.wait_all_tasks_blocked()
+                assert (kept.tries, await types_of(life)) == (1, ["token"])
+            life.interrupt()
+    assert (kept.tries, await types_of(life)) == (1, ["token", "error"])
 
 
 async def test_the_end_of_a_run_that_was_lost_says_so_and_is_not_stored_again() -> None:

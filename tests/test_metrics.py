@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from itertools import pairwise
 from math import inf
+from pathlib import Path
 from random import Random
 from typing import Any
 from unittest.mock import patch
@@ -36,7 +37,7 @@ from tests.fake_upstream import (
     token,
     usage,
 )
-from tests.live import LiveServer, live_server
+from tests.live import LiveServer, ServerProcess, live_server
 from tests.scrapes import OPENMETRICS, WAIT_SECONDS, Scrape, counted_up, scrape, until
 from tests.users import guarded_server, of
 
@@ -120,6 +121,19 @@ async def test_a_cancelled_run_has_ended_as_cancelled() -> None:
         found = await until(server, 1, "chatserver_turn_seconds_count")
     assert found("chatserver_runs_ended_total", reason="cancelled") == 1
     assert found("chatserver_runs", state="kept") == found("chatserver_runs") == 1
+
+
+async def test_what_a_killed_server_has_left_is_counted_when_it_starts_again(tmp_path: Path) -> None:
+    async with FakeUpstream() as upstream, ServerProcess(upstream.url, tmp_path, is_forked=True) as server:
+        for transport in TRANSPORTS:
+            upstream.script(token("Hello"), Gate(anyio.Event()))
+            async with await transport.start(server, {"message": "Hi", "on_disconnect": "continue"}) as reading:
+                await reading.take(2)
+        server.kill()
+        await server.wait()
+        await server.start()
+        found = await until(server, len(TRANSPORTS), "chatserver_runs_ended_total")
+    assert found("chatserver_runs_ended_total", reason="interrupted") == len(TRANSPORTS)
 
 
 async def test_refusals_are_counted_by_their_codes_over_all_ways_in() -> None:

@@ -24,7 +24,7 @@ CALLERS = 3 * database.POSTGRES_CONNECTIONS
 async def hasty(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Sessions]:
     """Sessions that wait for PostgreSQL for ``SECONDS``."""
     monkeypatch.setattr(database, "POSTGRES_COMMAND_SECONDS", SECONDS)
-    monkeypatch.setattr(database, "POSTGRES_CONNECT_SECONDS", SECONDS)
+    monkeypatch.setattr(database, "WAIT_SECONDS", SECONDS)
     async with open_sessions(postgres_url) as sessions:
         yield sessions
 

@@ -269,6 +269,7 @@ async def test_an_answer_that_the_database_does_not_take_is_stored_as_soon_as_it
     with (
         patch.object(Sessions, "finish", fails_until_there_is_room),
         patch("chatserver.runs.ends.STORE_AGAIN_SECONDS", 0.01),
+        patch("chatserver.runs.ends.WAIT_SECONDS", 0.05),
     ):
         stage.upstream.script(*say("Lost?"))
         reading = await transport.start(stage.server, session | {"message": "Keep this"})

@@ -1,9 +1,10 @@
 """How the end of a run is stored, and then said."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from time import monotonic
+from typing import TypeAlias
 
 import anyio
 
@@ -15,12 +16,16 @@ from chatserver.log import Fenced
 from chatserver.runs.run import Run
 from chatserver.sessions import Sessions
 from chatserver.sessions.end import left_log
+from chatserver.sessions.sqlite import WAIT_SECONDS
 
 logger = logging.getLogger(__name__)
 
 STORE_AGAIN_SECONDS = 0.5
 STORE_AGAIN_AT_MOST_SECONDS = 5.0
 """Between tries to store an answer that the database refuses (a full disk, a lost server). Each wait is longer."""
+
+Pause: TypeAlias = Callable[[float], Awaitable[bool]]
+"""Waits for so many seconds; whether it makes sense to try again then."""
 
 
 class RunEnd:
@@ -34,21 +39,24 @@ class RunEnd:
         self._billed = billed
         self._on_lost = on_lost
 
-    async def finish(self) -> bool:
+    async def finish(self, pause: Pause) -> bool:
         """Store the answer, then append the terminal event, an error if it was not stored; whether it was stored.
 
-        A run that another process has ended or deleted ends with an error that says so; then nothing is left to store.
+        A database that cannot be used is waited for, with ``pause`` between two tries. A run that another
+        process has ended or deleted ends with an error that says so; then nothing is left to store.
         """
         terminal, is_stored = self.run.ending(monotonic()), False
+        tell = self.run.observer.ended
         try:
             with suppress(Fenced):
                 self.run.close_calls()
-            await self._store(terminal, appended(terminal, self._run_id, self.run.log.last_seq + 1))
+            await self._store_in_time(terminal, pause)
             is_stored = True
         except RunLost as lost:
             logger.warning("run %s was lost: %s", self._run_id, lost)
             terminal, is_stored = ending_of(lost), True
             if not lost.is_deleted:
+                tell = self.run.observer.lost
                 self._on_lost()
         except Unavailable:  # `sessions/trouble.py` logs it once for all runs.
             terminal = UNSTORED
@@ -62,7 +70,7 @@ class RunEnd:
         except Exception:
             # The run is over, whatever the log refused.
             logger.exception("run %s could not be ended", self._run_id)
-        self.run.observer.ended(terminal, self.run.meter.usage())
+        tell(terminal, self.run.meter.usage())
         return is_stored
 
     async def store_late(self) -> None:
@@ -70,10 +78,9 @@ class RunEnd:
 
         An answer that the database never takes is given up, except for its last checkpoint.
         """
-        wait_seconds, is_told = STORE_AGAIN_SECONDS, False
-        while True:
+        is_told = False
+        for wait_seconds in _backoff():
             await anyio.sleep(wait_seconds)
-            wait_seconds = min(2 * wait_seconds, STORE_AGAIN_AT_MOST_SECONDS)
             try:
                 return await self._store(UNSTORED)
             except RunLost:
@@ -92,6 +99,21 @@ class RunEnd:
                     logger.exception("run %s cannot be stored as ended: its session takes no other", self._run_id)
             is_told = True
 
+    async def _store_in_time(self, terminal: Terminal, pause: Pause) -> None:
+        """Store the end before readers are told that it is not stored, if the database is back by then.
+
+        Where the first try has waited for the database itself, there is no second one.
+        """
+        last = appended(terminal, self._run_id, self.run.log.last_seq + 1)
+        give_up_at = monotonic() + WAIT_SECONDS
+        for wait_seconds in _backoff():
+            try:
+                return await self._store(terminal, last)
+            except Unavailable:
+                left_seconds = give_up_at - monotonic()
+                if left_seconds <= 0 or not await pause(min(wait_seconds, left_seconds)):
+                    raise
+
     async def _store(self, terminal: Terminal, *last: Record) -> None:
         run, answer, usage = self.run, self.run.said(), self.run.meter.usage()
         if run.log.is_fenced:
@@ -104,3 +126,11 @@ class RunEnd:
         await self._sessions.finish(
             self._run_id, ending=terminal, answer=answer, log=log, usage=usage, billed=self._billed
         )
+
+
+def _backoff() -> Iterator[float]:
+    """Seconds to wait before each further try."""
+    seconds = STORE_AGAIN_SECONDS
+    while True:
+        yield seconds
+        seconds = min(2 * seconds, STORE_AGAIN_AT_MOST_SECONDS)

@@ -79,6 +79,7 @@ class Life:
         self._scope: anyio.CancelScope | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._on_forget: Callable[[], None] | None = None
+        self._is_interrupted = False
         self._over: anyio.Event | None = None
         """Made only where something waits for the end: an event takes 1 KB of each run."""
         self._settling: anyio.Event | None = anyio.Event()
@@ -95,7 +96,8 @@ class Life:
         self.end("cancelled")
 
     def interrupt(self) -> None:
-        """End the run because the server goes down."""
+        """End the run because the server goes down, which waits for no database."""
+        self._is_interrupted = True
         self.end(INTERRUPTED)
 
     def keep(self, seconds: float, on_forget: Callable[[], None]) -> None:
@@ -280,10 +282,17 @@ class Life:
             self.rested()
 
     async def _finish(self) -> bool:
-        is_stored = await RunEnd(self.run, self._sessions, self.billed, self.on_lost).finish()
+        is_stored = await RunEnd(self.run, self._sessions, self.billed, self.on_lost).finish(self._pause)
         if self._over is not None:
             self._over.set()
         return is_stored
+
+    async def _pause(self, seconds: float) -> bool:
+        """Wait before the end is stored again; whether that makes sense: not where the server goes down."""
+        if not self._is_interrupted:
+            with anyio.CancelScope() as self._scope:
+                await anyio.sleep(seconds)
+        return not self._is_interrupted
 
     async def store_late(self) -> None:
         """Go on trying to store the end, as ``RunEnd`` does."""

@@ -259,5 +259,5 @@ async def open_sessions(
     """
     async with open_database(database_url) as opened:
         database = Troubled(opened, observer)
-        async with Lease(database, owner or new_id(), witness) as lease:
+        async with Lease(database, owner or new_id(), witness, observer) as lease:
             yield Sessions(database, lease, quota)

@@ -18,14 +18,13 @@ from sqlalchemy import URL, Connection, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from chatserver.errors import SettingsError
-from chatserver.sessions.sqlite import Sqlite
+from chatserver.sessions.sqlite import WAIT_SECONDS, Sqlite
 from chatserver.settings import variable
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 POSTGRES_CONNECTIONS = 10
-POSTGRES_CONNECT_SECONDS = 5.0
 POSTGRES_COMMAND_SECONDS = 10.0
 """A transaction takes milliseconds; a connection that is silent for so long is dead."""
 
@@ -149,10 +148,10 @@ class _Postgres:
                 hide_parameters=True,
                 pool_size=POSTGRES_CONNECTIONS,
                 max_overflow=0,
-                pool_timeout=POSTGRES_CONNECT_SECONDS,
+                pool_timeout=WAIT_SECONDS,
                 pool_pre_ping=True,  # A restarted PostgreSQL costs a round trip here, not a failed answer.
                 connect_args={
-                    "timeout": POSTGRES_CONNECT_SECONDS,
+                    "timeout": WAIT_SECONDS,
                     "command_timeout": POSTGRES_COMMAND_SECONDS,
                     **given,
                 },

@@ -45,8 +45,8 @@ class Progress(Struct, frozen=True):
     billed: int = 0
 
 
-def finish(connection: Connection, run_id: str, ending: Terminal, progress: Progress, owner: str) -> None:
-    """Keep what a run has come to, for the process ``owner``; again: nothing.
+def finish(connection: Connection, run_id: str, ending: Terminal, progress: Progress, owner: str) -> bool:
+    """Keep what a run has come to, for the process ``owner``; again: nothing. Whether it was kept now.
 
     Raises:
         RunLost: another process has ended the run, or deleted it with its session.
@@ -60,12 +60,14 @@ def finish(connection: Connection, run_id: str, ending: Terminal, progress: Prog
     ended = {"status": status, "last_seq": log.last_seq, "usage": usage, "finished_at": now, "error": error}
     kept = {"events": log.documents, "lengths": log.lengths, "wait": None, "waits_until": None}
     if connection.execute(_END, {"run": run_id, "owner": owner} | kept | ended).rowcount == 0:
-        return check_owner(connection, run_id, owner)
+        check_owner(connection, run_id, owner)
+        return False
     spend(connection, run_id, progress, now)
     finish_reason = None if isinstance(ending, Error) else ending.finish_reason
     message_status = "complete" if status == "completed" else "partial"
     say(connection, run_id, answer, usage=usage, status=message_status, finish_reason=finish_reason)
     add_to_run(connection, run_id, size)
+    return True
 
 
 def say(connection: Connection, run_id: str, answer: Answer, **fields: Any) -> None:
@@ -123,14 +125,15 @@ def checkpoint(connection: Connection, answers: Mapping[str, Answer]) -> None:
         connection.execute(_CHECKPOINT, rows)
 
 
-def interrupt(connection: Connection, left: Mapping[str, Answer | None], left_by: str | None, owner: str) -> None:
+def interrupt(connection: Connection, left: Mapping[str, Answer | None], left_by: str | None, owner: str) -> int:
     """End runs as failed that a process has left, each with what it had said as its log. One that waits, waits on.
 
     ``left``: the runs by id, each with what is known of its answer beside what its message holds. The longer one of
-    both counts. On PostgreSQL another process may end or delete a run meanwhile: that one stays so.
+    both counts. On PostgreSQL another process may end or delete a run meanwhile: that one stays so. How many
+    were ended.
     """
     # In the order in which everybody locks, and one after the other: together the answers may be large.
-    mine = runs.c.finished_at.is_(None) & (runs.c.owner == left_by)
+    ended, mine = 0, runs.c.finished_at.is_(None) & (runs.c.owner == left_by)
     unfinished = select(runs.c.run_id, runs.c.waits_until).where(runs.c.run_id.in_(left), mine)
     order = unfinished.order_by(runs.c.user_id, runs.c.session_id)
     for run_id, waits_until in connection.execute(order).all():
@@ -143,7 +146,8 @@ def interrupt(connection: Connection, left: Mapping[str, Answer | None], left_by
         said = interrupted(_further(Answer(*kept), left[run_id]), partial(_known, answered))
         log = left_log(run_id, said)
         with suppress(RunLost), connection.begin_nested():
-            finish(connection, run_id, INTERRUPTED, Progress(said, log), owner)
+            ended += finish(connection, run_id, INTERRUPTED, Progress(said, log), owner)
+    return ended
 
 
 def _known(answered: Container[str], call: ToolCallPart) -> str:

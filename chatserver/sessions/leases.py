@@ -23,6 +23,7 @@ from chatserver.sessions.end import interrupt
 from chatserver.sessions.locks import Lock, remove_old
 from chatserver.sessions.schema import processes, runs
 from chatserver.sessions.witness import Witness
+from chatserver.telemetry import UNOBSERVED, Observer
 
 logger = logging.getLogger(__name__)
 
@@ -61,11 +62,12 @@ class Lease:
     ``on_taken`` is called when this process has ended runs of another, or parked them.
     """
 
-    def __init__(self, database: Database, owner: str, witness: Witness) -> None:
+    def __init__(self, database: Database, owner: str, witness: Witness, observer: Observer = UNOBSERVED) -> None:
         self.owner = owner
         self.on_loss: Callable[[], Awaitable[None]] = _nothing
         self.on_taken: Callable[[], None] = lambda: None
         self._witness = witness
+        self._observer = observer
         self._database = database
         self._lock = Lock(database.lock_file(self.owner))
         self._seen: dict[str | None, _Seen] = {}
@@ -175,7 +177,8 @@ class Lease:
         for start in range(0, len(left), RUNS_AT_ONCE):
             taken = await self._witness.take(left[start : start + RUNS_AT_ONCE], owner)
             end = interrupt if self._witness.is_fence else _interrupt_unregistered
-            await self._database.write(partial(end, left=taken, left_by=owner, owner=self.owner))
+            write = partial(end, left=taken, left_by=owner, owner=self.owner)
+            self._observer.interrupted(await self._database.write(write))
             await self._witness.ended(taken)
             self.on_taken()
             ended += taken
@@ -241,12 +244,13 @@ def _bury(connection: Connection, owner: str | None, beat: int | None) -> list[s
 
 def _interrupt_unregistered(
     connection: Connection, left: Mapping[str, Answer | None], left_by: str | None, owner: str
-) -> None:
+) -> int:
     """As ``interrupt``, unless the process has registered again: it goes on with what it finds unfinished then."""
     if connection.dialect.name == "postgresql":  # It registers before this transaction, or finds what this has ended.
         connection.execute(_NOBODY_REGISTERS)
-    if connection.execute(_BEATS.where(processes.c.owner == left_by)).one_or_none() is None:
-        interrupt(connection, left, left_by, owner)
+    if connection.execute(_BEATS.where(processes.c.owner == left_by)).one_or_none() is not None:
+        return 0
+    return interrupt(connection, left, left_by, owner)
 
 
 def unfinished(connection: Connection, owner: str | None) -> list[str]:

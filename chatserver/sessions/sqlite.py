@@ -14,8 +14,9 @@ from sqlalchemy import URL, Connection, create_engine, event
 READERS = 4
 """How many threads and connections read at once. Readers never wait for the writer (WAL), only for a processor."""
 
-BUSY_SECONDS = 5.0
-"""How long the writer waits for the writer of another process. Within a process, writes queue up."""
+WAIT_SECONDS = 5.0
+"""How long a database that is locked or gone is waited for: here the writer of another process. Within a process,
+writes queue up."""
 
 WRITES_AT_ONCE = 64
 """How many transactions share a commit at most: the first of many need not wait for the last."""
@@ -57,7 +58,7 @@ class Sqlite:
             hide_parameters=True,  # An error's text would quote messages into the server's log.
             pool_size=1 + READERS,
             max_overflow=0,
-            connect_args={"timeout": BUSY_SECONDS},
+            connect_args={"timeout": WAIT_SECONDS},
         )
         event.listen(self._engine, "connect", _prepare)
         self._path = Path(str(url.database)).absolute()

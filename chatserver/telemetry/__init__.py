@@ -110,6 +110,9 @@ class RunObserver:
     def ended(self, terminal: Terminal, usage: Usage) -> None:
         """The terminal event is told."""
 
+    def lost(self, terminal: Terminal, usage: Usage) -> None:
+        """As ``ended``, but another process has the run, or has ended it: that process counts its end."""
+
     def parked(self) -> None:
         """The run waits on in the database, and is nobody's: who goes on with it begins anew to observe it."""
 
@@ -128,6 +131,9 @@ class Observer:
     def run(self, run_id: str, model: str, carrier: Mapping[str, str]) -> RunObserver:
         """A run is about to begin; ``carrier`` as from ``carrier_of``."""
         return UNOBSERVED_RUN
+
+    def interrupted(self, runs: int) -> None:
+        """So many runs that a dead process had left were ended here as interrupted."""
 
     def connection_opened(self, transport: str, form: str) -> None:
         """A stream, a WebSocket or the body of a response begins."""

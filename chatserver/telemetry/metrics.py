@@ -17,6 +17,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from chatserver import __version__
+from chatserver.endings import INTERRUPTED
 from chatserver.events import Done, Terminal, Usage
 from chatserver.telemetry import DropReason, Observer, Pace, RunObserver, ToolObserver, TurnObserver
 from chatserver.telemetry.dead_workers import files_at_rest, merge_dead
@@ -66,6 +67,9 @@ class Metrics(Observer):
 
     def run(self, run_id: str, model: str, carrier: Mapping[str, str]) -> "RunMetrics":
         return RunMetrics(self)
+
+    def interrupted(self, runs: int) -> None:
+        self.instruments.runs_ended.labels(INTERRUPTED.code).inc(runs)
 
     def connection_opened(self, transport: str, form: str) -> None:
         self.instruments.connections.labels(transport, form).inc()

@@ -90,6 +90,13 @@ class RunSpan(RunMetrics):
 
     def ended(self, terminal: Terminal, usage: Usage) -> None:
         super().ended(terminal, usage)
+        self._end(terminal, usage)
+
+    def lost(self, terminal: Terminal, usage: Usage) -> None:
+        super().lost(terminal, usage)
+        self._end(terminal, usage)
+
+    def _end(self, terminal: Terminal, usage: Usage) -> None:
         if isinstance(terminal, Done):
             self._span.set_attribute("gen_ai.response.finish_reasons", [terminal.finish_reason])
         else:
