@@ -103,14 +103,20 @@ async def is_told(reading: Reading) -> None:
     while not (reading.documents and is_terminal(reading.documents[-1])):
         assert await reading.next() is not None, "ended without a terminal event"
     assert sum(map(is_terminal, reading.documents)) == 1
-    reader = cast(Any, reading).reader
+    await is_sent_away(reading)
+
+
+async def is_sent_away(reading: Reading) -> None:
+    """Nothing more comes but the words with which a server that drains ends a connection."""
+    before, reader = len(reading.documents), cast(Any, reading).reader
     if isinstance(reader, WsReader):
         assert (await reader.closing()).code == 1012
-        return
-    assert await reading.next() is None
-    assert reader.has_ended
-    if reader.accept == "text/event-stream":
-        assert bytes(reader.raw).splitlines()[-1].startswith(b"retry: ")
+    else:
+        assert await reading.next() is None
+        assert reader.has_ended
+        if reader.accept == "text/event-stream":
+            assert bytes(reader.raw).splitlines()[-1].startswith(b"retry: ")
+    assert len(reading.documents) == before
 
 
 async def all_told(readings: Iterable[Reading]) -> None:

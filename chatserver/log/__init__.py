@@ -177,6 +177,10 @@ class EventLogs(Protocol):
         """The log of a run that is over, as it is stored; None: it is not."""
         ...
 
+    def followed(self) -> Sequence[EventLog]:
+        """The logs with readers here whose runs go on at other processes."""
+        ...
+
     def lose(self, run_id: str) -> None:
         """Another process owns the run, or has ended it.
 

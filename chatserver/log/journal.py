@@ -5,6 +5,7 @@ node that has readers of the run follows it once, whatever their number. What is
 handed over together, so that no token has one of its own.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import anyio
@@ -46,6 +47,10 @@ class Journal(Protocol):
         """
         ...
 
+    def followed(self) -> Sequence[EventLog]:
+        """The logs that are followed and not over, and that somebody here reads."""
+        ...
+
     def lose(self, run_id: str) -> None:
         """The run is not ours any more: forget what nobody was told, and go on with what others have of it."""
         ...
@@ -69,6 +74,9 @@ class LocalJournal:
 
     async def follow(self, run_id: str) -> EventLog | None:
         return self._logs.get(run_id)
+
+    def followed(self) -> Sequence[EventLog]:
+        return ()
 
     def lose(self, run_id: str) -> None:
         """Others cannot be followed: the readers are told that the run was lost."""

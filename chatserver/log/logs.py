@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from weakref import WeakValueDictionary
 
 from chatserver.log import EventLog, StoredLog
@@ -50,6 +50,9 @@ class MemoryLogs:
                 await log.restore(stored)
                 self._restored[run_id] = log
             return log
+
+    def followed(self) -> Sequence[EventLog]:
+        return self._journal.followed()
 
     def lose(self, run_id: str) -> None:
         self._journal.lose(run_id)

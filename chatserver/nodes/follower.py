@@ -117,6 +117,11 @@ class Follower:
             case Found.NO_ANSWER:
                 raise unavailable()  # One for each who waits: the traceback of one would grow with their number.
 
+    def logs_with_readers(self) -> list[FedLog]:
+        """The logs of runs that go on and are read here."""
+        logs = [followed.log for followed in self._followed.values()]
+        return [log for log in logs if log.has_readers and not log.is_over]
+
     def adopt(self, log: FedLog) -> None:
         """Follow a run that was ours, from where it is, to its end, which the database may have already.
 

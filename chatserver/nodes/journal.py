@@ -4,7 +4,7 @@ The journal has what goes on; the database has what is over, and the database is
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from time import monotonic
@@ -66,6 +66,9 @@ class RedisJournal:
             if await self._stored(run_id) is None:
                 raise
             return None
+
+    def followed(self) -> Sequence[EventLog]:
+        return self._follower.logs_with_readers()
 
     def release(self, run_id: str) -> None:
         if log := self._owned.get(run_id):

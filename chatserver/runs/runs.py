@@ -26,6 +26,7 @@ from chatserver.log.journal import catch_up
 from chatserver.resources import MessageResource, RunResource, SessionDetail
 from chatserver.runs.answers import Answers
 from chatserver.runs.elsewhere import Elsewhere
+from chatserver.runs.leaving import leave_followed
 from chatserver.runs.life import Life
 from chatserver.runs.lives import Lives
 from chatserver.runs.places import Place, Places
@@ -281,6 +282,12 @@ class Runs:
             await deleting.wait()
 
     async def drain(self) -> None:
-        """No new runs; those that go on may end by themselves for ``drain_seconds``, then they are interrupted."""
+        """No new runs; those that go on may end by themselves for ``drain_seconds``, then they are interrupted.
+
+        Those of other processes go on, without their readers here.
+        """
         self.is_draining = True
-        await self._lives.drain(self._settings.drain_seconds)
+        seconds = self._settings.drain_seconds
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._lives.drain, seconds)
+            tasks.start_soon(leave_followed, self._logs, self._sessions.waits, seconds)

@@ -5,7 +5,7 @@ column, and only then makes the call. So whoever takes such a run over can have 
 twice. An answer that its dead process has not taken is taken by the next one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from msgspec import Struct
 from sqlalchemy import Connection, and_, case, func, select, update
@@ -205,6 +205,15 @@ class Waits:
             )
 
         return await self._database.write(work)
+
+    async def waiting(self, run_ids: Collection[str]) -> set[str]:
+        """Which of these runs wait, whatever process has them."""
+
+        def work(connection: Connection) -> set[str]:
+            waiting = _IS_ACTIVE & (runs.c.status == "waiting") & runs.c.run_id.in_(run_ids)
+            return set(connection.scalars(select(runs.c.run_id).where(waiting)))
+
+        return await self._database.read(work)
 
     async def due(self) -> list[str]:
         """Some parked runs with calls that have expired, or that were answered."""
