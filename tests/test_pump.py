@@ -94,8 +94,12 @@ async def test_a_log_that_is_closed_before_its_run_has_ended_is_told_as_a_failur
     log = MemoryLog("r")
     reader = Reader(log)
     say(log, 1)
+    behind = Reader(log, takes=False)
+    say(log, 1)
     log.close()
-    assert reader.ends == [None] and reader.seqs == [1]
+    assert reader.ends == [None] and reader.seqs == [1, 2]
+    behind.peer.open()
+    assert behind.ends == [None] and behind.seqs == [1, 2]
 
 
 async def test_whoever_has_left_is_sent_nothing() -> None:

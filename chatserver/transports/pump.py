@@ -51,7 +51,8 @@ class Pump:
                 if sent_bytes >= BATCH_BYTES_LIMIT:
                     break
             if cursor.is_at_end:
-                self._over(self, last)  # None: the log was closed before its run had ended.
+                # Otherwise the log was closed before its run had ended.
+                self._over(self, last if last is not None and last.is_terminal else None)
             elif sent_bytes >= BATCH_BYTES_LIMIT:
                 self._run_later()
         except Exception:
