@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Collection, Mapping
 from contextlib import suppress
+from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
@@ -47,9 +48,9 @@ class OpenAIProvider:
         api: type[Api] = ChatCompletions,
     ) -> None:
         """``headers`` go with each request; ``omitted`` parameters with none, see ``Parameters``."""
-        self._api_key = api_key
-        self._base_url = base_url
-        self._headers = headers
+        self._make = partial(
+            ModelServer, api_key=api_key, base_url=base_url, headers=headers, idle_seconds=idle_seconds
+        )
         self._idle_seconds = idle_seconds
         self._host = urlsplit(base_url or OPENAI_URL).hostname
         self._api = api(is_foreign=self._host != urlsplit(OPENAI_URL).hostname)
@@ -81,12 +82,7 @@ class OpenAIProvider:
     def _made_server(self) -> ModelServer:
         with self._making:  # Two first runs may come together, where nobody has called `warm_up`.
             if self._known is None:
-                self._known = ModelServer(
-                    api_key=self._api_key,
-                    base_url=self._base_url,
-                    headers=self._headers,
-                    idle_seconds=self._idle_seconds,
-                )
+                self._known = self._make()
             return self._known
 
     async def stream(self, request: ModelRequest, on_delta: OnDelta) -> Finish:
