@@ -310,8 +310,10 @@ async def test_a_process_is_alive_whose_witness_says_so(sessions: Sessions, othe
     begun = await ask(sessions)
 
     class Living(DatabaseAlone):
-        async def gone(self, owners: Set[str | None], silent: Set[str | None]) -> Set[str | None]:
-            assert sessions._lease.owner in owners & silent
+        async def gone(
+            self, owners: Set[str | None], silent: Set[str | None], dead: Set[str | None]
+        ) -> Set[str | None]:
+            assert sessions._lease.owner in owners & dead
             return set()
 
     other._lease._witness = Living()

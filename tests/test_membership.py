@@ -188,8 +188,8 @@ async def test_rights_that_the_user_lacks_are_told_at_the_start_and_a_full_memor
 async def test_nobody_is_gone_who_renews_the_lease(nodes: list[Node], clock: Clock) -> None:
     for _ in range(3):
         await clock.passes(*nodes)
-        assert await nodes[0].member.gone({"a", "b", "c"}, NOBODY) == NOBODY
-        assert await nodes[0].member.gone({"b"}, {"b"}) == NOBODY, "whatever the database says"
+        assert await nodes[0].member.gone({"a", "b", "c"}, NOBODY, NOBODY) == NOBODY
+        assert await nodes[0].member.gone({"b"}, {"b"}, {"b"}) == NOBODY, "whatever the database says"
 
 
 async def test_a_node_is_gone_when_its_lease_was_missing_in_all_looks_for_long(nodes: list[Node], clock: Clock) -> None:
@@ -198,11 +198,12 @@ async def test_a_node_is_gone_when_its_lease_was_missing_in_all_looks_for_long(n
     a.member.watch(lambda: told.append("a"))
     await die(b)
     await a.look()
-    assert await a.member.gone({"b"}, NOBODY) == NOBODY
-    assert await a.member.gone({"b"}, {"b"}) == {"b"}, "as one that has died on this machine"
+    assert await a.member.gone({"b"}, NOBODY, NOBODY) == NOBODY
+    assert await a.member.gone({"b"}, {"b"}, NOBODY) == NOBODY, "though the database has lost it too"
+    assert await a.member.gone({"b"}, NOBODY, {"b"}) == {"b"}, "as one that has died on this machine"
     await clock.passes(a, c)
-    assert (await a.member.gone({"b", "c"}, NOBODY), told) == ({"b"}, ["a", "a"])
-    assert await a.member.gone(NOBODY, NOBODY) == NOBODY
+    assert (await a.member.gone({"b", "c"}, NOBODY, NOBODY), told) == ({"b"}, ["a", "a"])
+    assert await a.member.gone(NOBODY, NOBODY, NOBODY) == NOBODY
     assert await registered(a) == ["a", "c"], "a node that left nothing is forgotten"
 
 
@@ -213,7 +214,7 @@ async def test_a_node_that_comes_back_in_time_is_not_gone(nodes: list[Node], clo
         await a.look()
         await b.look()
         await clock.passes(a)
-        assert await a.member.gone({"b"}, NOBODY) == NOBODY
+        assert await a.member.gone({"b"}, NOBODY, NOBODY) == NOBODY
 
 
 async def test_a_node_that_waits_for_a_processor_takes_nobody_for_gone(nodes: list[Node], clock: Clock) -> None:
@@ -225,9 +226,9 @@ async def test_a_node_that_waits_for_a_processor_takes_nobody_for_gone(nodes: li
         tasks.start_soon(a.look)
         await checkpoint()
         clock.seconds += membership.MISSED_SECONDS
-    assert await a.member.gone({"b"}, NOBODY) == NOBODY
+    assert await a.member.gone({"b"}, NOBODY, NOBODY) == NOBODY
     await a.look()
-    assert await a.member.gone({"b"}, NOBODY) == {"b"}
+    assert await a.member.gone({"b"}, NOBODY, NOBODY) == {"b"}
 
 
 async def test_a_node_that_was_taken_for_gone_looks_what_it_has_lost(nodes: list[Node]) -> None:
@@ -244,20 +245,20 @@ async def test_a_look_without_an_answer_begins_the_count_anew(nodes: list[Node],
     await a.look()
     a.member._saw(Unavailable())
     with pytest.raises(Unavailable):
-        await a.member.gone({"b"}, {"b"})
+        await a.member.gone({"b"}, {"b"}, {"b"})
     await clock.passes(a)
-    assert await a.member.gone({"b"}, NOBODY) == NOBODY
+    assert await a.member.gone({"b"}, NOBODY, NOBODY) == NOBODY
     await clock.passes(a)
-    assert await a.member.gone({"b"}, NOBODY) == {"b"}
+    assert await a.member.gone({"b"}, NOBODY, NOBODY) == {"b"}
 
 
 async def test_a_redis_that_has_lost_its_data_kills_nobody(nodes: list[Node], clock: Clock) -> None:
     a, b, c = nodes
     await a.link.command("FLUSHALL")
     await a.look()
-    assert await a.member.gone({"b", "c"}, NOBODY) == NOBODY
+    assert await a.member.gone({"b", "c"}, NOBODY, NOBODY) == NOBODY
     await clock.passes(b, c, a)
-    assert await a.member.gone({"b", "c"}, {"b", "c"}) == NOBODY
+    assert await a.member.gone({"b", "c"}, {"b", "c"}, NOBODY) == NOBODY
 
 
 async def test_a_node_is_gone_that_dies_when_redis_loses_its_data(nodes: list[Node], clock: Clock) -> None:
@@ -267,11 +268,11 @@ async def test_a_node_is_gone_that_dies_when_redis_loses_its_data(nodes: list[No
     await a.look()
     clock.seconds += membership.LEASE_SECONDS
     await clock.passes(a)
-    assert await a.member.gone({"b"}, NOBODY) == {"b"}
+    assert await a.member.gone({"b"}, NOBODY, NOBODY) == {"b"}
     await c.look()
     await a.look()
-    assert await a.member.gone({"b", "c"}, NOBODY) == {"b"}
-    assert await a.member.gone(NOBODY, NOBODY) == NOBODY
+    assert await a.member.gone({"b", "c"}, NOBODY, NOBODY) == {"b"}
+    assert await a.member.gone(NOBODY, NOBODY, NOBODY) == NOBODY
     told: list[str] = []
     a.member.watch(lambda: told.append("a"))
     await a.look()
@@ -286,10 +287,10 @@ async def test_whose_lease_redis_has_lost_has_the_time_of_a_lease(nodes: list[No
     await a.link.command("FLUSHALL")
     await a.look()
     await clock.passes(a)
-    assert await a.member.gone({"b", "c"}, NOBODY) == NOBODY
+    assert await a.member.gone({"b", "c"}, NOBODY, NOBODY) == NOBODY
     clock.seconds += membership.LEASE_SECONDS
     await a.look()
-    assert await a.member.gone({"b", "c"}, NOBODY) == {"b", "c"}, "though Redis was away and knows of neither"
+    assert await a.member.gone({"b", "c"}, NOBODY, NOBODY) == {"b", "c"}, "though Redis was away and knows of neither"
 
 
 async def test_a_node_learns_that_redis_has_lost_its_data(nodes: list[Node]) -> None:
@@ -305,8 +306,29 @@ async def test_a_node_learns_that_redis_has_lost_its_data(nodes: list[Node]) -> 
     assert told == ["a"], "once"
 
 
-async def test_whom_redis_does_not_know_the_database_judges(nodes: list[Node]) -> None:
-    assert await nodes[0].member.gone({"x", "y", None}, {"x", None}) == {"x", None}
+async def test_whom_redis_never_knew_the_database_judges_when_redis_had_time_to_hear(
+    nodes: list[Node], clock: Clock
+) -> None:
+    """One of them may live: Redis has lost its lease before this node could see it."""
+    a, b, _ = nodes
+    asked: tuple[set[str | None], ...] = {"x", "y", "d", "e", None}, {"x", "d"}, {"e", None}
+    assert await a.member.gone(*asked) == {"e", None}, "dead, or nobody's"
+    await clock.passes(a)
+    assert await a.member.gone(*asked) == {"e", None}
+    await b.link.command("SADD", NODES, "d")
+    await b.link.command("SET", node_key("d"), "1")
+    clock.seconds += membership.LEASE_SECONDS
+    await a.look()
+    assert await a.member.gone(*asked) == {"x", "e", None}
+
+
+async def test_a_look_without_an_answer_tells_nothing_of_strangers(nodes: list[Node], clock: Clock) -> None:
+    a = nodes[0].member
+    assert await a.gone({"x"}, {"x"}, NOBODY) == NOBODY
+    a._saw(Unavailable())
+    clock.seconds += membership.LEASE_SECONDS
+    await clock.passes(nodes[0])
+    assert await a.gone({"x"}, {"x"}, NOBODY) == NOBODY
 
 
 async def test_a_node_that_leaves_is_no_node(redis_server: RedisProcess, nodes: list[Node]) -> None:
@@ -340,9 +362,9 @@ async def test_looks_that_are_not_answered_count_for_nothing(nodes: list[Node], 
     await die(b)
     await a.look()
     clock.seconds += 10 * membership.MISSED_SECONDS
-    assert await a.member.gone({"b"}, NOBODY) == NOBODY
+    assert await a.member.gone({"b"}, NOBODY, NOBODY) == NOBODY
     await clock.passes(a)
-    assert await a.member.gone({"b"}, NOBODY) == {"b"}
+    assert await a.member.gone({"b"}, NOBODY, NOBODY) == {"b"}
 
 
 # Who takes what is left

@@ -78,6 +78,7 @@ class Membership:
         self._known = set[str]()  # All that were ever seen, until they are gone and have left nothing.
         self._cancels: Sequence[str] = ()  # What the last reply told to cancel: a reply that is lost is repeated.
         self._missing: dict[str, float] = {}  # Since which look the lease of each is missing.
+        self._strangers: dict[str | None, float] = {}  # Since which look the database names each, and Redis does not.
 
     async def keep(self) -> None:
         """Renew the lease and look for the others, for ever."""
@@ -102,7 +103,7 @@ class Membership:
     def _saw(self, reply: Any) -> None:
         self._is_looking = False
         if isinstance(reply, Exception):
-            self._living, self._missing = frozenset(), {}
+            self._living, self._missing, self._strangers = frozenset(), {}, {}
             return
         self._looked_at, now = self._asked_at, monotonic()
         self._silent_seconds = 0.0
@@ -154,15 +155,17 @@ class Membership:
     def watch(self, on_gone: Callable[[], None]) -> None:
         self._on_gone = on_gone
 
-    async def gone(self, owners: Set[str | None], silent: Set[str | None]) -> Set[str | None]:
-        """As ``Witness``. Whoever was never seen here, the database knows."""
+    async def gone(self, owners: Set[str | None], silent: Set[str | None], dead: Set[str | None]) -> Set[str | None]:
+        """As ``Witness``. Of whoever was never seen here, Redis may have lost the lease: then it comes again."""
         if not self.is_answered:
             raise Unavailable("Redis does not say who lives")
-        gone = self._gone()
+        gone, at = self._gone(), self._looked_at
         if forgotten := gone - owners:
             await self._link.command("SREM", NODES, *forgotten)
             self._known -= forgotten
-        return {each for each in owners if each in gone or (each in silent and each not in self._living)}
+        self._strangers = {each: self._strangers.get(each, at) for each in owners - self._known}
+        unseen = {each for each, since in self._strangers.items() if at - since >= LEASE_SECONDS + MISSED_SECONDS}
+        return (owners & gone) | (silent & unseen) | (dead - self._living)
 
     def mistaken(self) -> None:
         self.on_forgotten()

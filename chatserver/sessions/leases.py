@@ -162,9 +162,9 @@ class Lease:
     async def _end_gone(self, owners: Set[str | None], beats: Mapping[str | None, int]) -> list[str]:
         others = (owners | beats.keys()) - {self.owner}
         silent = {each for each in others if each not in beats or self._stands_still(each, beats[each])}
-        dead = {each for each in others if self._lock_of(each).is_free()}
+        dead = {each for each in others if each is None or self._lock_of(each).is_free()}
         ended: list[str] = []
-        for owner in await self._witness.gone(others, silent | dead):
+        for owner in await self._witness.gone(others, silent, dead):
             ended += await self._end_runs(owner, beats.get(owner))
             if (lock := self._lock_of(owner)).is_free():
                 lock.remove()

@@ -16,8 +16,10 @@ class Witness(Protocol):
         """Call this when somebody may be gone whom the database still takes for alive."""
         ...
 
-    async def gone(self, owners: Set[str | None], silent: Set[str | None]) -> Set[str | None]:
-        """Which of these owners of runs are gone, and can store nothing more; the database takes ``silent`` for gone.
+    async def gone(self, owners: Set[str | None], silent: Set[str | None], dead: Set[str | None]) -> Set[str | None]:
+        """Which of these owners of runs are gone, and can store nothing more.
+
+        Of them, the database takes ``silent`` for gone, and may be wrong; the processes of ``dead`` have ended.
 
         Raises:
             Unavailable: nobody can tell now.
@@ -51,8 +53,8 @@ class DatabaseAlone:
     def watch(self, on_gone: Callable[[], None]) -> None:
         """Only the database knows."""
 
-    async def gone(self, owners: Set[str | None], silent: Set[str | None]) -> Set[str | None]:
-        return silent
+    async def gone(self, owners: Set[str | None], silent: Set[str | None], dead: Set[str | None]) -> Set[str | None]:
+        return silent | dead
 
     async def take(self, run_ids: Sequence[str], owner: str | None) -> Mapping[str, Answer | None]:
         return dict.fromkeys(run_ids)
