@@ -11,7 +11,7 @@ from chatserver.errors import BadCursor, BadRequest, NoCommand, NotFound, TooLar
 from chatserver.media import checked_parts
 from chatserver.parts import TextPart, UserParts
 from chatserver.strict_json import convert, plain_text, texts_of
-from chatserver.structured import ResponseFormat, check_format
+from chatserver.structured import ResponseFormat, SchemaFormat, check_format
 
 SYSTEM_BYTES_LIMIT = 32 * 1024
 NAME_CHARS_LIMIT = 256
@@ -55,6 +55,13 @@ class ChatRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     response_format: ResponseFormat | None = None
     on_disconnect: Literal["cancel", "continue"] = "cancel"
     tools: tuple[ClientTool, ...] | None = None
+
+    def schemas(self) -> dict[str, dict[str, Any]]:
+        """Each JSON Schema of the request, by its pointer."""
+        found = {f"/tools/{place}/parameters": each.parameters for place, each in enumerate(self.tools or ())}
+        if isinstance(self.response_format, SchemaFormat):
+            found["/response_format/json_schema/schema"] = self.response_format.json_schema.schema
+        return found
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(…)"  # No user's text may get into a log, not even in a traceback.

@@ -10,7 +10,7 @@ import msgspec
 from chatserver.dialogue import QUESTION
 from chatserver.errors import BadRequest
 from chatserver.events import ToolCall, ToolResult, to_json
-from chatserver.structured import mistake_in, mistake_in_schema
+from chatserver.json_schema import mistake_in, mistake_in_schema
 from chatserver.tools.arguments import check_size
 from chatserver.tools.context import CANCELLED, Ask, Question, Reply
 from chatserver.tools.execution import TimeLimit

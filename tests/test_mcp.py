@@ -21,8 +21,8 @@ from msgspec.structs import replace
 from chatserver.dialogue import RESERVED
 from chatserver.errors import SettingsError
 from chatserver.events import ToolProgress
+from chatserver.json_schema import SCHEMA_BYTES_LIMIT
 from chatserver.settings.masks import masked
-from chatserver.structured import SCHEMA_BYTES_LIMIT
 from chatserver.tools.context import Question, Reply, ToolContext
 from chatserver.tools.mcp.configuration import Command, Endpoint, McpConfiguration, mcp_configurations
 from chatserver.tools.mcp.listing import DESCRIPTION_CHARS_LIMIT, TOOLS_LIMIT, listed
@@ -170,6 +170,7 @@ def test_what_cannot_be_offered_is_left_out() -> None:
         "array": {"type": "array"},
         "invalid": {"type": "object", "properties": 3},
         "fetched": {"type": "object", "$ref": "http://127.0.0.1:9/x"},
+        "dangling": {"type": "object", "properties": {"a": {"$ref": "#/$defs/a"}}},
         "long": {"type": "object", "title": "x" * SCHEMA_BYTES_LIMIT},
         "deep": deep,
     }

@@ -12,13 +12,14 @@ from chatserver.app import create_app
 from chatserver.commands import ChatRequest, checked_request
 from chatserver.dialogue import UserMessage
 from chatserver.errors import BadRequest, TooLarge, UpstreamError
+from chatserver.json_schema import SCHEMA_BYTES_LIMIT, check_schemas
 from chatserver.providers import ModelRequest
 from chatserver.providers.chat_completions.api import ChatCompletions
 from chatserver.providers.responses.api import Responses
 from chatserver.providers.samples import sample
 from chatserver.settings import Settings
 from chatserver.strict_json import convert
-from chatserver.structured import SCHEMA_BYTES_LIMIT, ResponseFormat, check_answer, check_schema
+from chatserver.structured import ResponseFormat, check_answer
 from tests.clients import BOTH, SSE, RefusedError, Transport, documents_of, request
 from tests.fake_upstream import FakeUpstream, call, refuse, say
 from tests.live import live_server
@@ -47,14 +48,14 @@ def format_of(schema: Any, **fields: Any) -> dict[str, Any]:
 
 def taken(wanted: Any) -> ResponseFormat | None:
     asked = convert(json.dumps({"message": "x", "response_format": wanted}), ChatRequest)
+    check_schemas(asked.schemas())
     return checked_request(asked, 100, 100).response_format
 
 
 @pytest.mark.parametrize(
     "wanted", [{"type": "text"}, {"type": "json_object"}, format_of(CITY), format_of({}, strict=True, description="A")]
 )
-async def test_a_format_goes_on_as_it_was_given(wanted: dict[str, Any]) -> None:
-    await check_schema(taken(wanted))
+def test_a_format_goes_on_as_it_was_given(wanted: dict[str, Any]) -> None:
     assert msgspec.json.decode(msgspec.json.encode(taken(wanted))) == wanted
 
 
@@ -71,13 +72,13 @@ async def test_a_format_goes_on_as_it_was_given(wanted: dict[str, Any]) -> None:
         (format_of(CITY, strict="yes"), "/response_format/json_schema/strict"),
         (format_of([]), "/response_format/json_schema/schema"),
         (format_of({"type": "city"}), "/response_format/json_schema/schema"),
-        (format_of({"items": [{"$ref": "https://example.org/x"}]}), "/response_format/json_schema/schema"),
+        (format_of({"items": {"$ref": "#/$defs/nowhere"}}), "/response_format/json_schema/schema"),
     ],
     ids=str,
 )
-async def test_a_format_that_is_none_is_pointed_at(wanted: Any, pointer: str) -> None:
+def test_a_format_that_is_none_is_pointed_at(wanted: Any, pointer: str) -> None:
     with pytest.raises(BadRequest) as refused:
-        await check_schema(taken(wanted))
+        taken(wanted)
     assert refused.value.pointer == pointer
 
 
@@ -99,8 +100,6 @@ def test_a_schema_has_a_limit() -> None:
         ({"uniqueItems": True}, "[1, 2, 1]", "at $ it breaks `uniqueItems`"),
         (EXPONENTIAL, "null", "it takes too long to check"),
         ({"$schema": DRAFT} | EXPONENTIAL, "null", "it takes too long to check"),
-        ({"$ref": "#"}, "1", "its schema cannot be followed"),
-        ({"$ref": "#/nowhere"}, "1", "its schema cannot be followed"),
         (CATASTROPHE, json.dumps("a" * 60 + "b"), None),
         ({"$ref": "#/$defs/a", "$defs": {"a": {"$schema": DRAFT} | CATASTROPHE}}, json.dumps("a" * 60 + "b"), None),
         (CATASTROPHE, json.dumps({"a" * 60 + "b": 1}), None),
@@ -115,12 +114,11 @@ async def test_an_answer_fits_or_is_told_where_it_does_not(schema: Any, answer: 
     assert (failed.value.code, failed.value.message.partition(": ")[2]) == ("llm_error", mistake)
 
 
-@pytest.mark.parametrize("schema", [CITY, {"type": ["integer", "null"]}, {"$ref": "#"}, {"items": {"$ref": "#"}}])
+@pytest.mark.parametrize("schema", [CITY, {"type": ["integer", "null"]}, {"items": {"$ref": "#"}}])
 async def test_the_demo_model_knows_simple_schemas(schema: dict[str, Any]) -> None:
     text = sample(format_of(schema))
     assert text is not None
-    if schema != {"$ref": "#"}:
-        await check_answer(taken(format_of(schema)), text)
+    await check_answer(taken(format_of(schema)), text)
 
 
 @pytest.mark.parametrize("transport", BOTH, ids=str)

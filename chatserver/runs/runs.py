@@ -9,6 +9,7 @@ from functools import partial
 from typing import Self
 
 import anyio
+from anyio import to_thread
 from msgspec.structs import replace
 
 from chatserver.client_tools import checked_client_tools
@@ -21,6 +22,7 @@ from chatserver.commands import (
     new_id,
 )
 from chatserver.errors import BadCursor, BadRequest, ChatError, Draining, NotFound, Unavailable
+from chatserver.json_schema import check_schemas
 from chatserver.log import EventLog, EventLogs
 from chatserver.log.journal import catch_up
 from chatserver.resources import MessageResource, RunResource, SessionDetail
@@ -35,7 +37,6 @@ from chatserver.runs.states import State
 from chatserver.runs.subscription import Subscription
 from chatserver.sessions import Sessions
 from chatserver.settings import Settings
-from chatserver.structured import check_schema
 from chatserver.telemetry import NOTHING
 
 CANCEL_SECONDS = 10.0
@@ -93,7 +94,8 @@ class Runs:
         request = checked_client_tools(request, self._lives.toolbox.tools)
         if self._settings.models:
             request = checked_model(request, self._settings.models_offered)
-        await check_schema(request.response_format)
+        if schemas := request.schemas():
+            await to_thread.run_sync(check_schemas, schemas)
         try:
             if self.is_draining:
                 raise Draining

@@ -20,7 +20,7 @@ from typing import Any
 
 import anyio
 
-from chatserver.structured import mistake_in
+from chatserver.json_schema import mistake_in
 from chatserver.tools import Approval, BadArguments, Tool
 from chatserver.tools.context import ToolContext
 from chatserver.tools.functions import FunctionTool

@@ -6,8 +6,8 @@ from typing import Any
 from chatserver.commands import is_id
 from chatserver.dialogue import QUESTION, RESERVED
 from chatserver.errors import SettingsError
+from chatserver.json_schema import mistake_in_schema
 from chatserver.settings.references import load
-from chatserver.structured import mistake_in_schema
 from chatserver.tools import Tool
 from chatserver.tools.functions import tool
 

@@ -10,9 +10,9 @@ from msgspec import Struct
 
 from chatserver.dialogue import QUESTION, RESERVED
 from chatserver.events import to_json
+from chatserver.json_schema import SCHEMA_BYTES_LIMIT, mistake_in_schema
 from chatserver.providers.clean_text import cleaned
 from chatserver.strict_json import NESTING_LIMIT, is_nested_too_deeply
-from chatserver.structured import SCHEMA_BYTES_LIMIT, mistake_in_schema, refers_outside
 from chatserver.tools.results import words_of
 
 TOOLS_LIMIT = 128
@@ -71,8 +71,6 @@ def _problem_of_schema(schema: dict[str, Any]) -> str | None:
             return f"its schema is over {SCHEMA_BYTES_LIMIT} bytes"
         if is_nested_too_deeply(encoded):
             return f"its schema is nested over {NESTING_LIMIT} levels"
-        if refers_outside(schema):
-            return "its schema refers to another document"
         if mistake := mistake_in_schema(schema):
             return f"its schema is none: {mistake}"
     except (TypeError, ValueError, RecursionError) as error:
