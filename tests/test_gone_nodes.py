@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from chatserver.log import SEQ_LIMIT
-from chatserver.nodes import membership
+from chatserver.nodes import follower, membership
 from chatserver.nodes.keys import node_key, owner_key, run_key
 from chatserver.nodes.membership import Membership
 from chatserver.sessions import leases
@@ -218,6 +218,26 @@ async def test_a_node_that_is_cut_off_from_redis_loses_its_runs_to_another(
     assert sum(each("chatserver_runs_ended_total", reason="interrupted") for each in found) == len(stories)
 
 
+@in_time
+async def test_a_cancel_that_the_owner_may_never_have_heard_ends_the_run_as_cancelled(nodes: Cluster[LiveNode]) -> None:
+    stories = await begun(nodes, Hang())
+    nodes[0].redis.stall()
+    for story in stories:
+        assert (await cancel(nodes[1], story.run_id)).status == 202
+    there = [await documents_of(story.there) for story in stories]
+    nodes[0].redis.heal()
+    for story, documents in zip(stories, there, strict=True):
+        events = [json.loads(each) for each in documents]
+        assert [each["type"] for each in events] == ["snapshot", "done"]
+        assert events[-1]["finish_reason"] == "cancelled"
+        assert await documents_of(story.here) == documents
+        run = await get_run(nodes[0], story.run_id)
+        assert (run["status"], run["error"]) == ("cancelled", None)
+    await nodes.upstream.closed(len(stories))
+    found = [await scrape(node) for node in nodes]
+    assert sum(each("chatserver_runs_ended_total", reason="cancelled") for each in found) == len(stories)
+
+
 class SlowLease:
     """The lease of a node in the database, which the node renews when a test says so."""
 
@@ -261,6 +281,7 @@ async def test_a_node_that_was_taken_for_gone_finds_what_others_have_taken_and_n
     nodes: Cluster[LiveNode], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also of a run that says nothing; and none of what others were told is missing from the end that it stores."""
+    monkeypatch.setattr(follower, "SILENT_SECONDS", inf)
     gate = anyio.Event()
     stories, lease = await begun(nodes, Gate(gate), token("more"), Hang()), SlowLease(nodes[0], monkeypatch)
     with held(Membership, "take", done=True) as hold:
@@ -277,7 +298,7 @@ async def test_a_node_that_was_taken_for_gone_finds_what_others_have_taken_and_n
             assert [each["type"] for each in events[-2:]] == ["snapshot", "error"], events
             await story.is_stored(nodes[0])
             assert (await story.said(nodes[0])).endswith(" more")
-            story.there.cut()
+            assert [json.loads(each)["type"] for each in await documents_of(story.there)] == ["snapshot", "error"]
     await nodes.upstream.closed(len(stories))
 
 

@@ -120,6 +120,30 @@ async def test_a_run_ends_for_whose_log_there_is_no_room(tmp_path: Path) -> None
             assert text_of(await documents_of(reading)) == "Next"
 
 
+async def test_the_end_of_a_run_is_told_at_once_by_a_redis_that_is_full(
+    run: Run, redis_server: RedisProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follower, "SILENT_SECONDS", 3600.0)
+    run.database["run"] = run.log.stored(appended(end(), "run", 3))
+    redis_server.cli("CONFIG", "SET", "maxmemory", "1")
+    try:
+        run.log.append(end())
+        await run.is_told()
+    finally:
+        redis_server.cli("CONFIG", "SET", "maxmemory", "0")
+
+
+async def test_the_end_of_a_run_that_is_not_ours_any_more_is_told_at_once(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its new owner may die before it has told anybody."""
+    monkeypatch.setattr(follower, "SILENT_SECONDS", 3600.0)
+    run.owner.journal.give_up("run")
+    run.database["run"] = run.log.stored(appended(end(), "run", 3))
+    run.owner.journal.lose("run")
+    await run.is_told()
+
+
 # ---- a run that was deleted -----------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from functools import partial, wraps
+from math import inf
 from pathlib import Path
 from time import time
 from typing import Any, ParamSpec, cast
@@ -14,14 +15,19 @@ import pytest
 from anyio import fail_after, move_on_after
 from sqlalchemy import Connection
 
-from chatserver.answer import Answer
+from chatserver.commands import ChatRequest
 from chatserver.endings import INTERRUPTED
 from chatserver.errors import NotFound, RunActive, RunLost, Unavailable
+from chatserver.events import Done as DoneEvent
+from chatserver.events import Terminal, Usage
+from chatserver.parts import ToolCallPart
+from chatserver.resources import timestamp
 from chatserver.sessions import Progress, Sessions, edit, end, leases, locks, open_sessions
 from chatserver.sessions.database import Database
 from chatserver.sessions.leases import LOOKS, Lease
-from chatserver.sessions.witness import DatabaseAlone
+from chatserver.sessions.witness import DatabaseAlone, Left
 from chatserver.telemetry.metrics import Metrics
+from chatserver.waiting import Wait, WaitingCall
 from tests.clients import (
     SSE,
     Reading,
@@ -33,7 +39,7 @@ from tests.clients import (
     text_of,
     when_available,
 )
-from tests.databases import answer_of, ask, ended, said, texts
+from tests.databases import answer_of, ask, ended, events_of, said, texts
 from tests.fake_upstream import Done, FakeUpstream, Gate, Hang, finish, role, token
 from tests.life import in_time
 from tests.live import ServerProcess
@@ -110,7 +116,7 @@ async def test_what_a_process_has_left_is_its_own_when_it_registers_again(sessio
     begun = await ask(sessions)
 
     class Slow(DatabaseAlone):
-        async def take(self, run_ids: Sequence[str], owner: str | None) -> Mapping[str, Answer | None]:
+        async def take(self, run_ids: Sequence[str], owner: str | None) -> Mapping[str, Left]:
             assert await sessions._lease._renew() is False
             return await super().take(run_ids, owner)
 
@@ -128,7 +134,7 @@ async def test_nobody_registers_while_what_was_left_is_ended(sessions: Sessions,
     await sessions._database.write(partial(leases._forget, owner=owner))
 
     def interrupt(connection: Connection) -> None:
-        left = {begun.run.run_id: None}
+        left = {begun.run.run_id: Left()}
         leases._interrupt_unregistered(connection, left, owner, other._lease.owner)
         loop.call_soon_threadsafe(is_ending.set)
         if connection.dialect.name == "postgresql":  # Others go on meanwhile, if nothing holds them up.
@@ -234,7 +240,7 @@ async def test_of_those_that_end_what_a_process_has_left_the_first_one_counts(
         else:
             edit.remove(connection, "ann", "s", [run_id])
 
-    def interrupt(connection: Connection) -> int:
+    def interrupt(connection: Connection) -> list[Terminal]:
         class Statements:
             """The connection of a transaction, with one of another process in between."""
 
@@ -251,9 +257,9 @@ async def test_of_those_that_end_what_a_process_has_left_the_first_one_counts(
                 return found()
 
         run_ids = [lost.run.run_id, left.run.run_id]
-        return end.interrupt(cast(Connection, Statements()), dict.fromkeys(run_ids), owner, owner)
+        return end.interrupt(cast(Connection, Statements()), dict.fromkeys(run_ids, Left()), owner, owner)
 
-    assert await sessions._database.write(interrupt) == 1
+    assert await sessions._database.write(interrupt) == [INTERRUPTED]
     assert others == []
     assert (await sessions.run("ann", left.run.run_id)).status == "failed"
     if how.startswith("ended"):
@@ -293,8 +299,8 @@ async def test_what_a_dead_process_had_told_others_is_kept_beside_what_it_had_st
     told: list[str] = []
 
     class Heard(DatabaseAlone):
-        async def take(self, run_ids: Sequence[str], owner: str | None) -> Mapping[str, Answer | None]:
-            return {run_id: answers[run_id] for run_id in run_ids}
+        async def take(self, run_ids: Sequence[str], owner: str | None) -> Mapping[str, Left]:
+            return {run_id: Left(answers[run_id]) for run_id in run_ids}
 
         async def ended(self, run_ids: Iterable[str]) -> None:
             assert all([(await other.run("ann", run_id)).finished_at for run_id in run_ids])
@@ -304,6 +310,36 @@ async def test_what_a_dead_process_had_told_others_is_kept_beside_what_it_had_st
     sessions._lease._lock.release()
     assert sorted(await other.interrupt_abandoned()) == sorted(told) == sorted(answers)
     assert [await texts(other, each) for each in heard] == [["Hello", "So far and no further"], ["Hello", "So far"]]
+
+
+async def test_a_run_ends_as_cancelled_that_its_user_had_cancelled(sessions: Sessions, other: Sessions) -> None:
+    """Also one that waits: nobody else would ever end it."""
+    going, waiting = [await ask(sessions, session_id=each) for each in "st"]
+    await sessions.checkpoint({going.run.run_id: answer_of("So far")})
+    call = ToolCallPart(call_id="c", tool="book", args={}, needs_approval=True)
+    progress = Progress(answer_of("Well", "", call), said("Well"), Usage(5, 6))
+    wait = Wait(ChatRequest(), {"c": WaitingCall(timestamp())})
+    await sessions.waits.store(waiting.run.run_id, wait, progress, True, inf)
+
+    class Told(DatabaseAlone):
+        async def take(self, run_ids: Sequence[str], owner: str | None) -> Mapping[str, Left]:
+            return dict.fromkeys(run_ids, Left(is_cancelled=True))
+
+    other._lease._witness = Told()
+    other._lease._observer = metrics = Metrics(())
+    sessions._lease._lock.release()
+    spent = await other.spent_on("ann", timestamp()[:10])
+    assert len(await other.interrupt_abandoned()) == 2
+    for begun, usage in ((going, Usage(0, 2, estimated=True)), (waiting, Usage(5, 6))):
+        run = await other.run("ann", begun.run.run_id)
+        assert (run.status, run.usage, run.error) == ("cancelled", usage, None)
+        end = events_of(await other.log(run.run_id))[-1]
+        assert isinstance(end, DoneEvent)
+        assert (end.finish_reason, end.usage, end.message_id) == ("cancelled", usage, run.message_id)
+        (_, message) = (await other.session("ann", run.session_id)).messages
+        assert (message.status, message.finish_reason) == ("partial", "cancelled")
+    assert await other.spent_on("ann", timestamp()[:10]) == spent
+    assert Scrape(metrics.scrape("text/plain")[0].decode())(ENDED, reason="cancelled") == 2
 
 
 async def test_a_process_is_alive_whose_witness_says_so(sessions: Sessions, other: Sessions) -> None:
@@ -327,8 +363,8 @@ async def test_a_run_that_cannot_be_taken_over_is_left_to_its_owner(sessions: Se
     mine, another = (each.run.run_id for each in begun)
 
     class Back(DatabaseAlone):
-        async def take(self, run_ids: Sequence[str], owner: str | None) -> Mapping[str, Answer | None]:
-            return {run_id: None for run_id in run_ids if run_id == mine}
+        async def take(self, run_ids: Sequence[str], owner: str | None) -> Mapping[str, Left]:
+            return {run_id: Left() for run_id in run_ids if run_id == mine}
 
     other._lease._witness = Back()
     sessions._lease._lock.release()

@@ -18,6 +18,7 @@ from chatserver.nodes.journal import open_journal
 from chatserver.nodes.keys import NODES, cancels_key, node_key, owner_key, run_key
 from chatserver.nodes.link import Link, open_link
 from chatserver.nodes.membership import Membership, open_membership
+from chatserver.sessions.witness import Left
 from tests.redis_process import RedisProcess, redis_process
 
 pytestmark = pytest.mark.anyio
@@ -377,8 +378,8 @@ async def test_the_runs_of_a_node_that_is_gone_are_taken_with_all_that_was_publi
     log.append(Token(content="So far"))
     assert await a.member.take(["known", "unknown"], "b") == {}, "it lives"
     await die(b)
-    assert await a.member.take(["known", "unknown"], "b") == {"known": log.answer(), "unknown": None}
-    assert await a.member.take(["known"], "b") == {"known": log.answer()}, "again, when it could not be stored"
+    assert await a.member.take(["known", "unknown"], "b") == {"known": Left(log.answer()), "unknown": Left()}
+    assert await a.member.take(["known"], "b") == {"known": Left(log.answer())}, "again, when it could not be stored"
     await a.member.ended(["known"])
     assert a.kept.announced == ["known"]
 
@@ -388,9 +389,9 @@ async def test_one_that_has_taken_a_run_and_cannot_store_it_keeps_nobody_from_it
     await own(b, "run")
     await die(b)
     for node in (a, c):
-        assert await node.member.take(["run"], "b") == {"run": None}
+        assert await node.member.take(["run"], "b") == {"run": Left()}
     await b.look()
-    assert await a.member.take(["run"], "b") == {"run": None}, "it lives again, and lost its run before"
+    assert await a.member.take(["run"], "b") == {"run": Left()}, "it lives again, and lost its run before"
 
 
 async def test_a_run_that_the_database_has_given_to_another_node_since_is_not_taken(nodes: list[Node]) -> None:
@@ -402,8 +403,8 @@ async def test_a_run_that_the_database_has_given_to_another_node_since_is_not_ta
         await journal.own("run", is_claimed=True)
         assert await c.member.take(["run"], "b") == {}
         await die(a)
-        assert await c.member.take(["run"], "a") == {"run": None}
-        assert await a.member.take(["run"], "b") == {"run": None}, "nobody has claimed it again"
+        assert await c.member.take(["run"], "a") == {"run": Left()}
+        assert await a.member.take(["run"], "b") == {"run": Left()}, "nobody has claimed it again"
 
 
 async def nothing_stored(run_id: str) -> StoredLog | None:
@@ -413,7 +414,7 @@ async def nothing_stored(run_id: str) -> StoredLog | None:
 async def test_a_run_that_redis_has_forgotten_is_taken_for_a_while(nodes: list[Node]) -> None:
     a, _, _ = nodes
     for run_id, owner in (("run", "gone"), ("nobody's", None)):
-        assert await a.member.take([run_id], owner) == {run_id: None}
+        assert await a.member.take([run_id], owner) == {run_id: Left()}
         assert await a.link.command("TTL", owner_key(run_id)) > 0
 
 
@@ -450,6 +451,14 @@ async def test_a_cancel_outlives_the_loss_of_the_reply_that_tells_of_it(nodes: l
     await a.link.call(membership.LOOK, *b.member._asked())  # Redis has answered, and the owner has not heard it.
     await b.look()
     await b.owner.until("cancel run")
+
+
+async def test_who_takes_a_run_over_knows_of_a_cancel_that_its_owner_may_not_have_obeyed(nodes: list[Node]) -> None:
+    a, b, c = nodes
+    await own(b, "run", "other")
+    await a.others.cancel("run")
+    await die(b)
+    assert await c.member.take(["run", "other"], "b") == {"run": Left(is_cancelled=True), "other": Left()}
 
 
 async def test_a_run_that_nobody_owns_cannot_be_cancelled(nodes: list[Node]) -> None:

@@ -182,9 +182,9 @@ class EventLogs(Protocol):
         ...
 
     def lose(self, run_id: str) -> None:
-        """Another process owns the run, or has ended it.
+        """The database has the end of the run, which is another process's by now: all who read it are told that end.
 
-        Where its log can be followed, the readers here go on with that, and ``append`` raises ``Fenced`` from now on.
+        Where its log can be followed, ``append`` raises ``Fenced`` from now on.
         """
         ...
 

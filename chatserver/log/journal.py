@@ -52,7 +52,7 @@ class Journal(Protocol):
         ...
 
     def lose(self, run_id: str) -> None:
-        """The run is not ours any more: forget what nobody was told, and go on with what others have of it."""
+        """The database has the end of a run that is not ours any more: all its readers are told that end."""
         ...
 
     def release(self, run_id: str) -> None:

@@ -83,6 +83,10 @@ class RedisJournal:
         self._delete(log.run_id, marked_seconds)
 
     def lose(self, run_id: str) -> None:
+        self.give_up(run_id)
+        self._link.publish(run_key(run_id), STORED)
+
+    def give_up(self, run_id: str) -> None:
         """The run is not ours any more: forget what was not confirmed, and go on with what others have of it."""
         if log := self._owned.pop(run_id, None):
             log.fence()

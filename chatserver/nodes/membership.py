@@ -22,6 +22,7 @@ from chatserver.nodes.follower import TAILS
 from chatserver.nodes.keys import NODES, cancels_key, node_key, owner_key
 from chatserver.nodes.link import Link, Script, check_settings
 from chatserver.nodes.publisher import RUN_TTL_SECONDS
+from chatserver.sessions.witness import Left
 
 BETWEEN_LOOKS_SECONDS = 1.0
 LEASE_SECONDS = 4.0
@@ -170,12 +171,15 @@ class Membership:
     def mistaken(self) -> None:
         self.on_forgotten()
 
-    async def take(self, run_ids: Sequence[str], owner: str | None) -> dict[str, Answer | None]:
+    async def take(self, run_ids: Sequence[str], owner: str | None) -> dict[str, Left]:
         if self.journal is None:
             raise Unavailable("the journal cannot be read yet")
-        keys = node_key(owner or ""), *map(owner_key, run_ids)
-        taken = await self._link.call(TAKE, keys, (self.node, owner or "", RUN_TTL_SECONDS))
-        return {run_ids[place - 1]: await self._said(self.journal, run_ids[place - 1]) for place in taken}
+        keys = node_key(owner or ""), cancels_key(owner or ""), *map(owner_key, run_ids)
+        taken, cancelled = await self._link.call(TAKE, keys, (self.node, owner or "", RUN_TTL_SECONDS))
+        left = dict[str, Left]()
+        for run_id in [run_ids[place - 1] for place in taken]:
+            left[run_id] = Left(await self._said(self.journal, run_id), run_id.encode() in cancelled)
+        return left
 
     async def _said(self, journal: Kept, run_id: str) -> Answer | None:
         """All that was published of a run of which nothing is published any more."""

@@ -38,7 +38,7 @@ async def open_node(link: Link, settings: Settings, observer: Observer) -> Async
         others, counts = OtherNodes(link, membership), OpenCounts(link, node)
 
         def lose(log: OwnedLog) -> None:
-            journal.lose(log.run_id)
+            (journal.lose if log.has_ended else journal.give_up)(log.run_id)  # The database has it before it has ended.
             others.lose(log.run_id)
 
         membership.on_forgotten = journal.publish_again

@@ -12,7 +12,8 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from chatserver.nodes.keys import node_key
+from chatserver.nodes.follower import STORED
+from chatserver.nodes.keys import node_key, run_key
 from chatserver.nodes.link import Link, Script
 from chatserver.nodes.owned_log import OwnedLog
 from chatserver.nodes.wire import Word
@@ -139,8 +140,9 @@ class Publisher:
             logger.error("nothing can be published: %s", reply)
         for log, _ in sent:
             self._behind[log] = None
-            if log.has_ended:  # The database has it.
+            if log.has_ended and not log.is_over:  # The database has it; a full Redis still passes words on.
                 log.show_all()
+                self._link.publish(run_key(log.run_id), STORED)
         self._call_again(PUBLISH_AGAIN_SECONDS)
 
 

@@ -11,7 +11,7 @@ import anyio
 from chatserver.answer import interrupted
 from chatserver.endings import INTERNAL, INTERRUPTED, UNSTORED, ending_of
 from chatserver.errors import RunLost, Unavailable
-from chatserver.events import Record, Terminal, appended
+from chatserver.events import Done, Record, Terminal, appended
 from chatserver.log import Fenced
 from chatserver.runs.run import Run
 from chatserver.sessions import Sessions
@@ -32,7 +32,7 @@ class RunEnd:
     """The end of a run that takes no more."""
 
     def __init__(self, run: Run, sessions: Sessions, billed: int, on_lost: Callable[[], None]) -> None:
-        """``billed`` of its tokens are stored as spent; ``on_lost`` is called when another process has ended it."""
+        """``billed`` of its tokens are stored as spent; ``on_lost`` is called when it is stored, and not ours."""
         self.run = run
         self._run_id = run.resource.run_id
         self._sessions = sessions
@@ -50,7 +50,7 @@ class RunEnd:
         try:
             with suppress(Fenced):
                 self.run.close_calls()
-            await self._store_in_time(terminal, pause)
+            terminal = await self._store_in_time(terminal, pause)
             is_stored = True
         except RunLost as lost:
             logger.warning("run %s was lost: %s", self._run_id, lost)
@@ -66,7 +66,7 @@ class RunEnd:
         try:
             self.run.close(terminal)
         except Fenced:
-            """The readers here are told what the new owner of the run has stored."""
+            """The readers are told what is stored of the run."""
         except Exception:
             # The run is over, whatever the log refused.
             logger.exception("run %s could not be ended", self._run_id)
@@ -82,7 +82,8 @@ class RunEnd:
         for wait_seconds in _backoff():
             await anyio.sleep(wait_seconds)
             try:
-                return await self._store(UNSTORED)
+                await self._store(UNSTORED)
+                return
             except RunLost:
                 return
             except Unavailable:
@@ -99,8 +100,8 @@ class RunEnd:
                     logger.exception("run %s cannot be stored as ended: its session takes no other", self._run_id)
             is_told = True
 
-    async def _store_in_time(self, terminal: Terminal, pause: Pause) -> None:
-        """Store the end before readers are told that it is not stored, if the database is back by then.
+    async def _store_in_time(self, terminal: Terminal, pause: Pause) -> Terminal:
+        """Store the end before readers are told that it is not stored, if the database is back by then; as ``_store``.
 
         Where the first try has waited for the database itself, there is no second one.
         """
@@ -113,19 +114,29 @@ class RunEnd:
                 left_seconds = give_up_at - monotonic()
                 if left_seconds <= 0 or not await pause(min(wait_seconds, left_seconds)):
                     raise
+        raise AssertionError("there is always one more try")
 
-    async def _store(self, terminal: Terminal, *last: Record) -> None:
+    async def _store(self, terminal: Terminal, *last: Record) -> Terminal:
+        """Store this end, or how a run ends that is another node's by now; the end that is stored."""
         run, answer, usage = self.run, self.run.said(), self.run.meter.usage()
         if run.log.is_fenced:
             # Readers elsewhere may have been told more than is confirmed here, so it ends as after a crash. Not only
             # the other node stores that: it may die before it has.
-            terminal, answer = INTERRUPTED, interrupted(answer, run.calls.known)
-            log = left_log(self._run_id, answer)
+            terminal = terminal if _is_cancelled(terminal) else INTERRUPTED
+            answer = interrupted(answer, run.calls.known)
+            log = left_log(self._run_id, answer, terminal)
         else:  # A log may have refused its end: but its readers must not wait for ever.
             log = run.log.stored(*last).ended(self._run_id, terminal)
         await self._sessions.finish(
             self._run_id, ending=terminal, answer=answer, log=log, usage=usage, billed=self._billed
         )
+        if run.log.is_fenced:  # The other node may have died before it could tell anybody.
+            self._on_lost()
+        return terminal
+
+
+def _is_cancelled(terminal: Terminal) -> bool:
+    return isinstance(terminal, Done) and terminal.finish_reason == "cancelled"
 
 
 def _backoff() -> Iterator[float]:

@@ -52,7 +52,7 @@ class Life:
         self.log = run.log
         self.run_id = run.resource.run_id
         self.on_lost: Callable[[], None] = lambda: None
-        """Called when another process has ended the run: what that process has stored is the run's log."""
+        """Called when the run is another process's, and over: what is stored of it is the run's log."""
 
         self.request = ChatRequest()
         """What the client has asked for."""

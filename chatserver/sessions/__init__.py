@@ -28,7 +28,7 @@ from chatserver.sessions.holdings import Quota
 from chatserver.sessions.leases import Lease
 from chatserver.sessions.trouble import Troubled
 from chatserver.sessions.waits import Parked, Waits
-from chatserver.sessions.witness import DatabaseAlone, Witness
+from chatserver.sessions.witness import DatabaseAlone, Left, Witness
 from chatserver.telemetry import UNOBSERVED, Observer
 
 __all__ = ["DATABASE_ALONE", "Begun", "Parked", "Progress", "Quota", "Sessions", "Witness", "open_sessions"]
@@ -168,7 +168,7 @@ class Sessions:
     async def interrupt(self, run_id: str) -> None:
         """End a run as ``interrupted`` with what was stored of its answer; one that waits, or is over, stays so."""
         owner = self._lease.owner
-        await self._database.write(partial(end.interrupt, left={run_id: None}, left_by=owner, owner=owner))
+        await self._database.write(partial(end.interrupt, left={run_id: Left()}, left_by=owner, owner=owner))
 
     async def run(self, user: str, run_id: str) -> RunResource:
         """A run; ``last_seq`` is 0 until it is over.

@@ -7,19 +7,20 @@ from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
-from sqlalchemy import ColumnElement, Connection, Executable, bindparam, case, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, Executable, Row, bindparam, case, select, tuple_, update
 
 from chatserver.answer import Answer, interrupted, retold
-from chatserver.dialogue import INTERRUPTED_CALL, json_bytes, told_bytes
+from chatserver.dialogue import INTERRUPTED_CALL, estimated_tokens, json_bytes, told_bytes
 from chatserver.endings import DELETED, INTERRUPTED
 from chatserver.errors import RunLost
-from chatserver.events import Error, Event, Terminal, Usage, record
+from chatserver.events import Done, Error, Event, Terminal, Usage, record
 from chatserver.log import SEQ_LIMIT, StoredLog
 from chatserver.parts import ToolCallPart
 from chatserver.resources import RunFailure, status_after, timestamp
 from chatserver.sessions.holdings import add_to_run
 from chatserver.sessions.schema import USER_OF_RUN, call_answers, insert_or_update, messages, runs, sessions, spendings
-from chatserver.waiting import unanswered
+from chatserver.sessions.witness import Left
+from chatserver.waiting import seconds_until, unanswered
 
 # Made once: to build a statement costs as much as to run it. What they set are the parameters named as columns.
 _IS_UNFINISHED = (runs.c.run_id == bindparam("run"), runs.c.finished_at.is_(None))
@@ -33,6 +34,9 @@ _END = update(runs).where(*_IS_UNFINISHED)
 _MESSAGE = select(runs.c.message_id).where(runs.c.run_id == bindparam("run")).scalar_subquery()
 _SAY = update(messages).where(messages.c.message_id == _MESSAGE)
 _LEFT = select(messages.c.parts, messages.c.transcript).where(messages.c.message_id == _MESSAGE)
+_LEFT_RUNS = select(
+    runs.c.run_id, runs.c.session_id, runs.c.message_id, runs.c.usage, runs.c.created_at, runs.c.waits_until
+)
 _CHECKPOINT = _SAY.where(messages.c.status == "streaming")
 
 
@@ -125,29 +129,49 @@ def checkpoint(connection: Connection, answers: Mapping[str, Answer]) -> None:
         connection.execute(_CHECKPOINT, rows)
 
 
-def interrupt(connection: Connection, left: Mapping[str, Answer | None], left_by: str | None, owner: str) -> int:
-    """End runs as failed that a process has left, each with what it had said as its log. One that waits, waits on.
+def interrupt(connection: Connection, left: Mapping[str, Left], left_by: str | None, owner: str) -> list[Terminal]:
+    """End runs that a process has left, each with what it had said as its log. One that waits, waits on.
 
-    ``left``: the runs by id, each with what is known of its answer beside what its message holds. The longer one of
-    both counts. On PostgreSQL another process may end or delete a run meanwhile: that one stays so. How many
-    were ended.
+    ``left``: the runs by id, each with what is known of it beside what its message holds. The longer one of both
+    answers counts. A run has failed, unless its user had cancelled it. On PostgreSQL another process may end or delete
+    a run meanwhile: that one stays so. How each run has ended that was ended here.
     """
     # In the order in which everybody locks, and one after the other: together the answers may be large.
-    ended, mine = 0, runs.c.finished_at.is_(None) & (runs.c.owner == left_by)
-    unfinished = select(runs.c.run_id, runs.c.waits_until).where(runs.c.run_id.in_(left), mine)
-    order = unfinished.order_by(runs.c.user_id, runs.c.session_id)
-    for run_id, waits_until in connection.execute(order).all():
-        if waits_until is not None:  # Since then its answer may have been taken: then it is ended by the next look.
+    ended, mine = list[Terminal](), runs.c.finished_at.is_(None) & (runs.c.owner == left_by)
+    unfinished = _LEFT_RUNS.where(runs.c.run_id.in_(left), mine)
+    for run in connection.execute(unfinished.order_by(runs.c.user_id, runs.c.session_id)).all():
+        run_id, told = run.run_id, left[run.run_id]
+        if (
+            run.waits_until is not None and not told.is_cancelled
+        ):  # Since then its answer may have been taken: then it is ended by the next look.
             park(connection, mine & (runs.c.run_id == run_id))
             continue
         if (kept := connection.execute(_LEFT, {"run": run_id}).one_or_none()) is None:
             continue
         answered = set(connection.scalars(select(call_answers.c.call_id).where(call_answers.c.run_id == run_id)))
-        said = interrupted(_further(Answer(*kept), left[run_id]), partial(_known, answered))
-        log = left_log(run_id, said)
+        said = interrupted(_further(Answer(*kept), told.said), partial(_known, answered))
+        ending: Terminal = _cancelled(run, said) if told.is_cancelled else INTERRUPTED
+        progress = Progress(said, left_log(run_id, said, ending))
+        if isinstance(ending, Done):  # Nothing more is counted for the day, whatever the end of the run.
+            progress = replace(progress, usage=ending.usage, billed=ending.total_tokens)
         with suppress(RunLost), connection.begin_nested():
-            ended += finish(connection, run_id, INTERRUPTED, Progress(said, log), owner)
+            if finish(connection, run_id, ending, progress, owner):
+                ended.append(ending)
     return ended
+
+
+def _cancelled(run: Row[*tuple[Any, ...]], said: Answer) -> Done:
+    """The end of a run that its user has cancelled. Its usage is known if it has waited, else only of its words."""
+    texts = [part.text for part in said.parts if not isinstance(part, ToolCallPart)]
+    usage = run.usage or Usage(0, estimated_tokens("".join(texts)), estimated=True)
+    return Done(
+        session_id=run.session_id,
+        message_id=run.message_id,
+        finish_reason="cancelled",
+        total_tokens=usage.input_tokens + usage.output_tokens,
+        usage=usage,
+        duration_ms=max(0, round(-1000 * seconds_until(run.created_at))),
+    )
 
 
 def _known(answered: Container[str], call: ToolCallPart) -> str:
@@ -171,11 +195,11 @@ def _further(kept: Answer, heard: Answer | None) -> Answer:
     return replace(heard, transcript=kept.transcript)
 
 
-def left_log(run_id: str, left: Answer) -> StoredLog:
-    """The log of a run that died: what it had said and the error, numbered above all that can have been sent."""
-    return StoredLog.of([record(each) for each in _remains(run_id, left)])
+def left_log(run_id: str, left: Answer, ending: Terminal) -> StoredLog:
+    """The log of a run that died: what it had said and its end, numbered above all that can have been sent."""
+    return StoredLog.of([record(each) for each in _remains(run_id, left, ending)])
 
 
-def _remains(run_id: str, left: Answer) -> Iterator[Event]:
-    for seq, draft in enumerate([*retold(left.parts, run_id, SEQ_LIMIT), INTERRUPTED], SEQ_LIMIT + 1):
+def _remains(run_id: str, left: Answer, ending: Terminal) -> Iterator[Event]:
+    for seq, draft in enumerate([*retold(left.parts, run_id, SEQ_LIMIT), ending], SEQ_LIMIT + 1):
         yield replace(draft, run_id=run_id, seq=seq)

@@ -16,13 +16,13 @@ import anyio
 from msgspec import Struct
 from sqlalchemy import Connection, bindparam, delete, insert, or_, select, text, update
 
-from chatserver.answer import Answer
 from chatserver.errors import Unavailable
+from chatserver.events import Terminal
 from chatserver.sessions.database import Database
 from chatserver.sessions.end import interrupt
 from chatserver.sessions.locks import Lock, remove_old
 from chatserver.sessions.schema import processes, runs
-from chatserver.sessions.witness import Witness
+from chatserver.sessions.witness import Left, Witness
 from chatserver.telemetry import UNOBSERVED, Observer
 
 logger = logging.getLogger(__name__)
@@ -178,7 +178,7 @@ class Lease:
             taken = await self._witness.take(left[start : start + RUNS_AT_ONCE], owner)
             end = interrupt if self._witness.is_fence else _interrupt_unregistered
             write = partial(end, left=taken, left_by=owner, owner=self.owner)
-            self._observer.interrupted(await self._database.write(write))
+            self._observer.left_behind(await self._database.write(write))
             await self._witness.ended(taken)
             self.on_taken()
             ended += taken
@@ -243,13 +243,13 @@ def _bury(connection: Connection, owner: str | None, beat: int | None) -> list[s
 
 
 def _interrupt_unregistered(
-    connection: Connection, left: Mapping[str, Answer | None], left_by: str | None, owner: str
-) -> int:
+    connection: Connection, left: Mapping[str, Left], left_by: str | None, owner: str
+) -> list[Terminal]:
     """As ``interrupt``, unless the process has registered again: it goes on with what it finds unfinished then."""
     if connection.dialect.name == "postgresql":  # It registers before this transaction, or finds what this has ended.
         connection.execute(_NOBODY_REGISTERS)
     if connection.execute(_BEATS.where(processes.c.owner == left_by)).one_or_none() is not None:
-        return 0
+        return []
     return interrupt(connection, left, left_by, owner)
 
 

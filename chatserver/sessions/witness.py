@@ -3,7 +3,19 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Protocol
 
+from msgspec import Struct
+
 from chatserver.answer import Answer
+
+
+class Left(Struct, frozen=True):
+    """What is known, beside the database, of a run that its owner has left."""
+
+    said: Answer | None = None
+    """None: no more than the database has."""
+
+    is_cancelled: bool = False
+    """Whether its user was told that it is being cancelled."""
 
 
 class Witness(Protocol):
@@ -26,10 +38,8 @@ class Witness(Protocol):
         """
         ...
 
-    async def take(self, run_ids: Sequence[str], owner: str | None) -> Mapping[str, Answer | None]:
+    async def take(self, run_ids: Sequence[str], owner: str | None) -> Mapping[str, Left]:
         """Take runs over whose owner is gone: those that it does not own again. Others may take the same runs.
-
-        Each comes with what it has said; None: no more than the database has.
 
         Raises:
             Unavailable: nobody can tell now.
@@ -56,8 +66,8 @@ class DatabaseAlone:
     async def gone(self, owners: Set[str | None], silent: Set[str | None], dead: Set[str | None]) -> Set[str | None]:
         return silent | dead
 
-    async def take(self, run_ids: Sequence[str], owner: str | None) -> Mapping[str, Answer | None]:
-        return dict.fromkeys(run_ids)
+    async def take(self, run_ids: Sequence[str], owner: str | None) -> Mapping[str, Left]:
+        return dict.fromkeys(run_ids, Left())
 
     async def ended(self, run_ids: Iterable[str]) -> None:
         """Nobody waits for it."""

@@ -5,7 +5,7 @@ a turn.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from operator import sub
 from types import MappingProxyType
@@ -132,8 +132,8 @@ class Observer:
         """A run is about to begin; ``carrier`` as from ``carrier_of``."""
         return UNOBSERVED_RUN
 
-    def interrupted(self, runs: int) -> None:
-        """So many runs that a dead process had left were ended here as interrupted."""
+    def left_behind(self, endings: Sequence[Terminal]) -> None:
+        """Runs that a dead process had left were ended here, each like this."""
 
     def connection_opened(self, transport: str, form: str) -> None:
         """A stream, a WebSocket or the body of a response begins."""

@@ -5,7 +5,7 @@ worker answers for all.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from time import monotonic
@@ -17,7 +17,6 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from chatserver import __version__
-from chatserver.endings import INTERRUPTED
 from chatserver.events import Done, Terminal, Usage
 from chatserver.telemetry import DropReason, Observer, Pace, RunObserver, ToolObserver, TurnObserver
 from chatserver.telemetry.dead_workers import files_at_rest, merge_dead
@@ -68,8 +67,9 @@ class Metrics(Observer):
     def run(self, run_id: str, model: str, carrier: Mapping[str, str]) -> "RunMetrics":
         return RunMetrics(self)
 
-    def interrupted(self, runs: int) -> None:
-        self.instruments.runs_ended.labels(INTERRUPTED.code).inc(runs)
+    def left_behind(self, endings: Sequence[Terminal]) -> None:
+        for each in endings:
+            self.instruments.runs_ended.labels(_reason(each)).inc()
 
     def connection_opened(self, transport: str, form: str) -> None:
         self.instruments.connections.labels(transport, form).inc()
@@ -97,6 +97,10 @@ class Metrics(Observer):
 
     def follower_lagged(self, events: int) -> None:
         self.instruments.lag.observe(events)
+
+
+def _reason(terminal: Terminal) -> str:
+    return terminal.finish_reason if isinstance(terminal, Done) else terminal.code
 
 
 class RunMetrics(RunObserver):
@@ -133,8 +137,7 @@ class RunMetrics(RunObserver):
             self._metrics.instruments.first_token.observe(monotonic() - self._asked_at)
 
     def ended(self, terminal: Terminal, usage: Usage) -> None:
-        reason = terminal.finish_reason if isinstance(terminal, Done) else terminal.code
-        self._metrics.instruments.runs_ended.labels(reason).inc()
+        self._metrics.instruments.runs_ended.labels(_reason(terminal)).inc()
         self._metrics.instruments.run_seconds.observe(monotonic() - self._asked_at)
 
     def turn(self, model: str, server: str | None) -> "TurnMetrics":
