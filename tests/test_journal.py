@@ -183,7 +183,9 @@ async def test_who_does_not_own_a_run_cannot_write_it(redis_server: RedisProcess
             await owner.own("another")
 
 
-async def test_a_fenced_owner_shows_nothing_more_and_goes_on_as_a_reader(redis_server: RedisProcess) -> None:
+async def test_a_fenced_owner_shows_nothing_more_and_goes_on_as_a_reader(
+    redis_server: RedisProcess, caplog: pytest.LogCaptureFixture
+) -> None:
     database = dict[str, StoredLog]()
     async with node(redis_server, "a", database) as owner, node(redis_server, "b", database) as other:
         fenced = list[OwnedLog]()
@@ -197,7 +199,8 @@ async def test_a_fenced_owner_shows_nothing_more_and_goes_on_as_a_reader(redis_s
         assert (fenced, log.is_fenced, log.last_seq) == ([log], True, 1)
         with pytest.raises(Fenced):
             log.append(Token(content="nor this"))
-        owner.journal.lose("run")
+        assert "taken runs of this one over, so they end here: 1" in caplog.text
+        owner.journal.give_up("run")
         database["run"] = StoredLog.of([appended(end(), "run", SEQ_LIMIT + 2)])
         other.journal.announce("run")
         await until(lambda: log.is_over)
@@ -216,7 +219,7 @@ async def test_readers_from_before_a_run_was_ours_come_back_when_it_is_lost(redi
         await log.restore(followed.stored())
         await until(lambda: log.tail == 1)
         late = log.cursor(1)
-        second.journal.lose("run")
+        second.journal.give_up("run")
         await until(lambda: early.is_at_end)
         assert not late.is_at_end
         assert second.journal._follower._followed["run"].log is log.shown, "it is followed on"

@@ -105,7 +105,7 @@ async def test_a_log_that_is_released_in_trouble_is_told_to_all_when_that_is_ove
 async def test_a_log_that_was_released_and_is_owned_by_another_goes_on_with_what_that_says(
     run: Run, redis_server: RedisProcess
 ) -> None:
-    run.owner.journal.publisher.on_fenced = lambda log: run.owner.journal.lose(log.run_id)
+    run.owner.journal.publisher.on_fenced = lambda log: run.owner.journal.give_up(log.run_id)
     redis_server.cli("HSET", owner_key("run"), "node", "b")
     run.end_and_release()
     await until(lambda: run.log.is_fenced and not run.owner.journal._owned)
@@ -151,7 +151,7 @@ async def test_the_readers_of_a_run_that_was_deleted_are_told_so(run: Run, monke
     monkeypatch.setattr(follower, "SILENT_SECONDS", 0.0)
     monkeypatch.setattr(follower, "IDLE_SECONDS", 0.0)
     readers = [each.cursor(0) for each in (run.log, run.followed)]
-    run.owner.journal.lose("run")
+    run.owner.journal.give_up("run")
     run.database["run"] = NotFound()
     for log in (run.log, run.followed):
         await agrees(log, [*DRAFTS[:-1], DELETED])

@@ -340,7 +340,7 @@ async def test_a_node_that_leaves_is_no_node(redis_server: RedisProcess, nodes: 
 
 
 async def test_a_node_that_redis_does_not_answer_ends_its_runs(
-    nodes: list[Node], monkeypatch: pytest.MonkeyPatch
+    nodes: list[Node], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     a = nodes[0]
     a.serve()
@@ -350,12 +350,24 @@ async def test_a_node_that_redis_does_not_answer_ends_its_runs(
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(a.member.keep)
         with anyio.fail_after(SECONDS):
-            while not a.owner.done:
+            while len(a.owner.done) < 3:
                 await a.owner._news.wait()
         tasks.cancel_scope.cancel()
     assert set(a.owner.done) == {"interrupt"}
     await a.look()
     assert a.member._silent_seconds == 0, "it is counted from the last answer"
+    await a.look()
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == [
+        "Redis does not answer",
+        "Redis answers again",
+    ], "once each"
+
+
+async def test_a_link_that_is_lost_answers_nothing_before_any_look(nodes: list[Node]) -> None:
+    a = nodes[0]
+    assert a.others.is_reached and a.link._wire is not None
+    a.link._wire.abort("a test")
+    assert not a.others.is_reached
 
 
 async def test_looks_that_are_not_answered_count_for_nothing(nodes: list[Node], clock: Clock) -> None:

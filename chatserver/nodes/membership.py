@@ -6,6 +6,7 @@ lives has a lease again with the next look. Several nodes may take the runs of o
 first end that is stored counts.
 """
 
+import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence, Set
 from contextlib import asynccontextmanager, suppress
 from time import monotonic
@@ -23,6 +24,8 @@ from chatserver.nodes.keys import NODES, cancels_key, node_key, owner_key
 from chatserver.nodes.link import Link, Script, check_settings
 from chatserver.nodes.publisher import RUN_TTL_SECONDS
 from chatserver.sessions.witness import Left
+
+logger = logging.getLogger(__name__)
 
 BETWEEN_LOOKS_SECONDS = 1.0
 LEASE_SECONDS = 4.0
@@ -85,10 +88,17 @@ class Membership:
         """Renew the lease and look for the others, for ever."""
         while True:
             await anyio.sleep(BETWEEN_LOOKS_SECONDS)
+            was_cut_off = self._is_cut_off
             self._silent_seconds += BETWEEN_LOOKS_SECONDS  # Not what a clock says: this process may have been frozen.
-            if self._silent_seconds > CUT_OFF_SECONDS:
+            if self._is_cut_off and not was_cut_off:
+                logger.error("Redis does not answer: others may take this node for gone, so its running answers end")
+            if self._is_cut_off:
                 self.on_cut_off()
             self.look()
+
+    @property
+    def _is_cut_off(self) -> bool:
+        return self._silent_seconds > CUT_OFF_SECONDS
 
     def look(self) -> None:
         """Renew the lease and look for the others, unless a look has no answer yet."""
@@ -107,6 +117,8 @@ class Membership:
             self._living, self._missing, self._strangers = frozenset(), {}, {}
             return
         self._looked_at, now = self._asked_at, monotonic()
+        if self._is_cut_off:
+            logger.warning("Redis answers again: this node takes runs")
         self._silent_seconds = 0.0
         living, missing, self._cancels = ([each.decode() for each in part] for part in reply[1:])
         self._living = frozenset(living)
@@ -123,8 +135,8 @@ class Membership:
 
     @property
     def is_answered(self) -> bool:
-        """Whether Redis has answered the last look."""
-        return bool(self._living)
+        """Whether Redis has answered the last look, and is connected still."""
+        return self._link.is_up and bool(self._living)
 
     def _gone(self) -> set[str]:
         """Whose lease was missing for long, counted from the reply to the first look to the sending of the last one.

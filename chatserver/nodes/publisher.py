@@ -109,6 +109,8 @@ class Publisher:
         if others:
             for place, tail in zip(others[::2], others[1::2], strict=True):
                 sent[place] = sent[place][0], tail
+            if taken := [log for log, tail in sent if tail < 0 and not log.is_fenced]:
+                logger.error("other nodes have taken runs of this one over, so they end here: %d", len(taken))
         for log, tail in sent:
             try:
                 self._confirm_one(log, tail)
