@@ -48,18 +48,21 @@ class Checks(Struct, frozen=True):
 
     def checked(self, wanted: ToolCallRequest, call_id: str, in_turn: int, before: int) -> Checked:
         """The call, and why it is not made, if so; so many are before it in its turn, and before the turn."""
-        executor: Executor | None = "server" if wanted.name in self.toolbox.tools else None
-        if executor is None and any(each.name == wanted.name for each in self.client_tools):
-            executor = "client"
-        args, problem = dict[str, Any](), None if executor else NO_TOOL
-        if executor:
+        own = self.toolbox.tools.get(wanted.name)
+        tool = self._client_tool(wanted.name) if own is None else own
+        args, problem = dict[str, Any](), NO_TOOL if tool is None else None
+        if tool is not None:
             try:
                 args = arguments_of(wanted.arguments)
             except BadArguments as error:
                 problem = str(error)
         problem = self._refusal(in_turn, before + in_turn) or problem
-        name = wanted.name if executor else wanted.name[:NAME_CHARS_LIMIT]
-        return Checked(ToolCall(call_id=call_id, tool=name, args=args, executor=executor or "server"), problem)
+        name = wanted.name[:NAME_CHARS_LIMIT] if tool is None else wanted.name
+        executor: Executor = "client" if isinstance(tool, ClientTool) else "server"
+        return _checked(ToolCall(call_id=call_id, tool=name, args=args, executor=executor), problem)
+
+    def _client_tool(self, name: str) -> ClientTool | None:
+        return next((each for each in self.client_tools if each.name == name), None)
 
     def _refusal(self, in_turn: int, in_answer: int) -> str | None:
         """Why a call is refused that has so many calls before it, in its turn and in its answer; None: it is made."""
@@ -71,13 +74,21 @@ class Checks(Struct, frozen=True):
     async def ruled(self, checked: Checked) -> Checked:
         """The call, with whether it needs an approval; nobody is asked about arguments that do not fit."""
         call = checked.call
-        if checked.problem is not None or call.executor == "client":
+        if checked.problem is not None:
             return checked
-        tool = self.toolbox.tools[call.tool]
+        is_clients = call.executor == "client"
+        tool = self._client_tool(call.tool) if is_clients else self.toolbox.tools.get(call.tool)
+        if tool is None:  # It has gone since the call was checked.
+            return _checked(call, NO_TOOL)
         try:
-            check(tool, call.args)
+            await check(tool, call.args)
         except BadArguments as error:
-            return Checked(call, str(error))
-        if await self.toolbox.threads.needs_approval(tool, call.args):
-            return Checked(replace(call, needs_approval=True))
-        return checked
+            return _checked(call, str(error))
+        if isinstance(tool, ClientTool) or not await self.toolbox.threads.needs_approval(tool, call.args):
+            return checked
+        return Checked(replace(call, needs_approval=True))
+
+
+def _checked(call: ToolCall, problem: str | None) -> Checked:
+    """The call; one that is not made is the server's, so that no client begins it."""
+    return Checked(call if problem is None else replace(call, executor="server"), problem)

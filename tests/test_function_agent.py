@@ -32,7 +32,7 @@ from tests.fake_upstream import FakeUpstream, Gate, say, token
 from tests.live import LiveServer, live_server
 from tests.merging import unmerged
 from tests.proving import check_once
-from tests.test_waiting import answered, is_waiting
+from tests.test_waiting import SCREEN, answered, is_waiting
 
 pytestmark = pytest.mark.anyio
 
@@ -310,6 +310,21 @@ def test_a_setting_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert mine is not None and mine.__name__ == "mine"
     with pytest.raises(SettingsError, match=r"\ACHATSERVER_AGENT: brought:not_mine: "):
         load_agent("brought:not_mine")
+
+
+async def looking(dialogue: Dialogue, context: AgentContext) -> AsyncIterator[Yielded]:
+    try:
+        await context.call("screen", {"unit": 5})
+    except ToolError as error:
+        yield f"{error.result}"
+
+
+@each_transport
+async def test_a_call_that_does_not_fit_a_tool_of_the_client_is_told_to_the_agent(transport: Transport) -> None:
+    async with serving(looking) as server:
+        events = await events_of(server, transport, tools=[SCREEN])
+    assert [event["type"] for event in events] == ["start", "tool_call", "tool_result", "token", "done"]
+    assert said(events) == "the arguments do not fit: at $.unit it breaks `type`"
 
 
 async def booking(dialogue: Dialogue, context: AgentContext) -> AsyncIterator[Yielded]:

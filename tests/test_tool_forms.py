@@ -8,12 +8,16 @@ from typing import Any
 
 import pytest
 
+from chatserver.call_checks import NO_TOOL, Toolbox
+from chatserver.calls import Calls
 from chatserver.errors import SettingsError
-from chatserver.tools import Approval, BadArguments, Tool, specification_of
+from chatserver.telemetry import UNOBSERVED_RUN
+from chatserver.tools import Approval, BadArguments, Tool, execution, specification_of
 from chatserver.tools.context import ToolContext
 from chatserver.tools.execution import ToolThreads, check
 from chatserver.tools.functions import FunctionTool, tool
 from chatserver.tools.loading import tools_by_name
+from tests.scripted_model import Unanswered
 from tests.tool_calls import LIMIT, LONG, SHORT, Gates, open_gates
 
 pytestmark = pytest.mark.anyio
@@ -235,7 +239,34 @@ def _blocks(gates: Gates) -> Callable[[dict[str, Any]], bool]:
     return lambda args: not gates.wait()
 
 
-def test_the_words_of_a_schema_are_short_whatever_the_arguments() -> None:
+async def test_the_words_of_a_schema_are_short_whatever_the_arguments() -> None:
     with pytest.raises(BadArguments) as refusal:
-        check(Weather(), {"city": ["x" * 10_000]})
+        await check(Weather(), {"city": ["x" * 10_000]})
     assert len(str(refusal.value)) < 100
+
+
+async def test_arguments_are_checked_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A schema may be anybody's, and take a second."""
+    threads: list[threading.Thread] = []
+    monkeypatch.setattr(execution, "mistake_in", lambda *_: threads.append(threading.current_thread()))
+    await check(Weather(), {"city": "Oslo"})
+    assert threads and threading.main_thread() not in threads
+
+
+async def test_a_tool_that_goes_before_its_call_is_made_costs_the_call_alone() -> None:
+    """Those of an MCP server do."""
+    tools: dict[str, Tool] = {"weather": Weather()}
+
+    async def settled() -> None:
+        tools.clear()
+
+    calls = Calls(
+        Toolbox(tools, ToolThreads(LONG, LIMIT), 9),
+        lambda _: None,
+        settled,
+        UNOBSERVED_RUN,
+        ToolContext(),
+        Unanswered(),
+    )
+    result = await calls.call("weather", {"city": "Oslo"})
+    assert (result.is_error, result.result) == (True, NO_TOOL)

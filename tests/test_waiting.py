@@ -228,6 +228,22 @@ async def test_a_tool_of_the_client_is_run_by_the_client(
 
 
 @each_of_both
+@pytest.mark.parametrize("args", [{"unit": 5}, "inches"], ids=str)
+async def test_a_call_that_does_not_fit_a_tool_of_the_client_is_not_handed_to_the_client(
+    args: Any, transport: Transport, upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    upstream.always(calling(("screen", args)))
+    async with serving(upstream, tmp_path) as server:
+        documents = await documents_of(await transport.start(server, {"message": "Look", "tools": [SCREEN]}))
+        check_once(documents)
+        assert types_of(documents) == ["start", "tool_call", "tool_result", "token", "done"]
+        (call,), (result,) = events_of(documents, "tool_call"), events_of(documents, "tool_result")
+        assert call["executor"] == "server", "a client that begins with the `tool_call` begins nothing"
+        assert result["is_error"] and "the arguments" in result["result"]
+    assert upstream.requests[-1].json["messages"][-1]["content"] == result["result"]
+
+
+@each_of_both
 async def test_the_result_of_a_tool_of_the_client_is_cut_as_that_of_any_tool(
     transport: Transport, upstream: FakeUpstream, tmp_path: Path
 ) -> None:

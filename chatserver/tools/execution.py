@@ -19,7 +19,9 @@ from time import monotonic
 from typing import Any
 
 import anyio
+from anyio import to_thread
 
+from chatserver.commands import ClientTool
 from chatserver.json_schema import mistake_in
 from chatserver.tools import Approval, BadArguments, Tool
 from chatserver.tools.context import ToolContext
@@ -33,7 +35,7 @@ ABANDONED_LIMIT = 64
 """Threads that never came back from a tool, a plain one or an async one that blocks its loop: then no more is begun."""
 
 
-def check(tool: Tool, args: dict[str, Any]) -> None:
+async def check(tool: Tool | ClientTool, args: dict[str, Any]) -> None:
     """Check the arguments of a call against the tool's schema.
 
     Raises:
@@ -42,7 +44,7 @@ def check(tool: Tool, args: dict[str, Any]) -> None:
     try:
         if isinstance(tool, FunctionTool):
             tool.bind(args)
-        elif mistake := mistake_in(tool.parameters, args):
+        elif mistake := await to_thread.run_sync(mistake_in, tool.parameters, args):  # It may take a second.
             raise BadArguments(f"the arguments do not fit: {mistake}")
     except BadArguments:
         raise
@@ -109,7 +111,7 @@ class ToolThreads:
         """Call a tool. Whatever the tool does becomes an ``Outcome``; only cancelling this call raises."""
         began = monotonic()
         try:
-            check(tool, args)
+            await check(tool, args)
             result, truncated = await self._result(
                 partial(tool.call, args, context), iscoroutinefunction(tool.call), limit or self.time_limit()
             )
