@@ -7,6 +7,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from chatserver.commands import NAME_CHARS_LIMIT, ClientTool
+from chatserver.errors import BadRequest
 from chatserver.events import ToolCall
 from chatserver.parts import Executor
 from chatserver.providers import ToolCallRequest
@@ -87,6 +88,19 @@ class Checks(Struct, frozen=True):
         if isinstance(tool, ClientTool) or not await self.toolbox.threads.needs_approval(tool, call.args):
             return checked
         return Checked(replace(call, needs_approval=True))
+
+
+async def check_edited(toolbox: Toolbox, name: str, args: dict[str, Any]) -> None:
+    """Refuse arguments with which a user approves a call of a tool. Of a tool that is not here, nothing is known.
+
+    Raises:
+        BadRequest: they do not fit.
+    """
+    if (tool := toolbox.tools.get(name)) is not None:
+        try:
+            await check(tool, args)
+        except BadArguments as error:
+            raise BadRequest(str(error), "/args") from None
 
 
 def _checked(call: ToolCall, problem: str | None) -> Checked:

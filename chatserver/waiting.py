@@ -91,7 +91,7 @@ def seconds_until(moment: str) -> float:
 
 
 def resolution_of(answer: CallAnswer, call: ToolCallPart, result_bytes_limit: int) -> Resolution:
-    """What a user's answer means for the call. Whether it fits a question, `check_reply` says.
+    """What a user's answer means for the call. `check_reply` says whether it fits a question, `check_edited` a tool.
 
     Raises:
         BadRequest, TooLarge: the answer does not fit the call, or breaks a rule of its own.

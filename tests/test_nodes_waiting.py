@@ -109,7 +109,10 @@ async def test_of_answers_at_both_nodes_one_counts_and_readers_of_both_hear_the_
 async def test_an_answer_at_another_node_reaches_the_run(
     transport: Transport, nodes: Cluster[Node], ledger: Path
 ) -> None:
+    """One that does not fit is refused there."""
     run_id, there, elsewhere = await asked(nodes)
+    unfit = {"approve": True, "args": {"table": "by the window"}}
+    assert await answered(nodes[1], run_id, "c0", transport, **unfit) == (400, "bad_request")
     assert await answered(nodes[1], run_id, "c0", transport, approve=True) == 202
     assert await heard(there) == await heard(elsewhere)
     assert done_by(ledger) == ["book 4"]

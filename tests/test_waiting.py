@@ -85,12 +85,18 @@ async def _has_status(server: Any, run_id: str, status: str) -> bool:
 
 async def answered(server: Any, run_id: str, call_id: str, transport: Transport = SSE, **answer: Any) -> Any:
     """Answer a call, as a client of this transport does: the status, and the code of a refusal."""
+    refused = await refusal_of(server, run_id, call_id, transport, **answer)
+    return 202 if refused is None else (refused["status"], refused["code"])
+
+
+async def refusal_of(server: Any, run_id: str, call_id: str, transport: Transport, **answer: Any) -> Any:
+    """Answer a call, as a client of this transport does: the refusal, None: it was taken."""
     if transport is not WS:
         response: Response = await request(server, "POST", f"/chat/runs/{run_id}/tool_calls/{call_id}", answer)
-        return response.status if response.status == 202 else (response.status, response.json["code"])
+        return None if response.status == 202 else response.json
     async with await WsReader.connect(server) as reader:
         reply = await reader.command(type="answer", run_id=run_id, call_id=call_id, **answer)
-        return 202 if reply["type"] == "accepted" else (reply["status"], reply["code"])
+        return None if reply["type"] == "accepted" else reply
 
 
 def done_by(ledger: Path) -> list[str]:
@@ -181,16 +187,30 @@ async def test_edited_arguments_are_told_and_stored(
 
 
 @each_of_both
-async def test_edited_arguments_that_do_not_fit_are_told_and_the_call_is_not_made(
-    transport: Transport, upstream: FakeUpstream, ledger: Path, tmp_path: Path
+@pytest.mark.parametrize("is_parked", [False, True])
+async def test_edited_arguments_that_do_not_fit_are_refused_and_the_call_waits_on(
+    is_parked: bool, transport: Transport, upstream: FakeUpstream, ledger: Path, tmp_path: Path
 ) -> None:
+    """Also where the run is nobody's any more: the answer that fits takes it."""
     upstream.always(calling(("book", {"table": 4})))
-    async with serving(upstream, tmp_path) as server:
+    async with serving(upstream, tmp_path, retention_seconds=0.1 if is_parked else 60) as server:
         reading = await transport.start(server, {"message": "Book"})
         run_id = await waiting(reading)
-        assert await answered(server, run_id, "c0", transport, approve=True, args={"table": "by the window"}) == 202
+        await is_waiting(server, run_id)
+        if is_parked:
+            reading.cut()
+            await until(lambda: _is_parked(server, run_id))
+        for args in ({"table": "by the window"}, {}, {"table": 4, "chair": 1}):
+            refused = await refusal_of(server, run_id, "c0", transport, approve=True, args=args)
+            (problem,) = refused["errors"]
+            assert (refused["status"], refused["code"], problem["pointer"]) == (400, "bad_request", "/args")
+            assert problem["detail"].startswith("the arguments do not fit: ")
+        assert await _has_status(server, run_id, "waiting") and done_by(ledger) == []
+        assert await answered(server, run_id, "c0", transport, approve=True, args={"table": 5}) == 202
+        if is_parked:
+            reading = await transport.attach(server, run_id, 1)
         (result,) = events_of(await documents_of(reading), "tool_result")
-        assert result["is_error"] and "table" in result["result"] and done_by(ledger) == []
+        assert result["args"] == {"table": 5} and done_by(ledger) == ["book 5"]
 
 
 @each_of_both

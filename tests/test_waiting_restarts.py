@@ -9,15 +9,17 @@ from typing import Any
 import anyio
 import pytest
 
+from chatserver.call_checks import NO_TOOL
 from chatserver.dialogue import INTERRUPTED_CALL
 from chatserver.waiting import UNAPPROVED
 from tests.approved_tools import REFERENCE
 from tests.clients import BOTH, SSE, WS, BrokenError, Transport, documents_of, get_run, request, types_of
 from tests.fake_upstream import FakeUpstream, call, say
-from tests.live import ServerProcess
+from tests.live import ServerProcess, live_server
 from tests.pictures import attached, inline, text, told
 from tests.program import until
 from tests.proving import check_once
+from tests.slow_tools import REFERENCE as OTHER_TOOLS
 from tests.test_structured import CITY, format_of
 from tests.test_waiting import SCREEN, answered, calling, done_by, events_of, is_waiting, serving, waiting
 
@@ -84,6 +86,24 @@ async def test_a_run_that_waits_survives_a_drain_and_goes_on_under_its_id(
     told = upstream.requests[-1].json["messages"]
     assert [each["role"] for each in told] == ["user", "assistant", "tool", "tool"]
     assert [each["id"] for each in told[1]["tool_calls"]] == ["c0", "c1"]
+
+
+@each_of_both
+async def test_a_call_of_a_tool_that_is_gone_after_a_restart_takes_any_arguments_and_fails(
+    transport: Transport, upstream: FakeUpstream, ledger: Path, tmp_path: Path
+) -> None:
+    """Nobody can say what would fit, and the run must not wait for what never comes."""
+    upstream.always(calling(("book", {"table": 4})))
+    async with serving(upstream, tmp_path) as server:
+        reading = await transport.start(server, {"message": "Book"})
+        run_id = await waiting(reading)
+        await is_waiting(server, run_id)
+        reading.cut()
+    async with live_server(upstream.url, directory=tmp_path, tools=OTHER_TOOLS) as server:
+        assert await answered(server, run_id, "c0", transport, approve=True, args={"table": "by the window"}) == 202
+        documents = await documents_of(await transport.attach(server, run_id, 2))
+        (result,) = events_of(documents, "tool_result")
+        assert (result["result"], result["is_error"]) == (NO_TOOL, True) and done_by(ledger) == []
 
 
 @each_of_both

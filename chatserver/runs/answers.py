@@ -2,6 +2,7 @@
 
 from anyio import to_thread
 
+from chatserver.call_checks import check_edited
 from chatserver.commands import CallAnswer, checked_id
 from chatserver.dialogue import is_question
 from chatserver.errors import AlreadyAnswered, NotFound
@@ -12,7 +13,7 @@ from chatserver.runs.elsewhere import Elsewhere
 from chatserver.runs.lives import Lives
 from chatserver.runs.places import Places
 from chatserver.sessions import Sessions
-from chatserver.waiting import resolution_of
+from chatserver.waiting import Approved, resolution_of
 
 
 class Answers:
@@ -41,6 +42,8 @@ class Answers:
         resolution = resolution_of(answer, call, self._result_bytes_limit)
         if is_question(call):
             await to_thread.run_sync(check_reply, resolution, call.args)  # A schema may take a second.
+        if isinstance(resolution, Approved) and resolution.args is not None:
+            await check_edited(self._lives.toolbox, call.tool, resolution.args)
         place = await self._places.acquire(user) if status == "waiting" else None
         try:
             is_mine = await self._sessions.waits.answer(run_id, call_id, resolution)

@@ -41,15 +41,16 @@ async def check(tool: Tool | ClientTool, args: dict[str, Any]) -> None:
     Raises:
         BadArguments: they do not fit.
     """
+    mistake = None
     try:
         if isinstance(tool, FunctionTool):
             tool.bind(args)
-        elif mistake := await to_thread.run_sync(mistake_in, tool.parameters, args):  # It may take a second.
-            raise BadArguments(f"the arguments do not fit: {mistake}")
-    except BadArguments:
-        raise
+        else:
+            mistake = await to_thread.run_sync(mistake_in, tool.parameters, args)  # It may take a second.
     except Exception as error:  # noqa: BLE001 - a type or a schema may be foreign code
-        raise BadArguments(words_of(error)) from None
+        mistake = words_of(error)
+    if mistake is not None:
+        raise BadArguments(f"the arguments do not fit: {mistake}")
 
 
 class TimeLimit:
