@@ -9,6 +9,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from chatserver.serving import server as ending
 from tests.clients import SSE, TRANSPORTS, Transport, Wire, documents_of, is_terminal, text_of
 from tests.fake_upstream import FakeUpstream, Gate, say, token
 from tests.live import LiveServer, live_server
@@ -69,6 +70,40 @@ async def test_who_came_before_is_answered_once_more_and_the_rest_is_closed() ->
         await documents_of(reading)
         for wire in wires:
             wire.cut()
+
+
+async def test_at_the_end_of_a_drain_who_was_just_accepted_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another worker, which still drains, would have accepted the connection a moment later."""
+    monkeypatch.setattr(ending, "ACCEPTED_SECONDS", WAIT_SECONDS)
+    async with server_with_heir(anyio.Event()) as (server, heir):
+        fresh, begun, kept = wires = [await Wire.open(server) for _ in range(3)]
+        kept.write(GET)
+        await answer(kept)
+        begun.write(GET[:20])
+        while server.connections < 3:  # noqa: ASYNC110 - it tells nobody
+            await anyio.sleep(0.001)
+        server.begin_drain()
+        while any(each.is_serving() for each in server.server.servers):  # noqa: ASYNC110 - it tells nobody
+            await anyio.sleep(0.001)
+        left = await Wire.open(server)
+        accepted, _ = await asyncio.get_running_loop().sock_accept(heir)
+        accepted.close()
+        for wire, request in ((begun, GET[20:]), (fresh, GET)):
+            wire.write(request)
+            assert b" 200 " in (got := await answer(wire)) and b"connection: close" in got
+        await server.server.main_loop()
+        for wire in (*wires, left):
+            wire.cut()
+
+
+async def test_the_end_of_a_drain_waits_for_no_request_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with server_with_heir(anyio.Event()) as (server, _):
+        silent = await Wire.open(server)
+        while server.connections < 1:  # noqa: ASYNC110 - it tells nobody
+            await anyio.sleep(0.001)
+        server.begin_drain()
+        await server.server.main_loop()
+        silent.cut()
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS, ids=repr)

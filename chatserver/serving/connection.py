@@ -58,6 +58,11 @@ class ServedProtocol(asyncio.Protocol):
     def ask_no_more(self) -> None:
         """Another process serves from now on: the next answer is the last one on this connection."""
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a request has begun to come, or the first one of the connection is to come."""
+        return False
+
     def close_if_idle(self) -> None:
         """Close, unless a request is being answered or has begun to come."""
 

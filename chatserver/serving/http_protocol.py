@@ -136,6 +136,10 @@ class HttpProtocol(ServedProtocol):
         if self._exchange is not None:
             self._exchange.be_last()
 
+    @property
+    def is_awaited(self) -> bool:
+        return self._stage is Stage.READING and (self._exchange is None or self._decoder.is_in_request)
+
     def close_if_idle(self) -> None:
         if self._is_idle:
             self.transport.close()
@@ -288,8 +292,7 @@ class HttpProtocol(ServedProtocol):
 
     def websocket_asked(self, head: Head) -> None:
         """Hand the connection over, unless the handshake is wrong."""
-        made: Any = self._config.ws_protocol_class
-        websocket = made(self._config, self._server, self._app_state, self._loop)
+        websocket = cast(Any, self._config.ws_protocol_class)(self._config, self._server, self._app_state, self._loop)
         websocket.shake_hands(self.transport, head)
         self._stage = Stage.WEBSOCKET
         self._stop_waiting()

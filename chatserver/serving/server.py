@@ -43,6 +43,15 @@ LAST_REQUESTS_SECONDS = 1.0
 it has just accepted, and on those that a proxy keeps for its next request."""
 
 
+ACCEPTED_SECONDS = 0.3
+"""How long a server that ends waits for the first request of a connection that it has just accepted: had this server
+ended a moment earlier, another process that has the socket would have accepted the connection."""
+
+ACCEPTED_LOOK_SECONDS = 0.01
+"""How often that is looked for. Several turns of the loop pass: a connection is made known a turn after it is accepted.
+"""
+
+
 class Server(uvicorn.Server):
     """A server of one process. The first SIGTERM or SIGINT drains it, a second one ends it at once."""
 
@@ -90,14 +99,20 @@ class Server(uvicorn.Server):
             self._retiring = asyncio.get_running_loop().create_task(self._retire())
 
     async def _retire(self) -> None:
+        self._accept_no_more()
+        await asyncio.sleep(LAST_REQUESTS_SECONDS)
+        for connection in self._connections():
+            connection.close_if_idle()
+        self.begin_drain()
+
+    def _connections(self) -> list[ServedProtocol]:
+        return [cast(ServedProtocol, each) for each in self.server_state.connections]
+
+    def _accept_no_more(self) -> None:
         for listening in self.servers:
             listening.close()
-        for connection in list(self.server_state.connections):
-            cast(ServedProtocol, connection).ask_no_more()
-        await asyncio.sleep(LAST_REQUESTS_SECONDS)
-        for connection in list(self.server_state.connections):
-            cast(ServedProtocol, connection).close_if_idle()
-        self.begin_drain()
+        for connection in self._connections():
+            connection.ask_no_more()
 
     def _drain_soon(self) -> None:
         if self._loop is not None:
@@ -116,8 +131,16 @@ class Server(uvicorn.Server):
     async def _drain(self) -> None:
         try:
             await drain(self.app)
+            self._accept_no_more()
+            await self._answer_accepted()
         finally:
             self.stop()
+
+    async def _answer_accepted(self) -> None:
+        for _ in range(round(ACCEPTED_SECONDS / ACCEPTED_LOOK_SECONDS)):
+            await asyncio.sleep(ACCEPTED_LOOK_SECONDS)
+            if not any(connection.is_awaited for connection in self._connections()):
+                return
 
 
 def config(settings: Settings, app: object, observer: Observer) -> uvicorn.Config:

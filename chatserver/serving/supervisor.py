@@ -22,8 +22,9 @@ logger = logging.getLogger(__name__)
 STEADY_SECONDS = 10.0
 """A worker that has served for so long is replaced at once when it dies; one that dies early, after a pause."""
 
-KILL_SECONDS = 2.5
-"""How long workers may take to end after the time of the drain."""
+KILL_SECONDS = 2.8
+"""How long workers may take to end after the time of the drain: to store the last answers (``SHUTDOWN_SECONDS``), to
+answer those whom they have just accepted (``ACCEPTED_SECONDS``), and to leave Redis and the database."""
 
 FAILED_STATUS = 3
 """The exit status of a server that could not start, with one process or with several."""
