@@ -255,7 +255,8 @@ export declare class Run implements AsyncIterable<ChatEvent> {
      * Answer a call that waits. The first answer counts; where the reply to this one was lost, it is sent again.
      * @param {string} callId @param {Answer} answer
      * @returns {Promise<void>} the call is answered; its result comes as an event
-     * @throws {ChatError} it was refused: `already_answered` by somebody else, who was first
+     * @throws {ChatError} it was refused: `already_answered` by somebody else, who was first; `bad_request`: it does not fit,
+     *   and the call waits on
      */
     answer(callId: string, answer: Answer): Promise<void>;
     /** End the run, for every reader. @returns {Promise<void>} the server has obeyed; the end comes as an event */

@@ -460,7 +460,8 @@ export class Run {
    * Answer a call that waits. The first answer counts; where the reply to this one was lost, it is sent again.
    * @param {string} callId @param {Answer} answer
    * @returns {Promise<void>} the call is answered; its result comes as an event
-   * @throws {ChatError} it was refused: `already_answered` by somebody else, who was first
+   * @throws {ChatError} it was refused: `already_answered` by somebody else, who was first; `bad_request`: it does not fit,
+   *   and the call waits on
    */
   async answer(callId, answer) {
     await this.#chat.tell(this, "answer", `tool_calls/${callId}`, callId, answer);

@@ -90,6 +90,21 @@ describe("a call that waits", () => {
     chat.close();
   });
 
+  test("waits on after an answer that does not fit, and takes another one", async () => {
+    const { ws, chat, run } = await opened([call(2, "a", { needs_approval: true })]);
+    const refused = assert.rejects(run.answer("a", { approve: true, args: { people: "many" } }), { status: 400, code: "bad_request", message: "no" });
+    await pass();
+    told(ws).reject({ status: 400, code: "bad_request" });
+    await refused;
+    assert.deepEqual(run.openCalls.map((each) => each.call_id), ["a"]);
+    const taken = run.answer("a", { approve: true, args: { people: 3 } });
+    await pass();
+    told(ws).accept();
+    await taken;
+    assert.deepEqual(run.openCalls, []);
+    chat.close();
+  });
+
   test("is answered again where the reply was lost: that it is answered already is well then", async () => {
     const { ws, http, chat, run } = await opened([call(2, "a", { needs_approval: true })]);
     const answered = run.answer("a", { approve: true });

@@ -81,10 +81,11 @@ function form(title, fields, choices, send, onAnswered) {
       await send(chosen);
       if (element.isConnected) onAnswered();
     } catch (error) {
-      if (/** @type {any} */ (error).code === "already_answered") return element.isConnected && onAnswered();
+      const { code } = /** @type {any} */ (error);
+      if (code === "already_answered") return element.isConnected && onAnswered();
       inputs.disabled = false;
       for (const button of buttons) button.disabled = false;
-      note.textContent = `It could not be sent: ${said(error)}.`;
+      note.textContent = `${code === "bad_request" ? "It was refused" : "It could not be sent"}: ${said(error)}.`;
       focused?.focus();
     }
   };
