@@ -52,6 +52,19 @@ TOOLS: list[dict[str, Any]] = [
     },
     {"name": "grow", "description": "Add a tool.", "inputSchema": OBJECT},
 ]
+ODD: list[Any] = [
+    None,
+    {"inputSchema": OBJECT},
+    {"name": "none"},
+    {"name": "text", "inputSchema": "object"},
+    {"name": "array", "inputSchema": {"type": "array"}},
+    {"name": "number", "inputSchema": OBJECT | {"properties": {"a": 5}}},
+    {"name": "dangling", "inputSchema": OBJECT | {"$ref": "#/$defs/nowhere"}},
+    {"name": "result", "inputSchema": OBJECT, "outputSchema": {"type": 5}},
+    {"name": "wordy", "inputSchema": OBJECT, "description": ["Do."]},
+]
+"""No tools, among those that are."""
+
 FORM: dict[str, Any] = {"type": "object", "properties": {"size": {"type": "integer"}}, "required": ["size"]}
 MODERN = {"resultType": "complete", "ttlMs": 0, "cacheScope": "private"}
 """What each result has in the version of 2026-07-28, which the server speaks where that is its fault."""
@@ -142,7 +155,7 @@ def listed(params: dict[str, Any]) -> dict[str, Any]:
         page = int(params.get("cursor", "0"))
         names = [f"tool{page}_{number}" for number in range(50)]
         return {"tools": [{"name": name, "inputSchema": OBJECT} for name in names], "nextCursor": str(page + 1)}
-    return {"tools": TOOLS}
+    return {"tools": [*ODD, *TOOLS] if FAULT == "odd" else TOOLS}
 
 
 def answer(message: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from chatserver.settings.masks import masked
 from chatserver.tools.context import Question, Reply, ToolContext
 from chatserver.tools.mcp.configuration import Command, Endpoint, McpConfiguration, mcp_configurations
 from chatserver.tools.mcp.listing import DESCRIPTION_CHARS_LIMIT, TOOLS_LIMIT, listed
-from chatserver.tools.mcp.server import backoff
+from chatserver.tools.mcp.server import COMPLAINTS, backoff
 from chatserver.tools.mcp.servers import McpServers, open_mcp_servers
 from chatserver.tools.mcp.stdio import Lines, TooLong
 from chatserver.tools.results import ToolFailed
@@ -231,10 +231,11 @@ async def test_tools_are_listed_called_and_listed_again(tmp_path: Path, monkeypa
             await tools["s__lie"].call({}, context)
         assert await tools["s__grow"].call({}, context) == "grown"
 
-        async def has_grown() -> bool:
-            return any(name.startswith("s__grown") for name in servers.tools)
+        await until(lambda: _has_grown(servers))
 
-        await until(has_grown)
+
+async def _has_grown(servers: McpServers) -> bool:
+    return any(name.startswith("s__grown") for name in servers.tools)
 
 
 async def test_a_call_that_is_cancelled_is_told_and_disturbs_no_other(tmp_path: Path) -> None:
@@ -300,6 +301,19 @@ async def test_a_list_without_end_is_cut(tmp_path: Path) -> None:
     async with servers_of(f"s={small(tmp_path, 'many')}") as servers:
         await state(servers, "s", "ready")
         assert len(servers.tools) == TOOLS_LIMIT
+
+
+async def test_what_is_no_tool_costs_no_other_tool(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Among the tools of a server that is connected, and of one that lists its tools anew."""
+    async with servers_of(f"s={small(tmp_path, 'odd')}") as servers:
+        await state(servers, "s", "ready")
+        tools: Any = servers.tools
+        assert await tools["s__add"].call({"a": 1, "b": 2}, ToolContext()) == "3"
+        odd = {"s__none", "s__text", "s__array", "s__number", "s__dangling", "s__result", "s__wordy"}
+        assert odd.isdisjoint(tools)
+        assert await tools["s__grow"].call({}, ToolContext()) == "grown"
+        await until(lambda: _has_grown(servers))
+    assert caplog.text.count("leaves out the tool") == COMPLAINTS
 
 
 async def test_a_server_that_floods_is_listed_no_faster(tmp_path: Path) -> None:

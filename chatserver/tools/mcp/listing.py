@@ -6,11 +6,13 @@ from hashlib import sha256
 from typing import Any
 
 from mcp import types
+from mcp.types.methods import parse_server_result
 from msgspec import Struct
+from pydantic import ValidationError
 
 from chatserver.dialogue import QUESTION, RESERVED
 from chatserver.events import to_json
-from chatserver.json_schema import SCHEMA_BYTES_LIMIT, mistake_in_schema
+from chatserver.json_schema import PLACE_CHARS, SCHEMA_BYTES_LIMIT, mistake_in_schema
 from chatserver.providers.clean_text import cleaned
 from chatserver.strict_json import NESTING_LIMIT, is_nested_too_deeply
 from chatserver.tools.results import words_of
@@ -35,6 +37,25 @@ class Listed(Struct, frozen=True):
     parameters: dict[str, Any]
     is_destructive: bool
     """As the specification has it: a tool that says nothing of itself may destroy."""
+
+
+def sifted(page: dict[str, Any], version: str) -> list[str]:
+    """Leave out of a page of a list what is no tool in this version of MCP: a sentence for the log for each.
+
+    Because of one of them the SDK would refuse the whole page.
+    """
+    kept: list[Any] = []
+    complaints: list[str] = []
+    for tool in page["tools"][: TOOLS_LIMIT + 1]:
+        try:
+            parse_server_result("tools/list", version, page | {"tools": [tool]})
+            kept.append(tool)
+        except ValidationError as error:
+            name = tool.get("name") if isinstance(tool, dict) else tool
+            place = ".".join(map(str, ("tool", *error.errors()[0]["loc"][2:])))
+            complaints.append(f"leaves out the tool {str(name)[:ID_CHARS]!r}: it is none, at {place[:PLACE_CHARS]}")
+    page["tools"] = kept
+    return complaints
 
 
 def listed(tools: Iterable[types.Tool], prefix: str) -> tuple[list[Listed], list[str]]:

@@ -11,6 +11,7 @@ from math import inf
 from typing import Any
 
 import anyio
+from anyio import to_thread
 from mcp import MCPError, types
 from msgspec import Struct
 from pydantic import ValidationError
@@ -185,7 +186,9 @@ class McpServer:
             await anyio.sleep(RELIST_SECONDS)
 
     async def _list(self, session: Session) -> None:
-        found, complaints = listed(await session.tools(), self.configuration.name)
+        tools, left_out = await session.tools()
+        found, complaints = await to_thread.run_sync(listed, tools, self.configuration.name)  # It may take seconds.
+        complaints = [*left_out, *complaints]
         self.tools = [
             McpTool(each.id, each.description, each.parameters, self._needs_approval(each), each.name, self)
             for each in found

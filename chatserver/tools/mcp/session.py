@@ -10,6 +10,7 @@ from anyio.abc import TaskGroup
 from mcp import Client, MCPError, types
 from mcp.client import ClientRequestContext, IncomingMessage
 from mcp.client.subscriptions import SubscriptionLost
+from mcp.shared.message import SessionMessage
 from mcp.types import ElicitRequestParams, ElicitResult
 from mcp.types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import TypeAdapter, ValidationError
@@ -19,9 +20,9 @@ from chatserver.tools.context import ToolContext
 from chatserver.tools.mcp.configuration import Access, Command
 from chatserver.tools.mcp.elicitation import elicited
 from chatserver.tools.mcp.http import endpoint_streams
-from chatserver.tools.mcp.listing import TOOLS_LIMIT
+from chatserver.tools.mcp.listing import TOOLS_LIMIT, sifted
 from chatserver.tools.mcp.stdio import child_streams
-from chatserver.tools.mcp.streams import CALL, Call, Lose, Paced
+from chatserver.tools.mcp.streams import CALL, Call, Lose, Paced, Received, Sift
 from chatserver.tools.results import ToolFailed, words_of
 
 PAGES_LIMIT = 128
@@ -60,12 +61,14 @@ class Session:
         self.has_changed = anyio.Event()
         """Set when the server says that its tools have changed; whoever has heard it puts a new event in its place."""
         self._client = Client(
-            _streams(access, self.lose),
+            _streams(access, self.lose, self._sift),
             client_info=_CLIENT,
             message_handler=self._on_message,
             elicitation_callback=self._elicit,
             cache=None,
         )
+        self._left_out: list[str] | None = None
+        """Of the list that was asked for last, what was no tool, in sentences for the log."""
         self._calls: set[Call] = set()
         self._users_given_up: set[str] = set()
         """Whose calls were given up while the server was at work on them."""
@@ -86,14 +89,15 @@ class Session:
             self.reason = reason
             self.is_over.set()
 
-    async def tools(self) -> list[types.Tool]:
-        """What the server lists.
+    async def tools(self) -> tuple[list[types.Tool], list[str]]:
+        """What the server lists, and for what is no tool a sentence for the log each.
 
         Raises:
             MCPError: the server refuses, or the session is lost.
             ValidationError: the answer is no list of tools.
         """
-        found: list[types.Tool] = []
+        found = list[types.Tool]()
+        left_out = self._left_out = list[str]()
         cursor = None
         if self._client.server_capabilities.tools is not None:
             for _ in range(PAGES_LIMIT):
@@ -102,7 +106,14 @@ class Session:
                 cursor = page.next_cursor
                 if cursor is None or len(found) > TOOLS_LIMIT:
                     break
-        return found
+        return found, left_out
+
+    def _sift(self, received: Received) -> None:
+        if self._left_out is None or not isinstance(received, SessionMessage):
+            return
+        match received.message:
+            case types.JSONRPCResponse(result={"tools": list()} as page):
+                self._left_out += sifted(page, self._client.protocol_version)
 
     async def call(self, name: str, args: dict[str, Any], context: ToolContext) -> types.CallToolResult:
         """Call a tool. The call is a task of the session: a caller that is cancelled does not wait for its farewell.
@@ -209,7 +220,7 @@ class Session:
 
 
 @asynccontextmanager
-async def _streams(access: Access, lose: Lose) -> AsyncIterator[tuple[Any, Any]]:
+async def _streams(access: Access, lose: Lose, sift: Sift) -> AsyncIterator[tuple[Any, Any]]:
     way = child_streams(access, lose) if isinstance(access, Command) else endpoint_streams(access, lose)
     async with way as (incoming, outgoing):
-        yield Paced(incoming), outgoing
+        yield Paced(incoming, sift), outgoing

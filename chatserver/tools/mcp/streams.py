@@ -24,6 +24,10 @@ Lose: TypeAlias = Callable[[str], None]
 """Ends a connection, and tells why."""
 
 
+Sift: TypeAlias = Callable[[Received], None]
+"""Takes out of a message what the SDK must not see."""
+
+
 class Call:
     """A call of a tool that waits for its server."""
 
@@ -40,10 +44,11 @@ CALL: ContextVar[Call] = ContextVar("CALL")
 
 
 class Paced:
-    """The messages of a server as its session reads them, no faster than the limits allow."""
+    """The messages of a server as its session reads them: sifted, and no faster than the limits allow."""
 
-    def __init__(self, messages: Any) -> None:
+    def __init__(self, messages: Any, sift: Sift) -> None:
         self._messages = messages
+        self._sift = sift
         self._bucket = TokenBucket(MESSAGES_AT_ONCE_LIMIT, MESSAGES_PER_SECOND_LIMIT)
 
     @property
@@ -55,6 +60,7 @@ class Paced:
         message: Received = await self._messages.receive()
         while seconds := self._bucket.draw():  # noqa: ASYNC110 - the bucket fills by time alone
             await anyio.sleep(seconds)
+        self._sift(message)
         return message
 
     async def aclose(self) -> None:
