@@ -6,7 +6,7 @@ set positional-arguments
 export PATH := justfile_directory() / ".venv/bin:" + env("PATH")
 
 # Debian packages that tests use beyond Python's. Without them those tests are skipped, but never in CI.
-debian_packages := "postgresql redis-server redis-sentinel chromium haproxy nginx caddy prometheus"
+debian_packages := "postgresql redis-server redis-sentinel chromium chromium-headless-shell haproxy nginx caddy prometheus"
 
 # As many as cores: with one more, tests of several nodes failed in one run of two.
 workers := `getconf _NPROCESSORS_ONLN`

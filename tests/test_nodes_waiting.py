@@ -20,7 +20,7 @@ from tests.proving import check_once
 from tests.redis_server import RedisServer
 from tests.test_waiting import answered, calling, done_by, waiting
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300), pytest.mark.xdist_group("nodes that wait")]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
 
 WHOLE = ["start", "tool_call", "tool_result", "token", "done"]
 

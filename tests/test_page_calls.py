@@ -12,8 +12,6 @@ from tests.live import LiveServer, live_server
 from tests.page_driver import Driver, opened
 from tests.test_page_safety import from_node, is_unharmed
 
-pytestmark = [pytest.mark.xdist_group("chromium 2")]
-
 PHONE: dict[str, Any] = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
 DINNER = {"people": 2, "time": "19:00"}
 MENUS = [{"const": "v", "title": "vegan"}, {"const": "f", "title": "fish"}]

@@ -14,8 +14,6 @@ from tests.page_driver import Driver, chatting, opened
 from tests.pictures import GIF
 from tests.test_page_reach import PHONE
 
-pytestmark = [pytest.mark.xdist_group("chromium 2")]
-
 GIF_FILE: Any = {"name": "dot.gif", "mimeType": "image/gif", "buffer": b64decode(GIF)}
 TEXT_FILE: Any = {"name": "notes.md", "mimeType": "", "buffer": "Grüße".encode()}
 

@@ -13,7 +13,7 @@ import anyio
 import pytest
 from playwright.async_api import Browser, BrowserContext, Page
 
-from tests.browser import open_chromium
+from tests.browser import WHOLE, open_chromium
 from tests.chaos import Chaos, cuts
 from tests.conftest import IS_FULL, Scale
 from tests.fake_upstream import Act, Done, FakeUpstream, Gate, Reply, Step, finish, role, token
@@ -44,7 +44,7 @@ each_transport = pytest.mark.parametrize("transport", ["sse", "ws"])
 async def chromium() -> AsyncIterator[Browser]:
     """One browser for all tests here; each has a profile of its own."""
     kept = {"ignore_default_args": ["--disable-back-forward-cache"]}
-    async with open_chromium("--disable-background-timer-throttling", **kept) as browser:
+    async with open_chromium("--disable-background-timer-throttling", programs=WHOLE, **kept) as browser:
         yield browser
 
 
