@@ -118,8 +118,14 @@ async def _supervise(settings: Settings, inheritance: Inheritance, say_ready: Ca
 
 
 def _serve(settings: Settings, inheritance: Inheritance, app: "Application", say_ready: Callable[[], None]) -> int:
-    from chatserver.serving.server import Server  # Imported here: a supervisor needs no web server.
+    # Imported here: a supervisor needs no database, and no web server.
+    from chatserver.serving.server import Server
+    from chatserver.sessions.arrival import await_database
 
+    try:
+        asyncio.run(await_database(settings.database_url))  # Whoever tells this process to stop now ends it at once.
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     role = _Role(inheritance, say_ready)
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket(fileno=fd)) for fd in inheritance.sockets]

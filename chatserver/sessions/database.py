@@ -71,7 +71,7 @@ async def open_database(database_url: str) -> AsyncIterator[Database]:
     Raises:
         SettingsError: the URL is wrong, or nothing usable is there.
     """
-    database = _database(database_url)
+    database = database_of(database_url)
     try:
         try:
             await database.write(migrate)
@@ -84,7 +84,12 @@ async def open_database(database_url: str) -> AsyncIterator[Database]:
             await database.close()
 
 
-def _database(database_url: str) -> Database:
+def database_of(database_url: str) -> Database:
+    """What runs transactions in the database of a URL, which may not be there.
+
+    Raises:
+        SettingsError: the URL is wrong.
+    """
     try:
         url = make_url(database_url)
     except ArgumentError:
