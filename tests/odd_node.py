@@ -4,7 +4,7 @@ import sys
 
 from chatserver.cli import main
 from chatserver.nodes import membership
-from chatserver.sessions import leases
+from chatserver.sessions import arrival, leases
 
 
 def hurry() -> None:
@@ -21,6 +21,11 @@ def patience() -> None:
 def watchful() -> None:
     """A process looks often which processes of its database live."""
     leases.RENEW_SECONDS = 0.5
+
+
+def haste() -> None:
+    """A server does not wait for its database for long."""
+    arrival.ARRIVAL_SECONDS = 0.1
 
 
 if __name__ == "__main__":

@@ -88,14 +88,16 @@ async def has_ended(server: ServerProcess) -> None:
         await server.start()
 
 
-async def test_a_database_that_does_not_come_is_named_at_the_end(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(arrival, "ARRIVAL_SECONDS", 0.05)
-    monkeypatch.setattr(arrival, "BETWEEN_TRIES_SECONDS", 0.01)
-    await await_database("postgresql://x@127.0.0.1:1/x")
-    (line,) = caplog.messages
-    assert "Connect call failed ('127.0.0.1', 1)" in line
+async def test_a_database_that_does_not_come_ends_the_start_in_words(tmp_path: Path) -> None:
+    url = "postgresql://me:hunter2@127.0.0.1:1/chat"
+    server = ServerProcess(None, tmp_path, start=("-m", "tests.odd_node", "haste"), database_url=url)
+    with anyio.fail_after(SECONDS):
+        await has_ended(server)
+        assert await server.wait() == 3
+    waits, ends, *rest = server.stderr
+    assert "CHATSERVER_DATABASE_URL: the database is waited for" in waits and "127.0.0.1" in waits
+    assert "CHATSERVER_DATABASE_URL: cannot be opened" in ends and len(rest) <= 1
+    assert "hunter2" not in server.output and "Traceback" not in server.output
 
 
 async def test_a_postgres_without_a_free_connection_is_waited_for(

@@ -194,7 +194,6 @@ async def test_a_port_in_use_is_one_line() -> None:
         ("tools", "nowhere:TOOLS", 1),
         ("database_url", "nonsense", 3),
         ("database_url", "sqlite:////nowhere/at/all.db", 3),
-        ("database_url", "postgresql://me:hunter2@127.0.0.1:1/chat", 3),
     ],
 )
 async def test_what_cannot_be_opened_is_said_without_a_trace(setting: str, value: str, status: int) -> None:
@@ -202,7 +201,7 @@ async def test_what_cannot_be_opened_is_said_without_a_trace(setting: str, value
     assert (ended.status, ended.stdout) == (status, "")
     first, *rest = ended.stderr.splitlines()
     assert variable(setting) in first and len(rest) <= 1
-    assert "hunter2" not in ended.stderr and "Traceback" not in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 # ---- the same program -----------------------------------------------------------------------------------------------

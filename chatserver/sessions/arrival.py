@@ -10,6 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from chatserver.errors import SettingsError
 from chatserver.sessions.database import Database, database_of
 from chatserver.sessions.sqlite import Sqlite
+from chatserver.settings import variable
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,8 @@ async def _await(database: Database) -> None:
     give_up_at, is_told = monotonic() + ARRIVAL_SECONDS, False
     while (trouble := await _trouble_of(database)) and monotonic() < give_up_at:
         if not is_told:
-            logger.warning("the database is waited for, at most %.0f s: %s", ARRIVAL_SECONDS, trouble)
+            words = "%s: the database is waited for, at most %.0f s: %s"
+            logger.warning(words, variable("database_url"), ARRIVAL_SECONDS, trouble)
             is_told = True
         await anyio.sleep(BETWEEN_TRIES_SECONDS)
 
