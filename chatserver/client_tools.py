@@ -1,7 +1,6 @@
 """Tools that a client declares in its request, and runs itself: the rules of their declaration."""
 
 from collections.abc import Container
-from typing import Any
 
 import msgspec
 
@@ -17,7 +16,7 @@ CLIENT_TOOLS_BYTES_LIMIT = 64 * 1024
 
 
 def checked_client_tools(request: ChatRequest, taken: Container[str]) -> ChatRequest:
-    """The request, with every rule of its ``tools`` held; ``taken`` are the names of the server's tools.
+    """The request, with the rules of its ``tools`` held, but for those of schemas; ``taken`` has the server's names.
 
     Raises:
         BadRequest, TooLarge: a rule is broken.
@@ -34,12 +33,7 @@ def checked_client_tools(request: ChatRequest, taken: Container[str]) -> ChatReq
             raise BadRequest(RESERVED, f"/tools/{place}/name")
         if each.name in taken:
             raise BadRequest("the server has a tool of this name", f"/tools/{place}/name")
-        if not _is_of_object(each.parameters):
+        if each.parameters.get("type") != "object":
             raise BadRequest("`parameters` is the JSON Schema of an object", f"/tools/{place}/parameters")
         names.add(each.name)
     return request
-
-
-def _is_of_object(schema: dict[str, Any]) -> bool:
-    properties, required = schema.get("properties", {}), schema.get("required", [])
-    return schema.get("type") == "object" and isinstance(properties, dict) and isinstance(required, list)

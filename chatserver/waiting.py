@@ -99,6 +99,9 @@ def resolution_of(answer: CallAnswer, call: ToolCallPart, result_bytes_limit: in
     if call.executor == "client":
         if answer.result is UNSET or answer.approve is not None:
             raise BadRequest("this call is made by the client: it is answered with `result`", "/result")
+        for name in ("args", "reason"):
+            if getattr(answer, name) is not None:
+                raise BadRequest(f"`{name}` is for a call that waits for an approval", f"/{name}")
         result, truncated = cap(answer.result, result_bytes_limit)
         if truncated and is_question(call):
             raise TooLarge(f"`result` is over {result_bytes_limit} bytes")

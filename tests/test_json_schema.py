@@ -52,6 +52,8 @@ def test_a_schema_may_refer_to_itself_and_hold_values_that_look_like_references(
     [
         ({"type": "city"}, "at $.type it breaks"),
         ({"items": [{}]}, "at $.items it breaks"),
+        ({"type": "object", "properties": []}, "at $.properties it breaks"),
+        ({"type": "object", "required": {}}, "at $.required it breaks"),
         ({"$ref": "#/nowhere"}, '`{"$ref":"#/nowhere"}` leads to no schema'),
         (NOWHERE, "leads to no schema"),
         ({"$ref": "#anchor"}, "leads to no schema"),

@@ -92,7 +92,10 @@ def described(parameters: Any) -> Weather:
     return made
 
 
-@pytest.mark.parametrize("found", [Renamed(), *map(described, ({"type": "objekt"}, {"properties": []}, True)), Weather])
+NO_PARAMETERS: tuple[Any, ...] = ({"type": "objekt"}, {"type": "object", "properties": []}, True, {}, {"type": "array"})
+
+
+@pytest.mark.parametrize("found", [Renamed(), *map(described, NO_PARAMETERS), Weather])
 def test_what_no_model_can_call_is_refused_by_name(found: Any) -> None:
     with pytest.raises(SettingsError, match="tool `"):
         tools_by_name([found])

@@ -239,7 +239,8 @@ async def test_a_tool_of_the_client_is_run_by_the_client(
         run_id = await waiting(reading)
         (call,) = events_of(reading.documents, "tool_call")
         assert (call["executor"], call["needs_approval"], call["args"]) == ("client", False, {"unit": "px"})
-        assert await answered(server, run_id, "c0", transport, approve=True) == (400, "bad_request")
+        for unfit in ({"approve": True}, {"result": 1, "args": {}}, {"result": 1, "reason": "why"}, {"is_error": True}):
+            assert await answered(server, run_id, "c0", transport, **unfit) == (400, "bad_request")
         assert await answered(server, run_id, "c0", transport, result={"width": 800}) == 202
         (result,) = events_of(await documents_of(reading), "tool_result")
         assert (result["result"], result["is_error"]) == ({"width": 800}, False)

@@ -37,7 +37,7 @@ class Tool(Protocol):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """JSON Schema of the arguments, which are an object. Only arguments that fit are handed to `call`."""
+        """JSON Schema of the arguments, whose ``type`` is ``object``. Only arguments that fit are handed to `call`."""
         ...
 
     def call(self, args: dict[str, Any], context: ToolContext) -> Any:

@@ -51,6 +51,8 @@ def _tool(found: Any) -> Tool:
         raise SettingsError(f"tool `{found.name}`: a name is 1 to 64 of letters, digits, `_` and `-`")
     parameters: Any = found.parameters
     mistake = mistake_in_schema(parameters) if isinstance(parameters, dict) else "it is no object"
+    if mistake is None and parameters.get("type") != "object":
+        mistake = "its `type` is not `object`"  # Model servers refuse any request with such a tool.
     if mistake is not None:
         raise SettingsError(f"tool `{found.name}`: the schema of its arguments is none: {mistake}")
     return found
