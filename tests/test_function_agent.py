@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import pytest
@@ -21,6 +21,7 @@ from chatserver import (
     ToolError,
     ToolResult,
     Usage,
+    UserMessage,
     Yielded,
     create_app,
 )
@@ -32,6 +33,7 @@ from tests.fake_upstream import FakeUpstream, Gate, say, token
 from tests.live import LiveServer, live_server
 from tests.merging import unmerged
 from tests.proving import check_once
+from tests.test_structured import CITY, format_of
 from tests.test_waiting import SCREEN, answered, is_waiting
 
 pytestmark = pytest.mark.anyio
@@ -325,6 +327,30 @@ async def test_a_call_that_does_not_fit_a_tool_of_the_client_is_told_to_the_agen
         events = await events_of(server, transport, tools=[SCREEN])
     assert [event["type"] for event in events] == ["start", "tool_call", "tool_result", "token", "done"]
     assert said(events) == "the arguments do not fit: at $.unit it breaks `type`"
+
+
+async def formal(dialogue: Dialogue, context: AgentContext) -> AsyncIterator[Yielded]:
+    """Answers in the form that is wanted, or as the user says."""
+    assert context.response_format == (None if asked(dialogue) == "any" else format_of(CITY))
+    yield "I add. "
+    await context.call("add", {"a": 2, "b": 3})
+    yield '{"name": '
+    yield "5}" if asked(dialogue) == "wrong" else '"Oslo"}'
+
+
+def asked(dialogue: Dialogue) -> Any:
+    return cast(UserMessage, dialogue[-1]).content
+
+
+@each_transport
+async def test_an_answer_of_another_form_fails_its_run(transport: Transport) -> None:
+    async with serving(formal) as server:
+        assert (await events_of(server, transport, "any"))[-1]["type"] == "done"
+        right = await events_of(server, transport, "right", response_format=format_of(CITY))
+        wrong = await events_of(server, transport, "wrong", response_format=format_of(CITY))
+    assert (right[-1]["type"], said(right)) == ("done", 'I add. {"name": "Oslo"}')
+    assert (wrong[-1]["type"], wrong[-1]["code"]) == ("error", "llm_error")
+    assert "at $.name it breaks `type`" in wrong[-1]["message"] and said(wrong) == 'I add. {"name": 5}'
 
 
 async def booking(dialogue: Dialogue, context: AgentContext) -> AsyncIterator[Yielded]:

@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 from msgspec.structs import replace
 
+from chatserver.answer import fold
 from chatserver.context import RunContext
 from chatserver.dialogue import Dialogue, UserMessage
 from chatserver.errors import SettingsError
@@ -15,8 +16,10 @@ from chatserver.function_agent.context import AgentContext
 from chatserver.function_agent.replay import Replay
 from chatserver.function_agent.work import Work
 from chatserver.function_agent.yielded import Said, TurnEnd, Yielded
+from chatserver.parts import Parts, ToolCallPart, text_of
 from chatserver.providers import ModelRequest, Provider
 from chatserver.settings.references import load
+from chatserver.structured import check_answer
 
 __all__ = ["AgentContext", "AgentFunction", "FunctionAgent", "Yielded", "checked_agent", "load_agent", "name_of"]
 
@@ -24,8 +27,9 @@ AgentFunction: TypeAlias = Callable[[Dialogue, AgentContext], AsyncIterator[Yiel
 """Answers a dialogue, whose last item is the user's message: ``async def agent(dialogue, context)`` with ``yield``.
 
 It yields text of the answer, drafts of events, and the ``Usage`` of models that it has asked by itself. When it ends,
-the answer is complete; when it raises, the run ends with `error`. All agents of a process share one event loop, beside
-the server's. A run that is cancelled raises ``CancelledError`` where the agent awaits something.
+the answer is complete; when it raises, or the answer has not the form that the request wants, the run ends with
+`error`. All agents of a process share one event loop, beside the server's. A run that is cancelled raises
+``CancelledError`` where the agent awaits something.
 """
 
 
@@ -65,11 +69,19 @@ class FunctionAgent:
 
         await self._threads.done(Work(take, steps, self._result_bytes_limit))
         replay.end()
+        if reason == "stop" and request.response_format is not None:
+            await check_answer(request.response_format, _last_text(fold(context.told()).parts))
         return reason
 
     async def close(self) -> None:
         """End the threads, and the tasks that agents have left there."""
         await self._threads.close()
+
+
+def _last_text(parts: Parts) -> str:
+    """The text behind the last call: what stands before a call is talk."""
+    places = [place for place, part in enumerate(parts) if isinstance(part, ToolCallPart)]
+    return text_of(parts[places[-1] + 1 :] if places else parts)
 
 
 def _asked(dialogue: Dialogue) -> Dialogue:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+from msgspec import to_builtins
 from msgspec.structs import replace
 
 from chatserver.context import RunContext
@@ -56,6 +57,15 @@ class AgentContext:
     def model(self) -> str:
         """The model that the request names, or else the default one."""
         return self._request.model
+
+    @property
+    def response_format(self) -> dict[str, Any] | None:
+        """The form that the request wants the answer in, as the request has it; None: any text.
+
+        The text behind the last call of a tool must have this form, else the run ends with `error`.
+        """
+        wanted = self._request.response_format
+        return None if wanted is None else to_builtins(wanted)
 
     @property
     def tools(self) -> Sequence[ToolSpecification]:
