@@ -4,7 +4,7 @@ A call that needs an approval, or that the client makes, is held until somebody 
 """
 
 import asyncio
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from time import monotonic
@@ -39,7 +39,7 @@ class Hold(Protocol):
     """What has the calls of a run wait for their answers."""
 
     async def ask(self, calls: Sequence[ToolCall], waiting: Sequence[str], asker: str | None = None) -> None:
-        """Tell the run these calls, of which some wait; readers are shown them as soon as that is stored.
+        """Tell the run these calls, of which some wait. Where any call of the run waits, they are stored after that.
 
         ``asker`` is the call whose tool asks this, if one does.
         """
@@ -122,11 +122,7 @@ class Calls:
         calls = [await self._checks.ruled(each) for each in calls]
         results: list[ToolResult] = []
         try:
-            if waiting := [each.call.call_id for each in calls if each.waits]:
-                await self._hold.ask([each.call for each in calls], waiting)
-            else:
-                for each in calls:
-                    self._emit(each.call)
+            await self._hold.ask([each.call for each in calls], [each.call.call_id for each in calls if each.waits])
             await self._complete_all(calls, results)
         except asyncio.CancelledError:
             known = {each.call_id for each in results}
@@ -153,20 +149,19 @@ class Calls:
         made = await self.make([ToolCallRequest("", name, to_json(args).decode())])
         return next(each for each in made.steps if isinstance(each, ToolResult))
 
-    async def resume(self, said: Answer, waiting: Container[str]) -> None:
+    async def resume(self, said: Answer, waiting: Container[str], answers: Mapping[str, Resolution]) -> None:
         """Complete the calls that an earlier process has left without a result; of those, these wait.
 
-        What became of any other of them nobody knows. A question is withdrawn, if nobody has answered it.
+        Of any other of them is told what the recorded ``answers`` say. A question is withdrawn, if nobody has answered.
         """
         made = [part for part in said.parts if isinstance(part, ToolCallPart)]
         questions = {part.call_id for part in made if is_question(part)}
         self._call_ids.update({part.call_id: None for part in made})
-        left = [
-            Checked(call_of(part), None if part.call_id in waiting else INTERRUPTED_CALL)
-            for part in made
-            if is_open(part)
-        ]
-        await self._complete_all(left, [], questions)
+        left = [call_of(part) for part in made if is_open(part)]
+        for call in left:
+            if call.call_id not in waiting:
+                self._tell(call, *_left(call, answers.get(call.call_id)))
+        await self._complete_all([Checked(call) for call in left if call.call_id in waiting], [], questions)
 
     async def _complete_all(
         self, calls: Sequence[Checked], results: list[ToolResult], questions: Container[str] = ()
@@ -206,15 +201,10 @@ class Calls:
         """What comes of a call that somebody has to answer, and with which arguments."""
         began = monotonic()
         resolution = await self._hold.answer(call.call_id, is_gone)
-        match resolution:
-            case Approved(edited):
-                args = call.args if edited is None else edited
-                return await self._made(call, args), args
-            case Refused(words):
-                return _failed(words), call.args
-            case Resulted():
-                duration_ms = round((monotonic() - began) * 1000)
-                return Outcome(resolution.result, resolution.is_error, resolution.truncated, duration_ms), call.args
+        if isinstance(resolution, Approved):
+            args = _approved(call, resolution)
+            return await self._made(call, args), args
+        return _answer(resolution, began), call.args
 
     async def _made(self, call: ToolCall, args: dict[str, Any]) -> Outcome:
         tool = self._toolbox.tools.get(call.tool)
@@ -253,6 +243,24 @@ def _named(call_ids: Container[str], own_id: str) -> str:
 
 def _failed(words: str) -> Outcome:
     return Outcome(words, is_error=True, truncated=False, duration_ms=0)
+
+
+def _approved(call: ToolCall, approved: Approved) -> dict[str, Any]:
+    return call.args if approved.args is None else approved.args
+
+
+def _answer(resolution: Refused | Resulted, began: float) -> Outcome:
+    """What comes of a call that is not made here."""
+    if isinstance(resolution, Refused):
+        return _failed(resolution.words)
+    return Outcome(resolution.result, resolution.is_error, resolution.truncated, round((monotonic() - began) * 1000))
+
+
+def _left(call: ToolCall, resolution: Resolution | None) -> tuple[Outcome, dict[str, Any]]:
+    """What is known of a call that was going on in another process, and with which arguments it was made."""
+    if isinstance(resolution, Approved):
+        return _failed(INTERRUPTED_CALL), _approved(call, resolution)
+    return _failed(INTERRUPTED_CALL) if resolution is None else _answer(resolution, monotonic()), call.args
 
 
 def _origin(wanted: Sequence[ToolCallRequest], calls: Sequence[Checked], leavings: Leavings | None) -> TurnOrigin:

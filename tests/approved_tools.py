@@ -1,4 +1,4 @@
-"""Tools of a server under test that a person must agree to. What they have done is written to a file."""
+"""Tools of a server under test, most of which a person must agree to. What they have done is written to a file."""
 
 import asyncio
 import os
@@ -29,6 +29,13 @@ async def bake(seconds: float) -> str:
     return "baked"
 
 
+async def knead(seconds: float) -> str:
+    """Knead for so long. Nobody is asked about that."""
+    _note("knead")
+    await asyncio.sleep(seconds)
+    return "kneaded"
+
+
 async def look(at: str) -> str:
     """Look at something."""
     return f"{at} is fine"
@@ -41,5 +48,10 @@ async def _fussy(args: dict[str, Any]) -> bool:
     return bool(args["at"] == "secrets")
 
 
-TOOLS = [tool(book, needs_approval=True), tool(bake, needs_approval=True), tool(look, needs_approval=_fussy)]
+TOOLS = [
+    tool(book, needs_approval=True),
+    tool(bake, needs_approval=True),
+    tool(look, needs_approval=_fussy),
+    tool(knead),
+]
 REFERENCE = f"{__name__}:TOOLS"

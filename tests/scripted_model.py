@@ -112,7 +112,8 @@ class Scripted(Struct, frozen=True):
 
     async def answer(self, request: ModelRequest, context: RunContext) -> FinishReason:
         told = ToolContext(run_id=context.run_id)
-        calls = Calls(self.toolbox, context.emit, context.settled, context.observer, told, Unanswered())
+        hold = Unanswered(context.emit)
+        calls = Calls(self.toolbox, context.emit, context.settled, context.observer, told, hold)
         return await ToolAgent(self.provider, self.turns_limit).answer(request, replace(context, calls=calls))
 
 
@@ -122,11 +123,15 @@ def agent(
     return Scripted(model, toolbox(*functions, calls_limit=calls_limit), turns_limit)
 
 
-class Unanswered:
+class Unanswered(Struct, frozen=True):
     """A ``Hold`` for calls of which none waits."""
 
+    emit: Emit
+
     async def ask(self, calls: Sequence[ToolCall], waiting: Sequence[str], asker: str | None = None) -> None:
-        raise AssertionError(f"{waiting} wait")
+        assert not waiting, f"{waiting} wait"
+        for call in calls:
+            self.emit(call)
 
     async def answer(self, call_id: str, is_gone: bool = False) -> Resolution:
         raise AssertionError(f"{call_id} waits")
@@ -149,7 +154,7 @@ def context_of(emit: Emit, meter: Meter | None = None, settled: Settled = checkp
         meter=meter or Meter(),
         emit=emit,
         settled=settled,
-        calls=Calls(toolbox(), emit, settled, UNOBSERVED_RUN, ToolContext(), Unanswered()),
+        calls=Calls(toolbox(), emit, settled, UNOBSERVED_RUN, ToolContext(), Unanswered(emit)),
         told=tuple,
     )
 
@@ -191,7 +196,7 @@ def life_of(
     sessions = cast(Sessions, kept or Store())
     run = Run(RESOURCE, watched_log(), meter or Meter(), grace_seconds, 0.0)
     life = Life("ann", run, sessions, Checkpoints(sessions), toolbox())
-    life.hold = lambda _: Unanswered()
+    life.hold = lambda life: Unanswered(life.say)
     if is_settled:
         life.settle()
     return life

@@ -349,7 +349,7 @@ async def test_what_a_tool_has_done_is_stored_at_once() -> None:
     life = Life(
         "ann", Run(RESOURCE, MemoryLog("run"), Meter(), None, 0.0), cast(Sessions, kept), checkpoints, toolbox()
     )
-    life.hold = lambda _: Unanswered()
+    life.hold = lambda life: Unanswered(life.say)
     checkpoints.add(life.run)
     life.settle()
     async with anyio.create_task_group() as tasks:
@@ -392,3 +392,14 @@ async def test_checkpoints_go_on_when_a_database_is_back() -> None:
     kept.refusals.clear()
     await checkpoints.store(["run"])
     assert [answers["run"].content for answers in kept.answers] == ["1"]
+
+
+async def test_an_answer_that_somebody_else_stores_from_now_on_is_stored_here_no_more() -> None:
+    """A run with a call that waits is stored with its log: the answer must not get ahead of that."""
+    kept = Store()
+    checkpoints = checkpoints_of(kept, "run")
+    async with anyio.create_task_group() as tasks, checkpoints.order:
+        tasks.start_soon(checkpoints.store, ["run"])
+        await anyio.wait_all_tasks_blocked()
+        checkpoints.remove("run")
+    assert not any(kept.answers)

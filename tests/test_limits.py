@@ -345,7 +345,7 @@ async def test_calls_that_are_refused_together_are_stored_together() -> None:
     sessions = cast(Sessions, Counting())
     checkpoints = Checkpoints(sessions)
     life = Life("ann", Run(RESOURCE, MemoryLog("run"), Meter(), None, 0.0), sessions, checkpoints, toolbox())
-    life.hold = lambda _: Unanswered()
+    life.hold = lambda life: Unanswered(life.say)
     calls = wants(*((f"c{n}", "nothing", "{}") for n in range(200)))
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(checkpoints.store_forever)

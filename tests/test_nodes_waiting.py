@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 import pytest
 
+from chatserver.dialogue import INTERRUPTED_CALL
 from tests.approved_tools import LEDGER, REFERENCE
 from tests.audience import answers_again
 from tests.clients import BOTH, SSE, WS, Reading, Transport, documents_of, get_run, types_of, when_available
@@ -18,7 +19,7 @@ from tests.merging import seq_of
 from tests.program import until
 from tests.proving import check_once
 from tests.redis_server import RedisServer
-from tests.test_waiting import answered, calling, done_by, waiting
+from tests.test_waiting import answered, calling, done_by, has_begun, waiting
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
 
@@ -168,3 +169,28 @@ async def test_a_node_that_drains_leaves_a_run_that_waits_to_others_even_if_it_c
     assert back.documents == documents[1:]
     assert done_by(ledger) == ["book 4"]
     assert await nodes[0].wait() == 0, nodes[0].output
+
+
+@pytest.mark.parametrize("transport", BOTH, ids=str)
+async def test_when_a_node_is_killed_a_call_waits_on_beside_one_that_went_on(
+    transport: Transport, nodes: Cluster[Node], ledger: Path
+) -> None:
+    """Readers of the other node are told at once that nobody knows what became of the one that went on."""
+    nodes.upstream.always(calling(("knead", {"seconds": 60}), ("book", {"table": 4})))
+    there = await transport.start(nodes[0], {"message": "Bake"})
+    run_id = await waiting(there, 2)
+    elsewhere = await transport.attach(nodes[1], run_id, 0)
+    await elsewhere.take(3)
+    await until(lambda: has_begun(ledger))
+    nodes[0].kill()
+    there.cut()
+    with anyio.fail_after(10):
+        await elsewhere.take(1)
+    assert (await get_run(nodes[1], run_id))["status"] == "waiting"
+    assert await answered(nodes[1], run_id, "c1", transport, approve=True) == 202
+    await documents_of(elsewhere)
+    documents = elsewhere.documents
+    check_once(documents)
+    assert types_of(documents) == ["start", *["tool_call"] * 2, *["tool_result"] * 2, "token", "done"]
+    assert INTERRUPTED_CALL.encode() in documents[3]
+    assert done_by(ledger) == ["knead", "book 4"]

@@ -40,7 +40,12 @@ PROGRESS = ToolProgress(call_id="c", message="half", progress=1, total=2)
 WORD = Token(content="word")
 
 CAN: dict[State, dict[Cause, State]] = {
-    State.RUNNING: {Cause.SAY: State.RUNNING, Cause.WAIT: State.WAITING, Cause.END: State.ENDING},
+    State.RUNNING: {
+        Cause.SAY: State.RUNNING,
+        Cause.WAIT: State.WAITING,
+        Cause.END: State.ENDING,
+        Cause.PARK: State.FORGOTTEN,
+    },
     State.WAITING: {
         Cause.SAY: State.WAITING,
         Cause.GO_ON: State.RUNNING,
@@ -463,3 +468,17 @@ def ends(run: Run) -> str:
     done = run.ending(0.0)
     assert isinstance(done, Done)
     return done.finish_reason
+
+
+def test_what_is_withheld_is_shown_at_the_end_and_not_before() -> None:
+    """The end is stored first. Until then the database says that the call waits, and has nothing that follows."""
+    run = run_of()
+    run.writer.withhold()
+    called(run, "c")
+    run.hold("c")
+    run.say(WORD)
+    run.end("cancelled")
+    run.close_calls()
+    assert types_of(run) == []
+    run.close(run.ending(1.0))
+    assert types_of(run) == ["tool_call", "token", "tool_result", "done"]

@@ -269,7 +269,7 @@ async def test_a_tool_that_goes_before_its_call_is_made_costs_the_call_alone() -
         settled,
         UNOBSERVED_RUN,
         ToolContext(),
-        Unanswered(),
+        Unanswered(lambda _: None),
     )
     result = await calls.call("weather", {"city": "Oslo"})
     assert (result.is_error, result.result) == (True, NO_TOOL)

@@ -104,6 +104,11 @@ def done_by(ledger: Path) -> list[str]:
     return ledger.read_text().splitlines()
 
 
+async def has_begun(ledger: Path) -> bool:
+    """Whether a tool has done something."""
+    return bool(done_by(ledger))
+
+
 def events_of(documents: Iterable[bytes], kind: str) -> list[dict[str, Any]]:
     return [each for each in map(json.loads, documents) if each["type"] == kind]
 

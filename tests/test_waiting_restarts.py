@@ -10,8 +10,6 @@ import anyio
 import pytest
 
 from chatserver.call_checks import NO_TOOL
-from chatserver.dialogue import INTERRUPTED_CALL
-from chatserver.waiting import UNAPPROVED
 from tests.approved_tools import REFERENCE
 from tests.clients import BOTH, SSE, WS, BrokenError, Transport, documents_of, get_run, request, types_of
 from tests.fake_upstream import FakeUpstream, call, say
@@ -21,7 +19,7 @@ from tests.program import until
 from tests.proving import check_once
 from tests.slow_tools import REFERENCE as OTHER_TOOLS
 from tests.test_structured import CITY, format_of
-from tests.test_waiting import SCREEN, answered, calling, done_by, events_of, is_waiting, serving, waiting
+from tests.test_waiting import SCREEN, answered, calling, done_by, events_of, has_begun, is_waiting, serving, waiting
 
 pytestmark = pytest.mark.anyio
 
@@ -135,7 +133,7 @@ async def test_of_a_call_that_a_kill_has_interrupted_nobody_knows_the_outcome_an
         reading = await transport.start(server, {"message": "Bake", "session_id": "s"})
         run_id = await waiting(reading)
         assert await answered(server, run_id, "c0", transport, approve=True) == 202
-        await until(lambda: _has_begun(ledger))
+        await until(lambda: has_begun(ledger))
         server.kill()
         reading.cut()
         await server.wait()
@@ -154,33 +152,6 @@ async def test_of_a_call_that_a_kill_has_interrupted_nobody_knows_the_outcome_an
         assert done_by(ledger) == ["bake"], "it was made once"
     told = [each["content"] for each in upstream.requests[-1].json["messages"] if each["role"] == "tool"]
     assert "not known" in told[0]
-
-
-@each_of_both
-async def test_of_a_call_that_nobody_has_approved_before_a_kill_all_are_told_that_it_was_not_made(
-    transport: Transport, upstream: FakeUpstream, ledger: Path, tmp_path: Path
-) -> None:
-    """The approved call beside it goes on, so the run ends with the server."""
-    upstream.always(calling(("bake", {"seconds": 60}), ("book", {"table": 4})))
-    async with processes(upstream, tmp_path) as (server,):
-        reading = await transport.start(server, {"message": "Bake", "session_id": "s"})
-        run_id = await waiting(reading, 2)
-        assert await answered(server, run_id, "c0", transport, approve=True) == 202
-        await until(lambda: _has_begun(ledger))
-        server.kill()
-        reading.cut()
-        await server.wait()
-        await server.start()
-        documents = await documents_of(await transport.attach(server, run_id, 0))
-        (snapshot,) = events_of(documents, "snapshot")
-        assert [part["result"] for part in snapshot["parts"]] == [INTERRUPTED_CALL, UNAPPROVED]
-        message = (await request(server, "GET", "/chat/sessions/s")).json["messages"][-1]
-        assert message["parts"] == snapshot["parts"]
-        upstream.always(calling())
-        await documents_of(await transport.start(server, {"message": "And?", "session_id": "s"}))
-        assert done_by(ledger) == ["bake"]
-    told = [each["content"] for each in upstream.requests[-1].json["messages"] if each["role"] == "tool"]
-    assert told == [INTERRUPTED_CALL, UNAPPROVED]
 
 
 @each_of_both
@@ -218,7 +189,7 @@ async def test_a_run_that_has_waited_still_has_the_tools_of_its_client(
         assert await answered(server, reading.run_id, second["call_id"], transport, result=2) == 202
         assert types_of(await documents_of(reading)) == ["tool_result", "token", "done"]
     offered = [[each["function"]["name"] for each in asked.json["tools"]] for asked in upstream.requests]
-    assert offered == [["book", "bake", "look", "screen"]] * 3
+    assert offered == [["book", "bake", "look", "knead", "screen"]] * 3
 
 
 @each_of_both
@@ -242,10 +213,6 @@ async def test_the_answer_of_a_run_that_has_waited_still_has_to_have_its_form(
     if end == "error":
         (error,) = events_of(documents, "error")
         assert error["code"] == "llm_error" and "$.name" in error["message"]
-
-
-async def _has_begun(ledger: Path) -> bool:
-    return bool(done_by(ledger))
 
 
 @each_of_both

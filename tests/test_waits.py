@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from chatserver.answer import Answer
 from chatserver.commands import ChatRequest
 from chatserver.dialogue import INTERRUPTED_CALL
-from chatserver.errors import AlreadyAnswered, NotFound, RunLost, TooMany
+from chatserver.errors import AlreadyAnswered, NotFound, RunLost
 from chatserver.events import Usage
 from chatserver.parts import TextPart, ToolCallPart
 from chatserver.resources import timestamp
@@ -162,14 +162,14 @@ async def test_an_answer_that_a_dead_process_has_not_taken_is_left_to_the_next_o
     for begun in (untaken, taken):
         await stored(other, begun)
         assert await sessions.waits.answer(begun.run.run_id, "c", Approved()) is False
-    await other.waits.take(taken.run.run_id)
+    await other.waits.take(taken.run.run_id, ["c"])
     for _ in range(LOOKS + 1):
         await look(sessions)
     run_id = untaken.run.run_id
     assert (await sessions.run("ann", taken.run.run_id)).status == "failed", "its call may have been made"
     assert await sessions.waits.due() == [run_id]
     with pytest.raises(RunLost):
-        await other.waits.take(run_id)
+        await other.waits.take(run_id, ["c"])
     with pytest.raises(AlreadyAnswered):
         await other.waits.check("ann", run_id, "c")
     assert await sessions.waits.claim(run_id) is not None
@@ -177,22 +177,58 @@ async def test_an_answer_that_a_dead_process_has_not_taken_is_left_to_the_next_o
     assert await sessions.waits.due() == [], "it is somebody's"
 
 
-async def test_of_the_calls_of_a_dead_process_those_without_an_answer_were_not_made(
+KINDS: list[dict[str, Any]] = [{"needs_approval": True}, {"needs_approval": True}, {}, {"executor": "client"}]
+CALLS = Answer(
+    tuple([replace(OPEN, **{"call_id": f"c{n}", "needs_approval": False} | kind) for n, kind in enumerate(KINDS)])
+)
+
+
+async def test_a_run_of_a_dead_process_waits_on_if_one_of_its_calls_does_whatever_went_on_beside_it(
     sessions: Sessions, other: Sessions
 ) -> None:
-    """Another call went on, so the run has failed. What was approved may have been made."""
+    """A call whose answer was taken waits no more. The run is due at once, since there is something to tell of it."""
     begun = await ask(other, session_id="s")
-    kinds: list[dict[str, Any]] = [{"needs_approval": True}, {"needs_approval": True}, {}, {"executor": "client"}]
-    calls = [replace(OPEN, **{"call_id": f"c{n}", "needs_approval": False} | kind) for n, kind in enumerate(kinds)]
-    progress = Progress(Answer(tuple(calls)), said("Well"), Usage(5, 6), 0)
-    await other.waits.store(begun.run.run_id, wait("c0", "c1", "c3"), progress, False, inf)
-    await other.waits.answer(begun.run.run_id, "c1", Approved())
+    run_id, progress = begun.run.run_id, Progress(CALLS, said("Well"), Usage(5, 6), 0)
+    assert await other.waits.store(run_id, wait("c0", "c1", "c3"), progress, False, inf) == {}
+    await other.waits.answer(run_id, "c1", Approved({"table": 5}))
+    for _ in range(LOOKS + 1):
+        await look(sessions)
+    run = await sessions.run("ann", run_id)
+    assert (run.status, run.last_seq) == ("waiting", 1)
+    assert await sessions.waits.due() == [run_id]
+    with pytest.raises(RunLost):
+        await other.waits.store(run_id, wait("c0"), progress, False, inf)
+    taken = await sessions.waits.claim(run_id)
+    assert taken is not None
+    assert list(taken.wait.calls) == ["c0", "c3"]
+    assert (taken.said, taken.log, taken.answers) == (CALLS, said("Well"), {"c1": Approved({"table": 5})})
+
+
+async def test_a_run_of_a_dead_process_ends_when_the_answers_to_all_its_calls_were_taken(
+    sessions: Sessions, other: Sessions
+) -> None:
+    begun = await ask(other, session_id="s")
+    run_id, progress = begun.run.run_id, Progress(CALLS, said("Well"), Usage(5, 6), 0)
+    await other.waits.store(run_id, wait("c0", "c1"), progress, False, inf)
+    await other.waits.answer(run_id, "c0", Refused("no"))
+    assert await sessions.waits.answer(run_id, "c1", Approved()) is False
+    assert await other.waits.store(run_id, wait("c1"), progress, False, inf) == {"c1": Approved()}, "taken with that"
+    for _ in range(LOOKS + 1):
+        await look(sessions)
+    assert (await sessions.run("ann", run_id)).status == "failed"
+
+
+async def test_of_calls_that_a_dead_process_had_not_stored_as_waiting_those_with_an_approval_were_not_made(
+    sessions: Sessions, other: Sessions
+) -> None:
+    begun = await ask(other, session_id="s")
+    await other.checkpoint({begun.run.run_id: CALLS})
     for _ in range(LOOKS + 1):
         await look(sessions)
     assert (await sessions.run("ann", begun.run.run_id)).status == "failed"
     parts = (await sessions.session("ann", "s")).messages[-1].parts
     words = [part.result for part in parts if isinstance(part, ToolCallPart)]
-    assert words == [UNAPPROVED, INTERRUPTED_CALL, INTERRUPTED_CALL, UNRETURNED]
+    assert words == [UNAPPROVED, UNAPPROVED, INTERRUPTED_CALL, UNRETURNED]
 
 
 async def test_a_process_that_is_cut_off_leaves_a_run_with_its_answer(sessions: Sessions, other: Sessions) -> None:
@@ -201,20 +237,21 @@ async def test_a_process_that_is_cut_off_leaves_a_run_with_its_answer(sessions: 
     await stored(sessions, begun)
     await other.waits.answer(run_id, "c", Approved())
     assert not await sessions.waits.park(run_id), "it goes on here"
-    assert await sessions.waits.park(run_id, even_answered=True)
+    assert await sessions.waits.park(run_id, even_running=True)
     assert await other.waits.due() == [run_id]
     assert await other.waits.claim(run_id) is not None
-    await other.waits.take(run_id)
-    assert not await other.waits.park(run_id, even_answered=True), "its call is being made"
+    await other.waits.take(run_id, ["c"])
+    assert not await other.waits.park(run_id, even_running=True), "its call is being made"
 
 
 async def test_so_many_runs_of_a_user_wait(sessions: Sessions) -> None:
     first, second, foreign = [await ask(sessions, user=user, session_id=each) for user, each in USERS]
     for begun in (first, first, foreign):
         await stored(sessions, begun, limit=1)
-    with pytest.raises(TooMany):
-        await stored(sessions, second, limit=1)
+    refused = await stored(sessions, second, wait=wait("c", "d"), limit=1)
+    assert list(refused) == ["c", "d"] and all("at a time" in each.words for each in refused.values())
     assert (await sessions.run("ann", second.run.run_id)).status == "running"
+    assert not await sessions.waits.park(second.run.run_id, even_running=True), "none of its calls waits"
 
 
 USERS = (("ann", "s"), ("ann", "t"), ("bob", "s"))

@@ -33,9 +33,9 @@ class Writer:
             return self._log.answer()
         return fold([self._log.answer().snapshot(self._log.run_id, self._log.last_seq), *self._drafts])
 
-    def stored(self) -> StoredLog:
-        """The log as it is stored, with what is withheld."""
-        return self._log.stored(*self._records)
+    def stored(self, *last: Record) -> StoredLog:
+        """The log as it is stored, with what is withheld, and with records behind it that are not appended yet."""
+        return self._log.stored(*self._records, *last)
 
     def withhold(self) -> None:
         """Show readers nothing of what is appended from now on."""

@@ -36,7 +36,7 @@ class Asking:
 
     async def again(self, parked: Parked, life: Life, context: RunContext) -> ModelRequest:
         """The request of a run that has waited, when its calls are completed: it ends with their outputs."""
-        await context.calls.resume(life.run.said(), parked.wait.calls)
+        await context.calls.resume(life.run.said(), parked.wait.calls, parked.answers)
         tokens_limit = self._settings.max_context_tokens
         messages = await self._sessions.context(parked.user_message_id, BYTES_PER_TOKEN * tokens_limit)
         request, said = self._request(life.request, messages, life), life.run.said()

@@ -114,7 +114,8 @@ class Checkpoints:
             return
         try:
             async with self.order:
-                await self._sessions.checkpoint({each.run.resource.run_id: each.run.said() for each in changed})
+                growing = [each for each in changed if self._growing.get(each.run.resource.run_id) is each]
+                await self._sessions.checkpoint({each.run.resource.run_id: each.run.said() for each in growing})
         except Unavailable:
             raise
         except Exception:

@@ -27,10 +27,10 @@ class Due:
     async def take_forever(self) -> None:
         """Take them, for ever."""
         while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._pause_seconds):
-                    await self._call.wait()
             self._call.clear()
             with suppress(Unavailable):
                 for run_id in await self._sessions.waits.due():
                     await self._revive(run_id)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._pause_seconds):
+                    await self._call.wait()

@@ -105,7 +105,7 @@ class RunEnd:
 
         Where the first try has waited for the database itself, there is no second one.
         """
-        last = appended(terminal, self._run_id, self.run.log.last_seq + 1)
+        last = appended(terminal, self._run_id, self.run.writer.last_seq + 1)
         give_up_at = monotonic() + WAIT_SECONDS
         for wait_seconds in _backoff():
             try:
@@ -126,7 +126,7 @@ class RunEnd:
             answer = interrupted(answer, run.calls.known)
             log = left_log(self._run_id, answer, terminal)
         else:  # A log may have refused its end: but its readers must not wait for ever.
-            log = run.log.stored(*last).ended(self._run_id, terminal)
+            log = run.writer.stored(*last).ended(self._run_id, terminal)
         await self._sessions.finish(
             self._run_id, ending=terminal, answer=answer, log=log, usage=usage, billed=self._billed
         )

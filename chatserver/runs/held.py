@@ -22,20 +22,39 @@ class HeldRun:
         """Whether the run is stored as one that waits."""
 
         self.asking = 0
-        """How many stores are under way before which calls must not be shown."""
+        """How many calls are being told that must be stored before they are shown."""
 
         self.news = asyncio.Event()
         self.keeper: asyncio.Task[None] | None = None
 
-    @property
-    def is_stored(self) -> bool:
-        """Whether all that is to be stored of it is."""
-        return self.has_stored_calls and self.stored_seq == self.life.run.writer.last_seq
+    def withhold(self) -> None:
+        """A call waits: nothing is shown before it is stored with all that a continuation needs, and only so stored."""
+        self.life.run.writer.withhold()
+        self.life.checkpoints.remove(self.life.run_id)
+
+    def show(self) -> None:
+        """Show all from now on, unless a call waits: if the process dies, the run ends."""
+        run = self.life.run
+        if not self.asking and not run.calls.has_held and run.state is State.RUNNING:
+            run.writer.show()
+            self.life.checkpoints.add(run)
 
     @property
-    def has_stored_calls(self) -> bool:
-        """Whether its calls are stored, and that it waits."""
-        return self.stored.issuperset(self.futures) and self.is_waiting is (self.life.run.state is State.WAITING)
+    def waiting(self) -> list[str]:
+        """The calls that have no answer yet."""
+        return [call_id for call_id in self.futures if self.waits_for(call_id)]
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether all that another process needs to go on is stored."""
+        run = self.life.run
+        is_state_stored = self.is_waiting is (run.state is State.WAITING)
+        return self.stored.issuperset(self.waiting) and is_state_stored and self.stored_seq == run.writer.last_seq
+
+    @property
+    def has_stored_call(self) -> bool:
+        """Whether a call waits, also in the store: another process can go on. What is not stored, nobody was shown."""
+        return not self.stored.isdisjoint(self.waiting)
 
     def waits_for(self, call_id: str) -> bool:
         """Whether the call has no answer yet."""

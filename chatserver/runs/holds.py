@@ -1,7 +1,8 @@
 """Holds: the runs of this process with calls that wait for an answer, in memory and on disk.
 
-As soon as a call waits, all that another process needs to go on with the run is stored. The database is right about
-the answers: the first one is recorded there, and then its run is told, or finds it with a look.
+As long as a call waits, all that another process needs to go on with the run is stored, before readers are shown it.
+The database is right about the answers: the first one is recorded there, and then its run is told, or finds it with a
+look.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ import anyio
 from msgspec import Struct
 
 from chatserver.endings import UNASKED, ending_of
-from chatserver.errors import AlreadyAnswered, RunLost, TooMany, Unavailable
+from chatserver.errors import AlreadyAnswered, RunLost, Unavailable
 from chatserver.events import ToolCall
 from chatserver.runs.held import HeldRun
 from chatserver.runs.life import Life
@@ -36,7 +37,7 @@ from chatserver.waiting import (
 logger = logging.getLogger(__name__)
 
 SAID_SECONDS = 0.1
-"""How long what an agent says while its calls wait is gathered before it is stored."""
+"""How long what is said while calls wait is gathered before it is stored, where something was stored just before."""
 
 
 class Holds:
@@ -61,14 +62,20 @@ class Holds:
         self.on_lost(life)
 
     async def ask(self, life: Life, calls: Sequence[ToolCall], waiting: Sequence[str], asker: str | None) -> None:
-        """Tell a run of calls. Its readers are shown them when it is stored that ``waiting`` of them wait.
+        """Tell a run of calls, of which ``waiting`` wait.
 
-        A run of which this cannot be stored ends; what is raised then says why.
+        Where any call of the run waits, they are stored when this returns, and then its readers are shown them: whoever
+        goes on with the run has to know which calls were made. If they cannot be stored, the run ends; what is raised
+        then says why.
         """
+        if not waiting and not life.run.calls.has_held:
+            for call in calls:
+                life.say(call)
+            return
         is_refused = asker is not None and self._questions >= self._settings.max_runs  # Nobody can let go of such runs.
         held = self._held_of(life)
         held.asking += 1
-        life.run.writer.withhold()
+        held.withhold()
         try:
             for call in calls:
                 life.say(call)
@@ -80,11 +87,10 @@ class Holds:
                 held.calls[call_id] = waiting_call(self._settings.approval_seconds)
                 life.run.hold(call_id, asker)
             if not is_refused:
-                await self._store_asked(held, waiting)
+                await self._store_asked(held)
         finally:
             held.asking -= 1
-            if not held.asking:
-                life.run.writer.show()
+            held.show()
             life.rested()
 
     @property
@@ -113,6 +119,7 @@ class Holds:
     def resume(self, life: Life, calls: Mapping[str, WaitingCall]) -> None:
         """The run was taken from the database with these calls that wait."""
         held = self._held_of(life)
+        held.withhold()
         held.calls.update(calls)
         held.stored, held.stored_seq, held.is_waiting = frozenset(calls), life.run.writer.last_seq, True
 
@@ -141,10 +148,13 @@ class Holds:
             keeper.cancel()
         await asyncio.gather(*keepers, return_exceptions=True)
 
-    def is_stored(self, life: Life) -> bool:
-        """Whether the run is stored as one that waits, so that it can be let go of."""
+    def is_stored(self, life: Life, even_running: bool = False) -> bool:
+        """Whether the run waits, and all of it is stored, so that it can be let go of.
+
+        ``even_running``: whether it can be, though something else goes on, which is lost.
+        """
         held = self._held.get(life.run_id)
-        return held is not None and held.is_waiting and held.is_stored
+        return held is not None and (held.has_stored_call if even_running else held.is_waiting and held.is_stored)
 
     def idle(self) -> Life | None:
         """Of the runs that wait and have no readers, the one that has waited longest; None: they are few."""
@@ -156,13 +166,11 @@ class Holds:
     # What is stored.
 
     async def _keep(self, held: HeldRun) -> None:
-        """Store what a continuation needs, whenever that has changed."""
+        """Store what a continuation needs, whenever that has changed, but not as often as an agent may speak."""
         while True:
             await held.news.wait()
             held.news.clear()
-            if held.futures and held.has_stored_calls:  # At most more was said, as often as an agent likes.
-                await anyio.sleep(SAID_SECONDS)
-            if held.asking or not held.futures or held.is_stored:
+            if held.asking or not held.waiting or held.is_stored:
                 continue
             try:
                 await self._store(held)
@@ -171,16 +179,13 @@ class Holds:
                 held.news.set()
             except RunLost:
                 return self.on_lost(held.life)
-            except TooMany as refusal:
-                await self._refuse(held, list(held.futures), refusal)
             except Exception:
                 logger.exception("run %s waits, and could not be stored", held.life.run_id)
+            await anyio.sleep(SAID_SECONDS)
 
-    async def _store_asked(self, held: HeldRun, waiting: Sequence[str]) -> None:
+    async def _store_asked(self, held: HeldRun) -> None:
         try:
             await self._store(held)
-        except TooMany as refusal:
-            await self._refuse(held, waiting, refusal)
         except RunLost:
             self.on_lost(held.life)
             raise
@@ -188,14 +193,10 @@ class Holds:
             held.life.end(UNASKED if isinstance(error, Unavailable) else ending_of(error))
             raise
 
-    async def _refuse(self, held: HeldRun, call_ids: Sequence[str], refusal: TooMany) -> None:
-        for call_id in call_ids:
-            await self._go_on(held, call_id, Refused(refusal.detail))
-
     async def store_all(self) -> None:
-        """Store now what runs that wait have said, so that they can be let go of."""
-        for held in [each for each in self._held.values() if each.futures and not each.is_stored]:
-            with suppress(Unavailable, RunLost, TooMany):  # As its keeper finds again.
+        """Store now what runs with calls that wait have said, so that they can be let go of."""
+        for held in [each for each in self._held.values() if each.waiting and not each.is_stored]:
+            with suppress(Unavailable, RunLost):  # As its keeper finds again.
                 await self._store(held)
 
     async def _store(self, held: HeldRun) -> None:
@@ -203,18 +204,18 @@ class Holds:
         await life.settled()
         async with life.checkpoints.order:
             is_waiting = life.run.state is State.WAITING
-            calls = {call_id: held.calls[call_id] for call_id in held.futures}
-            if not calls:
+            calls = {call_id: held.calls[call_id] for call_id in held.waiting}
+            if not calls or life.run.state not in SPEAKING:
                 return
             progress = Progress(life.run.said(), life.run.writer.stored(), life.run.meter.usage(), life.billed)
             wait = Wait(life.stored_request(), calls)
-            answered = await self._sessions.waits.store(life.run_id, wait, progress, is_waiting, self._limit)
+            resolved = await self._sessions.waits.store(life.run_id, wait, progress, is_waiting, self._limit)
         usage = progress.usage
         life.billed = usage.input_tokens + usage.output_tokens if usage else 0
         held.stored, held.stored_seq = frozenset(calls), progress.log.last_seq
-        held.is_waiting = is_waiting and not answered
+        held.is_waiting = is_waiting and not resolved
         life.run.writer.show(progress.log.last_seq)
-        for call_id, resolution in answered.items():
+        for call_id, resolution in resolved.items():
             await self._go_on(held, call_id, resolution)
         if held.is_waiting and life.run.state is State.WAITING:
             await life.leave_place()
@@ -232,6 +233,7 @@ class Holds:
         held.is_waiting = False
         place = life.go_on(call_id, place)
         held.futures[call_id].set_result(resolution)
+        held.show()
         return place
 
     async def _go_on(self, held: HeldRun, call_id: str, resolution: Resolution) -> None:
@@ -250,6 +252,7 @@ class Holds:
                 return False
         held.is_waiting = False
         place = life.go_on(call_id, await self._places.retake(life.user) if life.place is None else None)
+        held.show()
         if place is not None:
             await place.release()
         return True
@@ -262,7 +265,7 @@ class Holds:
                 try:
                     return bool(await waits.answer(life.run_id, call_id, Refused(WITHDRAWN)))
                 except AlreadyAnswered:
-                    await waits.take(life.run_id)
+                    await waits.take(life.run_id, [call_id])
                     return True
             except RunLost:
                 return False  # The next look finds that, too.

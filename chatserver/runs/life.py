@@ -129,7 +129,6 @@ class Life:
 
     async def leave_place(self) -> None:
         """Give the place back: the run waits, and takes another one to go on."""
-        self.checkpoints.remove(self.run_id)
         place, self.place = self.place, None
         if place is not None:
             await place.release()
@@ -139,7 +138,6 @@ class Life:
         self.place = place
         self.run.meter.day = place.day
         self.count(0)
-        self.checkpoints.add(self.run)
 
     def go_on(self, call_id: str, place: Place | None) -> Place | None:
         """A call that waited has been answered; the place, where it is not needed."""
@@ -267,7 +265,7 @@ class Life:
         )
 
     def _told(self) -> Sequence[Event]:
-        return [event for event, _, _ in events_of(self.log.stored())]
+        return [event for event, _, _ in events_of(self.run.writer.stored())]
 
     def say(self, step: Step) -> None:
         """Tell the run a step of its agent; raises as ``Run.say``."""

@@ -19,7 +19,7 @@ from chatserver.runs.life import Ask, Life
 from chatserver.runs.making import Making
 from chatserver.runs.orphans import Orphans
 from chatserver.runs.places import Place
-from chatserver.runs.states import State
+from chatserver.runs.states import SPEAKING
 from chatserver.runs.subscription import Subscription
 from chatserver.runs.tasks import spawn
 from chatserver.sessions import Begun, Sessions
@@ -97,7 +97,7 @@ class Lives:
     async def _interrupted(self) -> None:
         self.is_leaving = True
         with anyio.move_on_after(SHUTDOWN_SECONDS, shield=True):
-            await self._park_all()
+            await self._park_all(even_running=True)
             self.interrupt()
             await self._over()
 
@@ -119,13 +119,13 @@ class Lives:
                 self._interrupt(life)
 
     def _interrupt(self, life: Life) -> None:
-        """End the run; one that waits goes on waiting in the database, whatever process has it then."""
-        if not self.holds.is_stored(life):
+        """End the run; one with calls that wait goes on waiting in the database, whatever process has it then."""
+        if not self.holds.is_stored(life, even_running=True):
             life.interrupt()
         elif self.is_leaving:
             self._let_go(life)
         else:  # Stored as this process's, it would be out of everybody's reach, also with an answer.
-            spawn(self._park(life, even_answered=True), self._chores)
+            spawn(self._park(life, even_running=True), self._chores)
 
     def cancel(self, run_id: str) -> None:
         """End the run as cancelled, if it is one of this process; one that is about to begin, as soon as it has."""
@@ -259,19 +259,20 @@ class Lives:
     def _park_soon(self, life: Life) -> None:
         spawn(self._park(life), self._chores)
 
-    async def _park_all(self) -> None:
+    async def _park_all(self, even_running: bool = False) -> None:
         await self.holds.store_all()
-        waiting = [life for life in self._unfinished.values() if self.holds.is_stored(life)]
-        await asyncio.gather(*map(self._park, waiting))
+        waiting = [life for life in self._unfinished.values() if self.holds.is_stored(life, even_running)]
+        await asyncio.gather(*[self._park(life, even_running) for life in waiting])
 
-    async def _park(self, life: Life, even_answered: bool = False) -> None:
-        """Let go of a run that waits, if nobody has answered it meanwhile, or all the same."""
+    async def _park(self, life: Life, even_running: bool = False) -> None:
+        """Let go of a run that waits and does nothing else, or all the same."""
         run_id = life.run_id
-        if self.lives.get(run_id) is not life or run_id in self.beginning or not self.holds.is_stored(life):
+        is_stored = self.holds.is_stored(life, even_running)
+        if self.lives.get(run_id) is not life or run_id in self.beginning or not is_stored:
             return
         self.beginning[run_id] = parking = anyio.Event()  # Whoever looks for the run now finds it afterwards.
         try:
-            if await self._sessions.waits.park(run_id, even_answered):
+            if await self._sessions.waits.park(run_id, even_running):
                 self._let_go(life)
             else:
                 self.holds.nudge()
@@ -283,7 +284,7 @@ class Lives:
 
     def _let_go(self, life: Life) -> None:
         """The run is nobody's, or another process's: forget it; its readers come back."""
-        if life.run.state is not State.WAITING:
+        if life.run.state not in SPEAKING or not life.run.calls.has_held:
             return life.interrupt()
         life.let_go()
         self.holds.forget(life)

@@ -83,13 +83,13 @@ class Looks:
                 continue
             if answered := {each: found[run_id][each] for each in found[run_id] if held.waits_for(each)}:
                 try:
-                    await self._waits.take(run_id)
+                    await self._waits.take(run_id, answered)
                 except RunLost:
                     self._on_lost(held.life)
                     continue
                 for call_id, resolution in answered.items():
                     await self._go_on(held, call_id, resolution)
-            for call_id in [each for each in held.futures if held.waits_for(each) and each in held.stored]:
+            for call_id in [each for each in held.waiting if each in held.stored]:
                 if seconds_until(held.calls[call_id].expires_at) <= 0:
                     await self._expire(held, call_id)
 

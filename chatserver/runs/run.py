@@ -4,7 +4,8 @@
                  └───────────────────────park───────────────────────────────────▲
 
 The first ending counts. When the last subscriber has left, over all transports, a run that was told so is cancelled
-after the grace period. What is due by time alone is due at ``deadline``.
+after the grace period. What is due by time alone is due at ``deadline``. A run is parked from RUNNING, too, where a
+call of it waits.
 """
 
 import logging
@@ -211,7 +212,7 @@ class Run:
             self._left_at = now
 
     def park(self) -> None:
-        """Let go of a waiting run: it is read from the database, and whoever needs it takes it from there."""
+        """Let go of a run with calls that wait: whoever needs it takes it from the database."""
         self._happens(Cause.PARK)
         self.writer.drop()
 
@@ -220,7 +221,6 @@ class Run:
     def end(self, ending: FinishReason | Error) -> None:
         """End the run like this, unless it is ending already."""
         self._happens(Cause.END)
-        self.writer.show()
         if self._ending is None:
             self._ending = ending
 
@@ -241,13 +241,14 @@ class Run:
     def close_calls(self) -> None:
         """The run is ending: tell of each call without a result what is known of it."""
         if self.calls.has_open:
-            for part in islice(filter(is_open, self.log.answer().parts), CLOSED_CALLS_LIMIT):
-                self.log.append(result_of(closed(part, self.calls.known(part))))
+            for part in islice(filter(is_open, self.writer.answer().parts), CLOSED_CALLS_LIMIT):
+                self.writer.append(result_of(closed(part, self.calls.known(part))))
 
     def close(self, terminal: Terminal) -> None:
         """Append the terminal event."""
         self._happens(Cause.CLOSE)
-        self.log.append(terminal)
+        self.writer.show()
+        self.writer.append(terminal)
 
     def keep(self, until: float) -> None:
         """The answer is stored: keep the log until then."""

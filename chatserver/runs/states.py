@@ -39,7 +39,12 @@ class Cause(StrEnum):
 
 
 TRANSITIONS: dict[State, dict[Cause, State]] = {
-    State.RUNNING: {Cause.SAY: State.RUNNING, Cause.WAIT: State.WAITING, Cause.END: State.ENDING},
+    State.RUNNING: {
+        Cause.SAY: State.RUNNING,
+        Cause.WAIT: State.WAITING,
+        Cause.END: State.ENDING,
+        Cause.PARK: State.FORGOTTEN,
+    },
     State.WAITING: {
         Cause.SAY: State.WAITING,
         Cause.GO_ON: State.RUNNING,

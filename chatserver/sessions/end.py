@@ -34,9 +34,7 @@ _END = update(runs).where(*_IS_UNFINISHED)
 _MESSAGE = select(runs.c.message_id).where(runs.c.run_id == bindparam("run")).scalar_subquery()
 _SAY = update(messages).where(messages.c.message_id == _MESSAGE)
 _LEFT = select(messages.c.parts, messages.c.transcript).where(messages.c.message_id == _MESSAGE)
-_LEFT_RUNS = select(
-    runs.c.run_id, runs.c.session_id, runs.c.message_id, runs.c.usage, runs.c.created_at, runs.c.waits_until
-)
+_LEFT_RUNS = select(runs.c.run_id, runs.c.session_id, runs.c.message_id, runs.c.usage, runs.c.created_at, runs.c.wait)
 _CHECKPOINT = _SAY.where(messages.c.status == "streaming")
 
 
@@ -130,7 +128,9 @@ def checkpoint(connection: Connection, answers: Mapping[str, Answer]) -> None:
 
 
 def interrupt(connection: Connection, left: Mapping[str, Left], left_by: str | None, owner: str) -> list[Terminal]:
-    """End runs that a process has left, each with what it had said as its log. One that waits, waits on.
+    """End runs that a process has left, each with what it had said as its log.
+
+    A run of which a call waits is parked instead: all that its readers were shown is stored.
 
     ``left``: the runs by id, each with what is known of it beside what its message holds. The longer one of both
     answers counts. A run has failed, unless its user had cancelled it. On PostgreSQL another process may end or delete
@@ -141,9 +141,8 @@ def interrupt(connection: Connection, left: Mapping[str, Left], left_by: str | N
     unfinished = _LEFT_RUNS.where(runs.c.run_id.in_(left), mine)
     for run in connection.execute(unfinished.order_by(runs.c.user_id, runs.c.session_id)).all():
         run_id, told = run.run_id, left[run.run_id]
-        if (
-            run.waits_until is not None and not told.is_cancelled
-        ):  # Since then its answer may have been taken: then it is ended by the next look.
+        if run.wait is not None and run.wait.calls and not told.is_cancelled:
+            # Since then they may have been taken: then the next look ends the run.
             park(connection, mine & (runs.c.run_id == run_id))
             continue
         if (kept := connection.execute(_LEFT, {"run": run_id}).one_or_none()) is None:
@@ -181,11 +180,19 @@ def _known(answered: Container[str], call: ToolCallPart) -> str:
 
 
 def park(connection: Connection, which: ColumnElement[bool]) -> bool:
-    """Let go of a run of which nothing goes on; whether there is such a run. One with an answer is due at once."""
-    is_waiting = runs.c.status == "waiting"
-    parked = update(runs).where(which, runs.c.finished_at.is_(None), runs.c.waits_until.is_not(None))
-    waits_until = case((is_waiting, runs.c.waits_until), else_=timestamp())
-    return connection.execute(parked.values(owner=None, status="waiting", waits_until=waits_until)).rowcount == 1
+    """Let go of a run of which calls wait; whether there is such a run.
+
+    One that was more than waiting is due at once: a call was answered, or another one went on and has to be told of.
+    """
+    found = select(runs.c.run_id, runs.c.status, runs.c.wait).where(which, runs.c.finished_at.is_(None))
+    run = connection.execute(found.with_for_update()).one_or_none()
+    if run is None or run.wait is None or not run.wait.calls:
+        return False
+    expires_at = min(call.expires_at for call in run.wait.calls.values())
+    due_at = expires_at if run.status == "waiting" else timestamp()
+    parked = {"owner": None, "status": "waiting", "waits_until": due_at}
+    connection.execute(update(runs).where(runs.c.run_id == run.run_id).values(parked))
+    return True
 
 
 def _further(kept: Answer, heard: Answer | None) -> Answer:

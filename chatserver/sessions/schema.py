@@ -149,8 +149,8 @@ runs = Table(
     Column("lengths", LargeBinary),
     # The process that goes on with the run, or that has ended it; of a waiting run that nobody has in memory: none.
     Column("owner", Text),
-    Column("wait", Document(Wait)),  # of a run that has waited, until it is over
-    Column("waits_until", Text),  # when the first of its calls expires; NULL: one of its calls goes on
+    Column("wait", Document(Wait)),  # of a run that has waited, until it is over; with the calls that wait now
+    Column("waits_until", Text),  # of a waiting run that nobody has: when somebody has to take it
     PrimaryKeyConstraint("run_id", name="pk_runs"),
     ForeignKeyConstraint(
         ["user_id", "session_id"],

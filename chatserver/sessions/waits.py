@@ -1,17 +1,18 @@
 """Waits: what is kept of runs that wait for answers, and the answers, each recorded once.
 
-A run has a ``waits_until`` only while nothing of it goes on: its process takes an answer by an UPDATE that empties the
-column, and only then makes the call. So whoever takes such a run over can have it wait again, and no call is made
-twice. An answer that its dead process has not taken is taken by the next one.
+A call waits as long as it stands in the ``wait`` of its run. The process of the run takes an answer by an UPDATE that
+removes the call there, and only then makes the call. So whoever takes the run over can have each call wait again that
+it finds there, and no call is made twice. An answer that its dead process has not taken is taken by the next one.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 
 from msgspec import Struct
-from sqlalchemy import Connection, and_, case, func, select, update
+from msgspec.structs import replace
+from sqlalchemy import Connection, and_, func, select, update
 
 from chatserver.answer import Answer
-from chatserver.errors import AlreadyAnswered, NotFound, RunLost, TooMany, Unavailable
+from chatserver.errors import AlreadyAnswered, NotFound, RunLost, Unavailable
 from chatserver.log import StoredLog
 from chatserver.parts import Part, ToolCallPart
 from chatserver.resources import RunResource, RunStatus, timestamp
@@ -20,7 +21,7 @@ from chatserver.sessions.end import Progress, check_owner, lock_session, park, s
 from chatserver.sessions.leases import Lease
 from chatserver.sessions.queries import RUN_COLUMNS
 from chatserver.sessions.schema import call_answers, insert_or_update, messages, runs
-from chatserver.waiting import Resolution, Wait
+from chatserver.waiting import Refused, Resolution, Wait
 
 DUE_AT_ONCE = 100
 """How many parked runs that are due are looked up at a time."""
@@ -38,6 +39,8 @@ class Parked(Struct, frozen=True, kw_only=True):
     wait: Wait
     log: StoredLog
     said: Answer
+    answers: Mapping[str, Resolution]
+    """What is recorded of its calls, by id."""
 
 
 class Waits:
@@ -57,16 +60,14 @@ class Waits:
     ) -> Mapping[str, Resolution]:
         """Keep all of a run that has calls which wait; ``is_waiting``: nothing else of it goes on.
 
-        Of the waiting calls, those that have been answered meanwhile are returned.
+        The calls are returned that wait no more: those that have been answered meanwhile, which is taken with that, or
+        all of them, refused, since as many runs of the user wait as may.
 
         Raises:
             RunLost: another process has ended the run, or deleted it with its session; nothing is kept.
-            TooMany: so many runs of the user wait already; nothing is kept.
         """
         log = progress.log
         kept = {"last_seq": log.last_seq, "events": log.documents, "lengths": log.lengths, "usage": progress.usage}
-        kept |= {"status": "running", "wait": wait, "waits_until": None}
-        waiting = {"status": "waiting", "waits_until": min(call.expires_at for call in wait.calls.values())}
 
         def work(connection: Connection) -> Mapping[str, Resolution]:
             now = timestamp()
@@ -76,15 +77,16 @@ class Waits:
             if user is None:
                 check_owner(connection, run_id, self._lease.owner)
                 return {}
-            answered = _answers(connection, [run_id]).get(run_id, {})
-            answered = {call_id: each for call_id, each in answered.items() if call_id in wait.calls}
-            if is_waiting and not answered:
-                if _waiting_of(connection, user, run_id) >= limit:
-                    raise TooMany(f"{limit} answers wait for somebody, the most at a time")
-                connection.execute(update(runs).where(runs.c.run_id == run_id).values(waiting))
+            answers = _answers(connection, [run_id]).get(run_id, {})
+            resolved = {call_id: each for call_id, each in answers.items() if call_id in wait.calls}
+            if is_waiting and not resolved and _waiting_of(connection, user, run_id) >= limit:
+                resolved = dict.fromkeys(wait.calls, Refused(f"{limit} answers wait for somebody, the most at a time"))
+            status = "waiting" if is_waiting and not resolved else "running"
+            waits = {"status": status, "wait": _without(wait, resolved)}
+            connection.execute(update(runs).where(runs.c.run_id == run_id).values(waits))
             say(connection, run_id, progress.answer)
             spend(connection, run_id, progress, now)
-            return answered
+            return resolved
 
         return await self._database.write(work)
 
@@ -123,8 +125,7 @@ class Waits:
 
         def work(connection: Connection) -> bool | None:
             is_there = _IS_ACTIVE & (runs.c.run_id == run_id) & runs.c.owner.is_not(None)
-            taken = case((runs.c.owner == self._lease.owner, None), else_=runs.c.waits_until)
-            started = update(runs).where(is_there).values(status="running", waits_until=taken)
+            started = update(runs).where(is_there).values(status="running")
             row = connection.execute(started.returning(runs.c.owner, runs.c.wait)).one_or_none()
             if row is None:
                 if connection.scalar(select(runs.c.run_id).where(_IS_PARKED, runs.c.run_id == run_id)) is not None:
@@ -134,7 +135,9 @@ class Waits:
             first = insert_or_update(connection.dialect.name, call_answers).values(values).on_conflict_do_nothing()
             if row.wait is None or call_id not in row.wait.calls or connection.execute(first).rowcount == 0:
                 raise AlreadyAnswered
-            return bool(row.owner == self._lease.owner)
+            if is_mine := bool(row.owner == self._lease.owner):
+                _take(connection, run_id, row.wait, [call_id])
+            return is_mine
 
         return await self._database.write(work)
 
@@ -151,8 +154,8 @@ class Waits:
 
         return await self._database.read(work)
 
-    async def take(self, run_id: str) -> None:
-        """Take the answers to calls of a run of this process, before these calls are made.
+    async def take(self, run_id: str, call_ids: Container[str]) -> None:
+        """Take the answers to these calls of a run of this process, before the calls are made.
 
         Raises:
             RunLost: the run is another process's, over, or deleted.
@@ -160,21 +163,24 @@ class Waits:
 
         def work(connection: Connection) -> None:
             mine = _IS_ACTIVE & (runs.c.run_id == run_id) & (runs.c.owner == self._lease.owner)
-            taken = update(runs).where(mine).values(status="running", waits_until=None)
-            if connection.execute(taken).rowcount == 0:
+            goes_on = update(runs).where(mine).values(status="running")
+            if (row := connection.execute(goes_on.returning(runs.c.wait)).one_or_none()) is None:
                 raise RunLost("another process goes on with the run")
+            if row.wait is not None:  # Else it has never been stored that a call waits.
+                _take(connection, run_id, row.wait, call_ids)
 
         await self._database.write(work)
 
-    async def park(self, run_id: str, even_answered: bool = False) -> bool:
+    async def park(self, run_id: str, even_running: bool = False) -> bool:
         """Let go of a waiting run of this process; False: it does not wait, or is another process's.
 
-        ``even_answered``: also of one with an answer that was not taken: whoever takes the run takes the answer.
+        ``even_running``: also of one of which something else goes on beside a call that waits, or that has an answer
+        which was not taken: whoever takes the run takes the answer.
         """
 
         def work(connection: Connection) -> bool:
             mine = (runs.c.run_id == run_id) & (runs.c.owner == self._lease.owner)
-            return park(connection, mine if even_answered else mine & (runs.c.status == "waiting"))
+            return park(connection, mine if even_running else mine & (runs.c.status == "waiting"))
 
         return await self._database.write(work)
 
@@ -202,6 +208,7 @@ class Waits:
                 wait=row.wait,
                 log=StoredLog(row.last_seq, row.events, row.lengths or b""),
                 said=Answer(*connection.execute(said).one()),
+                answers=_answers(connection, [run_id]).get(run_id, {}),
             )
 
         return await self._database.write(work)
@@ -216,13 +223,21 @@ class Waits:
         return await self._database.read(work)
 
     async def due(self) -> list[str]:
-        """Some parked runs with calls that have expired, or that were answered."""
+        """Some parked runs with calls that have expired or were answered, or with more to tell than that they wait."""
 
         def work(connection: Connection) -> list[str]:
             query = select(runs.c.run_id).where(_IS_PARKED, runs.c.waits_until <= timestamp())
             return list(connection.scalars(query.limit(DUE_AT_ONCE)))
 
         return await self._database.read(work)
+
+
+def _without(wait: Wait, call_ids: Container[str]) -> Wait:
+    return replace(wait, calls={call_id: call for call_id, call in wait.calls.items() if call_id not in call_ids})
+
+
+def _take(connection: Connection, run_id: str, wait: Wait, call_ids: Container[str]) -> None:
+    connection.execute(update(runs).where(runs.c.run_id == run_id).values(wait=_without(wait, call_ids)))
 
 
 def _answers(connection: Connection, run_ids: Sequence[str]) -> dict[str, dict[str, Resolution]]:
