@@ -34,6 +34,7 @@ CITY = {
     "additionalProperties": False,
     "$defs": {"twin": {"enum": ["Oslo", "Turku"]}},
 }
+TREE = {"type": "object", "properties": {"name": {"type": "string"}, "child": {"$ref": "#"}}, "required": ["name"]}
 EXPONENTIAL = {
     "$ref": "#/$defs/a0",
     "$defs": {f"a{n}": {"allOf": [{"$ref": f"#/$defs/a{n + 1}"}] * 2} for n in range(40)} | {"a40": {"type": "null"}},
@@ -114,7 +115,7 @@ async def test_an_answer_fits_or_is_told_where_it_does_not(schema: Any, answer: 
     assert (failed.value.code, failed.value.message.partition(": ")[2]) == ("llm_error", mistake)
 
 
-@pytest.mark.parametrize("schema", [CITY, {"type": ["integer", "null"]}, {"items": {"$ref": "#"}}])
+@pytest.mark.parametrize("schema", [CITY, TREE, {"type": ["integer", "null"]}, {"items": {"$ref": "#"}}])
 async def test_the_demo_model_knows_simple_schemas(schema: dict[str, Any]) -> None:
     text = sample(format_of(schema))
     assert text is not None
