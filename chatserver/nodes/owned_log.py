@@ -53,20 +53,21 @@ class OwnedLog:
             raise Fenced
         if self.has_ended:
             raise RuntimeError("a terminal event is the last one")
+        hidden = self._hidden
         for part in pieces(draft):
-            new = appended(part, self.run_id, self.last_seq + 1)
-            self.has_ended = new.is_terminal
-            self._hidden.append(new)
+            new = appended(part, self.run_id, self.shown.last_seq + len(hidden) + 1)
+            hidden.append(new)
             self._drafts.append(part)
+        self.has_ended = hidden[-1].is_terminal
         self._publish(self)
-        return self._hidden[-1]
+        return hidden[-1]
 
     # What is published.
 
     @property
     def is_behind(self) -> bool:
         """Whether there is something that the journal has not."""
-        return self.tail < self.last_seq and not self.is_fenced
+        return (bool(self._hidden) or self.tail < self.shown.last_seq) and not self.is_fenced
 
     def chunk(self) -> tuple[int, bytes]:
         """What follows the tail of the journal, as much as one batch holds, and its last number."""
@@ -76,7 +77,8 @@ class OwnedLog:
             part = self.shown.merged.stored_after(self.tail)
             return part.last_seq, packed_chunk(part)
         if len(self._hidden) == 1:  # As nearly always.
-            return self.last_seq, self._hidden[0].data
+            (new,) = self._hidden
+            return new.seq, new.data
         records = batch_of(self._hidden)
         return records[-1].seq, chunk_of(records)
 
@@ -92,11 +94,11 @@ class OwnedLog:
     def _show(self, count: int) -> None:
         if count <= 0:
             return
-        hidden, drafts = self._hidden, self._drafts
+        hidden, drafts, shown = self._hidden, self._drafts, self.shown
         self._hidden, self._drafts = hidden[count:], drafts[count:]
         for draft, new in zip(drafts[:count], hidden, strict=False):
-            self.shown.keep(draft, new)
-        self.shown.tell()
+            shown.keep(draft, new)
+        shown.tell()
 
     def fence(self) -> None:
         """Another node owns the run: what is not confirmed is never shown. Others may have been told of it."""

@@ -50,6 +50,7 @@ class Publisher:
 
         self._link = link
         self._node = node
+        self._keys = (node_key(node),)
         self._observer = observer
         self._behind: dict[OwnedLog, None] = {}  # In the order in which they fell behind.
         self._sent: list[tuple[OwnedLog, int]] = []  # With the number of the last event that was sent.
@@ -62,9 +63,12 @@ class Publisher:
         """There is something new of this log."""
         self._behind[log] = None
         if not self._is_busy:
-            self._call_again(BETWEEN_CALLS_SECONDS - monotonic() + self._called_at)
+            self._call_next()
 
-    def _call_again(self, seconds: float) -> None:
+    def _call_next(self) -> None:
+        self._call_in(self._called_at + BETWEEN_CALLS_SECONDS - monotonic())
+
+    def _call_in(self, seconds: float) -> None:
         self._is_busy = True
         loop = asyncio.get_running_loop()
         if seconds > 0:
@@ -92,7 +96,7 @@ class Publisher:
         self._is_busy = bool(self._sent)
         if self._sent:
             self._called_at = monotonic()
-            self._link.post(PUBLISH, (node_key(self._node),), args, self._replied)
+            self._link.post(PUBLISH, self._keys, args, self._replied)
 
     def _replied(self, reply: Any) -> None:
         sent, self._sent = self._sent, []
@@ -101,7 +105,7 @@ class Publisher:
             self._is_busy = False
             self._confirm(sent, reply)
             if self._behind and not self._is_busy:
-                self._call_again(BETWEEN_CALLS_SECONDS - monotonic() + self._called_at)
+                self._call_next()
         else:
             self._refuse(sent, reply)
 
@@ -145,7 +149,7 @@ class Publisher:
             if log.has_ended and not log.is_over:  # The database has it; a full Redis still passes words on.
                 log.show_all()
                 self._link.publish(run_key(log.run_id), STORED)
-        self._call_again(PUBLISH_AGAIN_SECONDS)
+        self._call_in(PUBLISH_AGAIN_SECONDS)
 
 
 def _nothing(log: OwnedLog) -> None:
