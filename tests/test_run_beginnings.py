@@ -58,6 +58,27 @@ async def graceless() -> AsyncIterator[Stage]:
         yield stage
 
 
+@in_time
+async def test_schemas_are_checked_for_one_request_at_a_time(stage: Stage) -> None:
+    two, met = threading.Barrier(2), list[bool]()
+
+    def check(schemas: object) -> None:
+        try:
+            two.wait(0.1)
+        except threading.BrokenBarrierError:
+            two.reset()
+        else:
+            met.append(True)
+
+    body = {"message": "Hi", "tools": [{"name": "screen", "parameters": {"type": "object"}}]}
+    stage.upstream.always(*say("Done"))
+    with patch("chatserver.runs.runs.check_schemas", check):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(request, stage.server, "POST", "/chat/runs", body)
+    assert not met
+
+
 @each_transport
 @in_time
 async def test_without_grace_an_answer_is_whole_and_ends_when_its_reader_leaves(

@@ -65,6 +65,9 @@ class Runs:
         self._answers = Answers(sessions, places, lives, elsewhere, settings.max_tool_result_bytes)
         self._beginning = self._lives.beginning
         self._deleting: dict[str, anyio.Event] = {}
+        self._one_check = anyio.CapacityLimiter(1)
+        """Schemas of clients are checked for one request at a time: many threads would hold the event loop up."""
+
         self.is_draining = False
         sessions.on_loss(self._lives.end_lost)
         sessions.on_taken(self._lives.due.look)
@@ -95,7 +98,7 @@ class Runs:
         if self._settings.models:
             request = checked_model(request, self._settings.models_offered)
         if schemas := request.schemas():
-            await to_thread.run_sync(check_schemas, schemas)
+            await to_thread.run_sync(check_schemas, schemas, limiter=self._one_check)
         try:
             if self.is_draining:
                 raise Draining
