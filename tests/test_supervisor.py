@@ -14,10 +14,11 @@ from chatserver.serving import supervisor
 from chatserver.serving.processes import START_SECONDS, Child, Inheritance, Kept
 from chatserver.serving.server import ACCEPTED_SECONDS
 from chatserver.serving.supervisor import FAILED_STATUS, KILL_SECONDS, STEADY_SECONDS, Supervisor
+from chatserver.transports.connections import FLUSH_SECONDS
 from tests.virtual_time import VirtualTimeLoop
 
 LEAVING_SECONDS = 0.3
-"""What a worker may need to close its connections, and to leave Redis and the database."""
+"""What a worker may need to leave Redis and the database."""
 
 DRAIN_SECONDS = 10.0
 
@@ -299,7 +300,7 @@ def test_a_stop_reaches_every_child_and_ends_when_the_last_has_ended(play: Play)
 
 
 def test_a_worker_has_time_for_all_that_its_own_drain_may_take() -> None:
-    assert SHUTDOWN_SECONDS + ACCEPTED_SECONDS + LEAVING_SECONDS < KILL_SECONDS
+    assert SHUTDOWN_SECONDS + FLUSH_SECONDS + ACCEPTED_SECONDS + LEAVING_SECONDS < KILL_SECONDS
 
 
 def test_what_does_not_end_in_time_is_killed(play: Play) -> None:

@@ -26,8 +26,8 @@ from chatserver.sessions import Begun, Sessions
 from chatserver.settings import Settings
 from chatserver.telemetry import NOTHING, UNOBSERVED, Observer, RunObserver
 
-SHUTDOWN_SECONDS = 2.0
-"""How long a server that ends waits for the last answers to be stored."""
+SHUTDOWN_SECONDS = 1.2
+"""How long a server that ends waits for the last answers to be stored: a part of what ``KILL_SECONDS`` bounds."""
 
 
 class Lives:

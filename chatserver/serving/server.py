@@ -43,7 +43,7 @@ LAST_REQUESTS_SECONDS = 1.0
 it has just accepted, and on those that a proxy keeps for its next request."""
 
 
-ACCEPTED_SECONDS = 0.3
+ACCEPTED_SECONDS = 0.2
 """How long a server that ends waits for the first request of a connection that it has just accepted: had this server
 ended a moment earlier, another process that has the socket would have accepted the connection."""
 

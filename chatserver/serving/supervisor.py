@@ -24,7 +24,8 @@ STEADY_SECONDS = 10.0
 
 KILL_SECONDS = 2.8
 """How long workers may take to end after the time of the drain: to store the last answers (``SHUTDOWN_SECONDS``), to
-answer those whom they have just accepted (``ACCEPTED_SECONDS``), and to leave Redis and the database."""
+send what readers still lack (``FLUSH_SECONDS``), to answer those whom they have just accepted (``ACCEPTED_SECONDS``),
+and to leave Redis and the database."""
 
 FAILED_STATUS = 3
 """The exit status of a server that could not start, with one process or with several."""
