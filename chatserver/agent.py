@@ -10,7 +10,7 @@ from chatserver.answer import fold
 from chatserver.context import RunContext
 from chatserver.dialogue import told_turn
 from chatserver.errors import UpstreamError
-from chatserver.events import TEXTS, FinishReason, Token
+from chatserver.events import FinishReason, Reasoning, Token
 from chatserver.providers import (
     WANTED_CALLS_LIMIT,
     Delta,
@@ -67,10 +67,11 @@ class _Turn:
         self.wanted: list[ToolCallRequest] = []
 
     def on_delta(self, delta: Delta) -> None:
-        if isinstance(delta, TEXTS):
+        if isinstance(delta, Token):
             self._emit(delta)
-            if isinstance(delta, Token):
-                self.said.append(delta.content)
+            self.said.append(delta.content)
+        elif isinstance(delta, Reasoning):
+            self._emit(delta)
         elif isinstance(delta, ToolCallFragment):
             self._calls.show(delta)
         else:

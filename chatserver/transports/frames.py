@@ -38,10 +38,13 @@ def text_frame(document: bytes) -> bytes:
 
 
 def _text_head(length: int) -> bytes:
-    """The bytes before a payload. The library takes 2 µs for them, this function 0.7 µs."""
+    """The bytes before a payload. The library takes 2 µs for them."""
     if length < 126:
-        return bytes((0x81, length))
+        return _SHORT_HEADS[length]
     return struct.pack("!BBH", 0x81, 126, length) if length < 65536 else struct.pack("!BBQ", 0x81, 127, length)
+
+
+_SHORT_HEADS = [bytes((0x81, length)) for length in range(126)]
 
 
 def texts_of(frames: bytes) -> Iterator[str]:

@@ -4,6 +4,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable
+from sys import getsizeof
 from typing import Any, TypeAlias, cast
 
 import anyio
@@ -13,7 +14,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 
 RESPONSE_HEAD_BYTES_LIMIT = 100 * 1024
 UNREAD_BYTES_LIMIT = 256 * 1024
-"""How many bytes wait for a reader at most, before the socket is left unread and the peer has to wait."""
+"""How much memory the bytes take that wait for a reader, before the socket is left unread and the peer has to wait."""
 
 Sink: TypeAlias = Callable[[bytes], bool]
 """Takes a part of a body. True: the deadline is nearer now and must be read again. An exception ends the exchange."""
@@ -30,7 +31,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     __slots__ = (
         "_error", "_head_bytes", "_headers", "_is_complete", "_is_framed", "_is_lost", "_is_paused", "_lasts", "_loop",
-        "_parser", "_read_seconds", "_sink", "_status", "_timer", "_transport", "_unread", "_waiter",
+        "_parser", "_read_seconds", "_sink", "_status", "_timer", "_transport", "_unread", "_waiter", "on_body",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -49,12 +50,13 @@ class UpstreamConnection(asyncio.Protocol):
         Raises:
             httpx2.TransportError: no response will come.
         """
+        self._unread: list[bytes] = []
+        self.on_body = self._unread.append  # The parser calls it: a part of a body takes no call in Python.
         self._parser = httptools.HttpResponseParser(self)
         self._read_seconds = read_seconds
         self._headers: list[tuple[bytes, bytes]] = []
         self._head_bytes = 0
         self._status = 0
-        self._unread = bytearray()
         self._is_framed = self._is_complete = self._lasts = self._is_paused = False
         self._error: Exception | None = None
         if self._is_lost or self._transport.is_closing():
@@ -101,7 +103,7 @@ class UpstreamConnection(asyncio.Protocol):
         return self._taken()
 
     def _taken(self) -> bytes:
-        data = bytes(self._unread)
+        data = b"".join(self._unread)
         self._unread.clear()
         if self._is_paused:
             self._is_paused = False
@@ -196,7 +198,7 @@ class UpstreamConnection(asyncio.Protocol):
     def _hand_over(self) -> None:
         """Give what has come of the body to the sink. Without a sink the bytes wait, and past a limit the peer does."""
         if self._sink is None:
-            if len(self._unread) > UNREAD_BYTES_LIMIT and not self._is_paused:
+            if not self._is_paused and sum(map(getsizeof, self._unread)) > UNREAD_BYTES_LIMIT:
                 self._is_paused = True
                 self._transport.pause_reading()
             return self._wake()
@@ -237,9 +239,6 @@ class UpstreamConnection(asyncio.Protocol):
             self._status = status
         else:
             self._headers.clear()  # 100 Continue and its like: the response is still to come.
-
-    def on_body(self, data: bytes) -> None:
-        self._unread += data
 
     def on_message_complete(self) -> None:
         if self._status:

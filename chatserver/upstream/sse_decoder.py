@@ -4,6 +4,10 @@ SSE_EVENT_BYTES_LIMIT = 1024 * 1024
 """A longer line or event is no chunk of a model; the largest chunks seen are tool arguments of some 100 KB."""
 
 
+CR, LF = b"\r\n"
+"""As numbers: to find these in bytes takes a fifth of the time."""
+
+
 class EventTooLong(ValueError):
     """The upstream sends a line or an event without end."""
 
@@ -61,14 +65,14 @@ class SSEDecoder:
 
         Takes about half the time of the general way.
         """
-        # Not `in`, which takes four times as long here: it tries first whether the CR is a number.
-        if not chunk.endswith(b"\n\n") or chunk.find(b"\r") >= 0 or len(chunk) > SSE_EVENT_BYTES_LIMIT:
+        if CR in chunk or not chunk.endswith(b"\n\n") or len(chunk) > SSE_EVENT_BYTES_LIMIT:
             return []
         if not chunk.startswith(b"data: "):
             return _typed(chunk) if chunk.startswith(b"event: ") else []
-        if chunk.find(b"\n") == len(chunk) - 2:
-            return [(b"", chunk[6:-2])]  # One event: the commonest case, since a model's tokens come one by one.
-        found = [(b"", data) for data in chunk[6:-2].split(b"\n\ndata: ")]
+        data = chunk[6:-2]
+        if LF not in data:
+            return [(b"", data)]  # One event: the commonest case, since a model's tokens come one by one.
+        found = [(b"", each) for each in data.split(b"\n\ndata: ")]
         return found if chunk.count(b"\n") == 2 * len(found) else []
 
     def flush(self) -> list[tuple[bytes, bytes]]:

@@ -30,7 +30,7 @@ THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 """The fields that may hold reasoning; the first with any text counts."""
 
 
-class _TextDelta(Struct):
+class _TextDelta(Struct, gc=False):
     """The delta of a chunk that holds only texts, as nearly all do: every other meaningful field is absent or null."""
 
     content: str | None = None
@@ -44,7 +44,7 @@ class _TextDelta(Struct):
     extra_content: None = None
 
 
-class _TextChoice(Struct):
+class _TextChoice(Struct, gc=False):
     delta: _TextDelta
     finish_reason: Literal["", "null"] | None = None
     message: None = None
@@ -52,7 +52,7 @@ class _TextChoice(Struct):
     usage: None = None
 
 
-class _TextChunk(Struct):
+class _TextChunk(Struct, gc=False):
     choices: tuple[_TextChoice]
     usage: None = None
     error: None = None
@@ -92,9 +92,9 @@ class TurnDecoder:
     def feed(self, events: Iterable[tuple[bytes, bytes]]) -> bool:
         is_ending = False
         for kind, data in events:
-            if self.is_over:
-                break
             if kind or self.has_finished or not self._read_texts(data):
+                if self.is_over:
+                    break
                 is_ending = self._read_event(kind, data) or is_ending
             if self.pieces > PIECES_LIMIT:
                 self.is_over = is_ending = True
