@@ -26,6 +26,7 @@ from chatserver.meter import Day, Meter
 from chatserver.providers import ModelRequest, OnDelta
 from chatserver.providers.chat_completions.turn_decoder import TurnDecoder
 from chatserver.providers.turn import Turn
+from chatserver.runs.life import Life
 from chatserver.runs.run import Run
 from chatserver.runs.subscription import Subscription
 from chatserver.serving.http_protocol import HttpProtocol
@@ -59,7 +60,8 @@ def _run() -> tuple[Run, MemoryLog]:
 
 async def _agent(run: Run) -> OnDelta:
     asked, calls = _Asked(), SimpleNamespace(specifications=list)
-    context = SimpleNamespace(meter=run.meter, emit=run.say, calls=calls, turns=0)
+    emit = Life("ann", run, *[cast(Any, None)] * 3).say
+    context = SimpleNamespace(meter=run.meter, emit=emit, calls=calls, turns=0)
     answer = ToolAgent(cast(Any, asked), 1).answer(ModelRequest(model="m", messages=[]), cast(Any, context))
     OPEN.append(asyncio.ensure_future(answer))
     await asyncio.sleep(0)
@@ -112,8 +114,8 @@ STEPS: dict[str, Callable[[], Awaitable[Sink]]] = {
 }
 
 
-async def _walk(make: Callable[[], Awaitable[Sink]]) -> float:
-    """Seconds of CPU for all tokens."""
+async def opened(make: Callable[[], Awaitable[Sink]]) -> Callable[[bytes], None]:
+    """What takes each read of a model server's response, whose head has come."""
     connection = UpstreamConnection()
     connection.connection_made(Socket())
     exchange = asyncio.ensure_future(connection.exchange(b"", None))
@@ -122,7 +124,14 @@ async def _walk(make: Callable[[], Awaitable[Sink]]) -> float:
     await exchange
     OPEN.append(asyncio.ensure_future(connection.pour(await make(), lambda: inf)))
     await asyncio.sleep(0)
-    return _fed(connection.data_received)
+    return connection.data_received
+
+
+def close() -> None:
+    """End what was opened."""
+    for each in OPEN:
+        each.cancel()
+    OPEN.clear()
 
 
 def _floor() -> float:
@@ -146,11 +155,9 @@ async def main() -> None:
     best = dict.fromkeys([*STEPS, "floor"], inf)
     for _ in range(ROUNDS):
         for name, make in STEPS.items():
-            best[name] = min(best[name], await _walk(make))
+            best[name] = min(best[name], _fed(await opened(make)))
         best["floor"] = min(best["floor"], _floor())
-        for each in OPEN:
-            each.cancel()
-        OPEN.clear()
+        close()
         await asyncio.sleep(0)
     before = 0.0
     for name in STEPS:

@@ -206,12 +206,10 @@ def decode(document: bytes) -> Event:
 TEXTS = (Token, Reasoning)
 
 
-def pieces(draft: Event) -> Sequence[Event]:
-    """A draft as the events it takes: one, or several when its text is longer than one event may be."""
-    if not isinstance(draft, TEXTS) or len(draft.content) <= TEXT_CHARS_PER_EVENT:
-        return (draft,)
-    starts = range(0, len(draft.content), TEXT_CHARS_PER_EVENT)
-    return [type(draft)(content=draft.content[start : start + TEXT_CHARS_PER_EVENT]) for start in starts]
+def pieces(text: Token | Reasoning) -> Sequence[Token | Reasoning]:
+    """A text as the events it takes: one, or several when the text is longer than one event may be."""
+    starts = range(0, len(text.content) or 1, TEXT_CHARS_PER_EVENT)
+    return [type(text)(content=text.content[start : start + TEXT_CHARS_PER_EVENT]) for start in starts]
 
 
 def schema(reference: str = "#/$defs/{name}") -> dict[str, Any]:

@@ -242,16 +242,6 @@ async def test_the_answer_is_right_at_any_moment(store: Store) -> None:
                 assert elsewhere.answer() == log.answer() == fold(drafts[:count])
 
 
-async def test_long_text_becomes_several_events_and_append_tells_the_last(store: Store) -> None:
-    async with new_log(store) as (log, elsewhere):
-        text = "\x01🦜" * 40_000
-        assert log.append(Token(content=text)).seq == 8
-        records = kept(elsewhere)
-        assert seqs(records) == list(range(1, 9))
-        assert max(len(each.data) for each in records) <= EVENT_BYTES_LIMIT
-        assert log.answer().content == text
-
-
 async def test_a_log_is_found_by_its_run_until_it_is_forgotten(store: Store) -> None:
     async with store() as (owner, other):
         log, another = await owner.create("one"), await owner.create("two")

@@ -115,14 +115,14 @@ async def test_whoever_has_left_is_sent_nothing() -> None:
 async def test_a_peer_that_takes_everything_does_not_keep_the_loop_for_itself() -> None:
     """A long log is sent about a batch in each turn of the loop."""
     log = MemoryLog("r")
-    for _ in range(20):
-        log.append(Token(content="x" * 30_000))
+    for _ in range(60):
+        log.append(Token(content="x" * 10_000))
     reader = Reader(log, frame=lambda batch: b"".join(each.data for each in batch))
     sizes = [0]
     while sum(map(len, reader.peer.messages)) > sizes[-1]:
         sizes.append(sum(map(len, reader.peer.messages)))
         await asyncio.sleep(0)
-    assert sizes[-1] > 20 * 30_000
+    assert sizes[-1] > 60 * 10_000
     assert max(later - earlier for earlier, later in pairwise(sizes)) <= 2 * BATCH_BYTES_LIMIT
 
 

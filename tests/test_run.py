@@ -76,7 +76,7 @@ def run_of(meter: Meter | None = None, grace_seconds: float | None = GRACE_SECON
     return Run(RESOURCE, watched_log(), meter or Meter(), grace_seconds, 0.0)
 
 
-DOES: dict[Cause, Callable[[Run, float], None]] = {
+DOES: dict[Cause, Callable[[Run, float], object]] = {
     Cause.SAY: lambda run, _: run.say(WORD),
     Cause.WAIT: lambda run, _: run.wait(),
     Cause.GO_ON: lambda run, now: run.go_on(now),
@@ -120,7 +120,7 @@ def test_every_cause_in_every_state_does_what_the_table_says_and_nothing_else() 
             assert (run.state, types_of(run)) == (state, before), "what cannot happen has done nothing"
 
 
-CAUSES: dict[str, Callable[[Run, float], None]] = {
+CAUSES: dict[str, Callable[[Run, float], object]] = {
     **{str(cause): does for cause, does in DOES.items()},
     "cancel": lambda run, _: run.end("cancelled"),
     "interrupt": lambda run, _: run.end(INTERRUPTED),
@@ -429,6 +429,16 @@ def test_a_text_is_cut_where_the_answer_is_full(text: type[Token | Reasoning]) -
     (part,) = run.said().parts
     assert part == (TextPart if text is Token else ReasoningPart)("123456789")
     assert ends(run) == "length"
+
+
+def test_a_long_text_becomes_several_events_that_fit() -> None:
+    run, text = run_of(), "\x01🦜" * 40_000
+    run.say(Token(content=text))
+    assert isinstance(run.log, MemoryLog)
+    records = kept(run.log)
+    assert [each.seq for each in records] == list(range(1, 9))
+    assert max(len(each.data) for each in records) <= EVENT_BYTES_LIMIT
+    assert run.said().content == text
 
 
 def test_no_text_is_taken_once_the_tokens_are_spent() -> None:

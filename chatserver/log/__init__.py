@@ -127,7 +127,7 @@ class EventLog(Protocol):
         ...
 
     def append(self, draft: Event) -> Record:
-        """Give the draft its ``run_id`` and ``seq``, keep it, wake the readers; the record, of a long text the last.
+        """Give the draft its ``run_id`` and ``seq``, keep it, wake the readers; a text must fit into one event.
 
         Raises:
             Fenced: this is not the owner any more.

@@ -8,7 +8,7 @@ from contextlib import closing
 from anyio.lowlevel import checkpoint
 
 from chatserver.answer import Answer, fold
-from chatserver.events import TEXTS, Event, Record, appended, pieces
+from chatserver.events import TEXTS, Event, Record, appended
 from chatserver.log import StoredLog
 from chatserver.log.fresh import Fresh
 from chatserver.log.merged import Merged
@@ -39,13 +39,11 @@ class MemoryCursor:
         return self._log.is_over and self.after >= self._log.last_seq
 
     def take(self) -> Sequence[Record]:
-        log = self._log
-        if self.after >= log.last_seq:
-            self.is_waiting = not log.is_over
-            return ()
-        batch = log.batch(self.after)
-        self.after = after = batch[-1].seq
-        self.is_waiting = after == log.last_seq and not log.is_over
+        log, batch = self._log, ()  # type: MemoryLog, Sequence[Record]
+        if self.after < log.last_seq:
+            batch = log.batch(self.after)
+            self.after = batch[-1].seq
+        self.is_waiting = self.after >= log.last_seq and not log.is_over
         return batch
 
     def close(self) -> None:
@@ -84,27 +82,29 @@ class MemoryLog:
     def append(self, draft: Event) -> Record:
         if self.is_over:
             raise RuntimeError("a terminal event is the last one")
-        for part in pieces(draft):
-            self.keep(part, appended(part, self.run_id, self.last_seq + 1))
+        new = appended(draft, self.run_id, self.last_seq + 1)
+        self.keep(draft, new)
         self.tell()
-        return self._newest[0]
+        return new
 
     def keep(self, event: Event, new: Record) -> None:
         """Keep the next event, which may be a draft, with its record; readers are woken by ``tell``."""
-        if isinstance(event, TEXTS):
-            self._merged.add_texts(type(event), new.seq, event.content, (len(event.content),))
-        else:
-            self._merged.add(new)
-            self.is_over = new.is_terminal
         self.last_seq, self._newest = new.seq, (new,)
         self._fresh.append(new)
-        if self.is_over:
-            self._settle()
+        if isinstance(event, TEXTS):
+            self._merged.add_text(new.seq, event)
+        else:
+            self._merged.add(new)
+            if new.is_terminal:
+                self.is_over = True
+                self._settle()
 
     def tell(self) -> None:
         """Wake the readers: something was kept."""
-        if self._readers:
-            WAKES.tell(self._wake)
+        if WAKES.due is not None:
+            WAKES.due[self._wake] = None
+        elif self._readers:
+            self._wake()
 
     def _settle(self) -> None:
         """Of a log that is over nothing is fresh any more, as soon as those have left who read it as it was written."""
@@ -176,7 +176,7 @@ class MemoryLog:
 
     def _wake_some(self, readers: list[MemoryCursor], start: int = 0) -> None:
         end = start + READERS_PER_TURN
-        for cursor in readers[start:end]:
+        for cursor in readers if len(readers) <= READERS_PER_TURN else readers[start:end]:
             if cursor.is_waiting:
                 cursor.is_waiting = False
                 try:

@@ -93,16 +93,22 @@ class Merged:
         self.seal()
         self._blocks.append(new)
 
-    def add_texts(self, kind: type[Token | Reasoning], first_seq: int, content: str, lengths: tuple[int, ...]) -> None:
-        """Add adjacent texts of one kind, or a single one."""
-        texts, taken = self._texts, len(content) + lengths.count(0)
+    def add_text(self, seq: int, text: Token | Reasoning) -> None:
+        """Add a single text."""
+        chars = len(text.content)
+        texts = self._with_room(chars or 1, type(text), seq)
+        texts.text += text.content.encode()
+        texts.lengths.append(chars)
+
+    def _with_room(self, taken: int, kind: type[Token | Reasoning], first_seq: int) -> Texts:
+        """The last block, of which so much room is taken; a new one, where the last block has no room for this."""
+        texts = self._texts
         if texts is None or texts.kind is not kind or texts.room < taken:
             self.seal()
             self._texts = texts = Texts(kind, first_seq)
             self._blocks.append(texts)
-        texts.text += content.encode()
-        texts.lengths.extend(lengths)
         texts.room -= taken
+        return texts
 
     def seal(self) -> None:
         """What is added from now on is not joined to what there is."""
@@ -164,9 +170,11 @@ class Merged:
         if not isinstance(event, TEXTS):
             self.add(Record(event.seq, TYPE_NAMES[type(event)], document))
         elif event.first_seq is UNSET:
-            self.add_texts(type(event), event.seq, event.content, (len(event.content),))
+            self.add_text(event.seq, event)
         else:
-            self.add_texts(type(event), event.first_seq, event.content, lengths)
+            texts = self._with_room(sum(lengths) + lengths.count(0), type(event), event.first_seq)
+            texts.text += event.content.encode()
+            texts.lengths.extend(lengths)
 
 
 def events_of(stored: StoredLog) -> Iterator[tuple[Event, bytes, tuple[int, ...]]]:

@@ -8,14 +8,8 @@ class Waking:
     """The wakes of all logs of the process. It is held by plain calls only: nothing waits in between."""
 
     def __init__(self) -> None:
-        self._held: dict[Callable[[], None], None] | None = None
-
-    def tell(self, wake: Callable[[], None]) -> None:
-        """A log has something new: wake its readers, now or at the end of what comes together."""
-        if self._held is None:
-            wake()
-        else:
-            self._held[wake] = None
+        self.due: dict[Callable[[], None], None] | None = None
+        """What wakes the readers of each log that has something new, while wakes are held; None: they are not held."""
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -24,14 +18,14 @@ class Waking:
         One read of a model's socket may have many tokens; a write to each reader for each of them costs ten times as
         much as one write of all.
         """
-        if self._held is not None:
+        if self.due is not None:
             yield
             return
-        self._held = {}
+        self.due = {}
         try:
             yield
         finally:
-            due, self._held = self._held, None
+            due, self.due = self.due, None
             for wake in due:
                 wake()
 

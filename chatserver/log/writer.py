@@ -5,7 +5,7 @@ from contextlib import suppress
 from math import inf
 
 from chatserver.answer import Answer, fold
-from chatserver.events import Event, Record, appended, pieces
+from chatserver.events import Event, Record, appended
 from chatserver.log import EventLog, Fenced, StoredLog
 
 
@@ -42,10 +42,10 @@ class Writer:
         self.append = self._withhold
 
     def _withhold(self, draft: Event) -> Record:
-        for part in pieces(draft):
-            self._records.append(appended(part, self._log.run_id, self.last_seq + 1))
-            self._drafts.append(part)
-        return self._records[-1]
+        new = appended(draft, self._log.run_id, self.last_seq + 1)
+        self._records.append(new)
+        self._drafts.append(draft)
+        return new
 
     def show(self, last_seq: float = inf) -> None:
         """Show readers what was withheld, up to this ``seq``; all of it: what is appended is shown from now on."""

@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from itertools import chain
 
 from chatserver.answer import Answer, fold
-from chatserver.events import Event, Record, appended, pieces
+from chatserver.events import Event, Record, appended
 from chatserver.log import Cursor, Fenced, StoredLog, batch_of
 from chatserver.log.fed import FedLog
 from chatserver.nodes.chunk import chunk_of, packed_chunk
@@ -54,13 +54,12 @@ class OwnedLog:
         if self.has_ended:
             raise RuntimeError("a terminal event is the last one")
         hidden = self._hidden
-        for part in pieces(draft):
-            new = appended(part, self.run_id, self.shown.last_seq + len(hidden) + 1)
-            hidden.append(new)
-            self._drafts.append(part)
-        self.has_ended = hidden[-1].is_terminal
+        new = appended(draft, self.run_id, self.shown.last_seq + len(hidden) + 1)
+        self.has_ended = new.is_terminal
+        hidden.append(new)
+        self._drafts.append(draft)
         self._publish(self)
-        return hidden[-1]
+        return new
 
     # What is published.
 

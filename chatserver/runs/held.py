@@ -35,7 +35,7 @@ class HeldRun:
     def show(self) -> None:
         """Show all from now on, unless a call waits: if the process dies, the run ends."""
         run = self.life.run
-        if not self.asking and not run.calls.has_held and run.state is State.RUNNING:
+        if not self.asking and not run.calls.held and run.state is State.RUNNING:
             run.writer.show()
             self.life.checkpoints.add(run)
 

@@ -68,7 +68,7 @@ class Holds:
         goes on with the run has to know which calls were made. If they cannot be stored, the run ends; what is raised
         then says why.
         """
-        if not waiting and not life.run.calls.has_held:
+        if not waiting and not life.run.calls.held:
             for call in calls:
                 life.say(call)
             return

@@ -270,13 +270,14 @@ class Life:
     def say(self, step: Step) -> None:
         """Tell the run a step of its agent; raises as ``Run.say``."""
         try:
-            self.run.say(step)
+            if not self.run.say(step):
+                return
         except CannotHappen:
             self._cancel()  # So that an agent that catches this exception ends too.
             raise
         if type(step) in HASTENING:
             self.checkpoints.hasten(self.run_id)
-        if self.run.calls.has_held:
+        if self.run.calls.held:
             self.rested()
 
     async def _finish(self) -> bool:

@@ -284,7 +284,7 @@ class Lives:
 
     def _let_go(self, life: Life) -> None:
         """The run is nobody's, or another process's: forget it; its readers come back."""
-        if life.run.state not in SPEAKING or not life.run.calls.has_held:
+        if life.run.state not in SPEAKING or not life.run.calls.held:
             return life.interrupt()
         life.let_go()
         self.holds.forget(life)

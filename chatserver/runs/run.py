@@ -16,11 +16,11 @@ from typing import NoReturn
 from msgspec.structs import replace
 
 from chatserver.answer import Answer, closed, is_open, result_of
-from chatserver.commands import is_id
 from chatserver.dialogue import TurnOrigin
 from chatserver.endings import WRONG
 from chatserver.events import (
     EVENT_BYTES_LIMIT,
+    TEXT_CHARS_PER_EVENT,
     TEXTS,
     Done,
     Error,
@@ -30,9 +30,7 @@ from chatserver.events import (
     Terminal,
     Token,
     ToolCall,
-    ToolInput,
-    ToolProgress,
-    ToolResult,
+    pieces,
     to_json,
 )
 from chatserver.log import EVENTS_LIMIT, EventLog
@@ -41,7 +39,7 @@ from chatserver.meter import Meter, Spent
 from chatserver.parts import ToolCallPart
 from chatserver.resources import RunResource
 from chatserver.runs.states import SPEAKING, TRANSITIONS, CannotHappen, Cause, State
-from chatserver.runs.told_calls import ToldCalls
+from chatserver.runs.told_calls import CallStep, ToldCalls
 from chatserver.steps import Step
 from chatserver.telemetry import UNOBSERVED_RUN, RunObserver
 
@@ -49,7 +47,6 @@ logger = logging.getLogger(__name__)
 
 ADDRESS_BYTES = 100
 """How many bytes an event is longer than its draft, by its run's id and its number."""
-
 
 PARTS_LIMIT = 10_000
 """Texts of an answer at most, where words and reasoning alternate: each checkpoint builds and stores them all."""
@@ -62,9 +59,8 @@ class Run:
     """One run, from its start until its log is forgotten."""
 
     __slots__ = (
-        "_began", "_ending", "_forget_at", "_grace_seconds", "_held_seconds", "_kind", "_left_at",
-        "_parts", "_transcript", "calls", "log", "meter", "observer", "resource", "state", "subscribers",
-        "writer",
+        "_began", "_ending", "_forget_at", "_grace_seconds", "_held_seconds", "_kind", "_left_at", "_parts",
+        "_transcript", "calls", "log", "meter", "observer", "resource", "state", "subscribers", "writer",
     )  # fmt: skip
 
     def __init__(
@@ -96,7 +92,7 @@ class Run:
         self._ending: FinishReason | Error | None = None
         self.calls = ToldCalls()
         self._transcript: list[TurnOrigin] = []
-        self._kind: type[Event] | None = None  # Of the newest step, while it is text that may grow.
+        self._kind: type[Event] | None = None  # Of the newest step, while it is text that may go on.
         self._parts = 0
 
     def _happens(self, cause: Cause) -> None:
@@ -105,60 +101,67 @@ class Run:
             raise CannotHappen(f"{cause}: not in a run that is {self.state}")
         if after is not self.state:
             self.state = after
+            if after not in SPEAKING:
+                self._kind = None
             self.observer.moved(after)
 
     # What the agent says.
 
-    def say(self, step: Step) -> None:
+    def say(self, step: Step) -> bool:
         """The one entry for the steps of an agent: what is allowed of a step is appended to the log.
+
+        Returns whether it is more than text, or is said while calls wait.
 
         Raises:
             CannotHappen: the run has ended, or this step ends it: a limit is reached, or the agent breaks a rule.
         """
-        if self.state not in SPEAKING:
-            self._happens(Cause.SAY)
-        if isinstance(step, TEXTS):
-            return self._say_text(step)
+        if not isinstance(step, TEXTS):
+            self._say_more(step)
+            return True
+        if len(content := step.content) > TEXT_CHARS_PER_EVENT:
+            return [self.say(piece) for piece in pieces(step)][-1]
+        if type(step) is not self._kind:
+            self._begin_text(type(step))
+        try:
+            fitting = self.meter.add_text(content)
+        except Spent:
+            self._stop("length")
+        if fitting:
+            self._append(step if fitting is content else type(step)(content=fitting))
+        if fitting is not content:
+            self._stop("length")
+        return bool(self.calls.held)
+
+    def _begin_text(self, kind: type[Token | Reasoning]) -> None:
+        self._happens(Cause.SAY)
+        if self._parts == PARTS_LIMIT:
+            self._stop("length")
+        if not self._parts:
+            self.observer.spoke()
+        self._kind, self._parts = kind, self._parts + 1
+
+    def _say_more(self, step: TurnOrigin | CallStep) -> None:
+        self._happens(Cause.SAY)
         if isinstance(step, TurnOrigin):
             return self._transcript.append(step)
-        is_new = isinstance(step, ToolInput | ToolCall) and is_id(step.call_id) and step.call_id not in self.calls
-        is_going = isinstance(step, ToolProgress | ToolResult) and self.calls.is_open(step.call_id)
-        if not (is_new or is_going):
+        if not self.calls.allow(step):
             self._refuse(f"{type(step).__name__} cannot be told here")
         if len(to_json(step)) > EVENT_BYTES_LIMIT - ADDRESS_BYTES:
             self._refuse(f"{type(step).__name__} is too long")
         if isinstance(step, ToolCall):
-            self.calls.begin(step.call_id)
             self._kind = None
-        elif isinstance(step, ToolResult):
-            self.calls.end(step.call_id)
+        self.calls.tell(step)
         self._append(step)
-        if self.state is State.WAITING or self.calls.has_held:
+        if self.state is State.WAITING or self.calls.held:
             self._rest()
-
-    def said(self) -> Answer:
-        """The answer so far, as it is stored."""
-        return replace(self.writer.answer(), transcript=tuple(self._transcript))
-
-    def _say_text(self, text: Token | Reasoning) -> None:
-        if type(text) is not self._kind:
-            if self._parts == PARTS_LIMIT:
-                self._stop("length")
-            if not self._parts:
-                self.observer.spoke()
-            self._kind, self._parts = type(text), self._parts + 1
-        try:
-            fitting = self.meter.add_text(text.content)
-        except Spent:
-            self._stop("length")
-        if fitting:
-            self._append(text if fitting is text.content else type(text)(content=fitting))
-        if fitting is not text.content:
-            self._stop("length")
 
     def _append(self, event: Event) -> None:
         if self.writer.append(event).seq >= EVENTS_LIMIT:
             self._stop("length")
+
+    def said(self) -> Answer:
+        """The answer so far, as it is stored."""
+        return replace(self.writer.answer(), transcript=tuple(self._transcript))
 
     def _refuse(self, problem: str) -> NoReturn:
         """A wrong agent fails its run, and nothing else."""

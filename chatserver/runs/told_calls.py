@@ -1,20 +1,26 @@
 """The tool calls that a run was told: which have their result, and which wait for an answer."""
 
 from collections.abc import Collection, Sequence
+from typing import TypeAlias
 
+from chatserver.commands import is_id
 from chatserver.dialogue import INTERRUPTED_CALL
+from chatserver.events import ToolCall, ToolInput, ToolProgress, ToolResult
 from chatserver.parts import ToolCallPart
 from chatserver.waiting import unanswered
+
+CallStep: TypeAlias = ToolInput | ToolCall | ToolProgress | ToolResult
 
 
 class ToldCalls:
     """Empty at first. A call is open until it has its result."""
 
-    __slots__ = ("_has_result", "_held")
+    __slots__ = ("_has_result", "held")
 
     def __init__(self) -> None:
         self._has_result: dict[str, bool] = {}
-        self._held: dict[str, str | None] = {}  # Those that wait; of a question, with the call whose tool asks.
+        self.held: dict[str, str | None] = {}
+        """The calls that wait; of a question, with the call whose tool asks."""
 
     def __contains__(self, call_id: str) -> bool:
         return call_id in self._has_result
@@ -22,16 +28,21 @@ class ToldCalls:
     def resume(self, calls: Sequence[ToolCallPart], waiting: Collection[str]) -> None:
         """Those of an earlier process, where these wait. Whoever has asked a question is gone."""
         self._has_result = {call.call_id: call.is_error is not None for call in calls}
-        self._held = dict.fromkeys(waiting)
+        self.held = dict.fromkeys(waiting)
 
-    def begin(self, call_id: str) -> None:
-        """A call is told."""
-        self._has_result[call_id] = False
+    def allow(self, step: object) -> bool:
+        """Whether this can be told: a call with an id of its own, or something of a call without a result."""
+        if isinstance(step, ToolInput | ToolCall):
+            return is_id(step.call_id) and step.call_id not in self
+        return isinstance(step, ToolProgress | ToolResult) and self.is_open(step.call_id)
 
-    def end(self, call_id: str) -> None:
-        """A call has its result."""
-        self._has_result[call_id] = True
-        self._held.pop(call_id, None)
+    def tell(self, step: CallStep) -> None:
+        """This is told."""
+        if isinstance(step, ToolCall):
+            self._has_result[step.call_id] = False
+        elif isinstance(step, ToolResult):
+            self._has_result[step.call_id] = True
+            self.held.pop(step.call_id, None)
 
     def is_open(self, call_id: str) -> bool:
         """Whether the call was told, and not its result."""
@@ -44,7 +55,7 @@ class ToldCalls:
 
     def is_held(self, call_id: str) -> bool:
         """Whether the call waits."""
-        return call_id in self._held
+        return call_id in self.held
 
     def known(self, call: ToolCallPart) -> str:
         """What is known of a call without a result."""
@@ -52,24 +63,21 @@ class ToldCalls:
 
     def hold(self, call_id: str, asker: str | None) -> None:
         """The call waits for an answer, and the one whose tool asks, for this call."""
-        self._held[call_id] = asker
+        self.held[call_id] = asker
 
     def release(self, call_id: str) -> None:
         """The call has its answer."""
-        self._held.pop(call_id, None)
-
-    @property
-    def has_held(self) -> bool:
-        """Whether calls wait."""
-        return bool(self._held)
+        self.held.pop(call_id, None)
 
     @property
     def questions(self) -> int:
         """For how many answers to questions a tool of this process waits."""
-        return sum(asker is not None for asker in self._held.values())
+        return sum(asker is not None for asker in self.held.values())
 
     @property
     def is_resting(self) -> bool:
         """Whether calls wait, and no other one goes on."""
-        still = {*self._held, *self._held.values()}
-        return self.has_held and all(has_result or call_id in still for call_id, has_result in self._has_result.items())
+        still = {*self.held, *self.held.values()}
+        return bool(self.held) and all(
+            has_result or call_id in still for call_id, has_result in self._has_result.items()
+        )
