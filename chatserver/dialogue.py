@@ -187,6 +187,8 @@ def _alternating(items: Iterable[Item]) -> Iterator[Item]:
 
 
 def _joined(messages: Sequence[UserMessage]) -> UserMessage:
+    if len(messages) == 1:
+        return messages[0]
     if not any(each.has_media for each in messages):
         return UserMessage("\n\n".join([each.text for each in messages]))
     *before, last = messages

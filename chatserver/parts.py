@@ -1,7 +1,7 @@
 """Parts: what a message is made of, in order: texts and calls of an answer; texts, images and files of a user."""
 
 from collections.abc import Iterable
-from typing import Any, Literal, TypeAlias, TypeGuard
+from typing import Any, Literal, TypeAlias, TypeGuard, get_args
 
 from msgspec import Struct
 
@@ -59,6 +59,7 @@ Parts: TypeAlias = tuple[Part, ...]
 UserPart: TypeAlias = TextPart | ImagePart | FilePart
 """A part of a user's message."""
 UserParts: TypeAlias = tuple[UserPart, ...]
+USER_PARTS: tuple[type, ...] = get_args(UserPart)  # Made once: a dialogue asks for the kind of each of its parts.
 
 AnyPart: TypeAlias = Part | ImagePart | FilePart
 """A part of a message, whoever's it is."""
@@ -71,7 +72,7 @@ def text_of(parts: Iterable[AnyPart]) -> str:
 
 def is_user_part(part: AnyPart) -> TypeGuard[UserPart]:
     """Whether a user can say such a part; a text can be of either."""
-    return isinstance(part, TextPart | ImagePart | FilePart)
+    return isinstance(part, USER_PARTS)
 
 
 def text_bytes(text: str) -> int:
