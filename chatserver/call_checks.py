@@ -51,14 +51,8 @@ class Checks(Struct, frozen=True):
         """The call, and why it is not made, if so; so many are before it in its turn, and before the turn."""
         own = self.toolbox.tools.get(wanted.name)
         tool = self._client_tool(wanted.name) if own is None else own
-        args, problem = dict[str, Any](), NO_TOOL if tool is None else None
-        if tool is not None:
-            try:
-                args = arguments_of(wanted.arguments)
-            except BadArguments as error:
-                problem = str(error)
-        problem = self._refusal(in_turn, before + in_turn) or problem
-        name = wanted.name[:NAME_CHARS_LIMIT] if tool is None else wanted.name
+        name, args, problem = as_told(wanted.name, wanted.arguments)
+        problem = self._refusal(in_turn, before + in_turn) or (NO_TOOL if tool is None else problem)
         executor: Executor = "client" if isinstance(tool, ClientTool) else "server"
         return _checked(ToolCall(call_id=call_id, tool=name, args=args, executor=executor), problem)
 
@@ -88,6 +82,14 @@ class Checks(Struct, frozen=True):
         if isinstance(tool, ClientTool) or not await self.toolbox.threads.needs_approval(tool, call.args):
             return checked
         return Checked(replace(call, needs_approval=True))
+
+
+def as_told(name: str, arguments: str) -> tuple[str, dict[str, Any], str | None]:
+    """The name and the arguments with which a call is told, and what is wrong with the latter; of any tool, or none."""
+    try:
+        return name[:NAME_CHARS_LIMIT], arguments_of(arguments), None
+    except BadArguments as error:
+        return name[:NAME_CHARS_LIMIT], {}, str(error)
 
 
 async def check_edited(toolbox: Toolbox, name: str, args: dict[str, Any]) -> None:

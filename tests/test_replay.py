@@ -113,6 +113,20 @@ async def test_a_question_of_a_tool_is_no_call_that_the_agent_makes_again() -> N
     assert heard == [Token(content="new")]
 
 
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [("nothing", {"a": 1}), ("n" * 300, {}), ("add", {"a": 1, "b": "x" * 40_000}), ("add", {"a": 1})],
+    ids=["no such tool", "a long name of none", "too long arguments", "arguments that do not fit"],
+)
+async def test_a_call_that_was_refused_is_known_again(name: str, args: dict[str, Any]) -> None:
+    before: list[Any] = []
+    first = await context_of(before.append).calls.call(name, args)
+    heard: list[Any] = []
+    replay = Replay(heard.append, context_of(heard.append).calls, [each for each in before if isinstance(each, Event)])
+    assert await replay.call(name, args) == first and first.is_error
+    assert heard == []
+
+
 @pytest.mark.parametrize("told", [[*made(1)], [*made(1), Token(content="two ")]], ids=["a call", "a call and text"])
 async def test_drafts_of_calls_that_were_told_are_not_told_again(told: list[Event]) -> None:
     heard: list[Any] = []

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
-from msgspec.json import decode
-
 from chatserver.answer import fold
+from chatserver.call_checks import as_told
 from chatserver.calls import Calls
 from chatserver.dialogue import is_question
 from chatserver.events import TEXTS, Event, Reasoning, Token, ToolCall, ToolResult, to_json
@@ -125,7 +124,7 @@ class Replay:
         Raises:
             TypeError, ValueError: JSON has no form for the arguments.
         """
-        result = self._result_of(name, decode(to_json(args))) if self._recorded else None
+        result = self._result_of(*as_told(name, to_json(args).decode())[:2]) if self._recorded else None
         if result is None:
             self._new_call()
             result = await self._calls.call(name, args)
