@@ -53,6 +53,13 @@ async def regret(context: ToolContext) -> str:
     return "gone"
 
 
+async def linger(context: ToolContext) -> str:
+    """Ask, and never end, whatever the reply."""
+    asked = asyncio.ensure_future(context.ask("Hello?"))
+    await asyncio.sleep(3600)
+    return str(await asked)
+
+
 async def _enough() -> None:
     while not ENOUGH.is_set():  # noqa: ASYNC110 - the event belongs to the thread of the tests
         await asyncio.sleep(0.001)
@@ -64,6 +71,6 @@ async def pester(context: ToolContext, length: int, times: int) -> str:
     return "; ".join([str(each) for each in await asyncio.gather(*asked, return_exceptions=True)])
 
 
-TOOLS = [tool(each) for each in (order, agree, fill, hurry, forget, regret, pester)]
+TOOLS = [tool(each) for each in (order, agree, fill, hurry, forget, regret, linger, pester)]
 REFERENCE = f"{__name__}:TOOLS"
 """For ``CHATSERVER_TOOLS``."""

@@ -249,6 +249,17 @@ async def test_a_question_that_nobody_answers_expires(
 
 
 @each_transport
+async def test_a_tool_that_does_not_wait_for_its_question_has_a_time_limit_when_the_question_has_expired(
+    transport: Transport, upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    upstream.always(calling(("linger", {})))
+    async with serving(upstream, tmp_path, approval_seconds=0.2, tool_timeout_seconds=0.1) as server:
+        documents = await documents_of(await transport.start(server, {"message": "Sure?"}))
+        assert result_in(documents, "ask_user") == (UNANSWERED, True)
+        assert result_in(documents, "linger") == ("no answer within 0.1 seconds", True)
+
+
+@each_transport
 @pytest.mark.parametrize("name", ["hurry", "forget"])
 async def test_a_question_whose_tool_waits_no_more_is_withdrawn(
     name: str, transport: Transport, upstream: FakeUpstream, tmp_path: Path

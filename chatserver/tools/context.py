@@ -94,6 +94,8 @@ class ToolContext(Struct, frozen=True, kw_only=True):
     async def ask(self, message: str, schema: dict[str, Any] | None = None) -> Reply:
         """Ask the user of the run, and wait for the reply; meanwhile the run waits, and the call's time stands still.
 
+        That is so also for a tool that asks in a task and does something else meanwhile.
+
         ``schema`` is the JSON Schema of a form: an object whose properties are texts, numbers, booleans, choices, and
         lists of these. An accepted reply fits it. Without it, the user can only agree or not. Where nobody answers in
         time, the reply is ``cancel``. A question does not survive a restart of the server, since the call does not.

@@ -54,7 +54,11 @@ async def check(tool: Tool | ClientTool, args: dict[str, Any]) -> None:
 
 
 class TimeLimit:
-    """How long a call may take; the time stands still while the call waits for a person."""
+    """How long a call may take; the time stands still while a question of the call is open.
+
+    Whether the tool waits for the answer cannot be seen: it may ask in a task, a thread, or a callback of a library.
+    But no question is open for ever, so a tool that never ends has a limit all the same.
+    """
 
     def __init__(self, seconds: float) -> None:
         self._scope = anyio.CancelScope()
