@@ -35,6 +35,8 @@ pytestmark = [pytest.mark.anyio, pytest.mark.proof, pytest.mark.timeout(900)]
 USERS = 20
 AT_ONCE = 40
 NODE_COUNT = 3
+ENOUGH = 800
+"""So many operations show each of the faults below."""
 SETTINGS = Settings(auth="jwt", jwt_secret="x" * 32, max_runs=20, max_runs_per_user=3, max_tokens_per_day=10**9)
 
 
@@ -135,7 +137,7 @@ async def nodes(redis_server: RedisProcess) -> AsyncIterator[list[Node]]:
 
 async def test_of_the_cancelled_nothing_stays_counted(nodes: list[Node], scale: Scale) -> None:
     with anyio.fail_after(800):
-        await nothing_stays_counted(nodes, seeded(), scale(2000, 20_000))
+        await nothing_stays_counted(nodes, seeded(), scale(ENOUGH, 20_000))
 
 
 # ---- the proof has a way to fail -------------------------------------------------------------------------------------
@@ -174,4 +176,4 @@ FAULTS: list[Any] = [
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.attribute)
 async def test_a_fault_turns_the_proof_red(nodes: list[Node], fault: AbstractContextManager[Any]) -> None:
     with fault, pytest.raises((AssertionError, TimeoutError)), anyio.fail_after(3):
-        await nothing_stays_counted(nodes, seeded(), 800)
+        await nothing_stays_counted(nodes, seeded(), ENOUGH)

@@ -343,7 +343,7 @@ async def test_chats_are_listed_renamed_and_deleted(chromium: Browser) -> None:
     async with chatting(chromium) as (page, server, upstream):
         upstream.always(*say("Yes."))
         for text in ("Apples", "Pears"):
-            await page("#new").click()
+            await page.begin_anew()
             await page.send(text)
             await page.answered("Yes.")
         await expect(page("#sessions a")).to_have_text(["Pears", "Apples"])

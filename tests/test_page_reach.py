@@ -126,8 +126,9 @@ async def walk(page: Driver) -> None:
 
 
 async def test_every_tab_stop_is_reached_and_seen(chromium: Browser) -> None:
+    """Without motion: a list that slides out of view can still be reached while it does."""
     code = "\n".join(f"a{number} = {'x' * 200}" for number in range(5))
-    async with chatting(chromium) as (page, _, upstream):
+    async with chatting(chromium, reduced_motion="reduce") as (page, _, upstream):
         upstream.script(*call("calculator", {"expression": "6 * 7"}))
         upstream.script(*say(f"See [there](https://example.org/).\n\n```python\n{code}\n```\n\nDone."))
         await page.send("Work it out")
@@ -256,7 +257,7 @@ async def test_colours_of_ones_own_tell_what_is_chosen(chromium: Browser) -> Non
     async with chatting(chromium, forced_colors="active") as (page, _, upstream):
         upstream.always(*say("Yes."))
         for text in ("One", "Two"):
-            await page("#new").click()
+            await page.begin_anew()
             await page.send(text)
             await page.answered("Yes.")
         await page("#title").hover()

@@ -109,7 +109,7 @@ async def test_a_limit_is_told_and_waited_for(chromium: Browser) -> None:
             upstream.script(*parts("One", gate))
             await page.send("A")
             await expect(page.answer).to_contain_text("One")
-            await page("#new").click()
+            await page.begin_anew()
             await page.send("B")
             await expect(page.answer.locator(".why")).to_contain_text(
                 "Waits: 1 answer is being written, the most at a time."
@@ -133,7 +133,7 @@ async def test_what_waits_is_not_lost_by_a_look_elsewhere(chromium: Browser) -> 
         await page.page.context.set_offline(True)
         await page.send("B")
         await expect(page.answer.locator(".why")).to_contain_text("offline")
-        await page("#new").click()
+        await page.begin_anew()
         await page("#sessions a").click()
         await expect(page("#message")).to_have_value("B")
 
