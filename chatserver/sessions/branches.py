@@ -116,7 +116,8 @@ def context(connection: Connection, message_id: str, bytes_limit: int) -> list[P
     """The branch that ends with this message, oldest first: the newest messages that fit."""
     limit = min(bytes_limit, MOST_BYTES)
     rows = connection.execute(_CONTEXT, {"newest": message_id, "limit": limit, "bytes_limit": limit}).all()
-    return [PastMessage(bool(row[1]), row.parts, row.transcript, bool(row[-1])) for row in rows]
+    # By position, as in `_message`.
+    return [PastMessage(bool(of_user), parts, transcript, bool(grows)) for _, of_user, parts, transcript, grows in rows]
 
 
 def _message(row: Sequence[Any]) -> MessageResource:
