@@ -13,7 +13,7 @@ class Cleaner:
 
     def clean(self, text: str) -> str:
         """The next piece."""
-        if self._half or not text.isascii():
+        if self._half or not (text.isascii() or _is_encodable(text)):
             text = self._half + text
             self._half = text[-1] if "\ud800" <= text[-1] <= "\udbff" else ""
             whole = text[: len(text) - len(self._half)]
@@ -27,6 +27,15 @@ class Cleaner:
     def rest(self) -> str:
         """What stands for a half whose other half never came."""
         return REPLACEMENT if self._half else ""
+
+
+def _is_encodable(text: str) -> bool:
+    """Whether a text has no surrogates, which UTF-8 does not take. To repair a text takes four times as long."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def cleaned(text: str) -> str:
