@@ -76,8 +76,11 @@ def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
     """The files with proofs first, then those with browsers and nodes: they take longest.
 
-    None of them is to begin when all others are through.
+    None of them is to begin when all others are through. A test whose name holds an address is refused: in each process
+    of a suite it would be another test, and the whole suite would not begin.
     """
+    if nameless := [item.nodeid for item in items if " at 0x" in item.nodeid]:
+        raise pytest.UsageError(f"give them ids: {nameless}")
     proofs = {item.path for item in items if item.get_closest_marker("proof")}
     slow = {item.path for item in items if not SLOW.isdisjoint(item.fixturenames)}
     items.sort(key=lambda item: (item.path not in proofs, item.path not in slow))

@@ -77,7 +77,7 @@ def test_a_schema_may_refer_to_itself_and_hold_values_that_look_like_references(
         ({"dependentSchemas": {"a": {"$dynamicRef": "#a"}}, "$dynamicAnchor": "a"}, "refers to itself without end"),
         ({"$id": "http://[", "items": {}}, "cannot be followed"),
         ({"allOf": [{}] * CHECK_STEPS_LIMIT}, "takes too long"),
-        ({"default": object()}, "no JSON"),
+        ({"default": ...}, "no JSON"),
         (None, "at $ it breaks `type`"),
     ],
     ids=lambda value: str(value)[:60],
