@@ -178,13 +178,36 @@ async def test_websockets_end_with_codes_and_one_that_a_client_makes_up_is_no_la
     }
 
 
-async def test_a_peer_that_takes_nothing_is_counted_when_it_is_dropped() -> None:
-    async with FakeUpstream() as upstream, live_server(upstream.url, send_timeout_seconds=0.2) as server:
+@pytest.mark.parametrize("transport", TRANSPORTS, ids=repr)
+@pytest.mark.parametrize("who", ["clock", "kernel"])
+async def test_a_peer_that_takes_nothing_is_counted_once_whoever_drops_it(
+    who: str, transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Our clock sees that bytes wait here; the kernel sees that bytes wait there, and may be the first to see it."""
+    watch, seconds = lost_peers.watch, {"clock": (0.2, 30.0), "kernel": (30.0, 0.2)}[who]
+    monkeypatch.setattr(lost_peers, "watch", lambda listening, _: watch(listening, seconds[1]))
+    async with FakeUpstream() as upstream, live_server(upstream.url, send_timeout_seconds=seconds[0]) as server:
         upstream.script(*say("x" * 4_000_000, pieces=400))
-        reader = await SseReader.open(server, "POST", "/chat/stream", {"message": "x"}, receive_bytes=4096)
-        reader.stop()
-        await until(server, 1, "chatserver_peers_dropped_total", reason="send_timeout")
-        reader.cut()
+        run_id = (await request(server, "POST", "/chat/runs", {"message": "x"})).json["run_id"]
+        reading = await transport.attach(server, run_id, 0, receive_bytes=4096)
+        reading.stop()
+        found = await until(server, 1, "chatserver_peers_dropped_total")
+        assert found("chatserver_peers_dropped_total", reason="send_timeout") == 1
+        found = await until(server, 0, "chatserver_connections", format=NAMES[repr(transport)][1])
+        assert found("chatserver_peers_dropped_total") == 1
+        reading.reset()
+
+
+async def test_a_peer_that_clock_and_kernel_drop_at_the_same_time_is_counted_once() -> None:
+    async with live_server(None) as server:
+        async with await WsReader.connect(server):
+            (peer,) = (each for each in server.server.server_state.connections if isinstance(each, WebSocketProtocol))
+            transport: Any = peer.transport
+            transport._force_close(TimeoutError())  # What the kernel tells is heard of in the next turn of the loop.
+            peer._observer.peer_dropped("send_timeout")
+            peer.abort()
+            await until(server, 1, "chatserver_websocket_closes_total")
+        assert (await scrape(server))("chatserver_peers_dropped_total") == 1
 
 
 async def test_a_peer_whose_token_expires_is_counted() -> None:

@@ -2,8 +2,10 @@
 
 import json
 import re
+import struct
 from collections.abc import AsyncIterator
 from time import monotonic
+from typing import Any
 
 import anyio
 import pytest
@@ -266,10 +268,11 @@ async def test_every_connection_asks_whether_its_peer_is_there(server: LiveServe
 
 
 class Silent:
-    """A transport whose kernel has sent something several times and heard nothing for a while."""
+    """A transport whose kernel has sent something several times and heard nothing for a while, though it has data."""
 
     def __init__(self, retransmits: int, seconds: float) -> None:
-        self.info = lost_peers._TCP_INFO.pack(1, retransmits, *[0] * 11, int(seconds * 1000))
+        # linux/tcp.h: tcpi_state, then bytes up to tcpi_rto, the first of 13 numbers; the last is tcpi_last_ack_recv.
+        self.info = struct.pack("=BxB5x13I", 1, retransmits, *[0] * 12, int(seconds * 1000))
         self.is_aborted = False
         self.transport = self
 
@@ -293,6 +296,29 @@ async def test_who_acknowledges_nothing_is_cut_off_and_who_only_reads_slowly_is_
         peers.add(peer)
     peers.check()
     assert [each.is_aborted for each in (lost, busy, slow)] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("error", "retransmits", "progress", "reason"),
+    [
+        (TimeoutError(), 0, (10, 20), "send_timeout"),
+        (TimeoutError(), 2, (10, 20), "lost"),
+        (TimeoutError(), 0, (20, 20), "lost"),
+        (ConnectionResetError(), 0, (10, 20), None),
+        (None, 0, (10, 20), None),
+    ],
+    ids=["takes nothing", "acknowledges nothing", "answers no keepalive", "has left", "was closed by us"],
+)
+async def test_a_peer_that_the_kernel_gives_up_is_told_from_one_that_leaves(
+    error: Exception | None,
+    retransmits: int,
+    progress: tuple[int, int],
+    reason: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lost_peers, "progress", lambda _: progress)
+    transport: Any = Silent(retransmits, 1)
+    assert lost_peers.reason_of(transport, error) == reason
 
 
 async def test_of_thousands_of_peers_some_are_looked_at_in_each_turn(monkeypatch: pytest.MonkeyPatch) -> None:

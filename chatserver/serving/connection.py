@@ -8,6 +8,7 @@ from typing import Any
 from uvicorn import Config
 from uvicorn.server import ServerState
 
+from chatserver.serving.lost_peers import reason_of
 from chatserver.telemetry import UNOBSERVED, Observer
 
 
@@ -34,7 +35,19 @@ class ServedProtocol(asyncio.Protocol):
         self._has_access_log = has_access_log
         self._observer = observer
         self._timer: asyncio.TimerHandle | None = None
+        self._is_aborted = False
         self.is_write_paused = False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connections.discard(self)
+        reason = reason_of(self.transport, exc)
+        if reason is not None and not self._is_aborted:
+            self._observer.peer_dropped(reason)
+
+    def abort(self) -> None:
+        """Cut the connection off. Whoever calls this counts why: the kernel may end the connection at the same time."""
+        self._is_aborted = True
+        self.transport.abort()
 
     def pause_writing(self) -> None:
         self.is_write_paused = True

@@ -51,6 +51,8 @@ class ExchangeConnection(Protocol):
 
     def refuse(self, error: ChatError | None) -> None: ...
 
+    def abort(self) -> None: ...
+
     def exchange_is_over(self) -> None: ...
 
 
@@ -286,7 +288,7 @@ class Exchange:
 
     def abort(self) -> None:
         if self.progress is not Progress.OVER:
-            self._connection.transport.abort()
+            self._connection.abort()
 
 
 def _wake(waiter: "asyncio.Future[None] | None") -> None:

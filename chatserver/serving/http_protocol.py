@@ -85,7 +85,7 @@ class HttpProtocol(ServedProtocol):
         self._wait(LINGER_SECONDS if self._stage is Stage.UNWELCOME else PATIENCE_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._connections.discard(self)
+        super().connection_lost(exc)
         self._stop_waiting()
         self._stage = Stage.LOST
         exchange, self._exchange = self._exchange, None
@@ -253,7 +253,7 @@ class HttpProtocol(ServedProtocol):
         if self._is_half_closed:
             if is_lost(self.transport):
                 self._observer.peer_dropped("lost")
-                return self.transport.abort()
+                return self.abort()
             self._wait(HALF_CLOSED_LOOK_SECONDS)
         elif self._stage is not Stage.READING or not self._decoder.is_in_request:
             self.transport.close()  # The peer has sent no request, or no further one.

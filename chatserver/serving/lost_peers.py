@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from chatserver.telemetry import UNOBSERVED, Observer
+from chatserver.telemetry import UNOBSERVED, DropReason, Observer
 
 if sys.platform == "linux":
     import fcntl
@@ -27,7 +27,7 @@ LOST_RETRANSMITS = 3
 AT_A_TIME = 500
 """How many connections are looked at in one turn of the event loop."""
 
-_TCP_INFO = struct.Struct("=BxB5x12I")  # From tcpi_state to tcpi_last_ack_recv, in milliseconds; see linux/tcp.h.
+_TCP_INFO = struct.Struct("=BxB5x13I")  # From tcpi_state to tcpi_last_ack_recv, in milliseconds; see linux/tcp.h.
 _CLOSED = 7  # TCP_CLOSE: it was reset.
 _BYTES_ACKED = struct.Struct("=120xQ")  # tcpi_bytes_acked, behind what ``_TCP_INFO`` reads.
 
@@ -65,7 +65,7 @@ class Peers(set[Any]):
         for connection in some:
             if is_lost(connection.transport):
                 self._observer.peer_dropped("lost")
-                connection.transport.abort()
+                connection.abort()
             else:
                 connection.check_peer()
         if some:
@@ -78,15 +78,34 @@ class Peers(set[Any]):
 
 def is_lost(transport: Transport) -> bool:
     """Whether the peer has reset the connection, or has not acknowledged anything for too long."""
+    state, retransmits, silent_ms = _looked_at(transport)
+    return state == _CLOSED or (retransmits >= LOST_RETRANSMITS and silent_ms >= LOST_SECONDS * 1000)
+
+
+def reason_of(transport: Transport, error: Exception | None) -> DropReason | None:
+    """Why the kernel has ended a connection with this error; None: not the kernel has ended it, or the peer has."""
+    if not isinstance(error, TimeoutError):
+        return None
+    _, retransmits, _ = _looked_at(transport)
+    acknowledged, sent = progress(transport)
+    # A kernel that answers, and takes nothing, is sent probes; what is retransmitted, or a keepalive, had no answer.
+    return "send_timeout" if acknowledged < sent and not retransmits else "lost"
+
+
+def _looked_at(transport: Transport) -> tuple[int, int, int]:
+    """The connection's state, the retransmits that no answer has come to, and the milliseconds since the last answer.
+
+    All are 0 where this system does not tell them.
+    """
     sock = transport.get_extra_info("socket")
     if sock is None or not hasattr(socket, "TCP_INFO"):
-        return False
+        return 0, 0, 0
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
         state, retransmits, *numbers = _TCP_INFO.unpack(info)
     except (OSError, struct.error):
-        return False
-    return state == _CLOSED or bool(retransmits >= LOST_RETRANSMITS and numbers[-1] >= LOST_SECONDS * 1000)
+        return 0, 0, 0
+    return state, retransmits, numbers[-1]
 
 
 def progress(transport: Transport) -> tuple[int, int]:

@@ -86,7 +86,7 @@ class WebSocketProtocol(ServedProtocol):
         self._connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._connections.discard(self)
+        super().connection_lost(exc)
         self._stage = Stage.LOST
         if self._timer is not None:
             self._timer.cancel()
@@ -273,9 +273,6 @@ class WebSocketProtocol(ServedProtocol):
             is_patient = self.is_writable and not self._decoder.is_broken
             self._timer = self._loop.call_later(CLOSE_SECONDS if is_patient else BRUSQUE_CLOSE_SECONDS, self.abort)
         self.is_writable = False
-
-    def abort(self) -> None:
-        self.transport.abort()
 
     def _leave(self) -> None:
         if self._came is not None and not self._came.done():
