@@ -99,6 +99,24 @@ KINDS: dict[str, list[Turn]] = {
         ),
         Turn([chunk({"reasoning_content": "so"}), chunk({"content": "Three"})], assistant("Three")),
     ],
+    "deepseek-without-a-thought": [
+        Turn(
+            [chunk({"reasoning_content": "hm"}), calling(call("c", 1, 2))],
+            assistant(None, call("c", 1, 2), reasoning_content="hm"),
+            [result("c", "3")],
+        ),
+        Turn(
+            [chunk({"content": "So. ", "reasoning_content": ""}), calling(call("c2", 3, 4))],
+            assistant("So. ", call("c2", 3, 4), reasoning_content=""),
+            [result("c2", "7")],
+        ),
+        Turn(
+            [chunk({"reasoning_content": "", "reasoning": "hm"}), calling(call("c3", 5, 6))],
+            assistant(None, call("c3", 5, 6), reasoning="hm"),
+            [result("c3", "11")],
+        ),
+        Turn([chunk({"content": "", "reasoning_content": ""}), chunk({"content": "Eleven"})], assistant("Eleven")),
+    ],
     "reasoning-by-another-name": [
         Turn(
             [chunk({"reasoning": "hm"}), calling(call("c", 1, 2))],

@@ -17,10 +17,12 @@ _JOINED = ("text", "summary")
 class MessageFields:
     """The fields of a turn's message, as they come in its deltas."""
 
-    __slots__ = ("_bytes", "_details", "_extra_content", "_reasoning", "reasoning_field")
+    __slots__ = ("_bytes", "_details", "_extra_content", "_reasoning", "empty_field", "reasoning_field")
 
     def __init__(self) -> None:
+        """``reasoning_field``: the first that had reasoning; ``empty_field``: the first that was there without any."""
         self.reasoning_field: str | None = None
+        self.empty_field: str | None = None
         self._reasoning = bytearray()
         self._details: list[dict[str, Any]] = []
         self._extra_content: Any = None
@@ -43,12 +45,15 @@ class MessageFields:
                     self._add(piece)
 
     def left(self, with_calls: bool) -> dict[str, Any]:
-        """What goes back; reasoning only with calls, since there are servers that refuse it elsewhere."""
+        """What goes back; reasoning only with calls, since there are servers that refuse it elsewhere.
+
+        An empty reasoning goes back too: DeepSeek refuses a turn with calls that lacks the field.
+        """
         if self._bytes > LEAVINGS_BYTES_LIMIT:
             return {}
         fields: dict[str, Any] = {}
-        if with_calls and self.reasoning_field and self._reasoning:
-            fields[self.reasoning_field] = self._reasoning.decode()
+        if with_calls and (field := self.reasoning_field or self.empty_field):
+            fields[field] = self._reasoning.decode()
         if self._details:
             fields["reasoning_details"] = self._details
         if self._extra_content is not None:

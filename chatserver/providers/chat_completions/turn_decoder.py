@@ -7,10 +7,10 @@ that a client does not need: such fields are not read, and values of a wrong typ
 
 import json
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from chatserver.dialogue import Leavings
 from chatserver.events import Reasoning, Token
@@ -30,13 +30,17 @@ THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 """The fields that may hold reasoning; the first with any text counts."""
 
 
+_Thought: TypeAlias = Annotated[str, Meta(min_length=1)] | None
+"""An empty one goes back with its turn, and is read as a tree: no token pays for it."""
+
+
 class _TextDelta(Struct, gc=False):
     """The delta of a chunk that holds only texts, as nearly all do: every other meaningful field is absent or null."""
 
     content: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-    thinking: str | None = None
+    reasoning_content: _Thought = None
+    reasoning: _Thought = None
+    thinking: _Thought = None
     refusal: None = None
     tool_calls: None = None
     function_call: None = None
@@ -193,9 +197,12 @@ class TurnDecoder:
         """What a delta says; or a message, which ``is_whole``: all of the answer so far, or at last."""
         content = delta.get("content")
         thoughts, content = _parts(delta.get("refusal") if content is None or content == "" else content)
-        if field := next((name for name in THOUGHTS if delta.get(name) and isinstance(delta[name], str)), None):
+        fields = [name for name in THOUGHTS if isinstance(delta.get(name), str)]
+        if field := next((name for name in fields if delta[name]), None):
             self._fields.reasoning_field = self._fields.reasoning_field or field
             thoughts = delta[field]
+        elif fields:
+            self._fields.empty_field = self._fields.empty_field or fields[0]
         self._fields.collect(delta, is_whole=is_whole)
         if thoughts:
             self._think(thoughts, may_repeat, is_whole)
