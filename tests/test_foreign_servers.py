@@ -200,6 +200,24 @@ async def test_bad_input_is_refused_in_words(server: Foreign) -> None:
         assert closed.value.code == 1003
 
 
+@pytest.mark.parametrize(
+    "too_big", ["€" * 87_381 + "xx", b"x" * 262_145, "x" * 3_000_000], ids=["text", "binary", "huge"]
+)
+async def test_a_frame_that_is_too_big_closes(server: Foreign, too_big: str | bytes) -> None:
+    """The limit counts bytes: the longest text is still read."""
+    with anyio.fail_after(WAIT_SECONDS):
+        async with await WsReader.connect(server) as reader:
+            reader.send_text("€" * 87_381 + "x")
+            assert (await reader.answer())["code"] == "bad_json"
+            if isinstance(too_big, str):
+                reader.send_text(too_big)
+            else:
+                reader.send_binary(too_big)
+            with pytest.raises(ClosedError) as closed:
+                await reader.frame()
+        assert closed.value.code == 1009
+
+
 @pytest.mark.parametrize("transport", BOTH, ids=repr)
 @pytest.mark.parametrize("name", COMMANDS)
 async def test_a_server_ends_on_sigterm_although_a_stream_is_open(

@@ -52,7 +52,8 @@ async def websocket(scope: AsgiScope, receive: AsgiReceive, send: AsgiSend) -> N
         closing = closing_of(refusal)
         return await send({"type": "websocket.close", "code": closing.code, "reason": closing.reason})
     # Nothing is awaited before the dialogue has the admission: no cancellation could come between.
-    await with_socket(scope, receive, send, partial(_begin, components, identity, admission, scope))
+    begin = partial(_begin, components, identity, admission, scope)
+    await with_socket(scope, receive, send, components.settings.max_frame_bytes, begin)
 
 
 def _begin(

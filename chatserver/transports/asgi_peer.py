@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 import anyio
 
 from chatserver.transports.asgi import AsgiMessage, AsgiReceive, AsgiSend
+from chatserver.transports.close_codes import TOO_BIG
 from chatserver.transports.frames import texts_of
 
 
@@ -103,10 +104,14 @@ class AsgiBody(AsgiPeer):
 
 
 class AsgiSocket(AsgiPeer):
-    """A ``SocketPeer`` over ASGI. ASGI knows texts and no frames, so written frames are taken apart again."""
+    """A ``SocketPeer`` over ASGI. ASGI knows texts and no frames, so written frames are taken apart again.
 
-    def __init__(self) -> None:
+    Other servers have limits of their own for what comes, or none: a message over ``bytes_limit`` closes.
+    """
+
+    def __init__(self, bytes_limit: int) -> None:
         super().__init__()
+        self._bytes_limit = bytes_limit
         self.on_text: Callable[[str | None], None] = _unheard
         self._goodbye: AsgiMessage = {}
 
@@ -124,8 +129,14 @@ class AsgiSocket(AsgiPeer):
     async def _listen(self, receive: AsgiReceive) -> None:
         while (message := await receive())["type"] != "websocket.disconnect":
             if message["type"] == "websocket.receive":
-                self.on_text(message.get("text"))
+                self._deliver(message.get("text"), message.get("bytes") or b"")
         self._scope.cancel()
+
+    def _deliver(self, text: str | None, data: bytes) -> None:
+        if len(data if text is None else text.encode()) > self._bytes_limit:
+            self.close(TOO_BIG.code, TOO_BIG.reason)
+        else:
+            self.on_text(text)
 
 
 def _unheard(_: str | None) -> None:

@@ -37,7 +37,7 @@ CLOSE_CODES = {
         _code(1005, "no code", "network", may_return=True),
         _code(LOST, "no close frame", "network", may_return=True),
         _code(1007, "invalid UTF-8", "websockets", "serving"),
-        _code(1009, "frame too big", "websockets"),
+        _code(1009, "frame too big", "websockets", "transports"),
         _code(1011, "bug", "websockets", "serving", "transports", "routes", may_return=True),
         _code(1012, "going down: come back at once", "serving", "transports", may_return=True),
         _code(1013, "overloaded", may_return=True),
@@ -69,6 +69,7 @@ class Closing(Struct, frozen=True):
 
 BINARY_FRAME = Closing(1003, "text frames only")
 NOT_UTF8 = Closing(1007, "text is UTF-8")
+TOO_BIG = Closing(1009, "the frame is too big")
 NO_PONG = Closing(1011, "no pong came")
 FAILED = Closing(1011, Internal.sentence)
 GOING_DOWN = Closing(1012, "going down")

@@ -67,11 +67,14 @@ async def with_body(scope: AsgiScope, receive: AsgiReceive, send: AsgiSend, begi
 
 
 async def with_socket(
-    scope: AsgiScope, receive: AsgiReceive, send: AsgiSend, begin: Callable[[SocketPeer], None]
+    scope: AsgiScope, receive: AsgiReceive, send: AsgiSend, bytes_limit: int, begin: Callable[[SocketPeer], None]
 ) -> None:
-    """Call ``begin`` with the peer of an accepted WebSocket. Returns at once; under another server, at its end."""
+    """Call ``begin`` with the peer of an accepted WebSocket. Returns at once; under another server, at its end.
+
+    ``bytes_limit`` is the longest message that the peer may send; our server has the limit from its settings.
+    """
     if PEER in scope.get("extensions", {}):
         return begin(scope["extensions"][PEER]())
-    socket = AsgiSocket()
+    socket = AsgiSocket(bytes_limit)
     begin(socket)
     await socket.serve(receive, send)
