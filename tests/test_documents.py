@@ -307,6 +307,30 @@ def test_a_file_that_does_not_exist_is_found(file: str) -> None:
         assert missing_files(f"{ARCHITECTURE}\nSee {mention}.\n") == [file]
 
 
+def absent_names(document: str) -> list[tuple[str, str]]:
+    """Each "`NAME` in `FILE`" whose file does not have the name, or has it of another file."""
+    said = re.findall(r"`([\w.]+)` (?:in|of) `([\w./-]+\.\w+)`", " ".join(document.split()))
+    assert said, "no names are found where some are named"
+    return [(name, file) for name, file in said if not set(name.split(".")) <= words_of(file)]
+
+
+def words_of(file: str) -> set[str]:
+    """The words of a file, without the names that the file has of other files of the package."""
+    source = next(path for path in (PACKAGE / file, ROOT / file) if path.exists()).read_text()
+    nodes = ast.walk(ast.parse(source)) if file.endswith(".py") else ()
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom) and str(node.module).startswith("chatserver")]
+    return set(re.findall(r"\w+", source)) - {each.name for node in imports for each in node.names}
+
+
+@pytest.mark.parametrize("name", ["ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_every_name_is_in_the_file_that_is_named_with_it(name: str) -> None:
+    document = (ROOT / name).read_text()
+    assert absent_names(document) == []
+    assert absent_names(f"{document}\nThe table is `Run.TRANSITIONS`\nin `runs/run.py`.") == [
+        ("Run.TRANSITIONS", "runs/run.py")
+    ]
+
+
 def unknown_names(document: str) -> list[str]:
     """The names in code font that stand nowhere in the sources; a setting's variable is a name of the program too."""
     sources = [*PACKAGE.rglob("*.py"), *(ROOT / "tests").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
@@ -447,6 +471,26 @@ def test_ci_calls_the_test_command_of_readme() -> None:
     script = (ROOT / ".ci" / "run").read_text()
     assert command in commands_of(script)
     assert command not in commands_of(script.replace("requirements-dev.lock", "requirements.lock"))
+
+
+OF_THE_ENVIRONMENT = re.compile(
+    r"(?:^|&& )(?:\$ )?(?:\w+=(?:'[^']*'|[^'\s])* )*"
+    r"((?:chatserver|granian|hypercorn|just|pip|pytest|python|uvicorn) .*)",
+    re.MULTILINE,
+)
+"""A command whose program is in `.venv/bin`, without that folder."""
+
+
+def commands_not_found(document: str) -> list[str]:
+    prose = re.sub(r"^```.*?^```$", "", document, flags=re.DOTALL | re.MULTILINE)
+    spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
+    return OF_THE_ENVIRONMENT.findall("\n".join([*fenced(document, "sh"), *spans]))
+
+
+def test_every_command_of_readme_is_found_as_it_is_typed() -> None:
+    assert commands_not_found(README) == []
+    for wrong in ("`pip install x`", "```sh\nA='b c' B=… chatserver serve\n```", "```sh\n$ python -m x\n```"):
+        assert len(commands_not_found(f"{README}\n{wrong}\n")) == 1, wrong
 
 
 async def test_the_tools_of_readme_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
