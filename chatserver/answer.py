@@ -47,9 +47,9 @@ _KIND_BITS = 2
 class Folding:
     """An answer that grows event by event.
 
-    Texts that are adjacent and of one kind are one part; a tool call, which ends a turn, stands between the texts of
-    two turns. All text is in one array of UTF-8, and each part is kept as the offset where its text begins: so an
-    answer takes its text and 8 bytes a part.
+    Texts that are adjacent and of one kind are one part, whatever turns they are of: events do not tell turns. All text
+    is in one array of UTF-8, and each part is kept as the offset where its text begins: so an answer takes its text and
+    8 bytes a part.
     """
 
     __slots__ = ("_begins", "_calls", "_kind", "_text")

@@ -511,6 +511,19 @@ async def test_the_tools_of_readme_work(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(thrown) == 3 and set(thrown) <= set(range(1, 7))
 
 
+def long_lines(document: str) -> list[str]:
+    """The lines of prose with more than 120 characters; tables and what is fenced or indented cannot be wrapped."""
+    prose = re.sub(r"^```.*?^```$", "", document, flags=re.DOTALL | re.MULTILINE)
+    return [line for line in prose.splitlines() if len(line) > 120 and not line.startswith(("|", "    "))]
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("*.md")), ids=lambda path: path.name)
+def test_prose_is_wrapped(path: Path) -> None:
+    document = path.read_text()
+    assert long_lines(document) == []
+    assert long_lines(f"{document}\n{'word ' * 25}\n") == ["word " * 25]
+
+
 OF_A_WORKPLACE = re.compile(
     r"(?<![\w.])/(?:work|tmp|root|home|opt|Users)/|\bissue \d|pypi|pythonhosted|npmjs|index-url", re.IGNORECASE
 )
