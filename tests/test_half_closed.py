@@ -12,6 +12,7 @@ from chatserver.serving.lost_peers import is_lost
 from tests.clients import Wire, get_run, request
 from tests.fake_upstream import FakeUpstream, Gate, say, token
 from tests.live import LiveServer, live_server
+from tests.scrapes import scrape
 from tests.test_slow_requests import BODY, statuses
 from tests.virtual_time import Clock, leaping_time
 
@@ -185,3 +186,19 @@ async def test_whoever_goes_later_is_missed_too(
         while server.connections:  # noqa: ASYNC110  # as above
             await anyio.sleep(0.01)
     assert not second.is_set()
+
+
+@pytest.mark.parametrize("accept", ACCEPTS)
+async def test_whoever_resets_has_left_and_was_not_dropped(
+    server: LiveServer, upstream: FakeUpstream, accept: str
+) -> None:
+    upstream.script(token("An"), Gate(anyio.Event()))
+    wire = await half_closed(server, ask(accept))
+    with anyio.fail_after(WAIT_SECONDS):
+        while b"An" not in await wire.read():
+            pass
+        before = (await scrape(server))("chatserver_peers_dropped_total")
+        wire.reset()
+        while server.connections:  # noqa: ASYNC110  # as above
+            await anyio.sleep(0.01)
+    assert (await scrape(server))("chatserver_peers_dropped_total") == before

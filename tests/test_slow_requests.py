@@ -282,7 +282,7 @@ class Silent:
     def getsockopt(self, *_: int) -> bytes:
         return self.info
 
-    def abort(self) -> None:
+    def lose(self) -> None:
         self.is_aborted = True
 
     def check_peer(self) -> None:

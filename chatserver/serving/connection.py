@@ -8,7 +8,7 @@ from typing import Any
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from chatserver.serving.lost_peers import reason_of
+from chatserver.serving.lost_peers import error_of, reason_of
 from chatserver.telemetry import UNOBSERVED, Observer
 
 
@@ -40,8 +40,17 @@ class ServedProtocol(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.discard(self)
-        reason = reason_of(self.transport, exc)
-        if reason is not None and not self._is_aborted:
+        if not self._is_aborted:
+            self._count(exc)
+
+    def lose(self) -> None:
+        """Cut off a peer that is lost, or that has left while nothing was read."""
+        self._count(error_of(self.transport))
+        self.abort()
+
+    def _count(self, error: Exception | None) -> None:
+        reason = reason_of(self.transport, error)
+        if reason is not None:
             self._observer.peer_dropped(reason)
 
     def abort(self) -> None:

@@ -252,8 +252,7 @@ class HttpProtocol(ServedProtocol):
         """The timer has gone off: the peer took too long, unless this server has paused it."""
         if self._is_half_closed:
             if is_lost(self.transport):
-                self._observer.peer_dropped("lost")
-                return self.abort()
+                return self.lose()
             self._wait(HALF_CLOSED_LOOK_SECONDS)
         elif self._stage is not Stage.READING or not self._decoder.is_in_request:
             self.transport.close()  # The peer has sent no request, or no further one.

@@ -5,6 +5,7 @@ itself it would retransmit for a quarter of an hour. A peer that merely reads sl
 """
 
 import asyncio
+import os
 import socket
 import struct
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from chatserver.telemetry import UNOBSERVED, DropReason, Observer
+from chatserver.telemetry import DropReason
 
 if sys.platform == "linux":
     import fcntl
@@ -45,9 +46,8 @@ def watch(listening: socket.socket, send_timeout_seconds: float) -> None:
 class Peers(set[Any]):
     """The open connections (protocols). While there are any, those of lost peers are cut every few seconds."""
 
-    def __init__(self, observer: Observer = UNOBSERVED) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._observer = observer
         self._is_checking = False
 
     def add(self, connection: Any) -> None:
@@ -64,8 +64,7 @@ class Peers(set[Any]):
         loop, some = asyncio.get_running_loop(), list(islice(left, AT_A_TIME))
         for connection in some:
             if is_lost(connection.transport):
-                self._observer.peer_dropped("lost")
-                connection.abort()
+                connection.lose()
             else:
                 connection.check_peer()
         if some:
@@ -80,6 +79,12 @@ def is_lost(transport: Transport) -> bool:
     """Whether the peer has reset the connection, or has not acknowledged anything for too long."""
     state, retransmits, silent_ms = _looked_at(transport)
     return state == _CLOSED or (retransmits >= LOST_RETRANSMITS and silent_ms >= LOST_SECONDS * 1000)
+
+
+def error_of(transport: Transport) -> Exception:
+    """With which error the kernel has ended this connection; a timeout, where it still tries to reach the peer."""
+    pending = transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    return OSError(pending, os.strerror(pending)) if pending else TimeoutError()
 
 
 def reason_of(transport: Transport, error: Exception | None) -> DropReason | None:

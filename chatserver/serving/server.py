@@ -58,9 +58,8 @@ class Server(uvicorn.Server):
     def __init__(self, settings: Settings, app: Application, on_ready: Callable[[], None] | None = None) -> None:
         """``app`` is the server's application, or one with a ``ChatPlugin``."""
         self.app = app
-        observer: Observer = apps_in(app)[0].state.metrics
-        super().__init__(config(settings, app, observer))
-        self.server_state.connections = Peers(observer)
+        super().__init__(config(settings, app, apps_in(app)[0].state.metrics))
+        self.server_state.connections = Peers()
         self._has_stopped = asyncio.Event()
         self._on_ready = on_ready
         self._is_told = False
