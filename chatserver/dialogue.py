@@ -10,6 +10,7 @@ from typing import Any, TypeAlias, TypeGuard
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from chatserver.content import part_bytes, told_content
 from chatserver.parts import AnyPart, TextPart, ToolCallPart, UserParts, is_user_part, text_bytes, text_of
@@ -35,7 +36,8 @@ MESSAGE_BYTES = 16
 class Leavings(Struct, frozen=True):
     """JSON of a turn that only the turn's provider understands, and wants back with the turn.
 
-    ``maker`` names the provider and the model. To any other maker the items are foreign, and are left out.
+    ``maker`` names the API, the address of the model server and the model. To any other maker the turn is foreign, see
+    ``told_to``.
     """
 
     maker: str
@@ -86,11 +88,12 @@ class UserMessage(Struct, frozen=True, tag="user"):
 
 
 class TurnCall(Struct, frozen=True):
-    """A tool call of a turn, under the id that its provider gave it."""
+    """A tool call of a turn. ``own_id`` is the id that its provider gave it."""
 
     call_id: str
     name: str
     args: dict[str, Any]
+    own_id: str
 
 
 class AssistantTurn(Struct, frozen=True, tag="assistant"):
@@ -102,11 +105,12 @@ class AssistantTurn(Struct, frozen=True, tag="assistant"):
 
 
 class ToolOutput(Struct, frozen=True, tag="tool"):
-    """The result of a call of the turn before, as the model reads it."""
+    """The result of a call of the turn before, as the model reads it. Its ids are those of the call."""
 
     call_id: str
     name: str
     text: str
+    own_id: str
 
 
 Item: TypeAlias = SystemText | UserMessage | AssistantTurn | ToolOutput
@@ -253,10 +257,34 @@ def told_turn(parts: Sequence[AnyPart], origin: TurnOrigin) -> list[Item]:
     for part in parts:
         if isinstance(part, ToolCallPart):
             own_id = origin.call_ids.get(part.call_id, part.call_id)
-            made.append(TurnCall(own_id, part.tool, part.args))
+            made.append(TurnCall(part.call_id, part.tool, part.args, own_id))
             output = INTERRUPTED_CALL if part.is_error is None else as_text(part.result)
-            outputs.append(ToolOutput(own_id, part.tool, output))
+            outputs.append(ToolOutput(part.call_id, part.tool, output, own_id))
     return [AssistantTurn(text_of(parts), tuple(made), origin.leavings), *outputs]
+
+
+def told_to(maker: str, dialogue: Dialogue) -> Dialogue:
+    """The dialogue without what is foreign to ``maker``: leavings of other makers, and ids that they gave to calls.
+
+    Such an id may be one that ``maker`` refuses. The call goes under its id in the run.
+    """
+    told: list[Item] = []
+    is_own = True
+    for item in dialogue:
+        if isinstance(item, AssistantTurn):
+            is_own = item.leavings is not None and item.leavings.maker == maker
+        told.append(item if is_own else _foreign(item))
+    return told
+
+
+def _foreign(item: Item) -> Item:
+    match item:
+        case AssistantTurn(calls=calls):
+            return replace(item, calls=tuple([replace(call, own_id=call.call_id) for call in calls]), leavings=None)
+        case ToolOutput():
+            return replace(item, own_id=item.call_id)
+        case _:
+            return item
 
 
 def as_text(result: Any) -> str:

@@ -234,7 +234,7 @@ def told(life: Life) -> list[Step]:
 
 def sent(request: ModelRequest) -> list[dict[str, Any]]:
     """What a model is told, as Chat Completions has it."""
-    return messages_of(request.messages, maker="")
+    return messages_of(request.messages)
 
 
 def shown(emit: Emit) -> Emit:

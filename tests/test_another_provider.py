@@ -6,7 +6,7 @@ The agent, the run and the sessions are those of Chat Completions; nothing of th
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from tests.responses_events import (
     written,
 )
 from tests.slow_tools import REFERENCE
+from tests.tool_calls import call_ids_of
 
 pytestmark = pytest.mark.anyio
 
@@ -66,13 +67,21 @@ OUTPUTS = [output("call.1", "3"), output("call.2", "7")]
 ANSWER = [*CALLED, *OUTPUTS, *SPOKEN]
 
 
-def foreign(items: Sequence[Item]) -> list[Item]:
-    """The same for another model."""
-    return [
-        {name: value for name, value in item.items() if name not in ("id", "status", "phase")}
-        for item in items
-        if item.get("type") != "reasoning"
-    ]
+def foreign(items: Sequence[Item], call_ids: Iterable[str] = ()) -> list[Item]:
+    """The same for another model, which knows the calls by these ids."""
+    ids, open_ids, told = iter(call_ids), list[str](), list[Item]()
+    for item in items:
+        bare = {name: value for name, value in item.items() if name not in ("id", "status", "phase")}
+        match item.get("type"):
+            case "reasoning":
+                continue
+            case "function_call":
+                bare["call_id"] = next(ids, item["call_id"])
+                open_ids.append(bare["call_id"])
+            case "function_call_output":
+                bare["call_id"] = open_ids.pop(0)
+        told.append(bare)
+    return told
 
 
 async def ask(
@@ -114,10 +123,12 @@ async def test_a_model_is_told_what_it_said_by_this_api_too(transport: Transport
             session = await request(server, "GET", "/chat/sessions/s")
             assert "CANARY" not in b"".join([*documents, *start]).decode() + session.body.decode()
         async with live_server(upstream.url, **settings) as server:
+            ids = await call_ids_of(server)
             _, asked = await ask(server, upstream, transport, message="Three", model="another")
-            assert inputs(asked)[0] == [*foreign([*two, *ANSWER]), user("Three")]
+            assert inputs(asked)[0] == [*foreign([*two, *ANSWER], ids), user("Three")]
+            of_another = (await call_ids_of(server))[len(ids) :]
             _, asked = await ask(server, upstream, transport, message="Four")
-            assert inputs(asked)[0] == [*two, *ANSWER, user("Three"), *foreign(ANSWER), user("Four")]
+            assert inputs(asked)[0] == [*two, *ANSWER, user("Three"), *foreign(ANSWER, of_another), user("Four")]
 
 
 def _runs(types: Sequence[str]) -> list[tuple[str]]:

@@ -19,6 +19,7 @@ from chatserver.dialogue import (
     as_text,
     dialogue,
     estimated_tokens,
+    told_to,
 )
 from chatserver.parts import Part, ReasoningPart, TextPart, ToolCallPart
 from chatserver.providers.chat_completions.requests import messages_of
@@ -47,7 +48,7 @@ def pending(call_id: str) -> ToolCallPart:
 
 def upstream(*messages: PastMessage, system: str | None = None, maker: str = MAKER) -> list[dict[str, Any]]:
     """The dialogue as Chat Completions has it."""
-    return messages_of(dialogue(messages, system, ENDLESS), maker)
+    return messages_of(told_to(maker, dialogue(messages, system, ENDLESS)))
 
 
 def user(text: str) -> dict[str, Any]:
@@ -171,11 +172,11 @@ def test_each_turn_is_told_with_its_own_ids_and_leavings() -> None:
 def test_what_another_model_has_left_is_left_out() -> None:
     assert upstream(HI, said(*ANSWER, transcript=(ONE, TWO, THREE)), HI, maker="another") == [
         USER,
-        assistant(None, call("fn:0"), call("fn:1")),
-        result("fn:0", "1"),
-        result("fn:1", "2"),
-        assistant(None, call("fn:2")),
-        result("fn:2", "3"),
+        assistant(None, call("a"), call("b")),
+        result("a", "1"),
+        result("b", "2"),
+        assistant(None, call("c")),
+        result("c", "3"),
         assistant("Done."),
         USER,
     ]
@@ -215,7 +216,7 @@ def test_what_fits_is_the_newest_part_and_the_roles_alternate(
     if len(told) > 1:
         size = len(msgspec.json.encode(told)) + len((system or "").encode())
         assert size <= tokens_limit * BYTES_PER_TOKEN + 2 * len(INTERRUPTED_TEXT) * len(history)
-    assert_a_strict_template_takes(messages_of(told, MAKER))
+    assert_a_strict_template_takes(messages_of(told))
 
 
 def assert_a_strict_template_takes(told: list[dict[str, Any]]) -> None:

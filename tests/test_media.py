@@ -44,7 +44,7 @@ def said(words: str) -> PastMessage:
 
 
 def upstream(*messages: PastMessage) -> list[dict[str, Any]]:
-    return messages_of(dialogue(messages, None, ENDLESS), "")
+    return messages_of(dialogue(messages, None, ENDLESS))
 
 
 # ---- what is taken --------------------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def test_messages_without_answer_keep_their_parts_and_which_are_new() -> None:
     assert only.content == (ImagePart(data=GIF, media_type="image/gif"),)
     assert only.earlier == (*parts_of(taken(WITH_IMAGE).message or ""), TextPart("And now?"))
     assert only.text == "Look: What is it?And now?"
-    assert messages_of([only], "") == [
+    assert messages_of([only]) == [
         {"role": "user", "content": [*map(told, WITH_IMAGE), text("And now?"), told(inline())]}
     ]
     assert upstream(past("a"), said(""), past("b")) == [{"role": "user", "content": "a\n\nb"}]

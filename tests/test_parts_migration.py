@@ -89,7 +89,7 @@ async def test_messages_and_logs_of_before_are_carried_over(url: str) -> None:
         again = await ask(sessions, "And now?", session_id="s")
         context = await sessions.context(again.user_message_id, 10**9)
         assert context[1] == PastMessage(False, PARTS, ())
-        told = [each["role"] for each in messages_of(dialogue(context, None, 10**9), "")]
+        told = [each["role"] for each in messages_of(dialogue(context, None, 10**9))]
         assert told == ["user", "assistant", "tool", "assistant", "user"]
     async with database.open_database(url) as after:
         told_of = await after.read(sizes)

@@ -9,7 +9,7 @@ import gzip
 import json
 import logging
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -21,6 +21,7 @@ import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from chatserver.dialogue import Dialogue, Leavings, SystemText, ToolSpecification, UserMessage
 from chatserver.errors import UpstreamError
@@ -429,17 +430,24 @@ SPLIT_STEPS: list[Step] = [
     Done(),
 ]
 SPLIT_BODY = body_of(SPLIT_STEPS)
-SPLIT_LEAVINGS = Leavings(
-    "chat_completions 127.0.0.1 test-model", {"message": {"reasoning_content": "hm"}, "calls": [{}]}
-)
-SPLIT_DELTAS = [
+SPLIT_DELTAS: list[Said] = [
     Reasoning(content="hm"),
     Token(content=f"é{FAMILY}"),
     ToolCallFragment("c", "f", '{"a":'),
     ToolCallFragment("c", "f", '"€"}'),
     ToolCallRequest("c", "f", '{"a":"€"}'),
-    Finish("tool_calls", Usage(1, 2), SPLIT_LEAVINGS),
+    Finish("tool_calls", Usage(1, 2)),
 ]
+
+
+def finished(deltas: Sequence[Said], upstream: FakeUpstream, calls: int, **left: Any) -> list[Said]:
+    """The deltas, where the last one says with how many calls the turn has finished, and what it has left."""
+    *others, last = deltas
+    assert isinstance(last, Finish)
+    leavings = Leavings(f"chat_completions {upstream.url} test-model", {"message": left, "calls": [{}] * calls})
+    return [*others, replace(last, leavings=leavings)]
+
+
 LINE_ENDS = pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"], ids=["lf", "crlf", "cr"])
 
 
@@ -450,7 +458,7 @@ async def test_every_split_in_two_gives_the_same_deltas(
     body = SPLIT_BODY.replace(b"\n", line_end)
     for at in range(1, len(body)):
         upstream.script(Pieces((body[:at], body[at:])))
-        assert await ask(provider) == SPLIT_DELTAS, f"split at byte {at}"
+        assert await ask(provider) == finished(SPLIT_DELTAS, upstream, 1, reasoning_content="hm"), f"split at byte {at}"
 
 
 @LINE_ENDS
@@ -463,7 +471,7 @@ async def test_a_reply_in_pieces_of_any_size_gives_the_same_deltas(
     upstream.script(
         Status(close=close), Pieces(tuple(body[start : start + size] for start in range(0, len(body), size)))
     )
-    assert await ask(provider) == SPLIT_DELTAS
+    assert await ask(provider) == finished(SPLIT_DELTAS, upstream, 1, reasoning_content="hm")
 
 
 HI_JSON = json.dumps(token("Hi").document).encode()
@@ -952,7 +960,7 @@ async def test_tool_calls_are_put_together(
         assert 1 <= len(each.call_id) <= 64
         assert each.call_id.replace("-", "").replace("_", "").isalnum()
     assert len({each.call_id for each in made}) == len(made)
-    assert deltas[-1] == Finish("tool_calls", None)
+    assert deltas[-1:] == finished([Finish("tool_calls", None)], upstream, len(made))
     assert deltas[-1 - len(made) : -1] == made
 
 
@@ -969,7 +977,7 @@ async def test_a_function_call_of_the_old_kind_is_a_tool_call(upstream: FakeUpst
     (made,) = calls_of(deltas)
     assert (made.name, made.arguments) == A[1:]
     assert made.call_id
-    assert deltas[-1] == Finish("tool_calls", None)
+    assert deltas[-1:] == finished([Finish("tool_calls", None)], upstream, 1)
 
 
 async def test_arguments_cut_at_every_character_are_the_same(upstream: FakeUpstream, provider: OpenAIProvider) -> None:

@@ -12,7 +12,17 @@ import anyio
 import pytest
 
 from chatserver.content import data_url
-from chatserver.dialogue import SystemText, ToolSpecification, UserMessage
+from chatserver.dialogue import (
+    AssistantTurn,
+    Dialogue,
+    Leavings,
+    SystemText,
+    ToolOutput,
+    ToolSpecification,
+    TurnCall,
+    UserMessage,
+    told_to,
+)
 from chatserver.events import Token, Usage
 from chatserver.parts import FilePart, ImagePart, TextPart
 from chatserver.providers import WANTED_CALLS_LIMIT, Delta, Finish, ModelRequest, ToolCallRequest, tries, turn
@@ -20,6 +30,7 @@ from chatserver.providers.api import ARGUMENTS_CHARS_LIMIT, PIECES_LIMIT
 from chatserver.providers.faults import Fault, cut
 from chatserver.providers.provider import OpenAIProvider
 from chatserver.providers.responses.api import Responses
+from chatserver.providers.responses.requests import input_of
 from chatserver.providers.responses.turn_decoder import GAP, ResponsesDecoder
 from tests.fake_upstream import (
     JSON_BODY,
@@ -462,3 +473,11 @@ def test_every_event_of_openai_is_read_the_short_way(monkeypatch: pytest.MonkeyP
     read(*WHOLE)
     known = {b"response.created", b"response.in_progress", b"response.content_part.added"}
     assert set(slow) == known | {b"response.output_text.done", b"response.content_part.done"}
+
+
+def test_the_calls_of_another_maker_have_the_ids_of_the_run() -> None:
+    call, output = TurnCall("call_1", "f", {}, "functions.f:0"), ToolOutput("call_1", "f", "3", "functions.f:0")
+    asked: Dialogue = [UserMessage("Hi"), AssistantTurn("", (call,), Leavings("maker", [])), output]
+    own, foreign = [input_of(told_to(maker, asked), is_left_out=False)[1:] for maker in ("maker", "another")]
+    assert [each["call_id"] for each in own] == ["functions.f:0"] * 2
+    assert [each["call_id"] for each in foreign] == ["call_1"] * 2

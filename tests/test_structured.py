@@ -162,7 +162,7 @@ def test_the_schema_of_a_body_refers_to_nothing_that_is_not_there() -> None:
 def test_each_api_has_the_form_in_its_own_words() -> None:
     wanted = taken(format_of(CITY, strict=True))
     asked = ModelRequest(model="m", messages=[UserMessage("A city")], response_format=wanted)
-    body = msgspec.json.decode(Responses(is_foreign=False).body(asked, frozenset(), ""))
+    body = msgspec.json.decode(Responses(is_foreign=False).body(asked, frozenset()))
     assert body["text"] == {"format": {"type": "json_schema", "name": "city", "strict": True, "schema": CITY}}
-    body = msgspec.json.decode(ChatCompletions(is_foreign=False).body(asked, frozenset(), ""))
+    body = msgspec.json.decode(ChatCompletions(is_foreign=False).body(asked, frozenset()))
     assert body["response_format"] == format_of(CITY, strict=True)

@@ -6,7 +6,7 @@ messages, on another branch, after a restart, after a cancel or a crash in the m
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from tests.clients import BOTH, SSE, Transport, cancel, documents_of, request
 from tests.fake_upstream import Chunk, Done, FakeUpstream, Request, chunk, finish
 from tests.live import LiveServer, ServerProcess, live_server
 from tests.slow_tools import REFERENCE
+from tests.tool_calls import call_ids_of
 
 pytestmark = pytest.mark.anyio
 
@@ -167,13 +168,18 @@ KINDS: dict[str, list[Turn]] = {
 OPAQUE = ("extra_content", "reasoning_content", "reasoning", "reasoning_details")
 
 
-def foreign(messages: Sequence[Message]) -> list[Message]:
-    """The same dialogue for another model."""
-    return [
-        {name: value for name, value in message.items() if name not in OPAQUE}
-        | ({"tool_calls": foreign(message["tool_calls"])} if "tool_calls" in message else {})
-        for message in messages
-    ]
+def foreign(messages: Sequence[Message], call_ids: Iterable[str]) -> list[Message]:
+    """The same dialogue for another model, which knows the calls by these ids."""
+    ids, of_turn, told = iter(call_ids), iter(()), list[Message]()
+    for message in messages:
+        bare = {name: value for name, value in message.items() if name not in OPAQUE}
+        if "tool_calls" in message:
+            bare["tool_calls"] = [each | {"id": next(ids)} for each in foreign(message["tool_calls"], ())]
+            of_turn = iter([each["id"] for each in bare["tool_calls"]])
+        elif message.get("role") == "tool":
+            bare["tool_call_id"] = next(of_turn)
+        told.append(bare)
+    return told
 
 
 class Stage:
@@ -228,11 +234,37 @@ async def test_a_model_is_told_what_it_said(transport: Transport, kind: str, tmp
             _, asked = await stage.ask(server, transport, message="Three")
             assert messages_of(asked) == stage.told(two, "Three")
             three = [*two, user("Three"), *stage.answer]
+            ids = await call_ids_of(server)
             _, asked = await stage.ask(server, transport, message="Four", model="another")
-            assert messages_of(asked) == stage.told(foreign(three), "Four")
-            four = [*three, user("Four"), *foreign(stage.answer)]
+            assert messages_of(asked) == stage.told(foreign(three, ids), "Four")
+            of_another = (await call_ids_of(server))[len(ids) :]
+            four = [*three, user("Four"), *foreign(stage.answer, of_another)]
             _, asked = await stage.ask(server, transport, message="Five")
             assert messages_of(asked) == stage.told(four, "Five")
+
+
+@each_transport
+@pytest.mark.parametrize("kind", ["deepseek", "gemini", "kimi"])
+async def test_another_model_server_of_the_same_host_is_told_nothing_foreign(
+    transport: Transport, kind: str, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"directory": tmp_path, "tools": REFERENCE, "model": "m"}
+    async with FakeUpstream() as first, FakeUpstream() as second:
+        stage = Stage(first, KINDS[kind])
+        async with live_server(first.url, **settings) as server:
+            await stage.ask(server, transport, message="One")
+            before, ids = [user("One"), *stage.answer], await call_ids_of(server)
+            session = json.loads((await request(server, "GET", "/chat/sessions/s")).body)
+            answer = session["messages"][-1]["message_id"]
+        addresses = [
+            (first, first.url.replace("//", "//me:secret@") + "/?key=a", before),
+            (first, f"{first.url}/other", foreign(before, ids)),
+            (second, second.url, foreign(before, ids)),
+        ]
+        for upstream, url, told in addresses:
+            async with live_server(url, **settings) as server:
+                _, asked = await Stage(upstream, [said("Two")]).ask(server, transport, message="Two", parent_id=answer)
+                assert messages_of(asked) == [[*told, user("Two")]]
 
 
 HANGING = Turn(

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from chatserver.app import APIS
-from chatserver.dialogue import AssistantTurn, Leavings, ToolSpecification, TurnCall
+from chatserver.dialogue import AssistantTurn, Leavings, ToolSpecification, TurnCall, told_to
 from chatserver.providers import ModelRequest
 from chatserver.providers.api import ARGUMENTS_CHARS_LIMIT
 from chatserver.providers.chat_completions.api import COMPLETIONS_NAMES, ChatCompletions
@@ -182,7 +183,7 @@ def test_a_message_that_holds_the_rest_adds_the_rest(pieces: list[str]) -> None:
 # ---- parameters -----------------------------------------------------------------------------------------------------
 
 LEFT = dict.fromkeys(("reasoning_content", "reasoning", "reasoning_details", "extra_content"), "x")
-TURN = AssistantTurn("", (TurnCall("c", "f", {}),), Leavings("maker", {"message": LEFT, "calls": [LEFT]}))
+TURN = AssistantTurn("", (TurnCall("c", "f", {}, "c"),), Leavings("maker", {"message": LEFT, "calls": [LEFT]}))
 ALL = ModelRequest(
     model="m", messages=[TURN], tools=[ToolSpecification("f", "", {})], temperature=0.5, max_output_tokens=9
 )
@@ -220,7 +221,7 @@ def taken(omitted: frozenset[str] = NONE, *, is_foreign: bool) -> Parameters:
 
 @pytest.mark.parametrize(("words", "name"), REFUSALS)
 def test_the_parameter_that_a_refusal_is_about(words: str, name: str | None) -> None:
-    assert taken(is_foreign=True).in_words(ALL, NONE, "maker", words) == name
+    assert taken(is_foreign=True).in_words(ALL, NONE, words) == name
 
 
 def test_what_can_be_left_out_is_what_settings_name() -> None:
@@ -232,9 +233,7 @@ def sent(
     request: ModelRequest, *refused: str, is_foreign: bool = False, omitted: frozenset[str] = NONE
 ) -> dict[str, Any]:
     parameters = taken(omitted, is_foreign=is_foreign)
-    body: dict[str, Any] = json.loads(
-        parameters.body(request, parameters.refused_by("m") | frozenset(refused), maker="")
-    )
+    body: dict[str, Any] = json.loads(parameters.body(request, parameters.refused_by("m") | frozenset(refused)))
     return body
 
 
@@ -250,9 +249,13 @@ def test_what_is_refused_is_left_out_and_the_limit_has_two_names() -> None:
         assert name not in sent(ALL, name) or name == "stream"
 
 
+def asked_of(maker: str) -> ModelRequest:
+    return replace(ALL, messages=told_to(maker, ALL.messages))
+
+
 def test_a_field_that_a_server_does_not_want_back_is_left_out_of_its_messages() -> None:
     def fields(*refused: str, maker: str = "maker") -> list[set[str]]:
-        body = json.loads(taken(is_foreign=True).body(ALL, frozenset(refused), maker))
+        body = json.loads(taken(is_foreign=True).body(asked_of(maker), frozenset(refused)))
         (message,) = body["messages"]
         return [each.keys() & LEFT.keys() for each in (message, *message["tool_calls"])]
 
@@ -260,7 +263,7 @@ def test_a_field_that_a_server_does_not_want_back_is_left_out_of_its_messages() 
     assert fields("reasoning") == [set(LEFT) - {"reasoning"}] * 2
     assert fields(maker="another") == [set()] * 2
     words = "property 'reasoning' is unsupported"
-    assert taken(is_foreign=True).in_words(ALL, NONE, "another", words) is None
+    assert taken(is_foreign=True).in_words(asked_of("another"), NONE, words) is None
 
 
 def test_models_are_remembered_up_to_a_limit() -> None:

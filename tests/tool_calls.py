@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import json
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
@@ -14,6 +15,8 @@ from chatserver.tools.context import ToolContext
 from chatserver.tools.execution import ToolThreads
 from chatserver.tools.functions import tool
 from chatserver.tools.results import Outcome
+from tests.clients import request
+from tests.live import LiveServer
 
 WAIT_SECONDS = 15.0
 LONG = 600.0
@@ -115,3 +118,9 @@ def shown(outcome: Outcome) -> ToolResult:
         truncated=outcome.truncated,
         duration_ms=outcome.duration_ms,
     )
+
+
+async def call_ids_of(server: LiveServer) -> list[str]:
+    """The ids that clients know the session's calls by."""
+    session = json.loads((await request(server, "GET", "/chat/sessions/s")).body)
+    return [part["call_id"] for each in session["messages"] for part in each["parts"] if part["type"] == "tool_call"]

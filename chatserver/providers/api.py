@@ -59,7 +59,7 @@ class TurnDecoder(Protocol):
 
 
 class Api(Protocol):
-    """How an API has requests and answers. ``maker`` is who is asked, as its own turns' leavings name it.
+    """How an API has requests and answers. What is foreign in a request's messages has been left out.
 
     ``path`` stands behind the base of the server's address. ``omittable``: what can be left out of a request, and how a
     refusal of it is known; the first that was sent and fits. ``remembered``: those of them that a model which refused
@@ -75,16 +75,16 @@ class Api(Protocol):
         """``is_foreign``: the server is not OpenAI's own."""
         ...
 
-    def body(self, request: ModelRequest, refused: frozenset[str], maker: str) -> bytes:
+    def body(self, request: ModelRequest, refused: frozenset[str]) -> bytes:
         """The request's JSON without what is ``refused``."""
         ...
 
-    def sent(self, request: ModelRequest, refused: frozenset[str], maker: str) -> set[str]:
+    def sent(self, request: ModelRequest, refused: frozenset[str]) -> set[str]:
         """Which of the ``omittable`` the request has."""
         ...
 
     def decoder(self, on_delta: OnDelta, maker: str) -> TurnDecoder:
-        """A decoder of one turn."""
+        """A decoder of one turn; ``maker``: who is asked, as the turn's leavings name it."""
         ...
 
 

@@ -136,3 +136,9 @@ def _is_local(url: str | None) -> bool:
     if (ip := address_of(host)) is not None:
         return ip.is_loopback
     return host == "localhost" or host.endswith(".localhost")
+
+
+def shown(url: str) -> str:
+    """The address of a model server, without credentials and query."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2].lower()}{parts.path.rstrip('/')}"

@@ -46,11 +46,11 @@ class Parameters:
                 self._refused.popitem(last=False)
         return new
 
-    def body(self, request: ModelRequest, refused: frozenset[str], maker: str) -> bytes:
+    def body(self, request: ModelRequest, refused: frozenset[str]) -> bytes:
         """The request's JSON without what is ``refused``."""
-        return self._api.body(request, refused, maker)
+        return self._api.body(request, refused)
 
-    def in_words(self, request: ModelRequest, refused: frozenset[str], maker: str, words: str) -> str | None:
+    def in_words(self, request: ModelRequest, refused: frozenset[str], words: str) -> str | None:
         """The parameter of a request, or the field of its messages, that a refusal in these words is about.
 
         None: the refusal is about none of them.
@@ -58,7 +58,7 @@ class Parameters:
         words = words.lower()
         if not REFUSED.search(words):
             return None
-        sent = self._api.sent(request, refused, maker)
+        sent = self._api.sent(request, refused)
         return next(
             (name for name, pattern in self._api.omittable.items() if name in sent and pattern.search(words)), None
         )

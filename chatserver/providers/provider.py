@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
 import anyio
+from msgspec.structs import replace
 
+from chatserver.dialogue import told_to
 from chatserver.providers import Finish, ModelRequest, OnDelta
 from chatserver.providers.api import Api
 from chatserver.providers.chat_completions.api import ChatCompletions
-from chatserver.providers.client import OPENAI_URL, ModelServer
+from chatserver.providers.client import OPENAI_URL, ModelServer, shown
 from chatserver.providers.faults import Fault, Kind, nonsense, silent, unreachable
 from chatserver.providers.models import offered_beside
 from chatserver.providers.parameters import Parameters
@@ -53,6 +55,7 @@ class OpenAIProvider:
         )
         self._idle_seconds = idle_seconds
         self._host = urlsplit(base_url or OPENAI_URL).hostname
+        self._address = shown(base_url or OPENAI_URL)
         self._api = api(is_foreign=self._host != urlsplit(OPENAI_URL).hostname)
         self._parameters = Parameters(self._api, frozenset(omitted))
         texts = [api_key or "", *(headers or {}).values()]
@@ -93,8 +96,9 @@ class OpenAIProvider:
             return finish
 
     async def _turn(self, request: ModelRequest, on_delta: OnDelta, observer: TurnObserver) -> Finish:
-        maker = f"{self._api.name} {self._host} {request.model}"
-        tries = Tries(request, self._parameters, self._secrets, maker)
+        maker = f"{self._api.name} {self._address} {request.model}"
+        request = replace(request, messages=told_to(maker, request.messages))
+        tries = Tries(request, self._parameters, self._secrets)
         while True:
             turn = Turn(self._api.decoder(on_delta, maker), self._idle_seconds)
             observer.asked()

@@ -27,16 +27,15 @@ RETRY_DEADLINE_SECONDS = 5.0
 class Tries:
     """What is asked of a model server in one turn until it answers.
 
-    ``secrets`` never come into the log. ``maker`` is who is asked, as its own turns' leavings name it.
+    ``secrets`` never come into the log.
     """
 
     __slots__ = (
-        "_deadline", "_delays", "_has_refused", "_maker", "_parameters", "_refused", "_request", "_secrets", "is_fresh",
+        "_deadline", "_delays", "_has_refused", "_parameters", "_refused", "_request", "_secrets", "is_fresh",
     )  # fmt: skip
 
-    def __init__(self, request: ModelRequest, parameters: Parameters, secrets: Sequence[str], maker: str) -> None:
+    def __init__(self, request: ModelRequest, parameters: Parameters, secrets: Sequence[str]) -> None:
         self._request = request
-        self._maker = maker
         self._parameters = parameters
         self._secrets = secrets
         self._refused = parameters.refused_by(request.model)
@@ -48,7 +47,7 @@ class Tries:
 
     def body(self) -> bytes:
         """What is asked next."""
-        return self._parameters.body(self._request, self._refused, self._maker)
+        return self._parameters.body(self._request, self._refused)
 
     def succeeded(self) -> None:
         """The turn was answered: what was left out for it is left out from now on."""
@@ -67,7 +66,7 @@ class Tries:
             if self._request.response_format is not None and FORMAT.search(fault.words.lower()):
                 fault.error = UpstreamError("llm_error", NO_FORMAT)
                 fault.kind = Kind.FINAL
-            parameter = self._parameters.in_words(self._request, self._refused, self._maker, fault.words)
+            parameter = self._parameters.in_words(self._request, self._refused, fault.words)
         if parameter is not None:
             self._refused |= {parameter}
             self._has_refused = True

@@ -41,13 +41,13 @@ class ChatCompletions:
     def __init__(self, *, is_foreign: bool) -> None:
         self._limits = OUTPUT_LIMITS[::-1] if is_foreign else OUTPUT_LIMITS
 
-    def body(self, request: ModelRequest, refused: frozenset[str], maker: str) -> bytes:
-        messages = messages_of(request.messages, maker, refused)
+    def body(self, request: ModelRequest, refused: frozenset[str]) -> bytes:
+        messages = messages_of(request.messages, refused)
         body = {"model": request.model, "messages": messages, "stream": "stream" not in refused}
         return msgspec.json.encode(body | self._optional(request, refused))
 
-    def sent(self, request: ModelRequest, refused: frozenset[str], maker: str) -> set[str]:
-        return {*self._optional(request, refused), "stream", *fields_sent_back(request.messages, maker)} - refused
+    def sent(self, request: ModelRequest, refused: frozenset[str]) -> set[str]:
+        return {*self._optional(request, refused), "stream", *fields_sent_back(request.messages)} - refused
 
     def decoder(self, on_delta: OnDelta, maker: str) -> TurnDecoder:
         return TurnDecoder(on_delta, maker)

@@ -18,16 +18,16 @@ from chatserver.parts import FilePart, ImagePart, TextPart, UserPart
 from chatserver.providers.api import function_of
 
 
-def messages_of(dialogue: Dialogue, maker: str, refused: frozenset[str] = frozenset()) -> list[dict[str, Any]]:
-    """The messages. What a turn has left goes with it if ``maker`` made it, but for the fields that are ``refused``."""
-    return [_message(item, maker, refused) for item in dialogue]
+def messages_of(dialogue: Dialogue, refused: frozenset[str] = frozenset()) -> list[dict[str, Any]]:
+    """The messages. What a turn has left goes with it, but for the fields that are ``refused``."""
+    return [_message(item, refused) for item in dialogue]
 
 
-def fields_sent_back(dialogue: Dialogue, maker: str) -> set[str]:
-    """The names of all fields that go with ``maker``'s own turns."""
+def fields_sent_back(dialogue: Dialogue) -> set[str]:
+    """The names of all fields that turns have left."""
     found: set[str] = set()
     for item in dialogue:
-        if isinstance(item, AssistantTurn) and item.leavings is not None and item.leavings.maker == maker:
+        if isinstance(item, AssistantTurn) and item.leavings is not None:
             found.update(item.leavings.items["message"], *item.leavings.items["calls"])
     return found
 
@@ -37,14 +37,14 @@ def tools_of(tools: Sequence[ToolSpecification]) -> list[dict[str, Any]]:
     return [{"type": "function", "function": each} for each in tools]
 
 
-def _message(item: Item, maker: str, refused: frozenset[str]) -> dict[str, Any]:
+def _message(item: Item, refused: frozenset[str]) -> dict[str, Any]:
     match item:
         case UserMessage():
             return {"role": "user", "content": [_part(each) for each in item.parts] if item.has_media else item.content}
         case AssistantTurn():
-            return _turn(item, maker, refused)
+            return _turn(item, refused)
         case ToolOutput():
-            return {"role": "tool", "tool_call_id": item.call_id, "content": item.text}
+            return {"role": "tool", "tool_call_id": item.own_id, "content": item.text}
         case SystemText():
             return {"role": "system", "content": item.text}
 
@@ -59,10 +59,10 @@ def _part(part: UserPart) -> dict[str, Any]:
             return {"type": "file", "file": {"filename": part.name, "file_data": data_url(part)}}
 
 
-def _turn(turn: AssistantTurn, maker: str, refused: frozenset[str]) -> dict[str, Any]:
+def _turn(turn: AssistantTurn, refused: frozenset[str]) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": turn.text or None}
     calls = [_call(call) for call in turn.calls]
-    if turn.leavings is not None and turn.leavings.maker == maker:
+    if turn.leavings is not None:
         message |= _without(turn.leavings.items["message"], refused)
         calls = [call | _without(left, refused) for call, left in zip(calls, turn.leavings.items["calls"], strict=True)]
     return message | ({"tool_calls": calls} if calls else {})
@@ -73,4 +73,4 @@ def _without(fields: dict[str, Any], refused: frozenset[str]) -> dict[str, Any]:
 
 
 def _call(call: TurnCall) -> dict[str, Any]:
-    return {"id": call.call_id, "type": "function", "function": function_of(call)}
+    return {"id": call.own_id, "type": "function", "function": function_of(call)}

@@ -120,7 +120,9 @@ class TurnDecoder:
 
     def _leavings(self, calls: list[dict[str, Any]]) -> Leavings | None:
         message = self._fields.left(with_calls=bool(calls))
-        if not (message or any(calls)) or size_of(calls) > LEAVINGS_BYTES_LIMIT:
+        if size_of(calls) > LEAVINGS_BYTES_LIMIT:
+            message, calls = {}, [{} for _ in calls]
+        if not (message or calls):
             return None
         return Leavings(self._maker, {"message": message, "calls": calls})
 

@@ -8,7 +8,7 @@ import msgspec
 
 from chatserver.providers import ModelRequest, OnDelta
 from chatserver.providers.api import OMITTABLE_EVERYWHERE
-from chatserver.providers.responses.requests import form_of, has_own, input_of, instructions_of, tools_of
+from chatserver.providers.responses.requests import form_of, has_left, input_of, instructions_of, tools_of
 from chatserver.providers.responses.turn_decoder import ResponsesDecoder
 
 OUTPUT_TOKENS_LEAST = 16
@@ -38,18 +38,18 @@ class Responses:
     def __init__(self, *, is_foreign: bool) -> None:
         pass
 
-    def body(self, request: ModelRequest, refused: frozenset[str], maker: str) -> bytes:
+    def body(self, request: ModelRequest, refused: frozenset[str]) -> bytes:
         body = {
             "model": request.model,
-            "input": input_of(request.messages, "" if SENT_BACK in refused else maker),
+            "input": input_of(request.messages, is_left_out=SENT_BACK in refused),
             "stream": "stream" not in refused,
         }
         if (instructions := instructions_of(request.messages)) is not None:
             body["instructions"] = instructions
         return msgspec.json.encode(body | self._optional(request, refused))
 
-    def sent(self, request: ModelRequest, refused: frozenset[str], maker: str) -> set[str]:
-        back = {SENT_BACK} if has_own(request.messages, maker) else set()
+    def sent(self, request: ModelRequest, refused: frozenset[str]) -> set[str]:
+        back = {SENT_BACK} if has_left(request.messages) else set()
         return {*self._optional(request, refused), "stream", *back} - refused
 
     def decoder(self, on_delta: OnDelta, maker: str) -> ResponsesDecoder:

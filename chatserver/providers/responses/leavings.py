@@ -43,8 +43,8 @@ class OutputItems:
         if self._bytes <= LEAVINGS_BYTES_LIMIT:
             self._items.append(fields)
 
-    def left(self, *, with_calls: bool) -> list[dict[str, Any]] | None:
-        """What goes back; None: nothing that the dialogue does not have.
+    def left(self, *, with_calls: bool) -> list[dict[str, Any]]:
+        """What goes back; empty: nothing that the dialogue does not have.
 
         Reasoning in plain words goes back only with calls, as over Chat Completions.
         """
@@ -52,7 +52,7 @@ class OutputItems:
         while kept and kept[-1]["type"] == REASONING:
             kept.pop()
         has_more = any(item["type"] == REASONING or "phase" in item for item in kept)
-        return kept if has_more and self._bytes <= LEAVINGS_BYTES_LIMIT else None
+        return kept if has_more and self._bytes <= LEAVINGS_BYTES_LIMIT else []
 
 
 def own_items(turn: AssistantTurn, left: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
@@ -71,7 +71,7 @@ def message(text: str, *, refused: bool = False) -> dict[str, Any]:
 
 def call_of(call: TurnCall) -> dict[str, Any]:
     """A call that the model made."""
-    return {"type": CALL, "call_id": call.call_id, **function_of(call)}
+    return {"type": CALL, "call_id": call.own_id, **function_of(call)}
 
 
 def _whole(turn: AssistantTurn, left: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

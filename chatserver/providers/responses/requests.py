@@ -17,14 +17,14 @@ def instructions_of(dialogue: Dialogue) -> str | None:
     return "\n\n".join(item.text for item in dialogue if isinstance(item, SystemText)) or None
 
 
-def input_of(dialogue: Dialogue, maker: str) -> list[dict[str, Any]]:
-    """The input items. A turn that ``maker`` made goes back as it was; of a foreign turn, its text and its calls."""
-    return [each for item in dialogue for each in _items(item, maker)]
+def input_of(dialogue: Dialogue, *, is_left_out: bool) -> list[dict[str, Any]]:
+    """The input items. What a turn has left goes back with it, unless it ``is_left_out``."""
+    return [each for item in dialogue for each in _items(item, is_left_out)]
 
 
-def has_own(dialogue: Dialogue, maker: str) -> bool:
-    """Whether a turn of ``maker``'s has left anything."""
-    return any(_left_by(item, maker) is not None for item in dialogue if isinstance(item, AssistantTurn))
+def has_left(dialogue: Dialogue) -> bool:
+    """Whether a turn has left anything."""
+    return any(_left_by(item) for item in dialogue if isinstance(item, AssistantTurn))
 
 
 def tools_of(tools: Sequence[ToolSpecification]) -> list[dict[str, Any]]:
@@ -41,15 +41,15 @@ def tools_of(tools: Sequence[ToolSpecification]) -> list[dict[str, Any]]:
     ]
 
 
-def _items(item: Item, maker: str) -> Iterator[dict[str, Any]]:
+def _items(item: Item, is_left_out: bool) -> Iterator[dict[str, Any]]:
     match item:
         case UserMessage():
             yield {"role": "user", "content": [_part(each) for each in item.parts] if item.has_media else item.content}
         case ToolOutput():
-            yield {"type": "function_call_output", "call_id": item.call_id, "output": item.text}
+            yield {"type": "function_call_output", "call_id": item.own_id, "output": item.text}
         case AssistantTurn():
-            left = _left_by(item, maker)
-            yield from (left is not None and own_items(item, left)) or _told(item)
+            left = [] if is_left_out else _left_by(item)
+            yield from (left and own_items(item, left)) or _told(item)
         case SystemText():
             return
 
@@ -66,9 +66,9 @@ def _part(part: UserPart) -> dict[str, Any]:
             return {"type": "input_file", "filename": part.name, "file_data": data_url(part)}
 
 
-def _left_by(turn: AssistantTurn, maker: str) -> list[dict[str, Any]] | None:
-    """What a turn has left, if ``maker`` made it."""
-    return turn.leavings.items if turn.leavings is not None and turn.leavings.maker == maker else None
+def _left_by(turn: AssistantTurn) -> list[dict[str, Any]]:
+    items: list[dict[str, Any]] = turn.leavings.items if turn.leavings is not None else []
+    return items
 
 
 def _told(turn: AssistantTurn) -> list[dict[str, Any]]:

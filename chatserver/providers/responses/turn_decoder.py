@@ -108,7 +108,7 @@ class ResponsesDecoder:
         return Finish(
             "tool_calls" if calls else self._reason,
             usage_of(self._usage, has_begun=self.pieces > 0),
-            Leavings(self._maker, left) if left else None,
+            Leavings(self._maker, left) if left or calls else None,
         )
 
     def _read(self, event: Event) -> None:
