@@ -14,7 +14,7 @@ from chatserver.dialogue import UserMessage
 from chatserver.errors import UpstreamError
 from chatserver.events import Token
 from chatserver.providers import Delta, ModelRequest
-from chatserver.providers.client import OPENAI_URL, ModelServer
+from chatserver.providers.client import OPENAI_URL, REDIRECTS_LIMIT, ModelServer
 from chatserver.providers.provider import OpenAIProvider
 from chatserver.settings import Settings
 from chatserver.settings.loading import load
@@ -289,6 +289,24 @@ async def test_a_redirect_within_the_server_is_followed(upstream: FakeUpstream, 
     first, second = upstream.requests
     assert second.path == "/v2/x?a=b" and second.headers["authorization"] == f"Bearer {KEY}"
     assert (second.method, second.body) == (("POST", first.body) if status >= 307 else ("GET", b""))
+
+
+async def test_redirects_in_a_circle_are_left_soon_and_not_tried_again(
+    upstream: FakeUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    upstream.always(*redirect(307, "/v1/chat/completions"))
+    with pytest.raises(UpstreamError, match=r"OPENAI_BASE_URL") as refused:
+        await answer(upstream.url)
+    assert (refused.value.code, refused.value.retryable) == ("llm_error", False)
+    assert len(upstream.requests) == 1 + REDIRECTS_LIMIT
+    assert "redirects over 3 times" in caplog.text
+    await upstream.idle()
+
+
+async def test_as_many_redirects_as_may_be_needed_are_followed(upstream: FakeUpstream) -> None:
+    for number in range(REDIRECTS_LIMIT):
+        upstream.script(*redirect(307, f"/v1/{number}"))
+    assert await answer(upstream.url) == "Hi"
 
 
 async def test_a_redirect_leads_nowhere_else_by_a_detour_either(upstream: FakeUpstream) -> None:

@@ -20,6 +20,9 @@ DEMO_URL = "http://demo.invalid/v1"
 
 UPSTREAM_CONNECT_SECONDS = 5.0
 
+REDIRECTS_LIMIT = 3
+"""As many may be needed for a slash, a version and a region; more of them go in a circle."""
+
 UNSET = "OpenAI-Organization", "OpenAI-Project", "X-Stainless-Async"
 """Headers that the SDK would send by itself."""
 
@@ -56,6 +59,7 @@ class ModelServer:
         self._client = HttpClient(
             has_tls=origin.scheme == "https",
             follow_redirects=True,
+            max_redirects=REDIRECTS_LIMIT,
             event_hooks={"request": [_at_home(origin)], "response": [read_refusal]},
             trust_env=base_url != DEMO_URL and not _is_local(base_url),  # No proxy leads to this very machine.
             transport=DemoTransport() if base_url == DEMO_URL else None,
@@ -89,7 +93,7 @@ class ModelServer:
 
         Raises:
             Fault: the server refuses.
-            UpstreamError: the server redirects to another one.
+            UpstreamError: the server redirects to another one, or in a circle.
             httpx2.HTTPError: there is no response.
         """
         import httpx2
@@ -102,7 +106,12 @@ class ModelServer:
         cookies, extensions = self._client.cookies, self._extensions
         # Not built by the client, which would merge its own headers and parameters with those of the request.
         request = httpx2.Request(method, url, content=body, headers=told, cookies=cookies, extensions=extensions)
-        return await self._client.send(request, stream=True)
+        try:
+            return await self._client.send(request, stream=True)
+        except httpx2.TooManyRedirects:
+            message = f"the model server redirects over {REDIRECTS_LIMIT} times: check OPENAI_BASE_URL"
+            logger.warning("%s", message)
+            raise UpstreamError("llm_error", message) from None
 
     def address(self, path: str) -> "httpx2.URL":
         """Where a path of the API is, below the base. A query of the base stays behind the path.
