@@ -35,6 +35,7 @@ TOOLS: list[dict[str, Any]] = [
             "hang",
             "die",
             "fail",
+            "refuse",
             "blocks",
             "lie",
             "huge",
@@ -108,6 +109,8 @@ def called(id: Any, name: str, params: dict[str, Any]) -> None:
             os._exit(3)
         case "fail":
             result(id, {"content": [{"type": "text", "text": "no such file"}], "isError": True})
+        case "refuse":
+            write({"id": id, "error": {"code": -32000, "message": "the disk is full"}})
         case "blocks":
             result(id, {"content": BLOCKS})
         case "lie":

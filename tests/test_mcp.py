@@ -227,6 +227,8 @@ async def test_tools_are_listed_called_and_listed_again(tmp_path: Path, monkeypa
         assert blocks[1] == {"type": "image", "mime_type": "image/png", "bytes": 3} and "AAAA" not in str(blocks)
         with pytest.raises(ToolFailed, match="no such file"):
             await tools["s__fail"].call({}, context)
+        with pytest.raises(ToolFailed, match=r"\Athe disk is full\Z"):
+            await tools["s__refuse"].call({}, context)
         with pytest.raises(ToolFailed, match="makes no sense"):
             await tools["s__lie"].call({}, context)
         assert await tools["s__grow"].call({}, context) == "grown"

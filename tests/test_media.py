@@ -26,7 +26,7 @@ from chatserver.strict_json import convert
 from tests.cost import steps
 from tests.pictures import BEGINNINGS, GIF, at, attached, based, inline, shown, text, told
 
-TEXT_LIMIT, INLINE_LIMIT = 1000, 3000
+TEXT_LIMIT, INLINE_LIMIT = 1000, 3001
 ENDLESS = 10**9
 
 
@@ -55,6 +55,7 @@ def upstream(*messages: PastMessage) -> list[dict[str, Any]]:
     [
         [text("Hi")],
         [text(""), text("a\r\nb")],
+        *[[attached("text/plain", "a", b"x" * (INLINE_LIMIT - few))] for few in range(3)],
         [inline()],
         [text(" "), inline()],
         *[[inline(kind)] for kind in BEGINNINGS if kind.startswith("image/")],
@@ -161,7 +162,7 @@ def test_a_field_of_a_part_comes_once() -> None:
     [
         [text("x" * (TEXT_LIMIT - 1)), text("é")],
         [inline("image/png", INLINE_LIMIT // 2), inline("image/png", INLINE_LIMIT // 2 + 9)],
-        [attached("text/plain", "a", b"x" * (INLINE_LIMIT + 3))],
+        [attached("text/plain", "a", b"x" * (INLINE_LIMIT + 1))],
     ],
     ids=["texts", "images", "a file"],
 )

@@ -29,6 +29,10 @@ def raises_without_words() -> None:
     raise KeyError
 
 
+def misses_a_key() -> None:
+    dict[str, int]()["river"]
+
+
 def raises_what_cannot_be_printed() -> None:
     class Mute(Exception):
         def __str__(self) -> str:
@@ -141,6 +145,10 @@ async def test_a_failure_says_what_went_wrong() -> None:
         assert (await called(threads, function)).result == "no such river"
     for function in both(raises_without_words):
         assert "KeyError" in (await called(threads, function)).result
+    for function in both(misses_a_key):
+        assert (await called(threads, function)).result == "KeyError: 'river'"
+    for function in both(exits):
+        assert (await called(threads, function)).result == "SystemExit: 3"
     for function in both(times_out):
         assert (await called(threads, function)).result == "the database is slow"
 

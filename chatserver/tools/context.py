@@ -84,7 +84,7 @@ class ToolContext(Struct, frozen=True, kw_only=True):
         unit; a number that is not finite counts as unknown. Readers are told some reports a second, the newest ones.
 
         Raises:
-            TypeError: ``progress`` or ``total`` is no number.
+            TypeError, ValueError: ``progress`` or ``total`` is no number.
         """
         words = None if message is None else _line(str(message))
         told = ToolProgress(call_id=self.call_id, message=words, progress=_number(progress), total=_number(total))

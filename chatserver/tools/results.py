@@ -58,7 +58,11 @@ def failed(error: BaseException) -> ToolFailed:
 
 def words_of(error: BaseException) -> str:
     """What an exception says; of one that says nothing, or fails in saying it, its type."""
+    name = type(error).__name__
     try:
-        return str(error) or type(error).__name__
+        words = str(error)
     except Exception:  # noqa: BLE001 - whatever it raises
-        return type(error).__name__
+        return name
+    if words and isinstance(error, KeyError | SystemExit):  # They say a bare value.
+        return f"{name}: {words}"
+    return words or name

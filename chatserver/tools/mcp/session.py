@@ -32,6 +32,9 @@ LISTEN_AGAIN_SECONDS = 5.0
 """After the stream of a server's notifications has ended, which any proxy may do."""
 
 OUTCOME_UNKNOWN = "the connection to the tool's server was lost: whether the call had an effect is not known"
+CLOSED = types.ErrorData(code=types.CONNECTION_CLOSED, message="Connection closed")
+"""What the SDK says of a lost connection. A server may give its own errors the same code."""
+
 NO_SENSE = "the answer of the tool's server makes no sense"
 
 ROUNDS_LIMIT = 10
@@ -137,7 +140,7 @@ class Session:
                     if not outcome.done():
                         outcome.set_result(result)
             except MCPError as error:
-                failure = OUTCOME_UNKNOWN if error.code == types.CONNECTION_CLOSED else error.message
+                failure = OUTCOME_UNKNOWN if error.error == CLOSED else error.message
             except ValidationError:
                 failure = NO_SENSE
             except Exception as error:  # noqa: BLE001 - the call has failed; the session goes on
