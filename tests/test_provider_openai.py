@@ -149,6 +149,11 @@ def small(delta: dict[str, Any], finish_reason: str | None = None) -> Chunk:
     return Chunk({"choices": [{"delta": delta} | ({"finish_reason": finish_reason} if finish_reason else {})]})
 
 
+def other_choice(delta: dict[str, Any], finish_reason: str | None = None) -> Chunk:
+    """A chunk of a second answer, which nobody has asked for."""
+    return Chunk({"choices": [{"index": 1, "delta": delta, "finish_reason": finish_reason}]})
+
+
 # ---- text that is taken at once -------------------------------------------------------------------------------------
 
 
@@ -196,6 +201,7 @@ some_choice = st.fixed_dictionaries(
         "delta": some_delta | st.none(),
         "message": some_delta,
         "finish_reason": st.sampled_from([None, "stop", ""]),
+        "index": st.sampled_from([None, 0, 1]),
     },
 )
 some_chunk = st.fixed_dictionaries(
@@ -655,6 +661,11 @@ async def test_wrong_bytes_in_a_comment_do_not_matter(upstream: FakeUpstream, pr
             ("error-false", [Chunk({"error": False, "choices": []})]),
             ("reasoning-an-object", [chunk({"reasoning": {"effort": "low"}})]),
             ("azure-filter-results", [Chunk({"choices": [], "prompt_filter_results": [{"prompt_index": 0}]})]),
+            ("another-choice", [other_choice({"content": "No"})]),
+            ("the-end-of-another-choice", [other_choice({}, "stop")]),
+            ("not-a-number", [Raw(b'data: {"choices":[{"delta":{"content":""},"logprobs":NaN}]}\n\n')]),
+            ("infinities", [Raw(b'data: {"choices":[],"usage":{"x":[Infinity,-Infinity]}}\n\n')]),
+            ("nothing-but-not-a-number", [Raw(b"data: NaN\n\n")]),
             ("unknown-fields", [Chunk({"choices": [{"delta": {"x": [1]}, "y": {}}], "z": "obfuscation"})]),
         ]
     ),
@@ -663,6 +674,17 @@ async def test_chunks_that_say_nothing_are_passed_over(
     upstream: FakeUpstream, provider: OpenAIProvider, steps: list[Step]
 ) -> None:
     upstream.script(*steps, token("Hi"), *steps, finish(), Done())
+    assert await ask(provider) == [HI, STOP]
+
+
+async def test_of_several_choices_the_first_is_the_answer(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
+    both = [{"index": 1, "delta": {"content": "No"}}, {"index": 0, "delta": {"content": "Hi"}}]
+    upstream.script(Chunk({"choices": both}), other_choice({"content": "No"}), finish(), Done())
+    assert await ask(provider) == [HI, STOP]
+
+
+async def test_text_beside_no_number_is_text(upstream: FakeUpstream, provider: OpenAIProvider) -> None:
+    upstream.script(Raw(b'data: {"choices":[{"delta":{"content":"Hi"},"logprobs":NaN}]}\n\n'), finish(), Done())
     assert await ask(provider) == [HI, STOP]
 
 
@@ -891,6 +913,29 @@ TOOL_CASES: list[tuple[str, list[Step], list[tuple[str | None, str, str]]]] = [
     (
         "name-in-every-fragment",
         [tool_fragment(0, "a", "clock", '{"zo'), tool_fragment(0, None, "clock", 'ne":"UTC"}')],
+        [A],
+    ),
+    (
+        "name-in-pieces",
+        [
+            tool_fragment(0, "a", "clo", ""),
+            tool_fragment(0, None, "ck", '{"zo'),
+            tool_fragment(0, None, None, 'ne":"UTC"}'),
+        ],
+        [A],
+    ),
+    (
+        "name-in-pieces-and-whole",
+        [tool_fragment(0, "a", "clo", ""), tool_fragment(0, "a", "ck", ""), tool_fragment(0, "a", "clock", A[2])],
+        [A],
+    ),
+    (
+        "name-in-pieces-that-grow",
+        [
+            tool_fragment(0, "a", "clo", ""),
+            tool_fragment(0, "a", "clock", ""),
+            tool_fragment(0, "a", "clock", A[2]),
+        ],
         [A],
     ),
     (
@@ -1700,7 +1745,6 @@ ERROR_EVENTS: list[tuple[str, bytes, str, bool]] = [
 NONSENSE: list[tuple[str, bytes]] = [
     ("half-json", b'data: {"choices":[{"delta":{"content":"%s'),
     ("no-json", b"data: %s"),
-    ("not-a-number", b"data: NaN"),
     ("two-objects-and-a-half", b'data: {"choices":[]}{"choices":['),
     ("choices-an-object", b'data: {"choices":{"0":"%s"}}'),
     ("choices-of-strings", b'data: {"choices":["%s"]}'),

@@ -74,6 +74,8 @@ def without_done(data: bytes) -> tuple[bytes, bool]:
 def _parsed(data: bytes) -> Any:
     """The JSON tree. A lone surrogate escape, or a byte that is no UTF-8, becomes a replacement character.
 
+    `NaN` and infinities, which Python's servers write, become null.
+
     Raises:
         ValueError: the data is no JSON.
     """
@@ -82,18 +84,18 @@ def _parsed(data: bytes) -> Any:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         pass
     try:
-        return json.loads(data.decode(errors="replace"), parse_constant=_refused)
+        return json.loads(data.decode(errors="replace"), parse_constant=_nothing)
     except RecursionError:
         raise ValueError("nested without end") from None
 
 
-def _refused(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
+def _nothing(_: str) -> None:
+    return None
 
 
 def _several(data: bytes) -> list[Any]:
     """The documents of an event that is no single document: some servers forget the line end between two events."""
-    text, decoder, trees, at = data.decode(errors="replace"), json.JSONDecoder(parse_constant=_refused), list[Any](), 0
+    text, decoder, trees, at = data.decode(errors="replace"), json.JSONDecoder(parse_constant=_nothing), list[Any](), 0
     while at < len(text):
         try:
             tree, end = decoder.raw_decode(text, at)

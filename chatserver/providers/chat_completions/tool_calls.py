@@ -144,7 +144,7 @@ class ToolCalls:
         chars_before = call.arguments.chars
         call.left |= left
         if name and not (call.name and call.arguments.has_begun):
-            call.name = name
+            call.name = name if place is not None else _joined(call.name, name)
         if isinstance(arguments, dict) or (place is not None and text):
             call.arguments.replace(arguments)
         elif new := call.arguments.add(text):
@@ -185,6 +185,11 @@ class ToolCalls:
         self._by_index[index] = call
         self._calls.append(call)
         return call
+
+
+def _joined(name: str, piece: str) -> str:
+    """A name and its next piece. Some servers repeat in each piece the name, or all that came before."""
+    return piece if piece.startswith(name) else name + piece
 
 
 def _repeats(call: _Call, name: str, arguments: str) -> bool:

@@ -50,6 +50,7 @@ class _TextDelta(Struct, gc=False):
 
 class _TextChoice(Struct, gc=False):
     delta: _TextDelta
+    index: Literal[0] | None = None
     finish_reason: Literal["", "null"] | None = None
     message: None = None
     error: None = None
@@ -173,7 +174,8 @@ class TurnDecoder:
             if not isinstance(choice, dict):
                 raise nonsense("choices that are none")
             self._count(choice)
-            self._read_choice(choice, chunk.get("object") == "chat.completion")
+            if choice.get("index") in (None, 0, "0"):  # Any other is one more answer, which nobody has asked for.
+                self._read_choice(choice, chunk.get("object") == "chat.completion")
 
     def _read_choice(self, choice: dict[str, Any], is_document: bool) -> None:
         delta, message = choice.get("delta"), choice.get("message")
