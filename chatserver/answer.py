@@ -145,9 +145,9 @@ def fold(events: Iterable[Event]) -> Answer:
     return folding.answer()
 
 
-def closed(part: ToolCallPart, words: str) -> ToolCallPart:
-    """A call whose run has ended before the result: the words take its place."""
-    return replace(part, result=words, is_error=True, truncated=False, duration_ms=0)
+def closed(part: ToolCallPart, words: str, duration_ms: int = 0) -> ToolCallPart:
+    """A call whose run has ended before the result: the words take its place. ``duration_ms`` 0: nobody knows it."""
+    return replace(part, result=words, is_error=True, truncated=False, duration_ms=duration_ms)
 
 
 def is_open(part: Part) -> TypeGuard[ToolCallPart]:

@@ -121,22 +121,23 @@ class Calls:
         await self._settled()
         calls = [await self._checks.ruled(each) for each in calls]
         results: list[ToolResult] = []
+        began = monotonic()
         try:
             await self._hold.ask([each.call for each in calls], [each.call.call_id for each in calls if each.waits])
             await self._complete_all(calls, results)
         except asyncio.CancelledError:
             known = {each.call_id for each in results}
-            await self._give_up([each for each in calls if each.call.call_id not in known])
+            await self._give_up([each for each in calls if each.call.call_id not in known], began)
             raise
         return MadeTurn([*(each.call for each in calls), *results], origin)
 
-    async def _give_up(self, calls: Sequence[Checked]) -> None:
-        """Nobody waits for these calls any more: take them back, and tell what is known of them."""
+    async def _give_up(self, calls: Sequence[Checked], began: float) -> None:
+        """Nobody waits any more for these calls, which ``began`` then: take them back, and tell what is known."""
         with suppress(Exception):  # The run takes no more.
             for each in calls:
                 is_taken_back = await self._hold.withdraw(each.call.call_id)
                 words = given_up(each.call) if is_taken_back else INTERRUPTED_CALL
-                self._tell(each.call, _failed(each.problem or words), each.call.args)
+                self._tell(each.call, _failed(each.problem or words, _ms_since(began)), each.call.args)
 
     def _begin(self, wanted: ToolCallRequest) -> str:
         """The id of a call whose arguments are complete."""
@@ -228,11 +229,12 @@ class Calls:
         return call_id
 
     async def _answer_to_question(self, call: ToolCall, asker: str) -> ToolResult:
+        began = monotonic()
         try:
             await self._hold.ask([call], [call.call_id], asker)
             return await self._complete(Checked(call))
         except asyncio.CancelledError:
-            await self._give_up([Checked(call)])
+            await self._give_up([Checked(call)], began)
             raise
 
 
@@ -241,8 +243,12 @@ def _named(call_ids: Container[str], own_id: str) -> str:
     return own_id if is_id(own_id) and own_id not in call_ids else f"call_{new_id()}"
 
 
-def _failed(words: str) -> Outcome:
-    return Outcome(words, is_error=True, truncated=False, duration_ms=0)
+def _failed(words: str, duration_ms: int = 0) -> Outcome:
+    return Outcome(words, is_error=True, truncated=False, duration_ms=duration_ms)
+
+
+def _ms_since(began: float) -> int:
+    return round((monotonic() - began) * 1000)
 
 
 def _approved(call: ToolCall, approved: Approved) -> dict[str, Any]:
@@ -253,7 +259,7 @@ def _answer(resolution: Refused | Resulted, began: float) -> Outcome:
     """What comes of a call that is not made here."""
     if isinstance(resolution, Refused):
         return _failed(resolution.words)
-    return Outcome(resolution.result, resolution.is_error, resolution.truncated, round((monotonic() - began) * 1000))
+    return Outcome(resolution.result, resolution.is_error, resolution.truncated, _ms_since(began))
 
 
 def _left(call: ToolCall, resolution: Resolution | None) -> tuple[Outcome, dict[str, Any]]:

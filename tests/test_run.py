@@ -225,7 +225,7 @@ def test_calls_without_a_result_are_given_one_when_their_run_ends() -> None:
     for call_id, asker in (("approved", None), ("screen", None), ("question", "asks")):
         run.hold(call_id, asker)
     run.end("cancelled")
-    run.close_calls()
+    run.close_calls(1.0)
     results = {
         part.call_id: (part.result, part.is_error) for part in run.said().parts if isinstance(part, ToolCallPart)
     }
@@ -238,6 +238,15 @@ def test_calls_without_a_result_are_given_one_when_their_run_ends() -> None:
     }
 
 
+def test_a_call_that_the_end_cuts_off_has_taken_the_time_until_then() -> None:
+    run = run_of()
+    called(run, "c", "d")
+    run.calls.begun["c"] = 1.5
+    run.end("cancelled")
+    run.close_calls(2.0)
+    assert [part.duration_ms for part in run.said().parts if isinstance(part, ToolCallPart)] == [500, 2000]
+
+
 def test_calls_that_are_given_a_result_at_the_end_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """An agent may tell of calls without end, and what comes last must still have its number."""
     assert CLOSED_CALLS_LIMIT < SEQ_LIMIT - EVENTS_LIMIT
@@ -245,7 +254,7 @@ def test_calls_that_are_given_a_result_at_the_end_are_bounded(monkeypatch: pytes
     run = run_of()
     called(run, "c", "d", "e")
     run.end("stop")
-    run.close_calls()
+    run.close_calls(1.0)
     assert types_of(run) == ["tool_call"] * 3 + ["tool_result"] * 2
 
 
@@ -488,7 +497,7 @@ def test_what_is_withheld_is_shown_at_the_end_and_not_before() -> None:
     run.hold("c")
     run.say(WORD)
     run.end("cancelled")
-    run.close_calls()
+    run.close_calls(1.0)
     assert types_of(run) == []
     run.close(run.ending(1.0))
     assert types_of(run) == ["tool_call", "token", "tool_result", "done"]

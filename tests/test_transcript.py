@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
+from time import monotonic
 from typing import Any, NamedTuple
 
 import anyio
@@ -291,9 +292,12 @@ async def test_a_call_that_was_cancelled_is_told_with_its_turn(transport: Transp
             reading = await transport.start(server, {"message": "One", "session_id": "s"})
             *_, added = map(json.loads, await reading.take(6))
             assert added["type"] == "tool_result"
+            heard = monotonic()
+            while (lasted := monotonic() - heard) < 0.005:
+                await request(server, "GET", "/chat/sessions/s")
             await cancel(server, added["run_id"])
-            *_, last = map(json.loads, await documents_of(reading))
-        assert last["finish_reason"] == "cancelled"
+            *_, cut_off, last = map(json.loads, await documents_of(reading))
+        assert last["finish_reason"] == "cancelled" and cut_off["duration_ms"] >= int(lasted * 1000)
         _, asked = await Stage(upstream, [said("Two")]).ask(server, transport, message="Two")
         assert messages_of(asked) == [[user("One"), HANGING.message, *HANGING.results, user("Two")]]
 

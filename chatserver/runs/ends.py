@@ -45,11 +45,12 @@ class RunEnd:
         A database that cannot be used is waited for, with ``pause`` between two tries. A run that another
         process has ended or deleted ends with an error that says so; then nothing is left to store.
         """
-        terminal, is_stored = self.run.ending(monotonic()), False
+        now = monotonic()
+        terminal, is_stored = self.run.ending(now), False
         tell = self.run.observer.ended
         try:
             with suppress(Fenced):
-                self.run.close_calls()
+                self.run.close_calls(now)
             terminal = await self._store_in_time(terminal, pause)
             is_stored = True
         except RunLost as lost:

@@ -275,6 +275,8 @@ class Life:
         except CannotHappen:
             self._cancel()  # So that an agent that catches this exception ends too.
             raise
+        if type(step) is ToolCall:
+            self.run.calls.begun[step.call_id] = monotonic()
         if type(step) in HASTENING:
             self.checkpoints.hasten(self.run_id)
         if self.run.calls.held:

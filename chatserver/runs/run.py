@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from msgspec.structs import replace
 
-from chatserver.answer import Answer, closed, is_open, result_of
+from chatserver.answer import Answer, is_open, result_of
 from chatserver.dialogue import TurnOrigin
 from chatserver.endings import WRONG
 from chatserver.events import (
@@ -241,11 +241,11 @@ class Run:
             duration_ms=round((now - self._began) * 1000),
         )
 
-    def close_calls(self) -> None:
+    def close_calls(self, now: float) -> None:
         """The run is ending: tell of each call without a result what is known of it."""
         if self.calls.has_open:
             for part in islice(filter(is_open, self.writer.answer().parts), CLOSED_CALLS_LIMIT):
-                self.writer.append(result_of(closed(part, self.calls.known(part))))
+                self.writer.append(result_of(self.calls.closed(part, now, self._began)))
 
     def close(self, terminal: Terminal) -> None:
         """Append the terminal event."""

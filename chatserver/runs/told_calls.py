@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from typing import TypeAlias
 
+from chatserver.answer import closed
 from chatserver.commands import is_id
 from chatserver.dialogue import INTERRUPTED_CALL
 from chatserver.events import ToolCall, ToolInput, ToolProgress, ToolResult
@@ -15,12 +16,14 @@ CallStep: TypeAlias = ToolInput | ToolCall | ToolProgress | ToolResult
 class ToldCalls:
     """Empty at first. A call is open until it has its result."""
 
-    __slots__ = ("_has_result", "held")
+    __slots__ = ("_has_result", "begun", "held")
 
     def __init__(self) -> None:
         self._has_result: dict[str, bool] = {}
         self.held: dict[str, str | None] = {}
         """The calls that wait; of a question, with the call whose tool asks."""
+        self.begun: dict[str, float] = {}
+        """When each call was told, without those of an earlier process."""
 
     def __contains__(self, call_id: str) -> bool:
         return call_id in self._has_result
@@ -60,6 +63,11 @@ class ToldCalls:
     def known(self, call: ToolCallPart) -> str:
         """What is known of a call without a result."""
         return unanswered(call) if self.is_held(call.call_id) else INTERRUPTED_CALL
+
+    def closed(self, call: ToolCallPart, now: float, resumed_at: float) -> ToolCallPart:
+        """A call without a result, with what is known of it; one of an earlier process was ``resumed_at`` then."""
+        began = self.begun.get(call.call_id, resumed_at)
+        return closed(call, self.known(call), round((now - began) * 1000))
 
     def hold(self, call_id: str, asker: str | None) -> None:
         """The call waits for an answer, and the one whose tool asks, for this call."""
