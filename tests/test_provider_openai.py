@@ -39,6 +39,7 @@ from chatserver.providers import (
 from chatserver.providers.chat_completions.turn_decoder import THOUGHTS, TurnDecoder
 from chatserver.providers.faults import Fault
 from chatserver.providers.provider import OpenAIProvider
+from chatserver.upstream.encodings import UNPACKED_BYTES, Unpacker
 from tests.fake_upstream import (
     JSON_BODY,
     Chunk,
@@ -525,13 +526,40 @@ async def test_half_a_megabyte_in_one_chunk_is_a_chunk(upstream: FakeUpstream, p
 
 @pytest.mark.parametrize(
     ("encoding", "compress"),
-    [("gzip", gzip.compress), ("deflate", zlib.compress)],
+    [
+        ("gzip", gzip.compress),
+        ("X-GZIP", gzip.compress),
+        ("deflate", zlib.compress),
+        ("deflate", lambda body: zlib.compress(body)[2:-4]),
+        ("identity", bytes),
+        ("gzip", lambda body: b"".join([gzip.compress(body[at : at + 50]) for at in range(0, len(body), 50)])),
+    ],
 )
 async def test_a_compressed_stream_is_read(
     upstream: FakeUpstream, provider: OpenAIProvider, encoding: str, compress: Callable[[bytes], bytes]
 ) -> None:
-    upstream.script(Status(200, (("Content-Encoding", encoding),)), Raw(compress(body_of(say("Hi")))))
-    assert text_of(await ask(provider)) == "Hi"
+    packed = compress(body_of(say("x" * 300_000)))
+    for size in (len(packed), max(1, len(packed) // 50)):
+        pieces = Pieces(tuple(packed[at : at + size] for at in range(0, len(packed), size)))
+        upstream.script(Status(200, (("Content-Encoding", encoding),)), pieces)
+        assert text_of(await ask(provider)) == "x" * 300_000
+
+
+def test_a_small_body_is_never_unpacked_to_a_large_one_at_once() -> None:
+    body = bytes(10_000_000)
+    pieces = list(Unpacker("gzip").feed(gzip.compress(body)))
+    assert max(map(len, pieces)) == UNPACKED_BYTES and b"".join(pieces) == body
+
+
+@pytest.mark.parametrize("encoding", ["br", "zstd", "gzip, br", "nonsense"])
+async def test_an_encoding_that_is_not_read_is_named_and_not_tried_again(
+    upstream: FakeUpstream, provider: OpenAIProvider, encoding: str
+) -> None:
+    upstream.always(Status(200, (("Content-Encoding", encoding),)), Raw(b"\x0b\x02\x80abc\x03"))
+    _, error = await fail(provider)
+    assert (error.code, error.retryable) == ("llm_error", False) and encoding in error.message
+    assert len(upstream.requests) == 1
+    await upstream.idle()
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "br", "zstd", "nonsense"])

@@ -20,9 +20,10 @@ from chatserver.providers.faults import Fault, Kind, nonsense, silent, unreachab
 from chatserver.providers.models import offered_beside
 from chatserver.providers.parameters import Parameters
 from chatserver.providers.tries import Tries
-from chatserver.providers.turn import Turn, close, finish_of
+from chatserver.providers.turn import Turn, close, encoding_of, finish_of
 from chatserver.syntax import one_line
 from chatserver.telemetry import TurnObserver
+from chatserver.upstream.encodings import is_known
 
 if TYPE_CHECKING:
     import httpx2
@@ -152,4 +153,10 @@ class OpenAIProvider:
             await close(response)
             message = "the model server answered with a web page: check OPENAI_BASE_URL, which often ends in /v1"
             raise nonsense("a web page", message)
+        if (encoding := encoding_of(response)) and not is_known(encoding):
+            await close(response)
+            message = (
+                f"the model server compresses its answers as {one_line(encoding)[:40]}, which it was not asked to do"
+            )
+            raise nonsense("an encoding that is not read here", message)
         return response

@@ -3,6 +3,7 @@
 ``Turn`` does no I/O: it takes bytes and tells its deadline. ``finish_of`` feeds it with the bytes of a response.
 """
 
+import zlib
 from contextlib import aclosing, suppress
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -14,10 +15,13 @@ from chatserver.providers import Finish
 from chatserver.providers.api import TurnDecoder
 from chatserver.providers.faults import Fault, cut, nonsense, silent
 from chatserver.telemetry import Pace
+from chatserver.upstream.encodings import unpacked
 from chatserver.upstream.sse_decoder import EventTooLong, SSEDecoder
 
 if TYPE_CHECKING:
     import httpx2
+
+    from chatserver.upstream.connection import Sink
 
 LAST_WORDS_SECONDS = 2.0
 """How long a turn waits for usage and [DONE] behind its finish_reason: some servers never send these."""
@@ -121,29 +125,36 @@ async def finish_of(response: "httpx2.Response", turn: Turn) -> Finish:
     from chatserver.upstream.transport import BODY, Body
 
     body: Body | None = response.extensions.get(BODY)
-    is_plain = response.headers.get("content-encoding", "identity").lower() == "identity"
+    encoding = encoding_of(response)
+    receive = unpacked(encoding, turn.receive) if encoding else turn.receive
     fault = None
     try:
-        if body is not None and is_plain:
+        if body is not None:
             del response
             async with aclosing(body):
-                await body.pour(turn.receive, turn.deadline)
+                await body.pour(receive, turn.deadline)
         else:
-            await _unpack(response, turn)
+            await _read(response, turn, receive)
     except httpx2.ReadTimeout:
         fault = turn.silence()
     except EventTooLong:
         fault = nonsense("an event without end")
-    except (httpx2.TransportError, httpx2.DecodingError):
+    except (httpx2.TransportError, zlib.error):
         fault = cut(turn.has_begun)
     return turn.end(fault)
 
 
-async def _unpack(response: "httpx2.Response", turn: Turn) -> None:
-    """Read a body that is compressed, or comes through a proxy."""
+def encoding_of(response: "httpx2.Response") -> str:
+    """How the body is compressed; empty: it is not."""
+    encoding: str = response.headers.get("content-encoding", "").strip().lower()
+    return "" if encoding == "identity" else encoding
+
+
+async def _read(response: "httpx2.Response", turn: Turn, receive: "Sink") -> None:
+    """Read a body that comes through a proxy."""
     import httpx2
 
-    reads = response.aiter_bytes()
+    reads = response.aiter_raw()
     try:
         async with aclosing(reads):
             while True:
@@ -154,7 +165,7 @@ async def _unpack(response: "httpx2.Response", turn: Turn) -> None:
                     raise httpx2.ReadTimeout("the peer is silent") from None
                 if data is None:
                     return
-                turn.receive(data)
+                receive(data)
     finally:
         await close(response)
 
