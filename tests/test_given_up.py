@@ -5,6 +5,7 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import anyio
@@ -74,10 +75,14 @@ async def test_a_call_that_is_given_up_has_its_result_at_once_and_takes_no_answe
         reading = await transport.start(server, {"message": "Hi", "session_id": "s", "tools": [SCREEN]})
         documents = await reading.take(2)
         assert (await get_run(server, reading.run_id))["status"] == ("running" if name == "hang" else "waiting")
+        heard = monotonic()
+        while (lasted := monotonic() - heard) < 0.005:
+            await get_run(server, reading.run_id)
         agent.is_enough.set()
         documents += await reading.take(1)
         (result,) = events_of(documents, "tool_result")
         assert (result["result"], result["is_error"]) == (words, True)
+        assert result["duration_ms"] >= int(lasted * 1000)
         assert (await get_run(server, reading.run_id))["status"] == "running"
         answer = {"result": 1} if name == "screen" else {"approve": True}
         late = await answered(server, reading.run_id, result["call_id"], transport, **answer)
