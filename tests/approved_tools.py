@@ -22,6 +22,12 @@ async def book(table: int) -> str:
     return f"table {table} is booked"
 
 
+async def pay(amount: int, to: str) -> dict[str, Any]:
+    """Pay, in the smallest unit of the currency."""
+    _note(f"pay {amount} {to}")
+    return {"paid": amount, "rate": 1.0}
+
+
 async def bake(seconds: float) -> str:
     """Bake for so long."""
     _note("bake")
@@ -50,6 +56,7 @@ async def _fussy(args: dict[str, Any]) -> bool:
 
 TOOLS = [
     tool(book, needs_approval=True),
+    tool(pay, needs_approval=True),
     tool(bake, needs_approval=True),
     tool(look, needs_approval=_fussy),
     tool(knead),

@@ -2,15 +2,19 @@
 
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.async_api import Browser, Locator, expect
 
+from tests.approved_tools import LEDGER
 from tests.browser import open_chromium
+from tests.fake_upstream import FakeUpstream
 from tests.live import LiveServer, live_server
 from tests.page_driver import Driver, opened
 from tests.test_page_safety import from_node, is_unharmed
+from tests.test_waiting import calling, serving
 
 PHONE: dict[str, Any] = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
 DINNER = {"people": 2, "time": "19:00"}
@@ -264,6 +268,64 @@ async def test_a_call_of_the_demo_waits_through_a_reload(chromium: Browser, serv
             await form.get_by_role("button", name="Refuse").click()
             await page.answered("I have no table for you")
             await expect(page.answer.locator(".tool")).to_have_attribute("data-state", "failed")
+
+
+async def test_what_is_shown_is_what_is_called(
+    chromium: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the last digit, of numbers too that JavaScript rounds."""
+    monkeypatch.setenv(LEDGER, str(tmp_path / "ledger"))
+    big = 2**53 + 1
+    shown = f'{{\n  "amount": {big},\n  "to": "Bo"\n}}'
+    async with FakeUpstream() as upstream:
+        upstream.always(calling(("pay", {"amount": big, "to": "Bo"})))
+        async with serving(upstream, tmp_path) as server, opened(chromium, f"{server.url}/") as page:
+            for transport in ("ws", "sse"):
+                await page.begin_anew()
+                await page.use(transport)
+                for is_edited in (False, True):
+                    await page.send("Pay")
+                    arguments = page.answer.get_by_label("Arguments")
+                    await expect(arguments).to_have_value(shown)
+                    if is_edited:
+                        await page.page.reload()
+                        await expect(arguments).to_have_value(shown)
+                        await arguments.fill(shown.replace("Bo", "Cy"))
+                    await page.answer.get_by_role("button", name="Approve").click()
+                    await page.answered("so: ")
+                for _ in range(2):
+                    called, result = await page.answer.locator("pre").all_text_contents()
+                    assert called == shown.replace("Bo", "Cy")
+                    assert result == f'{{\n  "paid": {big},\n  "rate": 1.0\n}}'
+                    await page.page.reload()
+                    await page.answered("so: ")
+    assert (tmp_path / "ledger").read_text() == f"pay {big} Bo\npay {big} Cy\n" * 2
+
+
+async def test_numbers_of_a_question_are_sent_as_they_are_written(page: Driver) -> None:
+    fields = {"amount": {"type": "integer"}, "rate": {"type": "number"}, "other": {"type": "array"}}
+    card = await tell(page, question({"type": "object", "properties": fields}))
+    await card.get_by_label("amount").fill("9007199254740993")
+    await card.get_by_label("rate").fill(".50")
+    await card.get_by_label("other").fill("[1e400]")
+    await card.get_by_role("button", name="Send").click()
+    assert await answered(page) == []  # The server would refuse the whole frame.
+    await card.get_by_label("other").fill("[1.0]")
+    await card.get_by_role("button", name="Send").click()
+    await expect(card.locator("form")).to_have_count(0)
+    sent = await page.page.evaluate(
+        "import('./web/page/exact.js').then(({stringify}) => stringify(window.answered[0][1].result.content))"
+    )
+    assert sent == '{"amount":9007199254740993,"rate":0.50,"other":[1.0]}'
+
+
+async def test_a_number_that_no_server_takes_is_not_sent(page: Driver) -> None:
+    card = await tell(page, call(needs_approval=True))
+    await card.get_by_label("Arguments").fill('{"people": 1e400}')
+    await card.get_by_role("button", name="Approve").click()
+    message = await card.get_by_label("Arguments").evaluate("(field) => field.validationMessage")
+    assert message == "The number 1e400 is too large to be sent."
+    assert await answered(page) == []
 
 
 # ---- data are data --------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The page's Markdown and statistics, in Node: no browser is needed to know what they make of a text or of numbers."""
+"""The page's cores, in Node: no browser is needed to know what they make of a text or of numbers."""
 
 import subprocess
 from pathlib import Path

@@ -61,6 +61,7 @@ WRONG = {
     "notes that it is run": ('note(name, "");', ""),
     "in one of the pages": ("locks ? locks.request(name, { signal }, once) : once()", "once()"),
     "leaves no timer behind": ("reader.cancel()", "Promise.reject()"),
+    "numbers that a json of the page keeps": ("const message = chat.json", "const message = JSON"),
     "with its key": ("idempotency_key: idempotencyKey", "get idempotency_key() { return newKey(); }"),
 }
 
@@ -103,7 +104,7 @@ def test_who_uses_it_has_its_types(tmp_path: Path) -> None:
         import type { MessageResource, RunResource, SessionDetail, SessionPage } from "chatserver/resources";
         import type { Problem, Ticket } from "chatserver/resources";
 
-        const chat = connect("https://chat.example.org", { transport: "auto", token: async () => "t" });
+        const chat = connect("https://chat.example.org", { transport: "auto", token: async () => "t", json: JSON });
         const off: () => void = chat.on("state", (state: State, { delayMs }) => console.log(state, delayMs));
         const run: Run = chat.send("Hello", { sessionId: "s", idempotencyKey: "k" });
         const maybe: string | undefined = [run.text][1];

@@ -19,6 +19,10 @@ export type Sendable<T> = {
 } & {
     [K in keyof T as null extends T[K] ? K : never]?: T[K] | undefined;
 };
+export type Json = {
+    parse(text: string): any;
+    stringify(value: unknown): string;
+};
 export type Transport = "auto" | "ws" | "sse";
 export type State = "idle" | "connecting" | "open" | "stalled" | "waiting" | "offline" | "closed";
 export type ClientTool = {
@@ -66,6 +70,11 @@ export type Options = {
      * for cookies, proxies and tests
      */
     fetch?: typeof fetch | undefined;
+    /**
+     * reads events and writes requests, for those who need the numbers that `JSON` rounds;
+     * default `JSON`
+     */
+    json?: Json | undefined;
     /**
      * what the model may call and this client runs, by name
      */

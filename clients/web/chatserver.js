@@ -17,6 +17,7 @@
 /** @typedef {TextPart | ReasoningPart | ToolCallPart} Part what an answer is made of */
 /** @typedef {readonly (TextPart | Sendable<ImagePart> | Sendable<FilePart>)[]} Message a text with images and files */
 /** @template T @typedef {{ [K in keyof T as null extends T[K] ? never : K]: T[K] } & { [K in keyof T as null extends T[K] ? K : never]?: T[K] | undefined }} Sendable */
+/** @typedef {{ parse(text: string): any, stringify(value: unknown): string }} Json */
 /** @typedef {"auto" | "ws" | "sse"} Transport `auto`: WebSocket, or SSE where no WebSocket gets through */
 /** @typedef {"idle" | "connecting" | "open" | "stalled" | "waiting" | "offline" | "closed"} State */
 /**
@@ -38,6 +39,8 @@
  *   request; once more, with the refusal, where the server did not take it: then a fresh one is needed
  * @property {(new (url: string, protocol: string) => any) | undefined} [WebSocket] for runtimes without one, such as Node 20
  * @property {typeof fetch | undefined} [fetch] for cookies, proxies and tests
+ * @property {Json | undefined} [json] reads events and writes requests, for those who need the numbers that `JSON` rounds;
+ *   default `JSON`
  * @property {Record<string, ClientTool> | undefined} [tools] what the model may call and this client runs, by name
  * @property {((tries: number) => number) | undefined} [backoff] ms to wait after so many losses without progress
  * @property {number | undefined} [heartbeatMs] the server's heartbeat, until a `start` event tells it
@@ -148,6 +151,7 @@ export class Chat {
   /** @internal */ url;
   /** @internal */ options;
   /** @internal */ WebSocket;
+  /** @internal @type {Json} */ json;
   /** @internal */ backoff;
   /** @internal */ heartbeatMs;
   /** @internal The server has let us in, if only once. */ hasMet = false;
@@ -165,6 +169,7 @@ export class Chat {
     if (!/^https?:\/\/[^/@]+(\/|$)/.test(this.url)) throw new TypeError(`${url} is no http address of a server`);
     this.options = options;
     this.WebSocket = options.WebSocket ?? globalThis.WebSocket;
+    this.json = options.json ?? JSON;
     this.backoff = options.backoff ?? fullJitter;
     this.heartbeatMs = options.heartbeatMs ?? HEARTBEAT_MS;
     this.#transport = options.transport ?? "auto";
@@ -368,7 +373,7 @@ export class Chat {
    *  @param {Run} run @param {string} type @param {string} path of the request that says the same @param {string} [callId] @param {Answer} [answer] */
   async tell(run, type, path, callId, answer) {
     await run.named;
-    const body = JSON.stringify(answer);
+    const body = this.json.stringify(answer);
     let mayBeDone = false;
     await this.persist(run, async () => {
       const { order } = run.line ?? {};
@@ -907,7 +912,7 @@ async function overWebSocket(line, signal) {
         line.order = (command, accept, refuse) => {
           const ref = command.type === "ping" ? undefined : String(++refs);
           if (ref) asked.set(ref, { accept, refuse });
-          const text = JSON.stringify({ ...command, ref });
+          const text = chat.json.stringify({ ...command, ref });
           chat.show("ws", "out", text);
           socket.send(text);
         };
@@ -918,7 +923,7 @@ async function overWebSocket(line, signal) {
         chat.show("ws", "in", data);
         line.hear();
         line.isAdmitted = true;
-        const message = JSON.parse(data);
+        const message = chat.json.parse(data);
         const { accept, refuse } = asked.get(message.ref) ?? {};
         asked.delete(message.ref);
         if (message.seq) for (const run of line.runs) if (run.id === message.run_id) line.take(run, message);
@@ -941,7 +946,7 @@ async function overWebSocket(line, signal) {
 /** Ask for a run over a line's WebSocket: start it, or go on where it was. @param {Line} line @param {Run} run */
 function ask(line, run) {
   const order = /** @type {Order} */ (line.order);
-  const body = run.id ? "" : JSON.stringify(run.request);
+  const body = run.id ? "" : line.chat.json.stringify(run.request);
   if (body.length > FRAME_CHARS) return post(line, run, body);
   order(
     run.id ? { type: "attach", run_id: run.id, after: run.cursor } : { type: "send", ...run.request },
@@ -985,7 +990,7 @@ async function overFetch(line, signal) {
   const path = run.id ? `/chat/runs/${run.id}/events` : "/chat/stream";
   /** @type {RequestInit} */
   const init = { signal, headers: { Accept: "text/event-stream", ...(run.id && { "Last-Event-ID": String(run.cursor) }) } };
-  if (!run.id) Object.assign(init, { method: "POST", body: JSON.stringify(run.request) });
+  if (!run.id) Object.assign(init, { method: "POST", body: chat.json.stringify(run.request) });
   chat.show("sse", "out", run.id ? `GET ${path}\nLast-Event-ID: ${run.cursor}` : `POST ${path}\n\n${init.body}`);
   const response = await chat.request(path, init);
   run.serve();
@@ -998,7 +1003,7 @@ async function overFetch(line, signal) {
   /** What the stream asked to wait behind its last event. @type {number | undefined} */ let retryAfter;
   const take = (/** @type {string} */ data) => {
     retryAfter = undefined;
-    line.take(run, JSON.parse(data));
+    line.take(run, chat.json.parse(data));
   };
   const parse = eventStream(take, (ms) => (retryAfter = ms / 1000));
   for (;;) {
@@ -1024,11 +1029,11 @@ async function perform(chat, run, { call_id: callId, args }, tool, signal) {
     let text = note(name) ?? undefined;
     if (text === undefined) {
       note(name, "");
-      text = await outcome(() => tool.run(args, { runId, callId, signal }));
+      text = await outcome(chat, () => tool.run(args, { runId, callId, signal }));
       note(name, text);
     }
     if (signal.aborted) return;
-    const answer = text ? JSON.parse(text) : { result: UNKNOWN_OUTCOME, is_error: true };
+    const answer = text ? chat.json.parse(text) : { result: UNKNOWN_OUTCOME, is_error: true };
     await run.answer(callId, answer).catch(({ status, message }) =>
       status === 409 ? undefined : run.answer(callId, { result: `refused: ${message}`, is_error: true }));
     await run.until(() => signal.aborted);
@@ -1038,12 +1043,12 @@ async function perform(chat, run, { call_id: callId, args }, tool, signal) {
   if (signal.aborted) note(name, null);
 }
 
-/** What a tool gives, as the text of an answer. @param {() => unknown} call */
-async function outcome(call) {
+/** What a tool gives, as the text of an answer. @param {Chat} chat @param {() => unknown} call */
+async function outcome({ json }, call) {
   try {
-    return JSON.stringify({ result: (await call()) ?? null });
+    return json.stringify({ result: (await call()) ?? null });
   } catch (error) {
-    return JSON.stringify({ result: error instanceof Error ? error.message : String(error), is_error: true });
+    return json.stringify({ result: error instanceof Error ? error.message : String(error), is_error: true });
   }
 }
 

@@ -81,6 +81,32 @@ describe("a call that waits", () => {
     chat.close();
   });
 
+  test("has the numbers that a json of the page keeps, over both transports", async () => {
+    const big = "9007199254740993";
+    const json = { parse: (text) => JSON.parse(text.replace(big, '"kept"')), stringify: (value) => JSON.stringify(value)?.replace('"kept"', big) };
+    const event = frames(call(2, "a", { needs_approval: true, args: { n: "big" } })).replace('"big"', big);
+    const { ws, chat, run } = await opened([], { json });
+    const texts = [];
+    chat.on("frame", ({ text }) => texts.push(text));
+    ws.last.onmessage({ data: event.match(/^data: (.*)/)[1] });
+    const http = requests();
+    const sse = connect(url, { transport: "sse", fetch: http.fetch, json });
+    const streamed = sse.send("kept");
+    await pass();
+    assert.ok(http.last.body.includes(`"message":${big}`));
+    http.last.stream(frames(start()) + event);
+    void reading(streamed);
+    await pass();
+    for (const [asked, sent] of [[run, () => texts.at(-1)], [streamed, () => http.last.body]]) {
+      assert.deepEqual(asked.parts[0].args, { n: "kept" });
+      void asked.answer("a", { approve: true, args: asked.parts[0].args }).catch(() => {});
+      await pass();
+      assert.ok(sent().includes(`"args":{"n":${big}}`));
+    }
+    sse.close();
+    chat.close();
+  });
+
   test("that somebody else has answered refuses the answer", async () => {
     const { ws, chat, run } = await opened([call(2, "a", { needs_approval: true })]);
     const refused = assert.rejects(run.answer("a", { approve: true }), { status: 409, code: "already_answered" });

@@ -1,6 +1,7 @@
 /** The fields of a flat JSON Schema: texts, numbers, yes or no, one or several of a list. Other schemas are asked for as JSON. */
 
 import { el } from "./dom.js";
+import { Exact, mistakeIn, parse, stringify } from "./exact.js";
 
 /** @typedef {Record<string, any>} Schema */
 /**
@@ -86,20 +87,21 @@ function numeric(given, { type, minimum, maximum, default: initial }) {
   const bounds = { min: number(minimum), max: number(maximum), step: type === "integer" ? 1 : "any" };
   const input = el("input", { type: "number", inputmode: type === "integer" ? "numeric" : "decimal", ...bounds });
   input.value = String(number(initial) ?? "");
-  return control(given, input, Number);
+  // A field may have 007 and .5, JSON may not.
+  return control(given, input, (value) => parse(value.replace(/^(-?)0+(?=\d)/, "$1").replace(/^-?(?=\.)/, "$&0")));
 }
 
 /** @param {Given} given @param {unknown} initial */
 function json(given, initial) {
   const area = el("textarea", { rows: 2, class: "code-field", spellcheck: "false", dir: "ltr", placeholder: "JSON" });
-  area.value = initial === undefined ? "" : JSON.stringify(initial);
-  area.addEventListener("input", () => area.setCustomValidity(isJson(area.value) ? "" : "This is no JSON."));
-  return control(given, area, JSON.parse);
+  area.value = initial === undefined ? "" : stringify(initial);
+  area.addEventListener("input", () => area.setCustomValidity(area.value && mistakeIn(area.value)));
+  return control(given, area, parse);
 }
 
 /** @param {Given} given @param {ChoiceOf[]} choices @param {unknown} initial */
 function oneOf(given, choices, initial) {
-  const options = choices.map(({ value, title }, i) => el("option", { value: i, selected: value === initial }, title));
+  const options = choices.map(({ value, title }, i) => el("option", { value: i, selected: isSame(value, initial) }, title));
   const select = el("select", {}, el("option", { value: "" }, "Choose"), ...options);
   return control(given, select, (i) => choices[Number(i)].value);
 }
@@ -114,11 +116,11 @@ function checkbox({ label, hint, id }, initial) {
 /** @param {Given} given @param {ChoiceOf[]} choices @param {Schema} schema @returns {Field} */
 function several({ label, hint, isRequired }, choices, { minItems, maxItems, default: initial }) {
   const chosen = Array.isArray(initial) ? initial : [];
-  const inputs = choices.map(({ value }) => el("input", { type: "checkbox", checked: chosen.includes(value) }));
+  const inputs = choices.map(({ value }) => el("input", { type: "checkbox", checked: chosen.some((each) => isSame(each, value)) }));
   const ticks = choices.map(({ title }, i) => el("label", { class: "tick", dir: "auto" }, inputs[i], title));
   const element = el("fieldset", { class: "field" }, el("legend", { dir: "auto" }, label), hint && el("p", { class: "hint", dir: "auto" }, hint), ...ticks);
   const value = () => choices.filter((_, i) => inputs[i].checked).map((each) => each.value);
-  const least = number(minItems) ?? (isRequired ? 1 : 0), most = number(maxItems) ?? choices.length;
+  const least = Number(number(minItems) ?? isRequired), most = Number(number(maxItems) ?? choices.length);
   const problem = () => {
     const { length } = value();
     return length < least && (isRequired || length) ? `Choose at least ${least}.` : length > most ? `Choose at most ${most}.` : "";
@@ -137,16 +139,10 @@ const isObject = (value) => typeof value === "object" && value !== null && !Arra
 const text = (value) => (typeof value === "string" ? value : "");
 
 /** @param {unknown} value */
-const number = (value) => (typeof value === "number" ? value : undefined);
+const number = (value) => (typeof value === "number" || value instanceof Exact ? value : undefined);
 
 /** @param {unknown} value */
 const count = (value) => (Number.isInteger(value) && /** @type {number} */ (value) >= 0 ? value : undefined);
 
-/** @param {string} value */
-function isJson(value) {
-  try {
-    return value === "" || JSON.parse(value) !== undefined;
-  } catch {
-    return false;
-  }
-}
+/** @param {unknown} a @param {unknown} b */
+const isSame = (a, b) => stringify(a) === stringify(b);

@@ -1,6 +1,7 @@
 /** What the server has of a session's messages, page by page from the newest, and the branch of them that is shown. */
 
 import { Branches } from "./branches.js";
+import { parse } from "./exact.js";
 import { keep, kept } from "./kept.js";
 
 /** @import { Chat } from "./wire.js" */
@@ -54,7 +55,7 @@ export class History {
   /** @param {string} [cursor] @returns {Promise<SessionDetail>} */
   async #page(cursor) {
     const older = cursor ? `&cursor=${encodeURIComponent(cursor)}` : "";
-    return (await this.chat.request(`/chat/sessions/${this.sessionId}?branches=all${older}`)).json();
+    return parse(await (await this.chat.request(`/chat/sessions/${this.sessionId}?branches=all${older}`)).text());
   }
 
   /** @param {SessionDetail} session @param {boolean} areOlder */

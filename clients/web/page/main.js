@@ -10,6 +10,7 @@ import { Compare } from "./compare.js";
 import { Composer, limitMessages } from "./composer.js";
 import { Door } from "./door.js";
 import { announce, copy, duration, el, part } from "./dom.js";
+import { parse, stringify } from "./exact.js";
 import { keep, kept } from "./kept.js";
 import { Sessions } from "./sessions.js";
 import { OWN_TOOLS } from "./own_tools.js";
@@ -28,7 +29,7 @@ const SUGGESTIONS = ["Explain Server-Sent Events and WebSocket in a table.", "Wr
 const NAMES = { ws: "WS", sse: "SSE" };
 /** @type {Transport[]} */ const TRANSPORTS = ["auto", "sse", "ws"];
 
-const chat = connect("", { transport: TRANSPORTS.find((each) => each === kept("local", "transport")) ?? "auto", tools: OWN_TOOLS });
+const chat = connect("", { transport: TRANSPORTS.find((each) => each === kept("local", "transport")) ?? "auto", tools: OWN_TOOLS, json: { parse, stringify } });
 const wire = new Wire(chat);
 const drawer = new Drawer(chat);
 const sidebar = new Sidebar();

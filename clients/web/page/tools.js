@@ -1,6 +1,7 @@
 /** A tool call as a card: what is called with what, how it goes, what it waits for, what came back. */
 
 import { announce, duration, el, icon } from "./dom.js";
+import { stringify } from "./exact.js";
 import { waitingForm } from "./waiting.js";
 
 /** @import { Answer } from "../chatserver.js" */
@@ -120,10 +121,10 @@ function section(title, text) {
 }
 
 /** @param {unknown} value */
-const written = (value) => (typeof value === "string" ? value : JSON.stringify(value, null, 2));
+const written = (value) => (typeof value === "string" ? value : stringify(value, 2));
 
 /** @param {Record<string, unknown>} args */
 function brief(args) {
-  const text = Object.entries(args).map(([name, value]) => `${name}: ${JSON.stringify(value)}`).join(", ");
+  const text = Object.entries(args).map(([name, value]) => `${name}: ${stringify(value)}`).join(", ");
   return text.length > SUMMARY_CHARS_LIMIT ? `${text.slice(0, SUMMARY_CHARS_LIMIT)}…` : text;
 }

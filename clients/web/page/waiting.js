@@ -1,6 +1,7 @@
 /** What a call waits for, as a form: an approval, a question to the user, or the result of another client's tool. */
 
 import { el, isEnter, part, said } from "./dom.js";
+import { mistakeIn, parse, stringify } from "./exact.js";
 import { Fields } from "./fields.js";
 import { OWN_TOOLS } from "./own_tools.js";
 
@@ -27,15 +28,14 @@ export function waitingForm(call, answer, onAnswered) {
 
 /** @param {ToolCallPart} call @param {(answer: Answer) => Promise<void>} answer @param {() => void} onAnswered */
 function approval({ tool, args }, answer, onAnswered) {
-  const given = JSON.stringify(args, null, 2);
+  const given = stringify(args, 2);
   const field = el("textarea", { rows: Math.min(12, given.split("\n").length), spellcheck: "false", dir: "ltr", class: "code-field" });
   const reason = el("input", { type: "text", dir: "auto", autocomplete: "off", placeholder: "told to the model" });
   field.value = given;
   const approve = () => {
     if (field.value === given) return { approve: true };
-    const edited = object(field.value);
-    field.setCustomValidity(edited ? "" : "The arguments are no JSON object.");
-    return field.reportValidity() && edited ? { approve: true, args: edited } : null;
+    field.setCustomValidity(mistakeIn(field.value) || (/^\s*\{/.test(field.value) ? "" : "The arguments are no JSON object."));
+    return field.reportValidity() ? { approve: true, args: parse(field.value) } : null;
   };
   const refuse = () => ({ approve: false, ...(reason.value.trim() && { reason: reason.value.trim() }) });
   const title = `${tool} needs your approval.`;
@@ -104,13 +104,3 @@ function form(title, fields, choices, send, onAnswered) {
 
 /** @param {string} label @param {HTMLElement} field */
 const labelled = (label, field) => el("label", {}, el("span", {}, label), field);
-
-/** A JSON object, or null. @param {string} text @returns {Record<string, unknown> | null} */
-function object(text) {
-  try {
-    const value = JSON.parse(text);
-    return typeof value === "object" && !Array.isArray(value) ? value : null;
-  } catch {
-    return null;
-  }
-}
