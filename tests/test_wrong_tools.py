@@ -62,7 +62,7 @@ async def test_a_wrong_tool_gets_an_error_and_nothing_else_suffers(enough: None)
     (again,) = told.keys() - {each.__name__ for each in wrong_tools.TOOLS}
     assert told.pop(again) == (False, False, "worked")
     assert told == {
-        "exits": (True, False, "3"),
+        "exits": (True, False, "SystemExit: 3"),
         "stops": (True, False, "stopped"),
         "never": (True, False, TIMEOUT),
         "blocks": (True, False, TIMEOUT),
