@@ -189,7 +189,7 @@ async def test_a_run_that_has_waited_still_has_the_tools_of_its_client(
         assert await answered(server, reading.run_id, second["call_id"], transport, result=2) == 202
         assert types_of(await documents_of(reading)) == ["tool_result", "token", "done"]
     offered = [[each["function"]["name"] for each in asked.json["tools"]] for asked in upstream.requests]
-    assert offered == [["book", "bake", "look", "knead", "screen"]] * 3
+    assert offered == [["book", "pay", "bake", "look", "knead", "screen"]] * 3
 
 
 @each_of_both
