@@ -1,10 +1,10 @@
 """Answers to the calls of one run that come at the same time: the run takes one place for all of them."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import anyio
@@ -17,14 +17,14 @@ from chatserver.sessions.waits import Waits
 from tests.approved_tools import REFERENCE
 from tests.clients import WS, Address, Transport, WsReader, request
 from tests.cluster import live_cluster
-from tests.fake_upstream import FakeUpstream
+from tests.fake_upstream import FakeUpstream, Gate, Reply, Step
 from tests.life import in_time
 from tests.live import LiveServer
 from tests.program import until
 from tests.proving import held
 from tests.redis_server import RedisServer
 from tests.test_waiting import calling, done_by, each_of_both
-from tests.test_waiting_limits import begun, ended, guarded
+from tests.test_waiting_limits import begun, ended, guarded, is_empty
 from tests.users import SECRET, of
 
 pytestmark = pytest.mark.anyio
@@ -112,6 +112,43 @@ async def test_an_answer_that_is_given_up_leaves_its_place_and_its_turn(
         await ended("ann", server, run_id)
         await until(lambda: _are_left(server))
     assert sorted(done_by(ledger)) == ["book 0", "book 1"]
+
+
+async def test_a_run_that_comes_to_wait_while_its_next_answer_is_recorded_goes_on_with_a_place(
+    upstream: FakeUpstream, ledger: Path, tmp_path: Path
+) -> None:
+    """The answer found the run running, so it took none."""
+    gate = anyio.Event()
+
+    def answer(reply: Reply) -> Iterable[Step]:
+        if reply.request.json["messages"][-1]["role"] == "tool":
+            yield Gate(gate)
+        yield from bookings(2)(reply)
+
+    upstream.always(answer)
+    async with guarded(upstream, tmp_path, max_runs_per_user=1) as server:
+        run_id, places = await begun("ann", server), cast(Any, server.runs)._places
+        with held(Waits, "store", done=False) as stored, held(Waits, "answer", done=False) as recorded:
+            recorded.is_used = True
+            assert await statuses_of(server, run_id, WS, ["c0"]) == [202]
+            await stored.come.wait()
+            recorded.is_used = False
+            second = asyncio.create_task(statuses_of(server, run_id, WS, ["c1"]))
+            await recorded.come.wait()
+            assert places.held["ann"] == 1
+            stored.let.set()
+            await until(lambda: is_empty(places))
+            recorded.let.set()
+            assert await second == [202]
+        await until(lambda: _has_asked_twice(upstream))
+        assert places.held["ann"] == 1
+        gate.set()
+        await ended("ann", server, run_id)
+        await until(lambda: is_empty(places))
+
+
+async def _has_asked_twice(upstream: FakeUpstream) -> bool:
+    return len(upstream.requests) == 2
 
 
 @in_time

@@ -129,11 +129,12 @@ def test_a_place_is_given_back_once() -> None:
     assert (store.held, days_of(store)) == ({}, {})
 
 
-def test_who_is_cancelled_while_asking_has_no_place() -> None:
+@pytest.mark.parametrize("name", ["acquire", "retake"])
+def test_who_is_cancelled_while_asking_has_no_place(name: str) -> None:
     store = places()
-    pauses = list(cancelled_at_each(partial(store.acquire, "a"), asyncio.CancelledError()))
-    assert pauses == [0], "the day's tokens are asked for"
-    result_of(store.acquire("a"))
+    asking = partial(getattr(store, name), "a")
+    assert list(cancelled_at_each(asking, asyncio.CancelledError())) == [0], "the day's tokens are asked for"
+    result_of(asking())
     assert store.held == {"a": 2, EVERYBODY: 2}, "the one that came to its end, and this one"
 
 

@@ -85,7 +85,7 @@ async def test_a_run_that_waits_leaves_its_place_to_others_and_goes_on_when_ther
     async with guarded(upstream, tmp_path, max_runs_per_user=1) as server:
         places = server.runs._places
         first, second = await begun("ann", server), await begun("ann", server)
-        await until(lambda: _is_empty(places))  # Just behind the commit that shows that it waits.
+        await until(lambda: is_empty(places))  # Just behind the commit that shows that it waits.
         place = await places.acquire("ann")
         assert await answered_by("ann", server, first, approve=True) == (429, "too_many")
         assert await answered_by("ann", server, first, result=1) == (400, "bad_request"), "what is wrong is told first"
@@ -94,11 +94,11 @@ async def test_a_run_that_waits_leaves_its_place_to_others_and_goes_on_when_ther
         for run_id in (first, second):
             assert (await answered_by("ann", server, run_id, approve=True))[0] == 202
             await ended("ann", server, run_id)
-        await until(lambda: _is_empty(places))
+        await until(lambda: is_empty(places))
         assert done_by(ledger) == ["book 4"] * 2
 
 
-async def _is_empty(places: Any) -> bool:
+async def is_empty(places: Any) -> bool:
     return bool(places.held["ann"] == 0)
 
 

@@ -65,7 +65,7 @@ class Answers:
             is_mine = await self._sessions.waits.answer(run_id, call_id, resolution)
             life = self._lives.lives.get(run_id)
             if is_mine and life is not None:
-                place = self._lives.holds.resolve(life, call_id, resolution, place)
+                place = await self._lives.holds.resolve(life, call_id, resolution, place)
             elif is_mine is not None:
                 self._elsewhere.nudge(run_id)
         finally:

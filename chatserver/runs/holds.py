@@ -225,8 +225,11 @@ class Holds:
 
     # How it goes on.
 
-    def resolve(self, life: Life, call_id: str, resolution: Resolution, place: Place | None) -> Place | None:
+    async def resolve(
+        self, life: Life, call_id: str, resolution: Resolution, place: Place | None = None
+    ) -> Place | None:
         """A call has been answered, and that is recorded: go on with it. The place, where the run needs none."""
+        place = place or await self._retaken(life)
         held = self._held.get(life.run_id)
         if held is None or not held.waits_for(call_id):
             return place
@@ -236,9 +239,12 @@ class Holds:
         held.show()
         return place
 
+    async def _retaken(self, life: Life) -> Place | None:
+        """A place, where the run has none: it may have come to wait since the answer was found to need none."""
+        return await self._places.retake(life.user) if life.place is None else None
+
     async def _go_on(self, held: HeldRun, call_id: str, resolution: Resolution) -> None:
-        place = await self._places.retake(held.life.user) if held.life.place is None else None
-        if place := self.resolve(held.life, call_id, resolution, place):
+        if place := await self.resolve(held.life, call_id, resolution):
             await place.release()
 
     async def withdraw(self, life: Life, call_id: str) -> bool:
@@ -251,7 +257,7 @@ class Holds:
             if not await self._is_taken_back(life, call_id):
                 return False
         held.is_waiting = False
-        place = life.go_on(call_id, await self._places.retake(life.user) if life.place is None else None)
+        place = life.go_on(call_id, await self._retaken(life))
         held.show()
         if place is not None:
             await place.release()

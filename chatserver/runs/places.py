@@ -44,7 +44,10 @@ class Places(Protocol):
         ...
 
     async def retake(self, user: str) -> Place:
-        """A place for a run that has waited and goes on, whatever the limits are: it has been told so already."""
+        """A place for a run that has waited and goes on, whatever the limits are: it has been told so already.
+
+        A call that is cancelled has taken none.
+        """
         ...
 
 
@@ -85,6 +88,9 @@ class LocalPlaces:
             day = await self._days.today(user)
         except Unavailable:  # What the run spends is counted when its end is stored.
             day = None
+        except BaseException:
+            self.release(user)
+            raise
         return self._place(user, day)
 
     def hold(self, user: str) -> None:
