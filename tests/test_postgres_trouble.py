@@ -1,5 +1,6 @@
 """A PostgreSQL that is slow, or has no connection left: whoever asks is refused soon, and served when it is over."""
 
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -7,9 +8,12 @@ from contextlib import asynccontextmanager, suppress
 import anyio
 import asyncpg  # type: ignore[import-untyped]
 import pytest
+from sqlalchemy import Connection, text
 
 from chatserver.errors import Unavailable
 from chatserver.sessions import Sessions, database, open_sessions
+from chatserver.sessions.trouble import Troubled
+from chatserver.telemetry import UNOBSERVED
 from tests.databases import answered
 
 pytestmark = pytest.mark.anyio
@@ -78,6 +82,35 @@ async def served_again(sessions: Sessions) -> None:
         while (await outcomes(sessions))[False]:  # noqa: ASYNC110 - PostgreSQL tells nobody
             await anyio.sleep(0.05)
     await answered(sessions, "Hi", "Yes", user="ann")
+
+
+async def test_who_stands_still_within_a_transaction_loses_its_locks(
+    hasty: Sessions, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await answered(hasty, "Hi", "Yes", user="ann")
+    monkeypatch.setattr(database, "POSTGRES_IDLE_SECONDS", 0.2)
+    lock, has_locked, goes_on = text("LOCK TABLE sessions IN ACCESS EXCLUSIVE MODE"), threading.Event(), threading.Event()
+
+    def stand_still(connection: Connection) -> None:
+        connection.execute(lock)
+        has_locked.set()
+        goes_on.wait()
+        connection.execute(lock)
+
+    async def frozen() -> None:
+        async with database.open_database(postgres_url) as opened:
+            frozen = Troubled(opened, UNOBSERVED)
+            with pytest.raises(Unavailable):
+                await frozen.write(stand_still)
+            await frozen.write(lambda connection: connection.execute(lock))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(anyio.to_thread.run_sync, anyio.run, frozen)
+        await anyio.to_thread.run_sync(has_locked.wait)
+        try:
+            await answered(hasty, "And now?", "Yes", user="ann")
+        finally:
+            goes_on.set()
 
 
 async def test_whoever_waits_for_a_slow_postgres_is_refused_soon(hasty: Sessions, postgres_url: str) -> None:

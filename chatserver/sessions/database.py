@@ -14,7 +14,7 @@ from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from anyio import CancelScope
-from sqlalchemy import URL, Connection, inspect, make_url, text
+from sqlalchemy import URL, Connection, event, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from chatserver.errors import SettingsError
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 POSTGRES_CONNECTIONS = 10
 POSTGRES_COMMAND_SECONDS = 10.0
 """A transaction takes milliseconds; a connection that is silent for so long is dead."""
+
+POSTGRES_IDLE_SECONDS = 3.0
+"""After so long PostgreSQL ends a transaction in which nothing is asked. A process that was frozen or cut off in the
+middle of one would keep its locks for hours otherwise, and nobody could end its runs."""
 
 LIBPQ_PARAMETERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "sslmode": ("ssl", str),
@@ -109,6 +113,7 @@ def migrate(connection: Connection, version: str = "head") -> None:
         ValueError: the database has a schema of a version that is unknown here.
     """
     if connection.dialect.name == "postgresql":
+        connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))  # It may compute for long.
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
     if version == "head" and _version(connection) == max(each.name[1:5] for each in MIGRATIONS.glob("versions/v*.py")):
         return
@@ -165,6 +170,7 @@ class _Postgres:
             raise SettingsError(f"{variable('database_url')}: {error}") from None
         except ModuleNotFoundError as error:
             raise SettingsError(f"{variable('database_url')}: PostgreSQL needs the package {error.name}") from None
+        event.listen(self._engine.sync_engine, "connect", _limit_idle_transactions)
         self._snapshot = self._engine.execution_options(isolation_level="REPEATABLE READ")
         self._under_way = set[asyncio.Task[Any]]()
 
@@ -197,3 +203,11 @@ class _Postgres:
 async def _transact(engine: "AsyncEngine", work: Callable[[Connection], T]) -> T:
     async with engine.begin() as connection:
         return await connection.run_sync(work)
+
+
+def _limit_idle_transactions(connection: Any, _: object) -> None:
+    """Not as a parameter of the connection: a PgBouncer refuses those that it does not know."""
+    cursor = connection.cursor()
+    cursor.execute(f"SET idle_in_transaction_session_timeout = {round(POSTGRES_IDLE_SECONDS * 1000)}")
+    cursor.close()
+    connection.commit()

@@ -35,8 +35,8 @@ _SQLITE_CODES = frozenset({
     sqlite3.SQLITE_NOTADB,
 })  # fmt: skip
 
-_POSTGRES_STATES = ("08", "25006", "28", "3D", "40", "53", "55", "57", "58", "XX")
-"""How the SQLSTATEs of trouble begin: no connection, read-only, authorization, no database, serialization failure,
+_POSTGRES_STATES = ("08", "25006", "25P03", "28", "3D", "40", "53", "55", "57", "58", "XX")
+"""How the SQLSTATEs of trouble begin: no connection, read-only, idle for too long, authorization, no database, serialization failure,
 out of resources, in use, told to stop, internal error."""
 
 T = TypeVar("T")
