@@ -8,10 +8,12 @@ import asyncio
 import os
 import re
 import socket
+import sqlite3
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -76,6 +78,17 @@ def place_empty_database(file: Path) -> None:
     """Put a database without content there, unless there is one: to migrate each takes longer than many a test."""
     if not file.exists():
         file.write_bytes(_empty_database())
+
+
+def is_held(file: Path) -> bool:
+    """Whether somebody is within a transaction that writes, and stays there."""
+    with closing(sqlite3.connect(file, timeout=0.5, isolation_level=None)) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return True
+        connection.execute("ROLLBACK")
+        return False
 
 
 @cache
@@ -227,6 +240,14 @@ class ServerProcess(Program):
             found = await self.launch(*command, ready=_ADDRESS, environment=self._env())
         self.port = int(found[2])
         return self
+
+    def freeze(self) -> None:
+        """As of any program, and outside of a transaction: a writer of SQLite that stands still holds up all others."""
+        super().freeze()
+        while is_held(self.directory / "chat.db"):
+            self.thaw()
+            time.sleep(0.01)
+            super().freeze()
 
     def _env(self) -> dict[str, str]:
         foreign = ("CHATSERVER_", "OPENAI_", "OTEL_")
