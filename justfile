@@ -8,8 +8,8 @@ export PATH := justfile_directory() / ".venv/bin:" + env("PATH")
 # Debian packages that tests use beyond Python's. Without them those tests are skipped, but never in CI.
 debian_packages := "postgresql redis-server redis-sentinel chromium chromium-headless-shell haproxy nginx caddy prometheus"
 
-# As many as cores: with one more, tests of several nodes failed in one run of two.
-workers := `getconf _NPROCESSORS_ONLN`
+# Twice as many as cores: tests wait for other processes for half of their time.
+workers := `echo $((2 * $(getconf _NPROCESSORS_ONLN)))`
 
 lock_command := "uv pip compile --quiet --system-certs --universal --python-version 3.11 --generate-hashes --no-emit-index-url --group build --custom-compile-command 'just lock'"
 

@@ -89,7 +89,8 @@ async def test_who_stands_still_within_a_transaction_loses_its_locks(
 ) -> None:
     await answered(hasty, "Hi", "Yes", user="ann")
     monkeypatch.setattr(database, "POSTGRES_IDLE_SECONDS", 0.2)
-    lock, has_locked, goes_on = text("LOCK TABLE sessions IN ACCESS EXCLUSIVE MODE"), threading.Event(), threading.Event()
+    lock = text("LOCK TABLE sessions IN ACCESS EXCLUSIVE MODE")
+    has_locked, goes_on = threading.Event(), threading.Event()
 
     def stand_still(connection: Connection) -> None:
         connection.execute(lock)

@@ -36,8 +36,8 @@ _SQLITE_CODES = frozenset({
 })  # fmt: skip
 
 _POSTGRES_STATES = ("08", "25006", "25P03", "28", "3D", "40", "53", "55", "57", "58", "XX")
-"""How the SQLSTATEs of trouble begin: no connection, read-only, idle for too long, authorization, no database, serialization failure,
-out of resources, in use, told to stop, internal error."""
+"""How the SQLSTATEs of trouble begin: no connection, read-only, idle for too long, authorization, no database,
+serialization failure, out of resources, in use, told to stop, internal error."""
 
 T = TypeVar("T")
 
