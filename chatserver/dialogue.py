@@ -279,6 +279,8 @@ def told_to(maker: str, dialogue: Dialogue) -> Dialogue:
 
 def _foreign(item: Item) -> Item:
     match item:
+        case AssistantTurn(calls=(), leavings=None):
+            return item
         case AssistantTurn(calls=calls):
             return replace(item, calls=tuple([replace(call, own_id=call.call_id) for call in calls]), leavings=None)
         case ToolOutput():
