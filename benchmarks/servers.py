@@ -50,6 +50,7 @@ LIMITS = {
     "CHATSERVER_MAX_RUNS": "20000",
     "CHATSERVER_MAX_RUNS_PER_USER": "20000",
     "CHATSERVER_MAX_CONNECTIONS_PER_USER": "20000",
+    "CHATSERVER_MAX_SESSIONS_PER_USER": "1000000",
     "CHATSERVER_RETENTION_SECONDS": "10",
 }
 """Beside these, every setting is the one that a user gets."""
