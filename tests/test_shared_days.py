@@ -61,7 +61,7 @@ class Spending:
 
     def __init__(self, place: Place) -> None:
         self.place = place
-        self.meter: Meter = place.meter()
+        self.meter = Meter(day=place.day)
 
     @property
     def day(self) -> Day:

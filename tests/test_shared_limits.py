@@ -18,7 +18,7 @@ from chatserver.commands import ChatRequest
 from chatserver.errors import TooMany
 from chatserver.limits import EVERYBODY, RateLimiter
 from chatserver.log.logs import MemoryLogs
-from chatserver.meter import Day
+from chatserver.meter import Day, Meter
 from chatserver.runs.lives import Lives
 from chatserver.runs.places import LocalDays, LocalPlaces, Place
 from chatserver.sessions import Sessions
@@ -141,7 +141,7 @@ def test_who_is_cancelled_while_asking_has_no_place(name: str) -> None:
 def test_runs_that_begin_at_once_count_on_one_day() -> None:
     first, second = acquired(places(), "a", "a")
     assert first is not None and second is not None
-    meter, another = first.meter(), second.meter()
+    meter, another = Meter(day=first.day), Meter(day=second.day)
     assert not meter.is_spent()
     meter.add_arguments("x" * 4 * DAY_TOKENS * 2)
     meter.end_turn(None)

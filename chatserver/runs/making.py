@@ -12,7 +12,7 @@ from chatserver.call_checks import Toolbox
 from chatserver.commands import ChatRequest
 from chatserver.events import PROTOCOL_VERSION, Start, Usage
 from chatserver.log import EventLog, EventLogs
-from chatserver.meter import Meter
+from chatserver.meter import Day, Meter
 from chatserver.runs.asking import Asking
 from chatserver.runs.checkpoints import Checkpoints
 from chatserver.runs.holds import Holds, RunHold
@@ -56,7 +56,7 @@ class Making(Struct, frozen=True):
             )
         )
         grace_seconds, held_seconds = self._grace_seconds(request), settings.retention_seconds
-        run = Run(begun.run, log, place.meter(), grace_seconds, monotonic(), observer, held_seconds)
+        run = Run(begun.run, log, self._meter(place.day), grace_seconds, monotonic(), observer, held_seconds)
         life = self._life(user, run, request)
         life.place = place
         return life, partial(Asking(settings, self.sessions).first, begun, life)
@@ -65,7 +65,7 @@ class Making(Struct, frozen=True):
         """A run that has waited."""
         settings, request = self.settings, parked.wait.request
         said, usage = replace(log.answer(), transcript=parked.said.transcript), parked.run.usage or Usage()
-        meter = Meter(settings.max_tokens_per_run, None, settings.max_answer_bytes)
+        meter = self._meter(None)
         meter.resume(usage, said)
         began = monotonic() + seconds_until(parked.run.created_at)
         observer = self.observer.run(parked.run.run_id, request.model or settings.model, NOTHING)
@@ -84,6 +84,9 @@ class Making(Struct, frozen=True):
         life.on_lost = partial(self.logs.lose, life.run_id)
         life.on_idle, life.hold = self.on_idle, partial(RunHold, self.holds)
         return life
+
+    def _meter(self, day: Day | None) -> Meter:
+        return Meter(self.settings.max_tokens_per_run, day, self.settings.max_answer_bytes)
 
     def _grace_seconds(self, request: ChatRequest) -> float | None:
         return self.settings.grace_seconds if request.on_disconnect == "cancel" else None

@@ -2,22 +2,23 @@
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from math import ceil, inf
 from typing import Protocol
 
 from chatserver.errors import TooMany, Unavailable
 from chatserver.limits import EVERYBODY, Counts
-from chatserver.meter import Day, Meter
+from chatserver.meter import Day
 from chatserver.settings import Settings
 
 
 class Place:
-    """The place of one run among those that go on; ``meter`` makes the run's meter, ``day`` is that of the user."""
+    """The place of one run of a user among those that go on; ``day`` is that of the user."""
 
-    def __init__(self, meter: Callable[[], Meter], day: Day | None, release: Callable[[], None]) -> None:
-        self.meter = meter
+    __slots__ = ("_is_released", "_release", "_user", "day")
+
+    def __init__(self, user: str, day: Day | None, release: Callable[[str], None]) -> None:
         self.day = day
+        self._user = user
         self._release = release
         self._is_released = False
 
@@ -28,7 +29,7 @@ class Place:
         """
         if not self._is_released:
             self._is_released = True
-            self._release()
+            self._release(self._user)
 
 
 class Places(Protocol):
@@ -91,7 +92,7 @@ class LocalPlaces:
         except BaseException:
             self.release(user)
             raise
-        return self._place(user, day)
+        return Place(user, day, self.release)
 
     def hold(self, user: str) -> None:
         """Count a further run, which is released by its ``place``, or by ``release``.
@@ -122,11 +123,7 @@ class LocalPlaces:
         except BaseException:
             self.release(user)
             raise
-        return self._place(user, day)
-
-    def _place(self, user: str, day: Day | None) -> Place:
-        meter = partial(Meter, self._settings.max_tokens_per_run, day, self._settings.max_answer_bytes)
-        return Place(meter, day, partial(self.release, user))
+        return Place(user, day, self.release)
 
     def release(self, user: str) -> None:
         """Count a run no more."""
