@@ -790,6 +790,23 @@ async def test_a_url_made_for_other_drivers_is_understood(postgres_url: str) -> 
         pass
 
 
+async def test_a_file_that_another_process_begins_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On its way into WAL, a process holds this lock, and SQLite waits for nobody who holds it."""
+    waits: list[float] = []
+    with closing(sqlite3.connect(tmp_path / "chat.db", isolation_level=None, check_same_thread=False)) as other:
+
+        def wait(seconds: float) -> None:
+            waits.append(seconds)
+            other.execute("COMMIT")
+
+        monkeypatch.setattr("chatserver.sessions.sqlite.sleep", wait)
+        other.execute("BEGIN IMMEDIATE")
+        async with open_sessions(f"sqlite:///{tmp_path / 'chat.db'}"):
+            assert len(waits) == 1
+
+
 async def test_a_file_that_cannot_be_used_is_told_in_a_line(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("this is no database " * 1000)
     for file in (tmp_path / "text", tmp_path / "missing" / "chat.db", tmp_path):

@@ -1,10 +1,12 @@
 """SQLite: one thread writes, so that no thread polls for SQLite's lock; a few threads read beside it."""
 
 import asyncio
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
+from time import monotonic, sleep
 from typing import Any, TypeAlias, TypeVar
 
 from anyio import CancelScope, CapacityLimiter, to_thread
@@ -17,6 +19,9 @@ READERS = 4
 WAIT_SECONDS = 5.0
 """How long a database that is locked or gone is waited for: here the writer of another process. Within a process,
 writes queue up."""
+
+RETRY_SECONDS = 0.01
+"""Between two tries of what SQLite does not wait for by itself."""
 
 WRITES_AT_ONCE = 64
 """How many transactions share a commit at most: the first of many need not wait for the last."""
@@ -174,7 +179,21 @@ def _settle(batch: list[_Write]) -> None:
         write.settle()
 
 
-def _prepare(connection: Any, _: object) -> None:
+def _prepare(connection: sqlite3.Connection, _: object) -> None:
     connection.isolation_level = None  # The driver must not begin transactions: it would begin them too late.
-    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+    _use_wal(connection)
+    for pragma in ("synchronous = FULL", "foreign_keys = ON"):
         connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """SQLite refuses this at once while another process does it: two that begin a file would wait for each other."""
+    deadline = monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            return connection.execute("PRAGMA journal_mode = WAL").close()
+        except sqlite3.OperationalError as error:
+            is_busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY  # The other bits say why.
+            if not is_busy or monotonic() > deadline:
+                raise
+        sleep(RETRY_SECONDS)
