@@ -23,10 +23,13 @@ INLINE_SHARE = 32
 """So many characters of inline data count as one byte more: what goes upstream at once stays small enough to hold."""
 
 
+_TEXT_ALONE = {TextPart}
+
+
 def told_content(parts: Sequence[AnyPart]) -> str | UserParts:
     """What a user said, as it is told. The text of a file is told as text, since every model can read that."""
     told = tuple([_as_text_part(each) for each in parts if is_user_part(each)])
-    return text_of(told) if all(isinstance(each, TextPart) for each in told) else told
+    return text_of(told) if set(map(type, told)) <= _TEXT_ALONE else told
 
 
 def _as_text_part(part: UserPart) -> UserPart:

@@ -214,16 +214,22 @@ def _told(message: PastMessage) -> list[Item]:
 
 def told_answer(answer: Sequence[AnyPart], transcript: Sequence[TurnOrigin]) -> list[Item]:
     """The turns of an answer, each with the outputs of its calls."""
+    if ToolCallPart not in set(map(type, answer)):  # Most answers, in a third of the time.
+        return _told_words(answer, transcript)
     origins = _origins(transcript)
     items: list[Item] = []
-    answer = [part for part in answer if not is_question(part)]
-    for parts in _turns(answer, origins):
+    for parts in _turns([part for part in answer if not is_question(part)], origins):
         if isinstance(call := parts[-1], ToolCallPart):
             items += told_turn(parts, origins.get(call.call_id, NO_ORIGIN))
-        elif text_of(parts).strip():
-            last = transcript[-1] if transcript else NO_ORIGIN
-            items += told_turn(parts, NO_ORIGIN if last.call_ids else last)
+        else:
+            items += _told_words(parts, transcript)
     return items
+
+
+def _told_words(parts: Sequence[AnyPart], transcript: Sequence[TurnOrigin]) -> list[Item]:
+    """The last turn of an answer, which has no calls; none where it says nothing."""
+    text, last = text_of(parts), transcript[-1] if transcript else NO_ORIGIN
+    return [AssistantTurn(text, (), None if last.call_ids else last.leavings)] if text.strip() else []
 
 
 def _origins(transcript: Sequence[TurnOrigin]) -> dict[str, TurnOrigin]:

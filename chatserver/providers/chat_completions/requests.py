@@ -65,7 +65,9 @@ def _turn(turn: AssistantTurn, refused: frozenset[str]) -> dict[str, Any]:
     if turn.leavings is not None:
         message |= _without(turn.leavings.items["message"], refused)
         calls = [call | _without(left, refused) for call, left in zip(calls, turn.leavings.items["calls"], strict=True)]
-    return message | ({"tool_calls": calls} if calls else {})
+    if calls:
+        message["tool_calls"] = calls
+    return message
 
 
 def _without(fields: dict[str, Any], refused: frozenset[str]) -> dict[str, Any]:
