@@ -15,13 +15,17 @@ from chatserver.resources import MessageResource, MessageStatus, Role, RunResour
 from chatserver.sessions.holdings import Quota, add
 from chatserver.sessions.queries import RUN_COLUMNS
 from chatserver.sessions.schema import folded, messages, runs, sessions
+from chatserver.sessions.statements import Statement
 
 TITLE_CHARS_LIMIT = 80
 
 
-# Made once: to build a statement costs as much as to run it.
-_NEW_RUN, _NEW_SESSION, _NEW_MESSAGES = insert(runs), insert(sessions), insert(messages)
-_TOUCH_SESSION = (
+_NEW_RUN, _NEW_SESSION, _NEW_MESSAGES = (
+    Statement(insert(runs)),
+    Statement(insert(sessions)),
+    Statement(insert(messages)),
+)
+_TOUCH_SESSION = Statement(
     update(sessions)
     .where(sessions.c.user_id == bindparam("user"), sessions.c.session_id == bindparam("session"))
     .values(updated_at=bindparam("now"), bytes=sessions.c.bytes + bindparam("size"))
@@ -82,7 +86,7 @@ def _begin(connection: Connection, user: str, request: ChatRequest, run_id: str,
     )
     origin = {"user_id": user, "user_message_id": answer.parent_id, "owner": owner}
     identity = {"idempotency_key": request.idempotency_key, "request_digest": _digest(request)}
-    connection.execute(_NEW_RUN, asdict(run) | origin | identity)
+    _NEW_RUN.change(connection, asdict(run) | origin | identity)
     # The last, since on PostgreSQL all that the user begins waits here for the one before.
     add(connection, user, int(tip.is_new), _size(request), quota)
     message = PastMessage(True, asked[0].parts, ()) if asked else None
@@ -124,7 +128,7 @@ def _newest_tip(connection: Connection, user: str, request: ChatRequest, now: st
     session_id = request.session_id or new_id()
     title = _title(parts_of(request.message or ""))
     row = {"user_id": user, "session_id": session_id, "title": title, "folded_title": folded(title)}
-    connection.execute(_NEW_SESSION, row | {"created_at": now, "updated_at": now, "bytes": _size(request)})
+    _NEW_SESSION.change(connection, row | {"created_at": now, "updated_at": now, "bytes": _size(request)})
     return _Tip(session_id, 0, None, is_new=True)
 
 
@@ -153,7 +157,7 @@ def _named_tip(connection: Connection, user: str, request: ChatRequest, now: str
 def _touch(connection: Connection, user: str, session_id: str, request: ChatRequest, now: str) -> bool:
     """Mark the session as used now, if it is there; on PostgreSQL this is also the lock that others wait at."""
     parameters = {"user": user, "session": session_id, "now": now, "size": _size(request)}
-    return connection.execute(_TOUCH_SESSION, parameters).rowcount == 1
+    return _TOUCH_SESSION.change(connection, parameters) == 1
 
 
 def _size(request: ChatRequest) -> int:
@@ -166,7 +170,7 @@ class _Newest(Struct, frozen=True):
     position: int
 
 
-_NEWEST_TIP = (
+_NEWEST_TIP = Statement(
     select(messages.c.message_id, messages.c.position, runs.c.run_id)
     .outerjoin_from(
         messages,
@@ -182,7 +186,7 @@ _NEWEST_TIP = (
 
 
 def _newest(connection: Connection, user: str, session_id: str) -> _Newest:
-    message_id, position, active_run_id = connection.execute(_NEWEST_TIP, {"user": user, "session": session_id}).one()
+    [(message_id, position, active_run_id)] = _NEWEST_TIP.rows(connection, {"user": user, "session": session_id})
     if active_run_id is not None:
         raise RunActive(active_run_id)
     return _Newest(message_id, position)
@@ -211,7 +215,7 @@ def _insert_messages(
         row = home | asdict(each) | {"position": position, "told_bytes": told_bytes(each.parts)}
         del row["content"]  # The parts tell it.
         rows.append(row)
-    connection.execute(_NEW_MESSAGES, rows)
+    _NEW_MESSAGES.change(connection, *rows)
     return new
 
 

@@ -14,6 +14,7 @@ from chatserver.errors import BadCursor
 from chatserver.parts import text_of
 from chatserver.resources import MessageResource
 from chatserver.sessions.schema import messages
+from chatserver.sessions.statements import Statement
 
 MESSAGES_BYTES_LIMIT = 1024 * 1024
 """How much text the messages of one page have together at most, without the newest message of the page."""
@@ -71,7 +72,7 @@ _TOLD: list[ColumnElement[Any]] = [
     messages.c.transcript,
     messages.c.status == "streaming",
 ]
-_CONTEXT = _backwards(True, cast(ColumnElement[int], messages.c.told_bytes), _TOLD)
+_CONTEXT = Statement(_backwards(True, cast(ColumnElement[int], messages.c.told_bytes), _TOLD))
 _HERE = (messages.c.user_id == bindparam("user"), messages.c.session_id == bindparam("session"))
 _NEWEST = select(messages.c.message_id).where(*_HERE).order_by(messages.c.position.desc()).limit(1)
 _GIVEN = select(messages.c.parent_id, messages.c.position).where(*_HERE, messages.c.message_id == bindparam("given"))
@@ -115,9 +116,8 @@ def _before(connection: Connection, home: dict[str, str], cursor: str, all_branc
 def context(connection: Connection, message_id: str, bytes_limit: int) -> list[PastMessage]:
     """The branch that ends with this message, oldest first: the newest messages that fit."""
     limit = min(bytes_limit, MOST_BYTES)
-    rows = connection.execute(_CONTEXT, {"newest": message_id, "limit": limit, "bytes_limit": limit}).all()
-    # By position, as in `_message`.
-    return [PastMessage(bool(of_user), parts, transcript, bool(grows)) for _, of_user, parts, transcript, grows in rows]
+    rows = _CONTEXT.rows(connection, {"newest": message_id, "limit": limit, "bytes_limit": limit})
+    return [PastMessage(of_user, parts, transcript, grows) for _, of_user, parts, transcript, grows in rows]
 
 
 def _message(row: Sequence[Any]) -> MessageResource:

@@ -2,7 +2,7 @@
 
 from collections.abc import Container, Iterator, Mapping
 from contextlib import suppress
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 from msgspec import Struct
@@ -19,23 +19,25 @@ from chatserver.parts import ToolCallPart
 from chatserver.resources import RunFailure, status_after, timestamp
 from chatserver.sessions.holdings import add_to_run
 from chatserver.sessions.schema import USER_OF_RUN, call_answers, insert_or_update, messages, runs, sessions, spendings
+from chatserver.sessions.statements import Statement
 from chatserver.sessions.witness import Left
 from chatserver.waiting import seconds_until, unanswered
 
-# Made once: to build a statement costs as much as to run it. What they set are the parameters named as columns.
+# What they set are the parameters named as columns.
 _IS_UNFINISHED = (runs.c.run_id == bindparam("run"), runs.c.finished_at.is_(None))
 _SESSION = select(runs.c.user_id, runs.c.session_id).where(*_IS_UNFINISHED)
-_TOUCH = (
+_TOUCH = Statement(
     update(sessions)
     .where(tuple_(sessions.c.user_id, sessions.c.session_id).in_(_SESSION))
     .values(updated_at=bindparam("now"), bytes=sessions.c.bytes + bindparam("size"))
 )
-_END = update(runs).where(*_IS_UNFINISHED)
+_END = Statement(update(runs).where(*_IS_UNFINISHED))
 _MESSAGE = select(runs.c.message_id).where(runs.c.run_id == bindparam("run")).scalar_subquery()
-_SAY = update(messages).where(messages.c.message_id == _MESSAGE)
+_OF_RUN = update(messages).where(messages.c.message_id == _MESSAGE)
+_SAY = Statement(_OF_RUN)
 _LEFT = select(messages.c.parts, messages.c.transcript).where(messages.c.message_id == _MESSAGE)
 _LEFT_RUNS = select(runs.c.run_id, runs.c.session_id, runs.c.message_id, runs.c.usage, runs.c.created_at, runs.c.wait)
-_CHECKPOINT = _SAY.where(messages.c.status == "streaming")
+_CHECKPOINT = Statement(_OF_RUN.where(messages.c.status == "streaming"))
 
 
 class Progress(Struct, frozen=True):
@@ -58,10 +60,10 @@ def finish(connection: Connection, run_id: str, ending: Terminal, progress: Prog
     error = RunFailure(ending.code, ending.message) if isinstance(ending, Error) else None
     size = len(log.documents) + len(log.lengths) + json_bytes(answer.parts) + json_bytes(answer.transcript)
     # The session first: everybody locks in this order, so that PostgreSQL meets no deadlock with a deletion.
-    connection.execute(_TOUCH, {"run": run_id, "now": now, "size": size})
+    _TOUCH.change(connection, {"run": run_id, "now": now, "size": size})
     ended = {"status": status, "last_seq": log.last_seq, "usage": usage, "finished_at": now, "error": error}
     kept = {"events": log.documents, "lengths": log.lengths, "wait": None, "waits_until": None}
-    if connection.execute(_END, {"run": run_id, "owner": owner} | kept | ended).rowcount == 0:
+    if _END.change(connection, {"run": run_id, "owner": owner} | kept | ended) == 0:
         check_owner(connection, run_id, owner)
         return False
     spend(connection, run_id, progress, now)
@@ -74,19 +76,19 @@ def finish(connection: Connection, run_id: str, ending: Terminal, progress: Prog
 
 def say(connection: Connection, run_id: str, answer: Answer, **fields: Any) -> None:
     """Keep the message of a run."""
-    connection.execute(_SAY, {"run": run_id} | _said(answer) | fields)
+    _SAY.change(connection, {"run": run_id} | _said(answer) | fields)
 
 
 def spend(connection: Connection, run_id: str, progress: Progress, now: str) -> None:
     """Count what a run has spent, and was not counted before, as spent today by its user."""
     if (usage := progress.usage) is not None:
         tokens = usage.input_tokens + usage.output_tokens - progress.billed
-        connection.execute(_spend(connection.dialect.name), {"run": run_id, "day": now[:10], "tokens": tokens})
+        _SPEND.change(connection, {"run": run_id, "day": now[:10], "tokens": tokens})
 
 
 def lock_session(connection: Connection, run_id: str, now: str) -> None:
     """Lock the session of an active run, as whoever changes the run and its message does first; it is used now."""
-    connection.execute(_TOUCH, {"run": run_id, "now": now, "size": 0})
+    _TOUCH.change(connection, {"run": run_id, "now": now, "size": 0})
 
 
 def has_ended(connection: Connection, run_id: str, owner: str) -> bool:
@@ -104,7 +106,6 @@ def check_owner(connection: Connection, run_id: str, owner: str) -> None:
         raise RunLost("the server was away for too long: another one ended the answer")
 
 
-@cache
 def _spend(dialect: str) -> Executable:
     """Add ``tokens`` to what the user of a ``run`` has spent on a ``day``; the days before it are forgotten."""
     query = insert_or_update(dialect, spendings).values(user_id=USER_OF_RUN)
@@ -112,6 +113,9 @@ def _spend(dialect: str) -> Executable:
     sum_of_day = case((is_same_day, spendings.c.tokens + query.excluded.tokens), else_=query.excluded.tokens)
     values = {"day": query.excluded.day, "tokens": sum_of_day}
     return query.on_conflict_do_update(index_elements=["user_id"], set_=values)
+
+
+_SPEND = Statement(_spend)
 
 
 def _said(answer: Answer) -> dict[str, Any]:
@@ -124,7 +128,7 @@ def checkpoint(connection: Connection, answers: Mapping[str, Answer]) -> None:
     # In one order always, again for the sake of PostgreSQL's locks.
     rows = [{"run": run_id, **_said(answer)} for run_id, answer in sorted(answers.items())]
     if rows:
-        connection.execute(_CHECKPOINT, rows)
+        _CHECKPOINT.change(connection, *rows)
 
 
 def interrupt(connection: Connection, left: Mapping[str, Left], left_by: str | None, owner: str) -> list[Terminal]:

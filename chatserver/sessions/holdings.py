@@ -1,6 +1,6 @@
 """Holdings: how many sessions each user has, and how many bytes they take. Kept as sums, never counted anew."""
 
-from functools import cache
+from functools import partial
 from typing import Any
 
 from msgspec import Struct
@@ -8,6 +8,7 @@ from sqlalchemy import ColumnElement, Connection, Executable, bindparam
 
 from chatserver.errors import QuotaExceeded, TooMany
 from chatserver.sessions.schema import USER_OF_RUN, holdings, insert_or_update
+from chatserver.sessions.statements import Statement
 
 FULL_SECONDS = 60
 """When trying again makes sense: the user has to delete a session first."""
@@ -27,27 +28,26 @@ def add(connection: Connection, user: str, sessions: int, size: int, quota: Quot
         TooMany, QuotaExceeded: the sum is more than the user may have.
     """
     parameters = {"user": user, "sessions": sessions, "bytes": size}
-    now = connection.execute(_add(connection.dialect.name, _NAMED), parameters).one()
+    [(sessions_now, bytes_now)] = _ADD.rows(connection, parameters)
     if quota is None:
         return
-    if sessions and quota.sessions is not None and now.sessions > quota.sessions:
+    if sessions and quota.sessions is not None and sessions_now > quota.sessions:
         raise TooMany(f"at most {quota.sessions} sessions: delete some first", retry_after=FULL_SECONDS)
-    if quota.bytes is not None and now.bytes > quota.bytes:
+    if quota.bytes is not None and bytes_now > quota.bytes:
         raise QuotaExceeded(f"at most {quota.bytes} bytes of sessions: delete some first")
 
 
 def add_to_run(connection: Connection, run_id: str, size: int) -> None:
     """Add to the bytes of a run's user."""
     parameters = {"run": run_id, "sessions": 0, "bytes": size}
-    connection.execute(_add(connection.dialect.name, USER_OF_RUN), parameters)
+    _ADD_TO_RUN.rows(connection, parameters)
 
 
-_NAMED: ColumnElement[Any] = bindparam("user")
-
-
-@cache  # To build a statement costs as much as to run it.
-def _add(dialect: str, user: ColumnElement[Any]) -> Executable:
+def _add(user: ColumnElement[Any], dialect: str) -> Executable:
     query = insert_or_update(dialect, holdings).values(user_id=user)
     grown = {name: holdings.c[name] + query.excluded[name] for name in ("sessions", "bytes")}
     query = query.on_conflict_do_update(index_elements=["user_id"], set_=grown)
     return query.returning(holdings.c.sessions, holdings.c.bytes)
+
+
+_ADD, _ADD_TO_RUN = Statement(partial(_add, bindparam("user"))), Statement(partial(_add, USER_OF_RUN))
