@@ -18,6 +18,7 @@ from chatserver.settings.remarks import remarks
 
 if TYPE_CHECKING:
     from chatserver.plugin import Application
+    from chatserver.terminal.client import Transport
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -94,31 +95,69 @@ def write_schema(folder: Path) -> None:
         (folder / name).write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
 
 
+def _of_a_server(command: F) -> F:
+    """What each command takes that talks to a running server."""
+    for option in (
+        click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="Sent with every request."),
+        click.option("--model", help="Another model than the server's own."),
+        click.argument("url", default="http://127.0.0.1:8000"),
+    ):
+        command = option(command)
+    return command
+
+
+def _request(model: str | None, **fields: str) -> dict[str, Any]:
+    return fields | ({"model": model} if model else {})
+
+
 @main.command()
-@click.argument("url")
-@click.option(
-    "--message", default="Count to 50", show_default=True, help="What is asked; the demo model understands it."
-)
-@click.option("--model", help="Another model than the server's own.")
+@_of_a_server
+@click.option("--message", help="Ask this and end. Without it, each line of the input is a message.")
+@click.option("--transport", type=click.Choice(["sse", "ws"]), default="ws", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the events for programs, one a line.")
+def chat(
+    url: str, model: str | None, headers: tuple[str, ...], message: str | None, transport: "Transport", as_json: bool
+) -> None:
+    """Talk to the chatserver at URL. Ctrl-C ends an answer, Ctrl-D the dialogue."""
+    from chatserver.terminal.chat import Chat
+    from chatserver.terminal.client import Client
+
+    dialogue = Chat(_told(Client, url, transport, headers), _request(model), as_json=as_json)
+    if not (dialogue.talk() if message is None else dialogue.say(message)):
+        sys.exit(1)
+
+
+@main.command()
+@_of_a_server
+@click.option("--message", default="Count to 20", show_default=True, help="Is asked over each transport.")
+def doctor(url: str, model: str | None, headers: tuple[str, ...], message: str) -> None:
+    """Find out whether streams of the chatserver at URL get through all that lies between."""
+    from chatserver.terminal.doctor import show
+
+    if not _told(show, url, headers, _request(model, message=message)):
+        sys.exit(1)
+
+
+@main.command()
+@_of_a_server
+@click.option("--message", default="Count to 50", show_default=True, help="Is asked; the demo model understands it.")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--runs", type=click.IntRange(1), default=3, show_default=True, help="Of each kind in each round.")
-@click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="Sent with every request.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("bench.html"), show_default=True, help="Report.")
 @click.option("--json", "as_json", is_flag=True, help="Print the tables for programs.")
-def bench(url: str, out: Path, message: str, model: str | None, **options: Any) -> None:
+def bench(url: str, model: str | None, message: str, out: Path, **options: Any) -> None:
     """Compare SSE and WebSocket of the chatserver at URL: first event, each event, coming back."""
     try:
         from chatserver.bench import command
     except ModuleNotFoundError as error:
         raise click.ClickException(f"{error.name} is missing: pip install 'chatserver[bench]'") from None
-    request = {"message": message} | ({"model": model} if model else {})
-    if problem := command.run(url, out, request=request, **options):
+    if problem := command.run(url, out, request=_request(model, message=message), **options):
         raise click.ClickException(problem)
 
 
 def _told(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call; a wrong setting is told in one line."""
+    """Call; a wrong setting or argument is told in one line."""
     try:
         return call(*args, **kwargs)
-    except SettingsError as error:
+    except (SettingsError, ValueError) as error:
         raise click.ClickException(str(error)) from None

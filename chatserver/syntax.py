@@ -44,6 +44,19 @@ def headers_of(lines: str) -> dict[str, str]:
     return headers
 
 
+def server_url(text: str) -> str:
+    """The URL of a server without a slash at its end; without a scheme it is HTTP.
+
+    Raises:
+        ValueError: it is none.
+    """
+    url = text if "//" in text else f"http://{text}"
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{text} is not the URL of a server")
+    return url.rstrip("/")
+
+
 def is_host(text: str) -> bool:
     """A name or an address, with or without a port, as in a `Host` header; an IPv6 address also without brackets."""
     found = _HOST_AND_PORT.fullmatch(text)

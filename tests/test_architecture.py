@@ -52,6 +52,7 @@ ROOMS = (
     "app",
     "plugin",
     "serving",
+    "terminal",
     "bench",
     "cli",
     "__main__",
@@ -63,12 +64,12 @@ EVERYWHERE = frozenset({"anyio", "msgspec"})
 HOMES = {
     "alembic": ("sessions/",),
     "asyncpg": ("sessions/",),
-    "click": ("cli.py",),
+    "click": ("cli.py", "terminal/"),
     "dotenv": ("settings/loading.py",),
     "hdrh": ("bench/",),
     "hiredis": ("nodes/",),
     "httptools": ("bench/", "upstream/connection.py", "serving/"),
-    "httpx2": ("auth/tokens.py", "upstream/", "providers/", "tools/mcp/"),
+    "httpx2": ("auth/tokens.py", "upstream/", "providers/", "tools/mcp/", "terminal/"),
     "jsonschema": ("json_schema.py",),
     "jsonschema_specifications": ("json_schema.py",),
     "jwt": ("auth/tokens.py",),
@@ -84,7 +85,7 @@ HOMES = {
     "sqlalchemy": ("sessions/",),
     "uvicorn": ("serving/", "cli.py"),
     "uvloop": ("serving/",),
-    "websockets": ("serving/",),
+    "websockets": ("serving/", "terminal/"),
 }
 """Where a library may be imported: nowhere else does the program know that it exists."""
 
@@ -212,7 +213,7 @@ def test_every_room_and_home_exists() -> None:
         ("log/memory.py", "\nfrom chatserver import app", "log/memory.py:2: `log` imports `app`, which comes after it"),
         ("agent.py", "def f():\n    import chatserver.cli", "agent.py:2: `agent` imports `cli`, which comes after it"),
         ("runs/life.py", "from .agent import answer", "runs/life.py:1: a relative import"),
-        ("agent.py", "from click import Group, echo", "agent.py:1: `click` is imported outside cli.py"),
+        ("agent.py", "from click import Group, echo", "agent.py:1: `click` is imported outside cli.py, terminal/"),
         (
             "providers/demo.py",
             "import httptools",

@@ -17,6 +17,8 @@ import httptools
 import msgspec
 from msgspec import Struct
 
+from chatserver.syntax import server_url
+
 Transport: TypeAlias = Literal["SSE", "WebSocket"]
 TRANSPORTS: tuple[Transport, Transport] = ("SSE", "WebSocket")
 
@@ -71,12 +73,10 @@ class Target(Struct, frozen=True):
         Raises:
             ValueError: it is no URL of a server.
         """
-        parts = urlsplit(url if "//" in url else f"http://{url}")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{url} is not the URL of a server")
+        parts = urlsplit(server_url(url))
         is_secure = parts.scheme == "https"
         port = parts.port or (443 if is_secure else 80)
-        return cls(parts.hostname, port, is_secure, parts.path.rstrip("/"), headers)
+        return cls(str(parts.hostname), port, is_secure, parts.path, headers)
 
     def request(self, method: str, path: str, *headers: str, body: bytes = b"") -> bytes:
         """A whole HTTP/1.1 request."""
