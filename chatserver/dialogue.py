@@ -132,8 +132,6 @@ class PastMessage(Struct, frozen=True):
     is_of_user: bool
     parts: tuple[AnyPart, ...]
     transcript: tuple[TurnOrigin, ...]
-    is_growing: bool = False
-    """The message's run has not ended on disk."""
 
 
 def json_bytes(value: object) -> int:

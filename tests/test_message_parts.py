@@ -140,7 +140,7 @@ async def test_inline_data_counts_as_stored_bytes(sessions: Sessions, database: 
     now = await database.read(counted)
     assert now == await database.read(looked_up)
     assert now["ann"][1] > len(GIF) * 100
-    assert begun.message is not None and begun.message.parts == (TextPart("Look"), image)
+    assert [each.parts for each in begun.past] == [(TextPart("Look"), image)]
     (old, *_) = await sessions.context(begun.user_message_id, 10**9)
     assert old.parts == (TextPart("Look"), image)
     assert parts_of("x") == (TextPart("x"),)

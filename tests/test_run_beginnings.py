@@ -155,7 +155,7 @@ async def begin_and_lose(self: Sessions, *args: Any) -> Begun:
     raise Unavailable
 
 
-BEGIN, CONTEXT = Sessions.begin, Sessions.context
+BEGIN = Sessions.begin
 FAULTS = {
     "the log cannot be made": partial(patch.object, MemoryLogs, "create", fail),
     "the answer of the store is lost": partial(patch.object, Sessions, "begin", begin_and_lose),
@@ -336,19 +336,12 @@ async def refused(stage: Stage, transport: Transport) -> None:
 @in_time
 async def test_a_model_is_told_an_answer_whose_end_is_in_the_commit_that_its_own_run_waits_for() -> None:
     """Somebody stops an answer and says the next word at once, while the disk is busy: one commit takes both."""
-    is_busy, are_queued, are_read = threading.Event(), threading.Event(), threading.Event()
+    is_busy, are_queued = threading.Event(), threading.Event()
 
     def busy(_: object) -> None:
-        if threading.current_thread().name != "sqlite-writer":
-            return
-        is_busy.set()
-        assert (are_read if are_queued.is_set() else are_queued).wait(WAIT_SECONDS)
-
-    async def context(self: Sessions, *args: Any) -> Any:
-        try:
-            return await CONTEXT(self, *args)
-        finally:
-            are_read.set()
+        if threading.current_thread().name == "sqlite-writer":
+            is_busy.set()
+            assert are_queued.wait(WAIT_SECONDS)
 
     async with staged() as stage:
         runs, body = stage.server.runs, {"message": "Hi", "session_id": "s"}
@@ -361,7 +354,7 @@ async def test_a_model_is_told_an_answer_whose_end_is_in_the_commit_that_its_own
         async def ask_again() -> None:
             await documents_of(await SSE.start(stage.server, body))
 
-        with patch.object(Sessions, "context", context), patch.object(Checkpoints, "store", nothing):
+        with patch.object(Checkpoints, "store", nothing):
             event.listen(sqlite._engine, "commit", busy)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(runs._sessions._lease.touch)
@@ -381,7 +374,9 @@ async def test_what_the_store_has_to_begin_anew_is_asked_anew() -> None:
     async with staged() as stage:
         upstream = stage.upstream
 
-        async def begin_twice(self: Sessions, user: str, asked: ChatRequest, run_id: str, on_begun: Any) -> Begun:
+        async def begin_twice(
+            self: Sessions, user: str, asked: ChatRequest, run_id: str, on_begun: Any, context_bytes: int
+        ) -> Begun:
             begun = await BEGIN(self, user, asked, run_id)
             on_begun(replace(begun, user_message_id="void"))
             await upstream.next_request()

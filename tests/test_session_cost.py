@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, event
 
+from chatserver.commands import ChatRequest, new_id
 from chatserver.events import Reasoning, record
 from chatserver.log import StoredLog
+from chatserver.parts import text_of
 from chatserver.sessions import Sessions, open_sessions
 from chatserver.sessions.database import Database
 from chatserver.sessions.statements import Compiled
@@ -45,15 +47,19 @@ async def grown(sessions: Sessions, answers: int, size: int) -> None:
         await answered(sessions, f"Question {number}", "x" * size, session_id="s")
 
 
-async def test_to_begin_a_run_reads_no_message_however_long_its_session_is(sqlite_url: str) -> None:
+async def test_to_begin_a_run_reads_what_goes_upstream_however_long_its_session_is(sqlite_url: str) -> None:
     costs = []
     async with open_sessions(sqlite_url) as sessions:
         for answers in (8, 8, 16):
             await grown(sessions, answers, 1000)
             with statements() as asked:
-                begun = await ask(sessions, session_id="s")
+                begun = await sessions.begin(
+                    "ann", ChatRequest(message="Now?", session_id="s"), new_id(), context_bytes=5000
+                )
             costs.append([statement for statement, _ in asked])
-            assert not [each for each in costs[-1] if re.search(r"SELECT[^;]*messages.(parts|transcript)", each)]
+            told = [text_of(each.parts) for each in begun.past]
+            assert len(told) == 9 and sum(map(len, told)) <= 5000 and told[-1] == "Now?"
+            assert len([each for each in costs[-1] if re.search(r"SELECT[^;]*messages.(parts|transcript)", each)]) == 1
             await ended(sessions, begun)
     assert costs[0] == costs[1] == costs[2] and 5 < len(costs[0]) < 12
 

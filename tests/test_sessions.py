@@ -290,7 +290,7 @@ async def test_a_call_that_waited_for_its_twin_returns_the_twins_run(postgres_ur
     late: list[Begun] = []
 
     def win(connection: Connection) -> Begun:
-        won = begin.begin(connection, "ann", request, new_id(), "twin", Quota())
+        won = begin.begin(connection, "ann", request, new_id(), "twin", Quota(), 0)
         tasks.start_soon(lose)
         while not connection.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")):
             pass  # Each look lets the event loop go on.

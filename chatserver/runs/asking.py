@@ -1,7 +1,5 @@
 """What the model of a run is asked: the dialogue of its session, and where the run has waited, what it has said."""
 
-from functools import partial
-
 from msgspec.structs import replace
 
 from chatserver.commands import ChatRequest
@@ -9,8 +7,13 @@ from chatserver.context import RunContext
 from chatserver.dialogue import BYTES_PER_TOKEN, PastMessage, dialogue, told_answer
 from chatserver.providers import ModelRequest
 from chatserver.runs.life import Life
-from chatserver.sessions import Begun, Parked, Sessions
+from chatserver.sessions import Parked, Sessions
 from chatserver.settings import Settings
+
+
+def context_bytes(settings: Settings) -> int:
+    """How many bytes of a session go upstream at most."""
+    return BYTES_PER_TOKEN * settings.max_context_tokens
 
 
 class Asking:
@@ -20,25 +23,16 @@ class Asking:
         self._settings = settings
         self._sessions = sessions
 
-    async def first(self, begun: Begun, life: Life, context: RunContext) -> ModelRequest:
-        """The request of a run that begins."""
-        request = life.request
-        tokens_limit, messages = self._settings.max_context_tokens, list[PastMessage]()
-        if begun.follows is not None:
-            past = partial(self._sessions.context, begun.follows, BYTES_PER_TOKEN * tokens_limit)
-            messages += await past()
-            if messages and messages[-1].is_growing:  # It has ended in the very commit that this run waits for.
-                await life.settled()
-                messages = await past()
-        if begun.message is not None:
-            messages.append(begun.message)
-        return self._request(request, messages, life)
+    async def first(self, past: list[PastMessage], life: Life, context: RunContext) -> ModelRequest:
+        """The request of a run that begins. ``past`` is emptied: the task of the run keeps it."""
+        messages = past.copy()
+        past.clear()
+        return self._request(life.request, messages, life)
 
     async def again(self, parked: Parked, life: Life, context: RunContext) -> ModelRequest:
         """The request of a run that has waited, when its calls are completed: it ends with their outputs."""
         await context.calls.resume(life.run.said(), parked.wait.calls, parked.answers)
-        tokens_limit = self._settings.max_context_tokens
-        messages = await self._sessions.context(parked.user_message_id, BYTES_PER_TOKEN * tokens_limit)
+        messages = await self._sessions.context(parked.user_message_id, context_bytes(self._settings))
         request, said = self._request(life.request, messages, life), life.run.said()
         return replace(request, messages=[*request.messages, *told_answer(said.parts, said.transcript)])
 

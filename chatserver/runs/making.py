@@ -59,7 +59,7 @@ class Making(Struct, frozen=True):
         run = Run(begun.run, log, self._meter(place.day), grace_seconds, monotonic(), observer, held_seconds)
         life = self._life(user, run, request)
         life.place = place
-        return life, partial(Asking(settings, self.sessions).first, begun, life)
+        return life, partial(Asking(settings, self.sessions).first, [*begun.past], life)
 
     def taken(self, parked: Parked, log: EventLog) -> Made:
         """A run that has waited."""

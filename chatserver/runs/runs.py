@@ -27,6 +27,7 @@ from chatserver.log import EventLog, EventLogs
 from chatserver.log.journal import catch_up
 from chatserver.resources import MessageResource, RunResource, SessionDetail
 from chatserver.runs.answers import Answers
+from chatserver.runs.asking import context_bytes
 from chatserver.runs.elsewhere import Elsewhere
 from chatserver.runs.leaving import leave_followed
 from chatserver.runs.life import Life
@@ -119,7 +120,7 @@ class Runs:
                 raise Draining
             self._beginning[run_id] = anyio.Event()
             foreseen = await self._lives.foresee(user, request, place, run_id, carrier)
-            begun = await self._sessions.begin(user, request, run_id, foreseen.ask)
+            begun = await self._sessions.begin(user, request, run_id, foreseen.ask, context_bytes(self._settings))
             if begun.is_new:
                 reader = await self._lives.begin(foreseen, begun)
         except BaseException as error:

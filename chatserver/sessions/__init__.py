@@ -80,9 +80,17 @@ class Sessions:
         self._lease.on_taken = tell
 
     async def begin(
-        self, user: str, request: ChatRequest, run_id: str, on_begun: Callable[[Begun], None] | None = None
+        self,
+        user: str,
+        request: ChatRequest,
+        run_id: str,
+        on_begun: Callable[[Begun], None] | None = None,
+        context_bytes: int = 0,
     ) -> Begun:
         """Start a run, or find the one that the request's idempotency key started.
+
+        Of what precedes it in its branch, the newest messages are read that take ``context_bytes`` upstream: at least
+        one.
 
         ``on_begun`` is called in the loop, before this returns, when nothing but the disk can refuse the new run any
         more. Where the transaction has to be repeated it is called again, and what it was given first is void.
@@ -96,10 +104,10 @@ class Sessions:
         """
         if self._lease.is_stale:
             raise Unavailable("the database was not reached for a while", retry_after=1)
-        loop, here = asyncio.get_running_loop(), partial(begin.begin, owner=self._lease.owner, quota=self._quota)
+        loop, owner, quota = asyncio.get_running_loop(), self._lease.owner, self._quota
 
         def work(connection: Connection) -> Begun:
-            begun = here(connection, user=user, request=request, run_id=run_id)
+            begun = begin.begin(connection, user, request, run_id, owner, quota, context_bytes)
             if begun.is_new and on_begun is not None:
                 loop.call_soon_threadsafe(on_begun, begun)
             return begun

@@ -1,5 +1,6 @@
 """How a run begins: all its rows in one transaction, or none."""
 
+from collections.abc import Sequence
 from hashlib import sha256
 
 import msgspec
@@ -12,6 +13,7 @@ from chatserver.dialogue import PastMessage, json_bytes, told_bytes
 from chatserver.errors import KeyReused, NotFound, RunActive
 from chatserver.parts import FilePart, UserParts, text_of
 from chatserver.resources import MessageResource, MessageStatus, Role, RunResource, timestamp
+from chatserver.sessions.branches import context
 from chatserver.sessions.holdings import Quota, add
 from chatserver.sessions.queries import RUN_COLUMNS
 from chatserver.sessions.schema import folded, messages, runs, sessions
@@ -35,14 +37,13 @@ _TOUCH_SESSION = Statement(
 class Begun(Struct, frozen=True, kw_only=True):
     """A run that has been started, or the earlier one that an idempotency key names (``is_new`` false).
 
-    What goes upstream is the branch that ends with ``follows``, if that is a message, and ``message``, if it is new.
+    ``past`` is what goes upstream of its branch, oldest first: it ends with the user's message.
     """
 
     run: RunResource
     user_message_id: str
     is_new: bool
-    follows: str | None = None
-    message: PastMessage | None = None
+    past: Sequence[PastMessage] = ()
 
 
 class _Tip(Struct, frozen=True):
@@ -55,14 +56,26 @@ class _Tip(Struct, frozen=True):
     """The session."""
 
 
-def begin(connection: Connection, user: str, request: ChatRequest, run_id: str, owner: str, quota: Quota) -> Begun:
+def begin(
+    connection: Connection,
+    user: str,
+    request: ChatRequest,
+    run_id: str,
+    owner: str,
+    quota: Quota,
+    context_bytes: int,
+) -> Begun:
     """Insert what the request starts: the user's message unless it is there, an empty answer, a running run.
+
+    Of what precedes them, ``context_bytes`` go upstream.
 
     Raises:
         KeyReused, RunActive, NotFound, TooMany, QuotaExceeded: it cannot be started.
     """
     try:
-        return earlier(connection, user, request) or _begin(connection, user, request, run_id, owner, quota)
+        if found := earlier(connection, user, request):
+            return found
+        return _begin(connection, user, request, run_id, owner, quota, context_bytes)
     except RunActive:
         # PostgreSQL: it may be the run of this very request, begun elsewhere while this call waited for the session.
         if found := earlier(connection, user, request):
@@ -70,7 +83,15 @@ def begin(connection: Connection, user: str, request: ChatRequest, run_id: str, 
         raise
 
 
-def _begin(connection: Connection, user: str, request: ChatRequest, run_id: str, owner: str, quota: Quota) -> Begun:
+def _begin(
+    connection: Connection,
+    user: str,
+    request: ChatRequest,
+    run_id: str,
+    owner: str,
+    quota: Quota,
+    context_bytes: int,
+) -> Begun:
     now = timestamp()
     find_tip = _newest_tip if request.regenerate is None and request.parent_id is None else _named_tip
     tip = find_tip(connection, user, request, now)
@@ -89,8 +110,9 @@ def _begin(connection: Connection, user: str, request: ChatRequest, run_id: str,
     _NEW_RUN.change(connection, asdict(run) | origin | identity)
     # The last, since on PostgreSQL all that the user begins waits here for the one before.
     add(connection, user, int(tip.is_new), _size(request), quota)
-    message = PastMessage(True, asked[0].parts, ()) if asked else None
-    return Begun(run=run, user_message_id=str(answer.parent_id), is_new=True, follows=tip.parent_id, message=message)
+    past = [] if tip.parent_id is None else context(connection, tip.parent_id, context_bytes)
+    past += [PastMessage(True, each.parts, ()) for each in asked]
+    return Begun(run=run, user_message_id=str(answer.parent_id), is_new=True, past=past)
 
 
 def _digest(request: ChatRequest) -> bytes:

@@ -70,7 +70,6 @@ _TOLD: list[ColumnElement[Any]] = [
     messages.c.role == "user",
     messages.c.parts,
     messages.c.transcript,
-    messages.c.status == "streaming",
 ]
 _CONTEXT = Statement(_backwards(True, cast(ColumnElement[int], messages.c.told_bytes), _TOLD))
 _HERE = (messages.c.user_id == bindparam("user"), messages.c.session_id == bindparam("session"))
@@ -117,7 +116,7 @@ def context(connection: Connection, message_id: str, bytes_limit: int) -> list[P
     """The branch that ends with this message, oldest first: the newest messages that fit."""
     limit = min(bytes_limit, MOST_BYTES)
     rows = _CONTEXT.rows(connection, {"newest": message_id, "limit": limit, "bytes_limit": limit})
-    return [PastMessage(of_user, parts, transcript, grows) for _, of_user, parts, transcript, grows in rows]
+    return [PastMessage(*told) for _, *told in rows]
 
 
 def _message(row: Sequence[Any]) -> MessageResource:
