@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
+from time import monotonic_ns
 
 import pytest
 
@@ -23,7 +24,7 @@ from benchmarks.times import first_event, paced
 from benchmarks.verify import Rejected, answer, check, sse_documents
 from chatserver.bench import observations
 from chatserver.bench.connections import TRANSPORTS, Document, Target, Transport, frames, text_frame
-from chatserver.bench.schedule import NS, Schedule, poisson
+from chatserver.bench.schedule import NS, SPIN_NS, Schedule, poisson
 from chatserver.bench.statistics import percentile
 from tests.live import ROOT, live_server
 from tests.tcp_server import HOST, tcp_server
@@ -222,6 +223,14 @@ async def test_a_schedule_keeps_its_order_and_notes_its_lateness() -> None:
     await asyncio.wait_for(done.wait(), 5)
     assert ran == [base + each * 1_000_000 for each in (10, 20, 30)]
     assert len(schedule.lateness_ns) == 4 and min(schedule.lateness_ns) >= 0
+
+
+async def test_a_schedule_that_polls_lets_others_use_its_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule, done, yields = Schedule(), asyncio.Event(), list[None]()
+    monkeypatch.setattr("os.sched_yield", lambda: yields.append(None))
+    schedule.at(monotonic_ns() + SPIN_NS // 2, lambda _: done.set())
+    await asyncio.wait_for(done.wait(), 5)
+    assert yields
 
 
 def test_the_same_seed_makes_the_same_arrivals_at_the_wanted_rate() -> None:

@@ -2,7 +2,8 @@
 
 import logging
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from math import inf
 from pathlib import Path
 from time import monotonic
@@ -51,22 +52,13 @@ class Troubled:
         self._is_reported = False
 
     async def read(self, work: Callable[[Connection], T]) -> T:
-        try:
-            result = await self._database.read(work)
-        except Exception as error:
-            self._check(error)
-            raise
-        self._works()
-        return result
+        with self._translated():
+            return await self._database.read(work)
 
     async def write(self, work: Callable[[Connection], T]) -> T:
         began = monotonic()
-        try:
+        with self._translated():
             result = await self._database.write(work)
-        except Exception as error:
-            self._check(error)
-            raise
-        self._works()
         self._observer.committed(monotonic() - began)
         return result
 
@@ -76,13 +68,15 @@ class Troubled:
     async def close(self) -> None:
         await self._database.close()
 
-    def _check(self, error: Exception) -> None:
-        """Refuse, where the error is the database's."""
-        if _is_trouble(error):
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if not _is_trouble(error):
+                raise
             self._report(error)
             raise Unavailable("the database cannot be used now") from None
-
-    def _works(self) -> None:
         if self._is_reported:
             self._is_reported = False
             logger.warning("the database can be used again")
