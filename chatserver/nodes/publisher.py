@@ -1,6 +1,6 @@
 """The owner's side of the journal: all that is new of all runs of a node goes out in one script call at a time.
 
-What is appended while a call is under way, or within a millisecond of it, goes out with the next one. So a token that
+What is appended while a call is under way, or shortly after it was sent, goes out with the next one. So a token that
 comes alone is confirmed after one round trip, and under load a round trip is shared by all that came meanwhile.
 """
 
@@ -27,8 +27,12 @@ CALL_BYTES = 1024 * 1024
 RUN_TTL_SECONDS = 6 * 3600
 """How long what is kept of a run outlives its last renewal: only a run that all nodes have left comes to that."""
 
-BETWEEN_CALLS_SECONDS = 0.001
-"""From one call to the next at least. A token that comes alone does not wait; many share the cost of a call."""
+GATHER_SECONDS = 0.0009
+"""How long after a call was sent what is new waits for more. What is appended later is sent at once, with all that has
+waited: the process is awake then. A timer would wake it once more, and that costs as much as the call itself."""
+
+GATHER_LIMIT_SECONDS = 0.002
+"""How long what is new waits at most where nothing follows."""
 
 PUBLISH_AGAIN_SECONDS = 0.25
 """After a call that was refused."""
@@ -58,26 +62,30 @@ class Publisher:
         """A call is under way, or is going to be made."""
 
         self._called_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        """Calls where nothing follows what waits, and tries again after a refusal."""
 
     def publish(self, log: OwnedLog) -> None:
         """There is something new of this log."""
         self._behind[log] = None
         if not self._is_busy:
-            self._call_next()
+            self._gather()
 
-    def _call_next(self) -> None:
-        self._call_in(self._called_at + BETWEEN_CALLS_SECONDS - monotonic())
+    def _gather(self) -> None:
+        if monotonic() - self._called_at >= GATHER_SECONDS:
+            self._is_busy = True
+            if self._timer is not None:
+                self._timer.cancel()
+            asyncio.get_running_loop().call_soon(self._call)
+        elif self._timer is None:
+            self._call_in(GATHER_LIMIT_SECONDS)
 
     def _call_in(self, seconds: float) -> None:
-        self._is_busy = True
-        loop = asyncio.get_running_loop()
-        if seconds > 0:
-            loop.call_later(seconds, self._call)
-        else:
-            loop.call_soon(self._call)
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._call)
 
     def _call(self) -> None:
         """Send what is new; there is no other call under way."""
+        self._timer = None
         args: list[Word] = [self._node, RUN_TTL_SECONDS]
         room, behind, self._behind = CALL_BYTES, self._behind, {}
         for log in behind:
@@ -105,7 +113,7 @@ class Publisher:
             self._is_busy = False
             self._confirm(sent, reply)
             if self._behind and not self._is_busy:
-                self._call_next()
+                self._gather()
         else:
             self._refuse(sent, reply)
 
