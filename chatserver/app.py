@@ -74,7 +74,7 @@ class App(Litestar):
         if scope["type"] == "lifespan":
             return await super().__call__(scope, receive, partial(_without_traceback, send))
         asked = scope
-        components: Components = self.state.components
+        components: Components = self.state["components"]
         if scope["type"] == "http":
             scope.setdefault("extensions", {})
             asked, send = _for_route(scope), WatchedSend(scope, send, components.connections)

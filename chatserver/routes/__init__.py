@@ -8,5 +8,5 @@ from chatserver.transports.components import Components
 
 
 def components_of(connection: ASGIConnection[Any, Any, Any, Any]) -> Components:
-    components: Components = connection.app.state.components
+    components: Components = connection.app.state["components"]  # As an attribute, it is looked for in vain first.
     return components

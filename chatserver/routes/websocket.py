@@ -23,7 +23,7 @@ SUBPROTOCOL = "chatserver.v1"
 @asgi(WEBSOCKET_PATH, opt={OPEN_WHILE_DRAINING: True, PUBLIC: True}, copy_scope=False)
 async def websocket(scope: AsgiScope, receive: AsgiReceive, send: AsgiSend) -> None:
     """The WebSocket endpoint: let the peer in or refuse the handshake, and begin the dialogue."""
-    components: Components = scope["litestar_app"].state.components
+    components: Components = scope["litestar_app"].state["components"]
     if scope["type"] != "websocket":
         return await refuse(scope, send, UpgradeRequired(), components.metrics)
     if components.runs.is_draining:
