@@ -181,8 +181,8 @@ def dialogue(messages: Sequence[PastMessage], system: str | None, tokens_limit: 
 
 
 def _alternating(items: Iterable[Item]) -> Iterator[Item]:
-    for is_of_user, together in groupby(items, lambda each: isinstance(each, UserMessage)):
-        if is_of_user:
+    for kind, together in groupby(items, type):
+        if kind is UserMessage:
             yield _joined([each for each in together if isinstance(each, UserMessage)])
         else:
             yield from together

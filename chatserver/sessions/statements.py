@@ -76,7 +76,7 @@ class Compiled:
         ]
         columns = statement.exported_columns if isinstance(statement, ReturnsRows) else ()
         decoders = [_exact(column.type, dialect).result_processor(dialect, None) for column in columns]
-        self._decoders = [decode or _same for decode in decoders] if any(decoders) else []
+        self._decoders = [(place, decode) for place, decode in enumerate(decoders) if decode is not None]
 
     def execute(self, driver: sqlite3.Connection, parameters: Parameters) -> sqlite3.Cursor:
         """Raises as ``Statement.change``."""
@@ -97,7 +97,11 @@ class Compiled:
         """Rows of the driver with the values that the columns have."""
         if not self._decoders:
             return rows
-        return [[decode(value) for decode, value in zip(self._decoders, row, strict=True)] for row in rows]
+        read = [[*row] for row in rows]
+        for place, decode in self._decoders:
+            for row in read:
+                row[place] = decode(row[place])
+        return read
 
 
 def _driver(connection: Connection) -> sqlite3.Connection | None:
@@ -108,7 +112,3 @@ def _driver(connection: Connection) -> sqlite3.Connection | None:
 
 def _exact(kind: TypeEngine[Any], dialect: Dialect) -> TypeEngine[Any]:
     return kind.dialect_impl(dialect)
-
-
-def _same(value: Any) -> Any:
-    return value
