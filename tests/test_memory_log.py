@@ -106,6 +106,7 @@ def small(chars: int, records: int, size: int, fresh_bytes: int) -> Iterator[Non
         patch.setattr("chatserver.log.BATCH_RECORDS_LIMIT", records)
         patch.setattr("chatserver.log.BATCH_BYTES_LIMIT", size)
         patch.setattr(fresh, "FRESH_BYTES", fresh_bytes)
+        patch.setattr(fresh, "ONE_BATCH_BYTES", min(size, records * fresh.RECORD_BYTES))
         yield
 
 
@@ -197,6 +198,11 @@ def test_what_a_log_costs_grows_as_it_does() -> None:
         costs["store"].append(calls_of(log.stored))
     for found in costs.values():
         assert found[2] < 2.2 * found[1] < 2.2**2 * 1.1 * found[0]
+
+
+async def test_a_batch_of_fresh_events_is_taken_in_one_go() -> None:
+    log = log_of([Token(content="word ")] * 50)
+    assert calls_of(log.cursor(49 - 16).take) == calls_of(log.cursor(49 - 2).take)
 
 
 async def test_a_reader_that_is_a_little_behind_is_sent_events_as_they_were_appended() -> None:
