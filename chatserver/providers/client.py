@@ -72,7 +72,7 @@ class ModelServer:
             http_client=self._client,
         )
         self._base = sdk.base_url
-        self._headers = httpx2.Headers({"Accept-Encoding": "identity"})
+        self._headers = httpx2.Headers({"Host": self._base.netloc.decode("ascii"), "Accept-Encoding": "identity"})
         for name, value in (*sdk.auth_headers.items(), *sdk.default_headers.items()):
             if isinstance(value, str):
                 self._headers[name] = value
@@ -98,14 +98,21 @@ class ModelServer:
         """
         import httpx2
 
-        told = self._headers
-        if headers:
-            told = told.copy()
-            told.update(headers)
         method, url = "GET" if body is None else "POST", self.address(path)
-        cookies, extensions = self._client.cookies, self._extensions
-        # Not built by the client, which would merge its own headers and parameters with those of the request.
-        request = httpx2.Request(method, url, content=body, headers=told, cookies=cookies, extensions=extensions)
+        # Not built by the client, which would merge its own headers and parameters with those of the request. And not
+        # with the body as `content`: the request would then encode all headers anew.
+        request = httpx2.Request(
+            method,
+            url,
+            stream=httpx2.ByteStream(body or b""),
+            headers=self._headers,
+            cookies=self._client.cookies,
+            extensions=self._extensions,
+        )
+        if headers:
+            request.headers.update(headers)
+        if body is not None:
+            request.headers["Content-Length"] = str(len(body))
         try:
             return await self._client.send(request, stream=True)
         except httpx2.TooManyRedirects:

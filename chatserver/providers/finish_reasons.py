@@ -1,5 +1,6 @@
 """What a server's `finish_reason` means: servers have many words for four meanings, and for no meaning."""
 
+from functools import lru_cache
 from typing import Literal, TypeAlias
 
 End: TypeAlias = Literal["stop", "length", "content_filter"]
@@ -32,4 +33,9 @@ def meaning(reason: object) -> End | Literal["failure"] | None:
     word = word.removeprefix("finishreason.").removeprefix("finish_reason_")
     if word in NONE:
         return None
+    return _meaning_of(word)
+
+
+@lru_cache(64)  # A server has a few words, and each turn has one.
+def _meaning_of(word: str) -> End | Literal["failure"]:
     return next((each for each, marks in MARKS if any(mark in word for mark in marks.split())), "stop")

@@ -140,15 +140,18 @@ class OpenAIProvider:
         server = await self._server()
         if tries.is_fresh:
             headers = {**headers, **FRESH}
+        response = None
         try:
-            with anyio.fail_after(self._idle_seconds):
+            with anyio.move_on_after(self._idle_seconds):
                 response = await server.ask(self._api.path, tries.body(), headers)
         except httpx2.ConnectTimeout as error:
             raise unreachable(error) from None
-        except (TimeoutError, httpx2.TimeoutException):
+        except httpx2.TimeoutException:
             raise silent(self._idle_seconds) from None
         except httpx2.HTTPError as error:
             raise unreachable(error) from None
+        if response is None:
+            raise silent(self._idle_seconds)
         if response.headers.get("content-type", "").strip().lower().startswith("text/html"):
             await close(response)
             message = "the model server answered with a web page: check OPENAI_BASE_URL, which often ends in /v1"

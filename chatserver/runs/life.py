@@ -80,9 +80,9 @@ class Life:
         self._timer: asyncio.TimerHandle | None = None
         self._on_forget: Callable[[], None] | None = None
         self._is_interrupted = False
-        self._over: anyio.Event | None = None
+        self._over: asyncio.Event | None = None
         """Made only where something waits for the end: an event takes 1 KB of each run."""
-        self._settling: anyio.Event | None = anyio.Event()
+        self._settling: asyncio.Event | None = asyncio.Event()
 
     # Readers, ends and time.
 
@@ -183,7 +183,7 @@ class Life:
     async def over(self) -> None:
         """Wait until the terminal event is said."""
         if not self.run.is_over:
-            self._over = self._over or anyio.Event()
+            self._over = self._over or asyncio.Event()
             await self._over.wait()
 
     def end(self, ending: FinishReason | Error) -> None:

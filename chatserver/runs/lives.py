@@ -44,7 +44,7 @@ class Lives:
         observer: Observer = UNOBSERVED,
     ) -> None:
         self.lives: dict[str, Life] = {}
-        self.beginning: dict[str, anyio.Event] = {}
+        self.beginning: dict[str, asyncio.Event] = {}
         """Runs that may be in the database and are not in ``lives`` yet, each with an event that tells when it is."""
         self._settings = settings
         self._sessions = sessions
@@ -232,7 +232,7 @@ class Lives:
         if taking := self.beginning.get(run_id):
             await taking.wait()
             return run_id in self.lives
-        self.beginning[run_id] = beginning = anyio.Event()
+        self.beginning[run_id] = beginning = asyncio.Event()
         try:
             parked = await self._sessions.waits.claim(run_id)
             if parked is None:
@@ -270,7 +270,7 @@ class Lives:
         is_stored = self.holds.is_stored(life, even_running)
         if self.lives.get(run_id) is not life or run_id in self.beginning or not is_stored:
             return
-        self.beginning[run_id] = parking = anyio.Event()  # Whoever looks for the run now finds it afterwards.
+        self.beginning[run_id] = parking = asyncio.Event()  # Whoever looks for the run now finds it afterwards.
         try:
             if await self._sessions.waits.park(run_id, even_running):
                 self._let_go(life)

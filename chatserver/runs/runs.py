@@ -3,6 +3,7 @@
 A run belongs to the server, not to a request.
 """
 
+import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
@@ -65,7 +66,7 @@ class Runs:
         self._reach = Reach(sessions, logs, lives, elsewhere)
         self._answers = Answers(sessions, places, lives, elsewhere, settings.max_tool_result_bytes)
         self._beginning = self._lives.beginning
-        self._deleting: dict[str, anyio.Event] = {}
+        self._deleting: dict[str, asyncio.Event] = {}
         self._one_check = anyio.CapacityLimiter(1)
         """Schemas of clients are checked for one request at a time: many threads would hold the event loop up."""
 
@@ -118,7 +119,7 @@ class Runs:
             await self._deleted(user)  # Nothing is awaited behind this: a deletion from now on knows of this run.
             if self.is_draining:  # Since the place was asked for. The drain waits for no run that begins behind it.
                 raise Draining
-            self._beginning[run_id] = anyio.Event()
+            self._beginning[run_id] = asyncio.Event()
             foreseen = await self._lives.foresee(user, request, place, run_id, carrier)
             begun = await self._sessions.begin(user, request, run_id, foreseen.ask, context_bytes(self._settings))
             if begun.is_new:
@@ -255,7 +256,7 @@ class Runs:
         """
         session_id = checked_id(session_id)
         await self._deleted(user)
-        deleting = self._deleting[user] = anyio.Event()
+        deleting = self._deleting[user] = asyncio.Event()
         try:
             for beginning in list(self._beginning.values()):
                 await beginning.wait()

@@ -2,8 +2,7 @@
 
 import logging
 import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from math import inf
 from pathlib import Path
 from time import monotonic
@@ -52,13 +51,22 @@ class Troubled:
         self._is_reported = False
 
     async def read(self, work: Callable[[Connection], T]) -> T:
-        with self._translated():
-            return await self._database.read(work)
+        try:
+            result = await self._database.read(work)
+        except Exception as error:
+            self._check(error)
+            raise
+        self._works()
+        return result
 
     async def write(self, work: Callable[[Connection], T]) -> T:
         began = monotonic()
-        with self._translated():
+        try:
             result = await self._database.write(work)
+        except Exception as error:
+            self._check(error)
+            raise
+        self._works()
         self._observer.committed(monotonic() - began)
         return result
 
@@ -68,15 +76,13 @@ class Troubled:
     async def close(self) -> None:
         await self._database.close()
 
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            if not _is_trouble(error):
-                raise
+    def _check(self, error: Exception) -> None:
+        """Refuse, where the error is the database's."""
+        if _is_trouble(error):
             self._report(error)
             raise Unavailable("the database cannot be used now") from None
+
+    def _works(self) -> None:
         if self._is_reported:
             self._is_reported = False
             logger.warning("the database can be used again")

@@ -47,8 +47,6 @@ class Metrics(Observer):
         self.instruments = Instruments(self._registry if folder is None else None)
         if folder is not None:
             MultiProcessCollector(self._registry)  # type: ignore[no-untyped-call]
-        self.states = {state: self.instruments.runs.labels(state) for state in LIVING_STATES}
-        """The gauges of runs, without a search for each: they change six times a run."""
         self._registry.register(_About(folder))
 
     def scrape(self, accept: str) -> tuple[bytes, str]:
@@ -124,8 +122,8 @@ class RunMetrics(RunObserver):
         self._count(1)
 
     def _count(self, runs: int) -> None:
-        if self._is_counted and (gauge := self._metrics.states.get(self._state)):
-            gauge.inc(runs)
+        if self._is_counted and self._state in LIVING_STATES:
+            self._metrics.instruments.runs.labels(self._state).inc(runs)
 
     def spoke(self) -> None:
         self._has_spoken = True
