@@ -9,6 +9,7 @@ from chatserver.providers import Delta
 from chatserver.providers.chat_completions.turn_decoder import TurnDecoder
 from chatserver.providers.faults import Fault
 from chatserver.providers.turn import Turn
+from tests.counting import calls_of
 
 
 class Reader:
@@ -57,8 +58,8 @@ def test_what_came_before_an_error_in_the_same_read_reaches_the_readers() -> Non
 def test_a_hold_within_a_hold_ends_with_the_outer_one() -> None:
     log, other = MemoryLog("run"), MemoryLog("other")
     readers = [Reader(log), Reader(other)]
-    with WAKES.held():
-        with WAKES.held():
+    with WAKES:
+        with WAKES:
             log.append(Token(content="a"))
         other.append(Token(content="b"))
         log.append(Token(content="c"))
@@ -66,3 +67,11 @@ def test_a_hold_within_a_hold_ends_with_the_outer_one() -> None:
     assert [each.batches for each in readers] == [[2], [1]]
     log.append(Token(content="d"))
     assert readers[0].batches == [2, 1]
+
+
+def test_a_hold_costs_its_begin_and_its_end() -> None:
+    def hold() -> None:
+        with WAKES:
+            pass
+
+    assert calls_of(hold) == 4  # With `hold` and one of the count itself.

@@ -61,7 +61,7 @@ class Turn:
         lines, pieces = events.lines, decoder.pieces
         found = events.feed(data)
         if len(found) > 1:
-            with WAKES.held():
+            with WAKES:
                 is_ending = decoder.feed(found)
         else:
             is_ending = decoder.feed(found)
