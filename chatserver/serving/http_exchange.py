@@ -20,6 +20,8 @@ WAITING_BODY_BYTES_LIMIT = 64 * 1024
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
 
+_CHUNKS = Framing.CHUNKS  # For each write: Python 3.11 takes 80 ns longer to look a member up in its enum.
+
 
 class Progress(Enum):
     """How far the response is."""
@@ -259,7 +261,7 @@ class Exchange:
         """A part of the body."""
         if self.has_left:
             return
-        if self._framing is Framing.CHUNKS:
+        if self._framing is _CHUNKS:
             if body:
                 self._connection.transport.write(chunk(body))
         elif self._framing is not Framing.NONE:

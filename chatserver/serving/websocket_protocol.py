@@ -59,6 +59,9 @@ class Stage(Enum):
     LOST = auto()
 
 
+_OPEN = Stage.OPEN  # For each write: Python 3.11 takes 80 ns longer to look a member up in its enum.
+
+
 class WebSocketProtocol(ServedProtocol):
     """One connection, from the head of its handshake on; as a peer, once it is taken over."""
 
@@ -251,7 +254,7 @@ class WebSocketProtocol(ServedProtocol):
 
     def write(self, data: bytes) -> None:
         """Send whole frames."""
-        if self._stage is Stage.OPEN:
+        if self._stage is _OPEN:
             self.transport.write(data)
 
     def close(self, code: int, reason: str) -> None:
