@@ -19,7 +19,19 @@ from tests.conftest import IS_FULL, Scale
 from tests.fake_upstream import Act, Done, FakeUpstream, Gate, Reply, Step, finish, role, token
 from tests.live import ServerProcess
 from tests.proving import seeded
-from tests.web_client import CLIENT, HEARTBEAT_SECONDS, PACE, TOOLS, check_answers, get, harmed, long_answer, wrong
+from tests.web_client import (
+    CLIENT,
+    HEARTBEAT_SECONDS,
+    PACE,
+    TOOLS,
+    check_answers,
+    get,
+    harmed,
+    long_answer,
+    patience_seconds,
+    reach,
+    wrong,
+)
 
 pytestmark = [pytest.mark.proof]
 
@@ -155,10 +167,14 @@ async def check_page(page: Page, chaos: Chaos, posts: int = 1) -> dict[str, Any]
 async def test_the_page_shows_the_answer_through_cuts(
     chromium: Browser, transport: str, hops: int, scale: Scale
 ) -> None:
-    act, options = long_answer(scale(150, 500)), {"transport": transport, "connectMs": scale(1500, CONNECT_MS)}
-    async with harmed(act, files()) as chaos, open_page(chromium, chaos, scale(40, 900), **options) as page:
-        chaos.faults, read = cuts(seeded()), list[Any]()
-        while chaos.cuts.total() < scale(10, 170):
+    tokens, count, read = scale(150, 500), scale(10, 170), list[Any]()
+    patience, options = patience_seconds(count), {"transport": transport, "connectMs": scale(1500, CONNECT_MS)}
+    async with (
+        harmed(long_answer(tokens), files()) as chaos,
+        open_page(chromium, chaos, patience, **options) as page,
+    ):
+        chaos.faults = cuts(seeded(), reach(tokens))
+        while chaos.cuts.total() < count:
             await page.evaluate("hops => void ask('tell me', {}, {hops, keep: false})", hops)
             read.append(await finished(page))
             await check_answers(chaos.server, read)

@@ -9,10 +9,10 @@ from typing import Any
 import anyio
 import pytest
 
-from tests.chaos import Chaos, Fault, cuts
+from tests.chaos import Fault, cuts
 from tests.conftest import Scale
 from tests.proving import seeded
-from tests.web_client import CLIENT, answers_of_node, check_answers, harmed, long_answer, wrong
+from tests.web_client import CLIENT, answers_of_node, check_answers, harmed, long_answer, patience_seconds, reach, wrong
 
 pytestmark = pytest.mark.proof
 
@@ -21,21 +21,21 @@ WAYS = [("sse", 0), ("ws", 0), ("auto", 0), ("sse", 37), ("ws", 37)]
 """Transports, and after how many events the reader hops to the other one; 0: never."""
 
 
-async def survives(chaos: Chaos, transport: str, hops: int, rng: Random, count: int = 1, module: Path = CLIENT) -> None:
+async def survives(tokens: int, transport: str, hops: int, rng: Random, count: int, module: Path = CLIENT) -> None:
     """Read a few answers at a time through cuts, until there were enough of them."""
-    chaos.faults = cuts(rng, reach=2500 if transport == "sse" else 2500 * RUNS)
     read: list[Any] = []
-    with anyio.fail_after(20 + count * 2):
-        while chaos.cuts.total() < count:
-            messages = [f"message {len(read) + number}" for number in range(RUNS)]
-            read += await answers_of_node(chaos, module, transport=transport, messages=messages, hops=hops)
-            await check_answers(chaos.server, read)
+    async with harmed(long_answer(tokens)) as chaos:
+        chaos.faults = cuts(rng, reach(tokens) * (1 if transport == "sse" else RUNS))
+        with anyio.fail_after(patience_seconds(count)):
+            while chaos.cuts.total() < count:
+                messages = [f"message {len(read) + number}" for number in range(RUNS)]
+                read += await answers_of_node(chaos, module, transport=transport, messages=messages, hops=hops)
+                await check_answers(chaos.server, read)
 
 
 @pytest.mark.parametrize(("transport", "hops"), WAYS)
 async def test_every_answer_survives_cuts_at_any_byte(transport: str, hops: int, scale: Scale) -> None:
-    async with harmed(long_answer(scale(100, 400))) as chaos:
-        await survives(chaos, transport, hops, seeded(), scale(10, 100))
+    await survives(scale(100, 400), transport, hops, seeded(), scale(10, 100))
 
 
 # ---- clients that are wrong -----------------------------------------------------------------------------------------
@@ -81,9 +81,8 @@ WRONG = [
 
 @pytest.mark.parametrize("fault", WRONG, ids=str)
 async def test_a_wrong_cursor_is_found(fault: Wrong, tmp_path: Path) -> None:
-    async with harmed(long_answer(60)) as chaos:
-        with pytest.raises(AssertionError, match=fault.verdict):
-            await survives(chaos, fault.transport, 0, Random(7), 30, wrong(tmp_path, *fault.changes))
+    with pytest.raises(AssertionError, match=fault.verdict):
+        await survives(60, fault.transport, 0, Random(7), 30, wrong(tmp_path, *fault.changes))
 
 
 async def test_a_key_that_is_not_kept_starts_a_run_twice(tmp_path: Path) -> None:

@@ -26,6 +26,9 @@ CLIENT = WEB / "chatserver.js"
 HEARTBEAT_SECONDS = 0.3
 """A frozen connection is given up after 2.5 of them."""
 
+OPENING_BYTES = 1000
+"""More than what comes over a connection before its first event: a head, and the replies to commands."""
+
 PACE = {"heartbeatMs": HEARTBEAT_SECONDS * 1000, "connectMs": 1500}
 
 
@@ -54,13 +57,30 @@ def long_answer(tokens: int, pause_seconds: float = 0.01) -> Act:
             calls = itertools.chain(*(tool_call(*call, id=f"call_{n}", index=n) for n, call in enumerate(CALLS)))
             return [role(), *map(reasoning, PIECES[:9]), *map(token, PIECES[:9]), *calls, finish("tool_calls"), Done()]
         said: list[Step] = []
-        for number, piece in zip(range(tokens), itertools.cycle(PIECES), strict=False):
-            said.append(token(f"{piece}{number}"))
+        for number, text in enumerate(_texts(tokens)):
+            said.append(token(text))
             if number % 5 == 4 and pause_seconds:
                 said.append(Pause(pause_seconds))
         return [role(), *said, finish(), Done()]
 
     return steps
+
+
+def reach(tokens: int) -> int:
+    """Within how many bytes to cut who reads a long answer: half of the connections carry its longest event whole.
+
+    That is its text, merged, which a reader gets that has fallen behind.
+    """
+    return OPENING_BYTES + 2 * len(json.dumps("".join(_texts(tokens)), ensure_ascii=False).encode())
+
+
+def patience_seconds(cuts: int) -> float:
+    """How long it may take on a busy machine to read through so many cuts, before it counts as a hang."""
+    return 20 + 2 * cuts
+
+
+def _texts(tokens: int) -> list[str]:
+    return [f"{piece}{number}" for number, piece in zip(range(tokens), itertools.cycle(PIECES), strict=False)]
 
 
 @asynccontextmanager
