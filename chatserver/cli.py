@@ -132,9 +132,9 @@ def chat(
 @click.option("--message", default="Count to 20", show_default=True, help="Is asked over each transport.")
 def doctor(url: str, model: str | None, headers: tuple[str, ...], message: str) -> None:
     """Find out whether streams of the chatserver at URL get through all that lies between."""
-    from chatserver.terminal.doctor import show
+    from chatserver.terminal.doctor import clients_of, show
 
-    if not _told(show, url, headers, _request(model, message=message)):
+    if not show(_told(clients_of, url, headers), _request(model, message=message)):
         sys.exit(1)
 
 

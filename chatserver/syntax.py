@@ -44,19 +44,6 @@ def headers_of(lines: str) -> dict[str, str]:
     return headers
 
 
-def server_url(text: str) -> str:
-    """The URL of a server without a slash at its end; without a scheme it is HTTP.
-
-    Raises:
-        ValueError: it is none.
-    """
-    url = text if "//" in text else f"http://{text}"
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"{text} is not the URL of a server")
-    return url.rstrip("/")
-
-
 def is_host(text: str) -> bool:
     """A name or an address, with or without a port, as in a `Host` header; an IPv6 address also without brackets."""
     found = _HOST_AND_PORT.fullmatch(text)
@@ -80,6 +67,19 @@ def is_http_url(text: str) -> bool:
     except ValueError:  # The port is no number, or too large; a bracket is missing.
         return False
     return is_whole and text.isprintable() and " " not in text  # urlsplit ignores line ends.
+
+
+def server_url(text: str) -> str:
+    """The URL of a server without a slash at its end; without a scheme it is HTTP.
+
+    Raises:
+        ValueError: it is none.
+    """
+    url = text if "://" in text else f"http://{text}"
+    if not is_http_url(url) or "?" in url or "#" in url:
+        raise ValueError(f"{text} is not the URL of a server")
+    scheme, _, rest = url.partition("://")
+    return f"{scheme.lower()}://{rest.rstrip('/')}"
 
 
 def address_of(host: str) -> IPv4Address | IPv6Address | None:

@@ -7,7 +7,7 @@ import pty
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Self
 
@@ -24,6 +24,7 @@ from tests.fake_upstream import FakeUpstream, call, say
 from tests.gateway import Gateway, Way
 from tests.life import in_time
 from tests.live import ROOT, LiveServer, live_server
+from tests.tcp_server import tcp_server
 
 pytestmark = pytest.mark.anyio
 
@@ -68,8 +69,10 @@ class Terminal:
         asyncio.get_running_loop().add_reader(self._near, self._read)
 
     def _read(self) -> None:
-        with suppress(OSError):  # The far end is closed: there is no more.
+        try:
             self.output += os.read(self._near, 65536).decode(errors="replace")
+        except OSError:  # The far end is closed: there is no more.
+            asyncio.get_running_loop().remove_reader(self._near)
         self._came.set()
 
     async def shows(self, text: str) -> None:
@@ -163,6 +166,35 @@ async def test_a_connection_that_says_nothing_is_left(
         assert seen == list(range(1, len(seen) + 1))
 
 
+FOREIGN = {
+    "301": (b"HTTP/1.1 301 Moved\r\nLocation: https://x/\r\nContent-Length: 0\r\n\r\n", Refused, "to https://x/"),
+    "502": (b"HTTP/1.1 502 Bad\r\nContent-Length: 4\r\n\r\nnope", Unreachable, "502.*nope"),
+    "no JSON": (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\ndata: {\n\n", Unreachable, "JSON|truncated"),
+    "new type": (
+        b"HTTP/1.1 200 OK\r\nContent-Length: 31\r\n\r\n" + b'data: {"type":"new","seq":1}\n\n ', Unreachable, "cut",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("response", "error", "words"), FOREIGN.values(), ids=FOREIGN)
+@in_time
+async def test_what_no_chatserver_says_is_told(response: bytes, error: type[Exception], words: str) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(response)
+        await writer.drain()
+        writer.close()
+
+    async with AsyncExitStack() as stack:
+        port = await stack.enter_async_context(tcp_server(answer))
+        client = await stack.enter_async_context(Client(f"http://127.0.0.1:{port}", "sse"))
+        with pytest.raises(error, match=words):
+            [event async for event in client.ask({"message": "Hi"})]
+        if error is not Unreachable:
+            with pytest.raises(error, match=words):
+                await client.cancel("r")
+
+
 # ---- chat -----------------------------------------------------------------------------------------------------------
 
 
@@ -205,6 +237,8 @@ async def test_a_call_that_nobody_can_approve_is_refused(server: LiveServer) -> 
         (None, " ", "blank"),
         (NOBODY, "Hi", f"{NOBODY} cannot be reached"),
         ("ftp://127.0.0.1", "Hi", "is not the URL of a server"),
+        ("http://127.0.0.1:99999", "Hi", "is not the URL of a server"),
+        ("127.0.0.1:1/?a=1", "Hi", "is not the URL of a server"),
     ],
 )
 @in_time

@@ -5,6 +5,7 @@ import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from functools import partial
+from time import sleep
 from typing import Any, TypeAlias
 
 import anyio
@@ -12,8 +13,21 @@ import click
 import msgspec
 
 from chatserver.dialogue import QUESTION
-from chatserver.errors import BadRequest
-from chatserver.events import Done, Error, Event, Reasoning, Start, Token, ToolCall, ToolProgress, ToolResult
+from chatserver.errors import AlreadyAnswered, NotFound
+from chatserver.events import (
+    Done,
+    Error,
+    Event,
+    Reasoning,
+    Snapshot,
+    Start,
+    Token,
+    ToolCall,
+    ToolProgress,
+    ToolResult,
+    to_json,
+)
+from chatserver.parts import text_of
 from chatserver.syntax import one_line
 from chatserver.terminal.client import Client, Refused, Unreachable
 
@@ -25,6 +39,12 @@ SHOWN_CHARS = 300
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """What a terminal would obey, were it in a model's text."""
+
+FINAL = {NotFound.status, AlreadyAnswered.status}
+"""The call waits for no answer any more."""
+
+RETRY_PAUSE_SECONDS = 1.0
+"""Before the user is asked again after an answer that was not recorded."""
 
 Reading: TypeAlias = Callable[[Client], AsyncGenerator[Event]]
 
@@ -39,13 +59,15 @@ class Chat:
         """What stands in the line that is not ended yet; None: there is no such line."""
 
     def talk(self) -> bool:
-        """Send each line of stdin as a message; whether all answers are whole. On a terminal, nobody counts."""
+        """Send each line of stdin as a message; whether all answers are whole, where no user has seen it."""
         is_whole = True
         while True:
             try:
-                line = input("> " if sys.stdin.isatty() else "")
+                if _is_attended():
+                    click.echo("> ", nl=False, err=True)
+                line = input()
             except (EOFError, KeyboardInterrupt):
-                return is_whole or sys.stdin.isatty()
+                return is_whole or _is_attended()
             if line.strip():
                 is_whole &= self.say(line)
 
@@ -57,7 +79,7 @@ class Chat:
             while isinstance(last := anyio.run(self._read, read), ToolCall):
                 self._resolve(last)
                 read = partial(Client.attach, run_id=self._run_id, after=self._seq)
-            return isinstance(last, Done)
+            return isinstance(last, Done) and last.finish_reason == "stop"
         except (Refused, Unreachable) as error:
             self._tell(str(error), "red")
         except (KeyboardInterrupt, click.Abort):
@@ -93,20 +115,26 @@ class Chat:
         if isinstance(event, Start):
             self._request |= {"session_id": event.session_id}
         if self._as_json:
-            print(msgspec.json.encode(event).decode(), flush=True)  # noqa: T201 - a program reads it
+            print(to_json(event).decode(), flush=True)  # noqa: T201 - a program reads it
             return
         match event:
             case Token() | Reasoning():
                 self._write(event)
             case ToolCall():
-                self._tell(f"{event.tool} {_short(event.args)}")
+                args = _text(event.args)  # Whole where the user is going to approve them.
+                self._tell(f"{event.tool} {args if event.needs_approval else _short(args)}")
             case ToolProgress():
                 self._tell(" ".join(_short(each) for each in (event.message, event.progress, event.total) if each))
             case ToolResult():
                 self._tell(f"{event.tool} = {_short(event.result)}", "red" if event.is_error else None)
+            case Snapshot():  # After a crash: all that is kept of the answer, also what was shown.
+                self._end_line()
+                self._write(Token(content=text_of(event.parts)))
             case Done():
                 click.echo()
                 self._written = None
+                if event.finish_reason != "stop":
+                    self._tell(f"not whole: {event.finish_reason}", "red")
             case Error():
                 self._tell(f"{event.code}: {event.message}", "red")
 
@@ -135,10 +163,13 @@ class Chat:
             answer = _reply(call) if call.executor == "client" else {"approve": _agrees(f"Call {call.tool}?")}
             try:
                 return anyio.run(self._answer, call.call_id, answer)
-            except Refused as refusal:
-                self._tell(str(refusal), "red")
-                if refusal.status != BadRequest.status:
-                    return  # It was answered elsewhere, or its run is over.
+            except (Refused, Unreachable) as error:
+                self._tell(str(error), "red")
+                if isinstance(error, Refused) and error.status in FINAL:
+                    return
+                if not _is_attended():
+                    raise
+                sleep(RETRY_PAUSE_SECONDS)
 
     async def _answer(self, call_id: str, answer: dict[str, Any]) -> None:
         async with self._client as client:
@@ -147,7 +178,9 @@ class Chat:
 
 def _reply(call: ToolCall) -> dict[str, Any]:
     """The user's reply to a tool's question: a value for each field of its form."""
-    if call.tool != QUESTION or not _agrees(f"{call.args['message']} Answer?"):
+    if call.tool != QUESTION:
+        return {"result": "this client runs no tools", "is_error": True}
+    if not _agrees(f"{call.args['message']} Answer?"):
         return {"result": {"action": "decline"}}
     fields: dict[str, dict[str, Any]] = call.args["schema"].get("properties", {})
     given = {
@@ -172,10 +205,18 @@ def _value(text: str, field: dict[str, Any]) -> Any:
         return text
 
 
+def _is_attended() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
 def _agrees(question: str) -> bool:
-    return sys.stdin.isatty() and click.confirm(one_line(question), err=True)
+    return _is_attended() and click.confirm(one_line(question), err=True)
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
 def _short(value: object) -> str:
-    text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    text = _text(value)
     return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…"

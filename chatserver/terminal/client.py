@@ -110,10 +110,10 @@ class Client:
     async def _post(self, path: str, body: dict[str, Any]) -> None:
         try:
             response = await self.http.post(path, json=body, timeout=DIAL_SECONDS)
-        except httpx2.TransportError as error:
+        except httpx2.RequestError as error:
             raise self._unreachable(error) from None
-        if response.is_error:
-            raise _refused(response.status_code, response.content)
+        if not response.is_success:
+            raise _refused(response.status_code, response.content, response.headers.get("Location"))
 
     async def _events(self, request: dict[str, Any], run_id: str, after: int) -> AsyncGenerator[Event]:
         tries = 0
@@ -155,7 +155,7 @@ class Client:
         except ConnectionClosed as error:
             if error.rcvd is not None and error.rcvd.code in FINAL_CODES:
                 raise Refused(error.rcvd.reason, error.rcvd.code) from None
-        except (httpx2.TransportError, WebSocketException, OSError, TimeoutError) as error:
+        except (httpx2.RequestError, WebSocketException, OSError, TimeoutError, msgspec.DecodeError) as error:
             raise self._unreachable(error) from None
         raise Unreachable(f"{self._url} has cut the connection")
 
@@ -173,15 +173,15 @@ class Client:
             else self.http.stream("POST", "/chat/stream", json=request)
         )
         async with call as response:
-            if response.is_error:
-                raise _refused(response.status_code, await response.aread())
+            if not response.is_success:
+                raise _refused(response.status_code, await response.aread(), response.headers.get("Location"))
             if response.status_code == httpx2.codes.NO_CONTENT:
                 yield Accepted(ended=True)
             decoder = SSEDecoder()
             async for chunk in response.aiter_bytes():
                 yield Ping()  # A comment shows that the connection lives, too.
                 for _, data in decoder.feed(chunk):
-                    yield _document_of.decode(data)
+                    yield _document(data)
 
     async def _over_ws(self, request: dict[str, Any], run_id: str, after: int) -> AsyncGenerator[Document]:
         command = Attach(run_id=run_id, after=after) if run_id else {"type": "send"} | request
@@ -196,16 +196,29 @@ class Client:
             ) as socket:
                 await socket.send(msgspec.json.encode(command), text=True)
                 while True:
-                    yield _document_of.decode(await socket.recv(decode=False))
+                    yield _document(await socket.recv(decode=False))
         except InvalidStatus as error:
             raise _refused(error.response.status_code, error.response.body) from None
 
 
-def _refused(status: int, body: bytes | bytearray) -> Refused | Unreachable:
+def _document(data: bytes) -> Document:
+    """A document. One of a type that this version does not know says only that the connection lives.
+
+    Raises:
+        msgspec.DecodeError: no chatserver sends this.
+    """
+    try:
+        return _document_of.decode(data)
+    except msgspec.ValidationError:
+        return Ping()
+
+
+def _refused(status: int, body: bytes | bytearray, location: str | None = None) -> Refused | Unreachable:
     """The refusal in a response: of the server, or of a proxy, whose server may come back."""
     try:
         problem = _problem_of.decode(body)
     except msgspec.DecodeError:
-        words = f"HTTP {status}, not of a chatserver: {body[:200].decode(errors='replace').strip()}"
-        return Unreachable(words) if status >= httpx2.codes.INTERNAL_SERVER_ERROR else Refused(words, status)
+        words = f"to {location}" if location else body[:200].decode(errors="replace").strip()
+        refusal = f"HTTP {status}, not of a chatserver: {words}"
+        return Unreachable(refusal) if status >= httpx2.codes.INTERNAL_SERVER_ERROR else Refused(refusal, status)
     return Refused(problem.detail, status, problem.retry_after or None)

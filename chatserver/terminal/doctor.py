@@ -1,6 +1,6 @@
 """The command `chatserver doctor`: does what lies between a client and a chatserver let streams through?"""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from time import monotonic
 from typing import Any
@@ -40,30 +40,35 @@ class Finding(Struct, frozen=True):
         return f"{self.subject}: {self.found}{f'. {self.advice}' if self.advice else ''}"
 
 
-def show(url: str, headers: tuple[str, ...], request: dict[str, Any]) -> bool:
-    """Print what is found at a URL, one finding a line; whether nothing is wrong.
+def clients_of(url: str, headers: tuple[str, ...]) -> dict[Transport, Client]:
+    """A client for each transport.
 
     Raises:
         ValueError: a wrong URL, or a wrong header.
     """
-    clients = {each: Client(url, each, headers) for each in TITLES}
+    return {each: Client(url, each, headers) for each in TITLES}
+
+
+def show(clients: Mapping[Transport, Client], request: dict[str, Any]) -> bool:
+    """Print what is found, one finding a line; whether nothing is wrong."""
 
     async def all_is_well() -> bool:
         is_well = True
-        async for finding in examine(clients, request):
-            is_well &= not finding.advice
-            click.echo(f"{click.style('wrong', fg='red') if finding.advice else 'good '}  {one_line(str(finding))}")
+        async with aclosing(examine(clients, request)) as findings:
+            async for finding in findings:
+                is_well &= not finding.advice
+                click.echo(f"{click.style('wrong', fg='red') if finding.advice else 'good '}  {one_line(str(finding))}")
         return is_well
 
     return anyio.run(all_is_well)
 
 
-async def examine(clients: Mapping[Transport, Client], request: dict[str, Any]) -> AsyncIterator[Finding]:
+async def examine(clients: Mapping[Transport, Client], request: dict[str, Any]) -> AsyncGenerator[Finding]:
     """Look at a server by a run of this request over each transport."""
     async with clients["sse"] as client:
         try:
             yield _readiness(await client.http.get("/readyz", timeout=DIAL_SECONDS))
-        except httpx2.TransportError as error:
+        except httpx2.RequestError as error:
             yield Finding("server", str(error) or type(error).__name__, "Does it run, and is this its address?")
             return
     for transport, client in clients.items():
