@@ -14,10 +14,11 @@ import pytest
 from redis.asyncio.connection import Connection
 from redis.exceptions import ResponseError
 
+from chatserver import nodes
 from chatserver.errors import SettingsError, Unavailable
 from chatserver.nodes import link_to
 from chatserver.nodes.address import Address
-from chatserver.nodes.link import Link, Script, open_link
+from chatserver.nodes.link import SCRIPTS, Link, Script, open_link
 from chatserver.nodes.wire import Wire
 from tests.conftest import Scale
 from tests.proving import turns
@@ -27,6 +28,7 @@ from tests.tcp_server import HOST, tcp_server
 pytestmark = pytest.mark.anyio
 
 PATIENCE_SECONDS = 2.0
+NODES = Path(nodes.__file__).parent
 
 
 class Echo(Script):
@@ -361,18 +363,37 @@ def test_a_missing_extra_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_scripts_run_in_the_order_in_which_they_were_posted_the_first_time_too(
-    redis_server: RedisProcess,
+    redis_server: RedisProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Redis learns them from the connection: a script that it did not know would be sent again, behind later ones."""
     script = Echo()
     script.source += b"-- as no other"
     script.digest = sha1(script.source, usedforsecurity=False).hexdigest()
-    Script.known.append(script)
-    try:
-        async with open_link(Address(redis_server.url), PATIENCE_SECONDS) as link:
-            replies: list[object] = []
-            link.post(script, ["k"], ["first"], replies.append)
-            assert await link.command("ECHO", "second") == b"second"
-            assert replies == [[b"k", b"first"]]
-    finally:
-        Script.known.remove(script)
+    monkeypatch.setitem(SCRIPTS, "echo", script.source)
+    async with open_link(Address(redis_server.url), PATIENCE_SECONDS) as link:
+        replies: list[object] = []
+        link.post(script, ["k"], ["first"], replies.append)
+        assert await link.command("ECHO", "second") == b"second"
+        assert replies == [[b"k", b"first"]]
+
+
+LINKED = """
+import sys
+import anyio
+from chatserver.nodes import link_to
+
+async def main():
+    async with link_to(sys.argv[1])() as link:
+        await link.command("PING")
+
+anyio.run(main)
+"""
+
+
+async def test_redis_is_given_the_scripts_of_modules_that_are_imported_later(redis_server: RedisProcess) -> None:
+    """A server connects first, and imports then what makes it a node."""
+    redis_server.cli("SCRIPT", "FLUSH")
+    await anyio.run_process([sys.executable, "-c", LINKED, redis_server.url], stderr=None)
+    digests = [sha1(each.read_bytes(), usedforsecurity=False).hexdigest() for each in NODES.glob("scripts/*.lua")]
+    assert digests
+    assert redis_server.cli("SCRIPT", "EXISTS", *digests).split() == ["1"] * len(digests)

@@ -13,7 +13,7 @@ from functools import partial
 from hashlib import sha1
 from pathlib import Path
 from time import monotonic
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias
 
 import anyio
 from redis.exceptions import AuthenticationError, InvalidResponse, RedisError, ResponseError
@@ -25,7 +25,9 @@ from chatserver.settings import variable
 
 logger = logging.getLogger(__name__)
 
-SCRIPTS = Path(__file__).with_name("scripts")
+SCRIPTS = {path.stem: path.read_bytes() for path in Path(__file__).with_name("scripts").glob("*.lua")}
+"""All that runs in Redis, by its name. Each connection begins with giving it to Redis: modules that run scripts may be
+imported later."""
 
 REPLY_SECONDS = 5.0
 """How long a reply is waited for before the connection is given up."""
@@ -53,13 +55,9 @@ OnMessage: TypeAlias = Callable[[bytes], None]
 class Script:
     """A Lua script of the folder ``scripts``. Redis runs nothing else meanwhile."""
 
-    known: ClassVar[list["Script"]] = []
-    """All of them: each connection begins with giving them to Redis."""
-
     def __init__(self, name: str) -> None:
-        self.source = (SCRIPTS / f"{name}.lua").read_bytes()
+        self.source = SCRIPTS[name]
         self.digest = sha1(self.source, usedforsecurity=False).hexdigest()
-        self.known.append(self)
 
 
 class Link:
@@ -177,8 +175,8 @@ class Link:
             RedisError, OSError: there is no Redis now.
         """
         self._wire = Wire(await self._address.connect(), self._pushed)
-        for script in Script.known:  # A script that is sent only when Redis does not know it runs behind later ones.
-            self._wire.send(packed("SCRIPT", "LOAD", script.source), _nobody, _nobody)
+        for source in SCRIPTS.values():  # One that is sent only when Redis does not know it runs behind later ones.
+            self._wire.send(packed("SCRIPT", "LOAD", source), _nobody, _nobody)
         for channel in self._channels:
             self._want("SUBSCRIBE", channel)
         _call_all(self.on_up)
