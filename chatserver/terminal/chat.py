@@ -59,7 +59,7 @@ class Chat:
         """What stands in the line that is not ended yet; None: there is no such line."""
 
     def talk(self) -> bool:
-        """Send each line of stdin as a message; whether all answers are whole, where no user has seen it."""
+        """Send each line of stdin as a message; whether all answers are whole. At a terminal, always true."""
         is_whole = True
         while True:
             try:
@@ -103,7 +103,7 @@ class Chat:
     async def _cancel(self) -> None:
         """Cancel the run and wait for its end: the session takes the next message then."""
         if not self._run_id:
-            return  # What the server has begun ends without a reader.
+            return  # Its id is not known: if the run has begun, the server cancels it after the grace period.
         async with self._client as client:
             with anyio.move_on_after(LAST_SECONDS):
                 await client.cancel(self._run_id)
